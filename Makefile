@@ -1,0 +1,39 @@
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+
+.PHONY: demo test format voice clean
+
+demo: $(VENV)/.installed
+	$(BIN)/csm converse samples/dialogue.yaml -o out/dialogue.wav
+
+test: $(VENV)/.developed
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/pytest
+
+format: $(VENV)/.developed
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+# The bundled voice, from nothing: needs espeak-ng and wamerican. CONFIG=configs/voice/gpu.yaml on a GPU.
+CONFIG ?= configs/voice/cpu.yaml
+voice: $(VENV)/.developed
+	$(BIN)/python -m csm_cli.train.voice $(CONFIG)
+
+clean:
+	rm -rf $(VENV) out build *.egg-info
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: pyproject.toml configs/constraints.txt | $(BIN)/python
+	$(PIP) install --quiet --constraint configs/constraints.txt --editable .
+	@touch $@
+
+$(VENV)/.developed: pyproject.toml configs/constraints.txt | $(BIN)/python
+	$(PIP) install --quiet --constraint configs/constraints.txt --editable '.[dev]'
+	@touch $@ $(VENV)/.installed

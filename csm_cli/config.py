@@ -1,0 +1,128 @@
+"""A checkpoint's config.json as frozen types: the one place where sizes and special ids are read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from csm_cli.errors import CheckpointInvalid
+
+Json = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Rope:
+    """Rotary embedding; `factor` 1 is plain RoPE, otherwise llama3 scaling applies."""
+
+    theta: float
+    factor: float = 1.0
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 1.0
+    original_positions: int = 1
+
+
+@dataclass(frozen=True)
+class StackConfig:
+    """Sizes of one Llama-style transformer stack."""
+
+    layers: int
+    hidden: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    intermediate: int
+    positions: int
+    eps: float
+    rope: Rope
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Sizes and ids of a CSM.
+
+    codebooks: K, codes per frame. vocab: rows of one codebook's table; ids from `codes` up are special and are never
+    spoken. eos: the code that ends speech. audio_token, audio_eos_token: the text ids that stand for a frame and
+    for the frame that ends a turn in transformers' prompts.
+    """
+
+    backbone: StackConfig
+    depth: StackConfig
+    codebooks: int
+    vocab: int
+    codes: int
+    text_vocab: int
+    eos: int
+    audio_token: int
+    audio_eos_token: int
+    tied: bool
+
+
+def _required(config: Json, key: str, where: str) -> Any:
+    if config.get(key) is None:
+        raise CheckpointInvalid(f'{where} has no "{key}": this is not a CSM in transformers format')
+    return config[key]
+
+
+def _rope(config: Json, where: str) -> Rope:
+    """Both spellings: transformers 5 (`rope_parameters`) and 4 (`rope_scaling` beside `rope_theta`)."""
+    scaling = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    theta = float(scaling.get("rope_theta") or config.get("rope_theta") or 500000.0)
+    kind = scaling.get("rope_type", scaling.get("type", "default"))
+    if kind == "default":
+        return Rope(theta)
+    if kind != "llama3":
+        raise CheckpointInvalid(f"{where} asks for RoPE of type {kind!r}; only default and llama3 are CSM's")
+    return Rope(
+        theta=theta,
+        factor=float(_required(scaling, "factor", where)),
+        low_freq_factor=float(_required(scaling, "low_freq_factor", where)),
+        high_freq_factor=float(_required(scaling, "high_freq_factor", where)),
+        original_positions=int(_required(scaling, "original_max_position_embeddings", where)),
+    )
+
+
+def _stack(config: Json, where: str) -> StackConfig:
+    if config.get("attention_bias") or config.get("mlp_bias") or config.get("hidden_act", "silu") != "silu":
+        raise CheckpointInvalid(
+            f"{where} asks for biases or an activation other than SiLU, which CSM has not"
+        )
+    hidden, heads = int(_required(config, "hidden_size", where)), int(_required(config, "num_attention_heads", where))
+    kv_heads = int(config.get("num_key_value_heads") or heads)
+    if heads % kv_heads:
+        raise CheckpointInvalid(f"{where} has {heads} attention heads over {kv_heads} key-value heads: not a multiple")
+    return StackConfig(
+        layers=int(_required(config, "num_hidden_layers", where)),
+        hidden=hidden,
+        heads=heads,
+        kv_heads=kv_heads,
+        head_dim=int(config.get("head_dim") or hidden // heads),
+        intermediate=int(_required(config, "intermediate_size", where)),
+        positions=int(_required(config, "max_position_embeddings", where)),
+        eps=float(config.get("rms_norm_eps", 1e-5)),
+        rope=_rope(config, where),
+    )
+
+
+def model_config(config: Json) -> ModelConfig:
+    """Reads transformers' CsmConfig as it lies in config.json.
+
+    Raises:
+        CheckpointInvalid: another kind of model, a missing key, or a value CSM does not have.
+    """
+    kind = config.get("model_type")
+    if kind != "csm":
+        raise CheckpointInvalid(f"config.json says model_type {kind!r}, not 'csm'; name a CSM checkpoint")
+    codec = _required(config, "codec_config", "config.json")
+    return ModelConfig(
+        backbone=_stack(config, "config.json"),
+        depth=_stack(_required(config, "depth_decoder_config", "config.json"), "depth_decoder_config"),
+        codebooks=int(_required(config, "num_codebooks", "config.json")),
+        vocab=int(_required(config, "vocab_size", "config.json")),
+        codes=int(codec.get("codebook_size", 2048)),
+        text_vocab=int(_required(config, "text_vocab_size", "config.json")),
+        eos=int(config.get("codebook_eos_token_id", 0)),
+        audio_token=int(_required(config, "audio_token_id", "config.json")),
+        audio_eos_token=int(_required(config, "audio_eos_token_id", "config.json")),
+        tied=bool(config.get("tie_codebooks_embeddings", True)),
+    )

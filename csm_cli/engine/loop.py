@@ -1,0 +1,22 @@
+"""The decode loop. There is one: speaking, streaming, batches and previews all consume it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from csm_cli.engine.request import Frame, Request
+from csm_cli.engine.slots import Engine
+
+
+def decode(engine: Engine, source: Callable[[], Request | None]) -> Iterator[Frame]:
+    """Yields frames as they come, of all requests together, until `source` has none left and all have ended.
+
+    `source` is asked for a request whenever a slot is free, None meaning "not now"; what it gives after a frame with a
+    stop reason (the conversation's next turn) begins at once, on the KV cache that frame left.
+    """
+    while True:
+        while not engine.full and (request := source()):
+            engine.admit(request)
+        if not engine.busy:
+            return
+        yield from engine.step()

@@ -1,0 +1,29 @@
+"""What goes into the engine and what comes out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from csm_cli.engine.sampling import Sampling
+
+
+@dataclass(frozen=True, eq=False)
+class Request:
+    """One utterance to decode. rows: its whole prompt, int64 [S, K + 1]: codes, then a text id; -1 where unused."""
+
+    rows: Tensor
+    sampling: Sampling
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One frame of one request. codes: [K] on the CPU; stop: why this is the last one ("eos", "cap"), else None.
+
+    A frame with stop "eos" is the end itself and not part of the speech.
+    """
+
+    request: Request
+    codes: Tensor
+    stop: str | None = None

@@ -1,0 +1,127 @@
+"""Every failure a user can meet, and the exit code it ends with.
+
+CsmError                      1  generation failed
+├── GenerationFailed          1  a take is empty or unusable
+├── OutputFailed              1  a file could not be written to the end
+├── UsageError                2  flags that contradict each other or hold an impossible value
+│   └── OutputRefused         2  the output is a directory, exists, or cannot be created
+├── InputError                3  a text, script or audio file is missing, unreadable or invalid
+│   ├── ScriptInvalid         3  every complaint about a script at once
+│   ├── AudioUnreadable       3
+│   └── PromptTooLong         3  text and context do not fit the model's window
+├── ModelError                4
+│   ├── ModelNotFound         4  nothing there by that name
+│   ├── ModelGated            4  a licence has to be accepted first
+│   ├── ModelOffline          4  no network and nothing cached
+│   └── CheckpointInvalid     4  tensors or config that do not make a CSM
+├── BatchPartlyFailed         5  some items were written, some failed
+└── DeviceError               6
+    ├── DeviceMissing         6  a known device this machine lacks
+    └── OutOfMemory           6
+
+An interrupt (Ctrl-C) ends with INTERRUPTED.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+INTERRUPTED = 130
+
+
+class CsmError(Exception):
+    """A failure with an exit code; its message is one line that says what to do."""
+
+    code = 1
+
+
+class GenerationFailed(CsmError):
+    pass
+
+
+class OutputFailed(CsmError):
+    pass
+
+
+class UsageError(CsmError):
+    code = 2
+
+
+class OutputRefused(UsageError):
+    pass
+
+
+class InputError(CsmError):
+    code = 3
+
+
+class AudioUnreadable(InputError):
+    pass
+
+
+class PromptTooLong(InputError):
+    pass
+
+
+@dataclass(frozen=True, order=True)
+class Complaint:
+    """One thing wrong with an input: where, at which path inside it, and what was expected.
+
+    `line` and `column` count from 1; 0 means the whole file.
+    """
+
+    file: str
+    line: int
+    column: int
+    path: str
+    message: str
+
+    @property
+    def place(self) -> str:
+        return f"{self.file}:{self.line}:{self.column}" if self.line else self.file
+
+
+class ScriptInvalid(InputError):
+    """All complaints about a script or manifest, sorted by place."""
+
+    def __init__(self, complaints: Sequence[Complaint]) -> None:
+        self.complaints = tuple(sorted(complaints))
+        count = len(self.complaints)
+        super().__init__(f"{count} error{'s' if count != 1 else ''}; nothing was generated")
+
+
+class ModelError(CsmError):
+    code = 4
+
+
+class ModelNotFound(ModelError):
+    pass
+
+
+class ModelGated(ModelError):
+    pass
+
+
+class ModelOffline(ModelError):
+    pass
+
+
+class CheckpointInvalid(ModelError):
+    pass
+
+
+class BatchPartlyFailed(CsmError):
+    code = 5
+
+
+class DeviceError(CsmError):
+    code = 6
+
+
+class DeviceMissing(DeviceError):
+    pass
+
+
+class OutOfMemory(DeviceError):
+    pass

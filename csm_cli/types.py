@@ -1,0 +1,73 @@
+"""The core types that flow from a script to a file. No torch here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Options:
+    """Generation options as somebody gave them; None means unset, so that a 0 counts.
+
+    `max_duration` is in seconds; 0 stands for `auto`: a cap derived from the text.
+    `depth_*` follow the backbone's values where unset. Temperature 0 is greedy, top_k 0 keeps every code.
+    """
+
+    temperature: float | None = None
+    top_k: int | None = None
+    depth_temperature: float | None = None
+    depth_top_k: int | None = None
+    seed: int | None = None
+    max_duration: float | None = None
+
+    def over(self, base: Options) -> Options:
+        """These options where set, `base` elsewhere."""
+        pairs = ((f.name, getattr(self, f.name), getattr(base, f.name)) for f in fields(self))
+        return Options(**{name: mine if mine is not None else theirs for name, mine, theirs in pairs})
+
+
+@dataclass(frozen=True)
+class Recording:
+    """Recorded speech: a file, or the part of it from `start` to `end` in seconds."""
+
+    path: Path
+    start: float | None = None
+    end: float | None = None
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What one speaker says.
+
+    speaker: the number the model reads, as in "[0]text"; name: the speaker as the script writes it.
+    recording: speech that exists; the model hears it and does not speak this turn.
+    gap: seconds of silence before the turn in the track; negative overlaps the turn before.
+    gain: decibels applied to the turn in the track.
+    options: this turn's own options, already laid over its speaker's.
+    """
+
+    speaker: int
+    text: str
+    name: str = ""
+    id: str = ""
+    recording: Recording | None = None
+    gap: float = 0.0
+    gain: float = 0.0
+    options: Options = field(default_factory=Options)
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """Turns to be spoken in order, after `context` turns that are heard but not written.
+
+    Every context turn has a recording; voice prompts come first. `tail`: seconds of silence after the last turn.
+    `defaults`: the script's own options, below flags and above the environment.
+    """
+
+    turns: tuple[Turn, ...]
+    context: tuple[Turn, ...] = ()
+    id: str = ""
+    title: str = ""
+    tail: float = 0.0
+    defaults: Options = field(default_factory=Options)
