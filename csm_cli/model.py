@@ -222,7 +222,7 @@ class CsmModel(nn.Module):
         heads = cast["depth_decoder.codebooks_head.weight"][:, :, : config.codes]  # [K - 1, hidden, codes]
         self.depth_heads = nn.ModuleList(linear(head.T.contiguous()) for head in heads)
         # Table and projector are constant: the depth decoder's inputs are projected once.  [(K - 1) * V, hidden]
-        depth_rows = self.audio_table[: (config.codebooks - 1) * config.vocab]
+        depth_rows = cast["depth_decoder.model.embed_tokens.weight"][: (config.codebooks - 1) * config.vocab]
         self.depth_table = nn.Parameter(self.projector(depth_rows), requires_grad=False)
         self.to(device)
         self.eval()

@@ -22,9 +22,14 @@ class Options:
     max_duration: float | None = None
 
     def over(self, base: Options) -> Options:
-        """These options where set, `base` elsewhere."""
-        pairs = ((f.name, getattr(self, f.name), getattr(base, f.name)) for f in fields(self))
-        return Options(**{name: mine if mine is not None else theirs for name, mine, theirs in pairs})
+        """These options where set, `base` elsewhere.
+
+        A backbone's value given here carries to the depth decoder, over what `base` says for that.
+        """
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        follows = {"depth_temperature": self.temperature, "depth_top_k": self.top_k}
+        missing = [name for name, mine in values.items() if mine is None and follows.get(name) is None]
+        return Options(**values | {name: getattr(base, name) for name in missing})
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,160 @@
+"""Open a checkpoint: follow its config to its weights, check every tensor, and say what is wrong in one line."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from csm_cli.checkpoint.layout import checked
+from csm_cli.checkpoint.original import converted, is_original, transformers_config
+from csm_cli.checkpoint.source import MIMI, MIRROR, Repository, Source, locate, require
+from csm_cli.checkpoint.weights import Tensors, Weights, read_json, read_weights
+from csm_cli.config import ModelConfig, model_config
+from csm_cli.errors import CheckpointInvalid
+from csm_cli.types import Options
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from csm_cli.config import Json
+
+_CODEC = "codec_model."
+_WEIGHT_FILES = (
+    "transformers.safetensors.index.json",
+    "model.safetensors.index.json",
+    "model.safetensors",
+    "ckpt.pt",
+)
+_TEMPERATURE, _TOP_K = 0.9, 50
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint whose tensors have been checked by name and shape, and are read when asked for.
+
+    weights: by transformers' on-disk names; the audio table under both its names. codec_weights: the codec's, without
+    the `codec_model.` prefix, not checked here. defaults: the generation options it was published with.
+    revision: the commit on Hugging Face, None for a local checkpoint.
+    """
+
+    name: str
+    config: ModelConfig
+    codec_config: Json
+    weights: Weights
+    codec_weights: Weights
+    tokenizer_file: Path
+    defaults: Options
+    revision: str | None
+
+
+def open_checkpoint(model: str | None = None, revision: str | None = None) -> Checkpoint:
+    """Opens the bundled voice (None), a directory or weights file, or a Hugging Face id.
+
+    Raises:
+        ModelNotFound, ModelGated, ModelOffline: the checkpoint cannot be had.
+        CheckpointInvalid: its files do not make a CSM.
+        UsageError: a revision for a local checkpoint.
+    """
+    source = locate(model, revision)
+    config = _read_config(source)
+    file = _weights_file(source, config)
+    stored, codec = _split(read_weights(source, file))
+    if foreign := is_original(stored):
+        config, codec = _with_mimi(config, stored, codec)
+    elif not config:
+        raise source.absent("config.json")
+    sizes = _sizes(source, config)
+    return Checkpoint(
+        name=source.name,
+        config=sizes,
+        codec_config=config["codec_config"],
+        weights=Weights((converted if foreign else checked)(stored, sizes, str(file))),
+        codec_weights=Weights(codec),
+        tokenizer_file=_tokenizer_file(source, foreign),
+        defaults=_defaults(source),
+        revision=source.revision,
+    )
+
+
+def _read_config(source: Source) -> Json:
+    """config.json, refused before any weights are fetched where it is no CSM's; empty where there is none."""
+    path = source.find("config.json")
+    if path is None:
+        if adapter := source.find("adapter_config.json"):
+            base = read_json(adapter).get("base_model_name_or_path", "its base model")
+            raise CheckpointInvalid(f"{source.name} is an adapter for {base}, not a model; merge the two first")
+        return {}
+    config = read_json(path)
+    if "backbone_flavor" not in config:
+        _sizes(source, config)
+    return config
+
+
+def _sizes(source: Source, config: Json) -> ModelConfig:
+    try:
+        return model_config(config)
+    except CheckpointInvalid as problem:
+        raise CheckpointInvalid(f"{source.name}: {problem}") from problem
+    except (TypeError, ValueError, AttributeError) as problem:
+        raise CheckpointInvalid(f"{source.name}: config.json does not describe a CSM ({problem})") from problem
+
+
+def _weights_file(source: Source, config: Json) -> Path:
+    """The weights file somebody named, else the one the config names, else the first usual one."""
+    if source.weights:
+        return require(source, source.weights)
+    named = config.get("transformers_weights")
+    names = (named, *_WEIGHT_FILES) if isinstance(named, str) else _WEIGHT_FILES
+    found = next((path for name in names if (path := source.find(name))), None)
+    if found is None:
+        usual = "model.safetensors" if config else "config.json"
+        raise source.absent(named if isinstance(named, str) else usual)
+    return found
+
+
+def _split(stored: Tensors) -> tuple[Tensors, Tensors]:
+    """The model's tensors and the codec's, these without their prefix."""
+    model = {name: tensor for name, tensor in stored.items() if not name.startswith(_CODEC)}
+    codec = {name.removeprefix(_CODEC): tensor for name, tensor in stored.items() if name.startswith(_CODEC)}
+    return model, codec
+
+
+def _with_mimi(config: Json, stored: Tensors, codec: Tensors) -> tuple[Json, Tensors]:
+    """Adds what the original format leaves out: transformers' config and the published codec."""
+    mimi = Repository(MIMI)
+    if "model_type" not in config:
+        config = transformers_config(config, stored, read_json(require(mimi, "config.json")))
+    return config, codec or read_weights(mimi, require(mimi, "model.safetensors"))
+
+
+def _tokenizer_file(source: Source, foreign: bool) -> Path:
+    own = source.find("tokenizer.json")
+    return own or require(Repository(MIRROR) if foreign else source, "tokenizer.json")
+
+
+def _defaults(source: Source) -> Options:
+    """Options of generation_config.json; its length is not among them, since it is derived from the text."""
+    path = source.find("generation_config.json")
+    config = read_json(path) if path else {}
+    try:
+        temperature, top_k = _sampling(config, "")
+        depth_temperature, depth_top_k = _sampling(config, "depth_decoder_")
+    except (TypeError, ValueError) as problem:
+        raise CheckpointInvalid(f"{path}: temperature and top_k must be numbers ({problem})") from problem
+    temperature = _TEMPERATURE if temperature is None else temperature
+    top_k = _TOP_K if top_k is None else top_k
+    return Options(
+        temperature=temperature,
+        top_k=top_k,
+        # unset where equal, so that the depth decoder follows when somebody changes the backbone's
+        depth_temperature=None if depth_temperature == temperature else depth_temperature,
+        depth_top_k=None if depth_top_k == top_k else depth_top_k,
+    )
+
+
+def _sampling(config: Json, prefix: str) -> tuple[float | None, int | None]:
+    """Temperature and top-k of one stage; not sampling is temperature 0."""
+    temperature, top_k = config.get(f"{prefix}temperature"), config.get(f"{prefix}top_k")
+    if config.get(f"{prefix}do_sample") is False:
+        temperature = 0.0
+    return None if temperature is None else float(temperature), None if top_k is None else int(top_k)

@@ -1,0 +1,123 @@
+"""Sesame's original model in plain torch, from its description: torchtune's Llama 3.2, RoPE on interleaved pairs.
+
+Source: github.com/SesameAILabs/csm (models.py). Nothing of csm_cli is used here.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+BOOKS, VOCAB, TEXT_VOCAB = 4, 35, 60
+HEADS, KV_HEADS = 4, 2
+BACKBONE_DIM, DECODER_DIM, INNER = 64, 32, 48
+BACKBONE_HEAD, DECODER_HEAD = 16, 8
+LAYERS = {"backbone": 2, "decoder": 1}
+
+Weights = dict[str, Tensor]
+
+
+def original_weights() -> Weights:
+    generator = torch.Generator().manual_seed(0)
+
+    def random(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator) * 2 / math.sqrt(shape[-1])
+
+    weights = {
+        "text_embeddings.weight": random(TEXT_VOCAB, BACKBONE_DIM) * 4,
+        "audio_embeddings.weight": random(BOOKS * VOCAB, BACKBONE_DIM) * 4,
+        "projection.weight": random(DECODER_DIM, BACKBONE_DIM),
+        "codebook0_head.weight": random(VOCAB, BACKBONE_DIM),
+        "audio_head": random(BOOKS - 1, DECODER_DIM, VOCAB),
+    }
+    for stack, dim, head in (("backbone", BACKBONE_DIM, BACKBONE_HEAD), ("decoder", DECODER_DIM, DECODER_HEAD)):
+        for layer in range(LAYERS[stack]):
+            weights |= {
+                f"{stack}.layers.{layer}.attn.q_proj.weight": random(HEADS * head, dim),
+                f"{stack}.layers.{layer}.attn.k_proj.weight": random(KV_HEADS * head, dim),
+                f"{stack}.layers.{layer}.attn.v_proj.weight": random(KV_HEADS * head, dim),
+                f"{stack}.layers.{layer}.attn.output_proj.weight": random(dim, HEADS * head),
+                f"{stack}.layers.{layer}.mlp.w1.weight": random(INNER, dim),
+                f"{stack}.layers.{layer}.mlp.w2.weight": random(dim, INNER),
+                f"{stack}.layers.{layer}.mlp.w3.weight": random(INNER, dim),
+                f"{stack}.layers.{layer}.sa_norm.scale": 1 + random(dim),
+                f"{stack}.layers.{layer}.mlp_norm.scale": 1 + random(dim),
+            }
+        weights[f"{stack}.norm.scale"] = 1 + random(dim)
+    return weights
+
+
+def rms_norm(x: Tensor, scale: Tensor) -> Tensor:
+    return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-5) * scale
+
+
+def rope_frequencies(head_dim: int) -> Tensor:
+    """Llama 3.2's: base 500000; wavelengths over 8192 slowed 32 times, under 2048 kept, a blend between."""
+    frequencies = []
+    for pair in range(head_dim // 2):
+        frequency = 500_000.0 ** (-2 * pair / head_dim)
+        wavelength = 2 * math.pi / frequency
+        blend = min(max((8192 / wavelength - 1) / (4 - 1), 0.0), 1.0)
+        frequencies.append((1 - blend) * frequency / 32 + blend * frequency)
+    return torch.tensor(frequencies)
+
+
+def rotated(x: Tensor) -> Tensor:
+    """[S, heads, head_dim]; each pair (2i, 2i + 1) is a complex number turned by position * frequency i."""
+    angles = torch.arange(len(x))[:, None] * rope_frequencies(x.shape[-1])  # [S, head_dim / 2]
+    pairs = torch.view_as_complex(x.unflatten(-1, (-1, 2)).contiguous())
+    return torch.view_as_real(pairs * torch.polar(torch.ones_like(angles), angles)[:, None]).flatten(-2)
+
+
+def attention(weights: Weights, prefix: str, x: Tensor, head_dim: int) -> Tensor:
+    query, key, value = (
+        F.linear(x, weights[f"{prefix}.{kind}_proj.weight"]).unflatten(-1, (-1, head_dim)) for kind in "qkv"
+    )
+    query, key = rotated(query), rotated(key)
+    mixed = []
+    for head in range(HEADS):
+        shared = head // (HEADS // KV_HEADS)
+        scores = query[:, head] @ key[:, shared].T / math.sqrt(head_dim)
+        scores = scores.masked_fill(torch.ones_like(scores).triu(1).bool(), -math.inf)
+        mixed.append(scores.softmax(-1) @ value[:, shared])
+    return F.linear(torch.cat(mixed, -1), weights[f"{prefix}.output_proj.weight"])
+
+
+def stack(weights: Weights, name: str, x: Tensor, head_dim: int) -> Tensor:
+    """[S, dim] through a whole stack."""
+    for layer in range(LAYERS[name]):
+        prefix = f"{name}.layers.{layer}"
+        x = x + attention(weights, f"{prefix}.attn", rms_norm(x, weights[f"{prefix}.sa_norm.scale"]), head_dim)
+        y = rms_norm(x, weights[f"{prefix}.mlp_norm.scale"])
+        gate, up = (F.linear(y, weights[f"{prefix}.mlp.{part}.weight"]) for part in ("w1", "w3"))
+        x = x + F.linear(F.silu(gate) * up, weights[f"{prefix}.mlp.w2.weight"])
+    return rms_norm(x, weights[f"{name}.norm.scale"])
+
+
+def reference_logits(weights: Weights, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Codebook-0 logits [S, V] of all rows and the depth logits [K - 1, V] that follow the last but one."""
+    offsets = torch.arange(BOOKS) * VOCAB
+    text, audio = weights["text_embeddings.weight"], weights["audio_embeddings.weight"]
+    inputs = torch.stack([text[row[-1]] if row[-1] >= 0 else audio[row[:-1] + offsets].sum(0) for row in rows])
+    hidden = stack(weights, "backbone", inputs, BACKBONE_HEAD)
+    codes = audio[rows[-1, :-1] + offsets][:-1]  # the last code of a frame is not fed
+    depth_inputs = F.linear(torch.cat([hidden[-2:-1], codes]), weights["projection.weight"])
+    depth = stack(weights, "decoder", depth_inputs, DECODER_HEAD)[1:]
+    return F.linear(hidden, weights["codebook0_head.weight"]), torch.einsum("kd,kdv->kv", depth, weights["audio_head"])
+
+
+def conversation() -> Tensor:
+    """Prompt rows [S, K + 1]: text, frames, and once more."""
+    generator = torch.Generator().manual_seed(1)
+    parts = []
+    for length in (9, 23, 7, 61):
+        rows = torch.full((length, BOOKS + 1), -1)
+        if len(parts) % 2:
+            rows[:, :-1] = torch.randint(0, 32, (length, BOOKS), generator=generator)
+        else:
+            rows[:, -1] = torch.randint(0, TEXT_VOCAB, (length,), generator=generator)
+        parts.append(rows)
+    return torch.cat(parts)

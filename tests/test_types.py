@@ -1,0 +1,22 @@
+from __future__ import annotations
+
+import pytest
+
+from csm_cli.types import Options
+
+PUBLISHED = Options(temperature=0.6, top_k=50, depth_temperature=0.4, depth_top_k=20)
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [
+        (Options(), PUBLISHED),
+        (Options(seed=0), Options(0.6, 50, 0.4, 20, seed=0)),
+        (Options(temperature=0.0), Options(0.0, 50, None, 20)),
+        (Options(top_k=0), Options(0.6, 0, 0.4, None)),
+        (Options(temperature=0.9, depth_temperature=0.0), Options(0.9, 50, 0.0, 20)),
+        (Options(depth_top_k=1), Options(0.6, 50, 0.4, 1)),
+    ],
+)
+def test_what_is_set_counts_over_what_lies_below(given: Options, wanted: Options) -> None:
+    assert given.over(PUBLISHED) == wanted
