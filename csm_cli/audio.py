@@ -1,0 +1,241 @@
+"""Sound files: whatever libsndfile reads, to mono float32 at one rate; and back, written whole or not at all."""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+import re
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import soundfile
+from numpy.typing import NDArray
+
+from csm_cli.errors import AudioUnreadable, OutputFailed, OutputRefused
+
+LONGEST = 600.0  # seconds; many times what a model's window holds
+FORMATS = {".wav": "WAV", ".flac": "FLAC"}
+_SLACK = 0.01  # seconds an `end` may lie past the end of a file, for durations rounded by hand
+# libsndfile notes what a header promises and the file does not hold
+_SHORT = re.compile(r"^\s*(?:data|SSND) : (\d+) \(should be (\d+)\)", re.MULTILINE)
+_UNKNOWN_LENGTHS = (0x7FFFFFFF, 0xFFFFFFFF)  # what a WAV streamed through a pipe says of itself
+
+
+@dataclass(frozen=True, eq=False)
+class Audio:
+    """Mono sound: samples float32 [N], full scale -1..1, at `rate` per second."""
+
+    samples: NDArray[np.float32]
+    rate: int
+
+    @property
+    def duration(self) -> float:
+        return len(self.samples) / self.rate
+
+
+@dataclass(frozen=True)
+class AudioInfo:
+    """What a sound file's header says; `frames` is samples per channel."""
+
+    frames: int
+    rate: int
+    channels: int
+
+    @property
+    def duration(self) -> float:
+        return self.frames / self.rate
+
+
+def probe(path: Path) -> AudioInfo:
+    """Length, rate and channels of a sound file, from its header.
+
+    Raises:
+        AudioUnreadable: no such file, no sound file, no sound in it, or cut off.
+    """
+    with _opened(path) as sound:
+        return AudioInfo(sound.frames, sound.samplerate, sound.channels)
+
+
+def read_audio(
+    path: Path, rate: int, start: float | None = None, end: float | None = None, longest: float = LONGEST
+) -> Audio:
+    """A sound file, or the part of it from `start` to `end` seconds, mixed to mono and resampled to `rate`.
+
+    Raises:
+        AudioUnreadable: as `probe`; also a part outside the file, more than `longest` seconds, or NaN.
+    """
+    with _opened(path) as sound:
+        first, last = _bounds(path, sound, start, end, longest)
+        try:
+            sound.seek(first)
+            samples = sound.read(last - first, dtype="float32", always_2d=True)
+        except soundfile.SoundFileError as error:
+            raise _unreadable(path, error) from error
+        if len(samples) < last - first:
+            raise _cut_off(path, last / sound.samplerate, (first + len(samples)) / sound.samplerate)
+        source_rate = sound.samplerate
+    if not np.isfinite(samples).all():
+        raise AudioUnreadable(f"{path}: holds NaN or infinite samples; export it again from its source")
+    return Audio(_resampled(samples.mean(axis=1), source_rate, rate), rate)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[soundfile.SoundFile]:
+    try:
+        # a file object, since libsndfile's own opening hides the reason of a failure
+        with path.open("rb") as file, _decoder(path, file) as sound:
+            yield sound
+    except OSError as error:
+        raise AudioUnreadable(f"{path}: {error.strerror or error}; name a sound file that can be read") from error
+
+
+def _decoder(path: Path, file: io.BufferedReader) -> soundfile.SoundFile:
+    if not file.seekable():
+        raise AudioUnreadable(f"{path}: is a pipe; save the sound to a file first")
+    try:
+        sound = soundfile.SoundFile(file)
+    except (soundfile.SoundFileError, TypeError) as error:  # TypeError: a suffix that stands for headerless samples
+        raise _unreadable(path, error) from error
+    if sound.frames <= 0:
+        raise AudioUnreadable(f"{path}: holds no sound (zero length)")
+    held = sound.frames / sound.samplerate
+    promised = held * _promise(sound.extra_info)
+    if promised > held + _SLACK:
+        raise _cut_off(path, promised, held)
+    return sound
+
+
+def _promise(notes: str) -> float:
+    """How many times the data that is there a WAV's or AIFF's header promises."""
+    short = _SHORT.search(notes)
+    return int(short[1]) / int(short[2]) if short and int(short[1]) not in _UNKNOWN_LENGTHS else 1.0
+
+
+def _bounds(
+    path: Path, sound: soundfile.SoundFile, start: float | None, end: float | None, longest: float
+) -> tuple[int, int]:
+    """The part's first sample and the one after its last."""
+    duration = sound.frames / sound.samplerate
+    begin, stop = start or 0.0, duration if end is None else end
+    if stop > duration + _SLACK:
+        raise AudioUnreadable(f"{path}: end {stop:g} s is past the end of the file ({duration:.2f} s)")
+    if not 0 <= begin < stop:
+        raise AudioUnreadable(f"{path}: start {begin:g} s is not between 0 and the end of the part ({stop:.2f} s)")
+    if stop - begin > longest:
+        raise AudioUnreadable(
+            f"{path}: {stop - begin:.0f} s of sound, at most {longest:.0f} s; cut it with start and end"
+        )
+    first, last = round(begin * sound.samplerate), min(round(stop * sound.samplerate), sound.frames)
+    if first >= last:
+        raise AudioUnreadable(f"{path}: the part from {begin:g} s to {stop:g} s holds no sound")
+    return first, last
+
+
+def _resampled(samples: NDArray[np.float32], source_rate: int, rate: int) -> NDArray[np.float32]:
+    if source_rate == rate:
+        return samples
+    import librosa
+
+    length = -(-len(samples) * rate // source_rate)  # librosa's own ceil, in floats, can be one too many: a frame more
+    resampled: NDArray[np.float32] = librosa.resample(samples, orig_sr=source_rate, target_sr=rate, res_type="soxr_hq")
+    return resampled[:length]
+
+
+def _unreadable(path: Path, error: Exception) -> AudioUnreadable:
+    reason = str(getattr(error, "error_string", error)).rstrip(".")
+    return AudioUnreadable(f"{path}: not readable as sound ({reason}); WAV, FLAC, OGG, MP3 and AIFF are")
+
+
+def _cut_off(path: Path, promised: float, held: float) -> AudioUnreadable:
+    message = f"its header promises {promised:.2f} s, it holds {held:.2f} s; copy or export it again"
+    return AudioUnreadable(f"{path}: is cut off: {message}")
+
+
+def check_output(path: Path, clobber: bool = True) -> None:
+    """Refuses an output that could not be written, before any work is done for it.
+
+    Raises:
+        OutputRefused: no format by that suffix, a directory or device, a folder that cannot be made or written to, or
+            an existing file where `clobber` is false.
+    """
+    try:
+        _check_place(path, clobber)
+    except OSError as error:
+        raise OutputRefused(f"{path}: cannot be created ({error.strerror}); choose another name") from error
+    if path.suffix.lower() not in FORMATS:
+        raise OutputRefused(f"{path}: no format by the suffix {path.suffix!r}; known: {', '.join(FORMATS)}")
+
+
+def _check_place(path: Path, clobber: bool) -> None:
+    if path.is_dir():
+        raise OutputRefused(f"{path}: is a directory; name a file in it")
+    if path.exists() and not path.is_file():
+        raise OutputRefused(f"{path}: is not a regular file; write to - and redirect it")
+    if path.exists() and not clobber:
+        raise OutputRefused(f"{path}: exists already; leave out --no-clobber to replace it")
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    if not folder.is_dir():
+        raise OutputRefused(f"{path}: {folder} is not a folder")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise OutputRefused(f"{path}: the folder {folder} cannot be written to")
+
+
+def write_audio(path: Path, audio: Audio, clobber: bool = True) -> None:
+    """Writes 16-bit WAV or FLAC by the suffix; the file appears whole or not at all. Missing folders are made.
+
+    Raises:
+        OutputRefused: as `check_output`.
+        OutputFailed: the disk is full or failed.
+    """
+    check_output(path, clobber)
+    write_atomically(path, _encoded(audio, FORMATS[path.suffix.lower()]))
+
+
+def encode_wav(audio: Audio) -> bytes:
+    """A complete 16-bit WAV, for a pipe: libsndfile cannot mend the header of what has already gone through one."""
+    return _encoded(audio, "WAV")
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Puts `data` at `path` through a temporary file beside it, so that no reader sees half of it.
+
+    Raises:
+        OutputRefused: the folder cannot be made or written to.
+        OutputFailed: the disk is full or failed.
+    """
+    target = path.resolve()  # through a link, not over it
+    temporary = target.with_name(f".{secrets.token_hex(8)}.tmp")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        file = temporary.open("xb")
+    except OSError as error:
+        raise OutputRefused(f"{path}: cannot be created ({error.strerror}); choose another folder") from error
+    try:
+        with file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(target)
+    except OSError as error:
+        raise OutputFailed(f"{path}: could not be written ({error.strerror}); nothing was left behind") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _encoded(audio: Audio, kind: str) -> bytes:
+    buffer = io.BytesIO()
+    soundfile.write(buffer, _pcm16(audio.samples), audio.rate, format=kind, subtype="PCM_16")
+    return buffer.getvalue()
+
+
+def _pcm16(samples: NDArray[np.float32]) -> NDArray[np.int16]:
+    """Rounded to nearest and held within full scale; what was read from 16 bits comes out the same."""
+    if not math.isfinite(float(samples.sum(dtype=np.float64))):
+        raise ValueError("samples hold NaN or infinity")
+    rounded: NDArray[np.int16] = np.clip(np.rint(samples * 32768.0), -32768, 32767).astype(np.int16)
+    return rounded

@@ -1,0 +1,68 @@
+"""Mimi's split residual vector quantizer: two chains of codebooks quantize one latent, their outputs are summed."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+if TYPE_CHECKING:
+    from csm_cli.codec.config import CodecConfig
+
+
+class SplitQuantizer(nn.Module):
+    """Latents [B, hidden, T] to codes [B, K, T] and back, for the first K codebooks of those the checkpoint holds."""
+
+    def __init__(self, config: CodecConfig) -> None:
+        super().__init__()
+        self.semantic = config.semantic
+        self.semantic_residual_vector_quantizer = _Chain(config, config.semantic)
+        self.acoustic_residual_vector_quantizer = _Chain(config, config.quantizers - config.semantic)
+
+    def encode(self, latents: Tensor, codebooks: int) -> Tensor:
+        semantic = self.semantic_residual_vector_quantizer.encode(latents, min(codebooks, self.semantic))
+        acoustic = self.acoustic_residual_vector_quantizer.encode(latents, max(0, codebooks - self.semantic))
+        return torch.stack(semantic + acoustic, dim=1)
+
+    def decode(self, codes: Tensor) -> Tensor:
+        latents = self.semantic_residual_vector_quantizer.decode(codes[:, : self.semantic])
+        if codes.shape[1] > self.semantic:
+            latents = latents + self.acoustic_residual_vector_quantizer.decode(codes[:, self.semantic :])
+        return latents
+
+
+class _Chain(nn.Module):
+    """Codebooks one after another, each for what is left over by those before it."""
+
+    def __init__(self, config: CodecConfig, codebooks: int) -> None:
+        super().__init__()
+        hidden, dim = config.transformer.hidden, config.codebook_dim
+        self.layers = nn.ModuleList([nn.ModuleDict({"codebook": _Codebook(config)}) for _ in range(codebooks)])
+        self.input_proj = nn.Conv1d(hidden, dim, 1, bias=False) if dim != hidden else nn.Identity()
+        self.output_proj = nn.Conv1d(dim, hidden, 1, bias=False) if dim != hidden else nn.Identity()
+
+    def encode(self, latents: Tensor, codebooks: int) -> list[Tensor]:
+        left = self.input_proj(latents).transpose(1, 2)  # [B, T, D]
+        codes = []
+        for table in self._tables(codebooks):
+            nearest = torch.cdist(left, table[None]).argmin(dim=-1)  # [B, T]
+            left = left - F.embedding(nearest, table)
+            codes.append(nearest)
+        return codes
+
+    def decode(self, codes: Tensor) -> Tensor:
+        tables = self._tables(codes.shape[1])
+        found = [F.embedding(row, table) for row, table in zip(codes.unbind(1), tables, strict=True)]
+        latents: Tensor = self.output_proj(torch.stack(found).sum(dim=0).transpose(1, 2))
+        return latents
+
+    def _tables(self, codebooks: int) -> list[Tensor]:
+        return [self.layers.get_buffer(f"{index}.codebook.embed") for index in range(codebooks)]
+
+
+class _Codebook(nn.Module):
+    def __init__(self, config: CodecConfig) -> None:
+        super().__init__()
+        self.embed = nn.Buffer(torch.empty(config.codes, config.codebook_dim))

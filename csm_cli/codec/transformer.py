@@ -1,0 +1,116 @@
+"""Mimi's transformer: causal attention over a sliding window whose keys and values are carried between chunks."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+if TYPE_CHECKING:
+    from csm_cli.codec.config import TransformerConfig
+    from csm_cli.codec.layers import Memory
+
+
+class Transformer(nn.Module):
+    """[B, C, N] -> [B, C, N]; positions go on from chunk to chunk."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.layers = nn.ModuleList([_Layer(config) for _ in range(config.layers)])
+
+    def forward(self, x: Tensor, memory: Memory) -> Tensor:
+        x = x.transpose(1, 2).contiguous()  # [B, N, C]
+        (start,) = memory.get(self) or (torch.zeros((), dtype=torch.int64),)
+        positions = torch.arange(x.shape[1], device=x.device) + int(start)
+        memory[self] = (start + x.shape[1],)
+        rotation = _rotation(positions, self.config)
+        mask = _mask(x.shape[1], min(int(start), self.config.window - 1), self.config.window, x.device)
+        for layer in self.layers:
+            x = layer(x, rotation, mask, memory)
+        return x.transpose(1, 2).contiguous()
+
+
+def _rotation(positions: Tensor, config: TransformerConfig) -> Tensor:
+    """RoPE's cosines and sines: [2, N, D], both halves of D alike."""
+    steps = torch.arange(0, config.head_dim, 2, dtype=torch.float32, device=positions.device)
+    inverse = 1.0 / config.theta ** (steps / config.head_dim)
+    angles = (positions[:, None] * inverse).repeat(1, 2)
+    return torch.stack([angles.cos(), angles.sin()])
+
+
+def _mask(length: int, carried: int, window: int, device: torch.device) -> Tensor:
+    """Which of the carried keys and the chunk's own each of its positions attends to: [N, carried + N]."""
+    keys = torch.arange(carried + length, device=device)
+    distance = keys[carried:, None] - keys
+    return (distance >= 0) & (distance < window)
+
+
+class _Layer(nn.Module):
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.self_attn = _Attention(config)
+        self.mlp = _Mlp(config)
+        self.input_layernorm = nn.LayerNorm(config.hidden, eps=config.eps)
+        self.post_attention_layernorm = nn.LayerNorm(config.hidden, eps=config.eps)
+        self.self_attn_layer_scale = _Scale(config.hidden)
+        self.mlp_layer_scale = _Scale(config.hidden)
+
+    def forward(self, x: Tensor, rotation: Tensor, mask: Tensor, memory: Memory) -> Tensor:
+        x = x + self.self_attn_layer_scale(self.self_attn(self.input_layernorm(x), rotation, mask, memory))
+        y: Tensor = x + self.mlp_layer_scale(self.mlp(self.post_attention_layernorm(x)))
+        return y
+
+
+class _Attention(nn.Module):
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.config = config
+        queries, keys = config.heads * config.head_dim, config.kv_heads * config.head_dim
+        self.q_proj = nn.Linear(config.hidden, queries, bias=False)
+        self.k_proj = nn.Linear(config.hidden, keys, bias=False)
+        self.v_proj = nn.Linear(config.hidden, keys, bias=False)
+        self.o_proj = nn.Linear(queries, config.hidden, bias=False)
+
+    def forward(self, x: Tensor, rotation: Tensor, mask: Tensor, memory: Memory) -> Tensor:
+        query = _rotate(self._heads(self.q_proj(x)), rotation)
+        key, value = _rotate(self._heads(self.k_proj(x)), rotation), self._heads(self.v_proj(x))
+        if self in memory:
+            key, value = (torch.cat(pair, dim=2) for pair in zip(memory[self], (key, value), strict=True))
+        carried = min(self.config.window - 1, key.shape[2])
+        memory[self] = tuple(part[:, :, part.shape[2] - carried :].clone() for part in (key, value))
+        y = F.scaled_dot_product_attention(
+            query, key, value, mask, enable_gqa=self.config.heads != self.config.kv_heads
+        )  # [B, H, N, D]
+        mixed: Tensor = self.o_proj(y.transpose(1, 2).flatten(2))
+        return mixed
+
+    def _heads(self, x: Tensor) -> Tensor:
+        return x.view(*x.shape[:2], -1, self.config.head_dim).transpose(1, 2)  # [B, H, N, D]
+
+
+def _rotate(x: Tensor, rotation: Tensor) -> Tensor:
+    first, second = x.chunk(2, dim=-1)
+    return x * rotation[0] + torch.cat([-second, first], dim=-1) * rotation[1]
+
+
+class _Mlp(nn.Module):
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(config.hidden, config.intermediate, bias=False)
+        self.fc2 = nn.Linear(config.intermediate, config.hidden, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.fc2(F.gelu(self.fc1(x)))
+        return y
+
+
+class _Scale(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.empty(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.scale * x
