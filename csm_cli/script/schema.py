@@ -1,0 +1,272 @@
+"""The one schema of scripts and batch lines: what may be written. What it means together is checked in `resolve`."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AliasChoices,
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    RootModel,
+    Tag,
+    TypeAdapter,
+)
+
+from csm_cli import types
+from csm_cli.script.scalars import (
+    Count,
+    Duration,
+    Excluded,
+    File,
+    Gain,
+    Id,
+    Included,
+    Moment,
+    Name,
+    Number,
+    Offset,
+    Pause,
+    Seed,
+    Temperature,
+    Title,
+    Version,
+    Words,
+    expects,
+    truth,
+)
+
+ALIASES = {
+    "id": ("custom_id",),
+    "text": ("input",),
+    "speaker": ("role", "source", "speaker_id"),
+    "audio": ("audio_filepath", "file_name"),
+}
+TAG = "\0"  # begins the names of union members, which no field of a script can begin with
+OPTIONS = frozenset(field.name for field in fields(types.Options))
+
+
+def _also(name: str) -> Any:
+    return Field(validation_alias=AliasChoices(name, *ALIASES[name]))
+
+
+def _with_aliases(schema: dict[str, Any]) -> None:
+    """Lets editors accept the other names of a field."""
+    properties, required = schema.get("properties", {}), schema.get("required", [])
+    for name, others in ALIASES.items():
+        if name not in properties:
+            continue
+        properties.update(dict.fromkeys(others, properties[name]))
+        if name in required:
+            required.remove(name)
+            schema.setdefault("allOf", []).append({"anyOf": [{"required": [each]} for each in (name, *others)]})
+
+
+class _Fields(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, json_schema_extra=_with_aliases)
+
+
+class _Options(_Fields):
+    """Generation options; see `types.Options`."""
+
+    temperature: Temperature | None = None
+    top_k: Count | None = None
+    depth_temperature: Temperature | None = None
+    depth_top_k: Count | None = None
+    seed: Seed | None = None
+    max_duration: Duration | None = None
+
+    def options(self) -> types.Options:
+        return types.Options(**{name: getattr(self, name) for name in OPTIONS})
+
+
+class Defaults(_Options):
+    """What holds where a turn says nothing. gap: seconds of silence between turns."""
+
+    gap: Pause | None = None
+
+
+class Speaker(_Options):
+    """id: the number the model reads. voice: audio in this voice, its words in `voice_text` or in a .txt beside it."""
+
+    id: Number
+    voice: File | None = None
+    voice_text: Words | None = None
+    gain: Gain | None = None
+
+
+class Heard(_Fields):
+    """Recorded speech that the model hears and that is not written."""
+
+    speaker: Annotated[Name, _also("speaker")]
+    audio: Annotated[File, _also("audio")]
+    text: Annotated[Words, _also("text")]
+    start: Moment | None = None
+    end: Moment | None = None
+    id: Annotated[Id | None, _also("id")] = None
+
+
+class Left(Heard):
+    """Recorded speech in the place of a turn, left out of the output: context."""
+
+    include: Excluded
+
+
+class Recorded(Heard):
+    """A recorded turn, kept as it is."""
+
+    offset: Offset | None = None
+    gain: Gain | None = None
+    include: Included | None = None
+
+
+class Spoken(_Options):
+    """A turn to be spoken. offset: seconds after the turn before, in place of the default gap."""
+
+    speaker: Annotated[Name, _also("speaker")]
+    text: Annotated[Words, _also("text")]
+    id: Annotated[Id | None, _also("id")] = None
+    offset: Offset | None = None
+    gain: Gain | None = None
+    include: Included | None = None
+
+
+class Silence(_Fields):
+    pause: Pause
+
+
+TURN_FIELDS = frozenset(
+    name
+    for model in (Left, Recorded, Spoken, Silence)
+    for field in model.model_fields
+    for name in (field, *ALIASES.get(field, ()))
+)
+
+
+def _one_pair(schema: dict[str, Any]) -> None:
+    schema.update(minProperties=1, maxProperties=1, propertyNames={"not": {"enum": sorted(TURN_FIELDS)}})
+
+
+class Short(RootModel[dict[str, Words]]):
+    """A spoken turn as `speaker: text`."""
+
+    model_config = ConfigDict(json_schema_extra=_one_pair)
+
+
+def _turn_kind(entry: object) -> str:
+    if not isinstance(entry, dict):
+        return TAG + "spoken"
+    if "pause" in entry:
+        return TAG + "pause"
+    if len(entry) == 1 and not TURN_FIELDS.intersection(entry):
+        return TAG + "short"
+    if truth(entry.get("include")) is False:
+        return TAG + "left"
+    return TAG + "recorded" if any(name in entry for name in ("audio", *ALIASES["audio"])) else TAG + "spoken"
+
+
+TurnEntry = Annotated[
+    Annotated[Short, Tag(TAG + "short")]
+    | Annotated[Spoken, Tag(TAG + "spoken")]
+    | Annotated[Recorded, Tag(TAG + "recorded")]
+    | Annotated[Left, Tag(TAG + "left")]
+    | Annotated[Silence, Tag(TAG + "pause")],
+    Discriminator(_turn_kind),
+]
+
+
+class TextItem(_Fields):
+    type: Annotated[Literal["text"], expects('"text" or "audio"')]
+    text: Words
+
+
+class AudioItem(_Fields):
+    type: Literal["audio"]
+    path: Annotated[File, Field(validation_alias=AliasChoices("path", "audio"))]
+
+
+ContentItem = Annotated[
+    Annotated[TextItem, Tag(TAG + "text")] | Annotated[AudioItem, Tag(TAG + "audio")],
+    Discriminator(lambda item: TAG + ("audio" if isinstance(item, dict) and item.get("type") == "audio" else "text")),
+]
+Content = Annotated[
+    Annotated[Words, Tag(TAG + "words")] | Annotated[list[ContentItem], Tag(TAG + "items")],
+    Discriminator(lambda content: TAG + ("items" if isinstance(content, list) else "words")),
+]
+
+
+class Message(_Fields):
+    """A turn in the chat form of transformers."""
+
+    role: Name
+    content: Content
+
+
+class _Outline(_Fields):
+    """The fields of a script, its entries not looked into yet."""
+
+    csm: Version = "1"
+    title: Title | None = None
+    defaults: Any = None
+    speakers: dict[str, Any] | None = None
+    context: list[Any] | None = None
+
+
+class HeaderOutline(_Outline):
+    """The first line of a JSONL script or manifest."""
+
+
+class ScriptOutline(_Outline):
+    turns: list[Any] | None = None
+    messages: list[Any] | None = None
+
+
+class DialogueOutline(ScriptOutline):
+    """A batch line that holds a whole dialogue."""
+
+    id: Annotated[Id | None, _also("id")] = None
+
+
+class Line(_Options):
+    """A batch line with one text to speak. Without a speaker, `[n]` in the text tags turns."""
+
+    id: Annotated[Id | None, _also("id")] = None
+    speaker: Annotated[Name | None, _also("speaker")] = None
+    text: Annotated[Words, _also("text")]
+    gain: Gain | None = None
+    context: list[Any] | None = None
+
+
+class _Entries(BaseModel):
+    """What the outlines leave open, for the JSON Schema."""
+
+    defaults: Defaults | None = None
+    speakers: dict[str, Speaker] | None = None
+    context: list[Heard] | None = None
+    turns: list[TurnEntry] | None = None
+    messages: list[Message] | None = None
+
+
+def json_schema(kind: Literal["script", "batch"] = "script") -> dict[str, Any]:
+    """The JSON Schema (draft 2020-12) of a script or of one line of a manifest, for editors."""
+    roots: list[type[BaseModel]] = [ScriptOutline] if kind == "script" else [Line, DialogueOutline, HeaderOutline]
+    entries = _Entries.model_json_schema()
+    definitions = entries["$defs"]
+    for root in roots:
+        schema = root.model_json_schema()
+        shared = schema["properties"].keys() & entries["properties"].keys()
+        schema["properties"].update({name: entries["properties"][name] for name in shared})
+        definitions[root.__name__.removesuffix("Outline")] = schema
+    references = [{"$ref": f"#/$defs/{root.__name__.removesuffix('Outline')}"} for root in roots]
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "csm script" if kind == "script" else "csm batch line",
+        "anyOf": references,
+        "$defs": definitions,
+    }
+
+
+TURN: TypeAdapter[Any] = TypeAdapter(TurnEntry)

@@ -1,0 +1,84 @@
+"""Tagged text and --context."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from hypothesis import given
+from hypothesis import strategies as st
+
+from csm_cli.errors import ScriptInvalid, UsageError
+from csm_cli.script import parse_context, parse_say
+from csm_cli.types import Recording, Turn
+
+
+@pytest.fixture(autouse=True)
+def _desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("prev.wav", "a=b.wav", "silent.wav"):
+        soundfile.write(name, np.zeros(0 if name == "silent.wav" else 2400, np.float32), 24000)
+
+
+@pytest.mark.parametrize(
+    ("text", "turns"),
+    [
+        ("Hello.", [(7, "Hello.")]),
+        ("[0]Hello.", [(0, "Hello.")]),
+        (" [1] Hello.\n[0] Hi [2]there[3].", [(1, "Hello."), (0, "Hi"), (2, "there[3].")]),
+        ("[bold] Hello [1] there", [(7, "[bold] Hello [1] there")]),
+        ("See [1] there", [(7, "See [1] there")]),
+        ("[2024] was good", [(7, "[2024] was good")]),
+        ("<|AUDIO|> :smile: [red]", [(7, "<|AUDIO|> :smile: [red]")]),
+    ],
+)
+def test_tags_begin_turns_only_where_a_text_begins_with_one(text: str, turns: list[tuple[int, str]]) -> None:
+    assert [(turn.speaker, turn.text) for turn in parse_say(text, 7)] == turns
+
+
+@pytest.mark.parametrize(
+    ("text", "place"), [("", "1:1"), (" \n", "1:1"), ("[0]", "1:1"), ("[0]Hi.\n [1] [2]Ho.", "2:2")]
+)
+def test_a_turn_without_text_is_refused(text: str, place: str) -> None:
+    with pytest.raises(ScriptInvalid) as caught:
+        parse_say(text, 0)
+    assert [complaint.place for complaint in caught.value.complaints] == [f"<text>:{place}"]
+
+
+words = (
+    st.text(alphabet="ab [].,!", min_size=1, max_size=12).map(str.strip).filter(lambda text: text and text[0] != "[")
+)
+
+
+@given(st.lists(st.tuples(st.integers(0, 999), words), min_size=1, max_size=5))
+def test_tagged_turns_come_back(turns: list[tuple[int, str]]) -> None:
+    text = "\n".join(f"[{speaker}]{said}" for speaker, said in turns)
+    assert [(turn.speaker, turn.text) for turn in parse_say(text, 0)] == turns
+
+
+@pytest.mark.parametrize("name", ["prev.wav", "a=b.wav", "./prev.wav", r".\prev.wav"])
+def test_context_is_a_recorded_turn(name: str) -> None:
+    turn = parse_context(f"[1]{name}=1 + 1 = 2")
+    assert turn == Turn(1, "1 + 1 = 2", "1", recording=Recording(Path(name.replace("\\", "/"))))
+
+
+@pytest.mark.parametrize("flag", ["", "prev.wav=Hi", "[1]prev.wav", "[x]prev.wav=Hi", "[1]=Hi"])
+def test_context_of_another_form_is_a_usage_error(flag: str) -> None:
+    with pytest.raises(UsageError, match="--context takes"):
+        parse_context(flag)
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("[1]gone.wav=Hi = ho", "no such file: gone.wav"),
+        ("[1]silent.wav=Hi", "has no audio in it"),
+        ("[1]prev.wav= ", "expected its text after the =, got nothing"),
+    ],
+)
+def test_unusable_context_is_a_complaint(flag: str, message: str) -> None:
+    with pytest.raises(ScriptInvalid) as caught:
+        parse_context(flag)
+    assert [complaint.message for complaint in caught.value.complaints] == [message]
