@@ -169,3 +169,12 @@ def test_half_precision_follows_float32_at_first(dtype: torch.dtype) -> None:
     wanted, got = spoken(Engine(model), [request])[0], spoken(Engine(half), [request])[0]
     assert torch.equal(wanted[0, :1], got[0, :1])
     assert got.shape == wanted.shape
+
+
+def test_whoever_stops_listening_frees_the_slots(model: CsmModel) -> None:
+    engine = Engine(model, slots=2)
+    frames = decode(engine, iter([*requests(2), None]).__next__)
+    next(frames)
+    frames.close()
+    assert not engine.busy
+    assert torch.equal(spoken(engine, requests(1))[0], spoken(Engine(model, slots=2), requests(1))[0])

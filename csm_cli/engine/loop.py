@@ -12,11 +12,15 @@ def decode(engine: Engine, source: Callable[[], Request | None]) -> Iterator[Fra
     """Yields frames as they come, of all requests together, until `source` has none left and all have ended.
 
     `source` is asked for a request whenever a slot is free, None meaning "not now"; what it gives after a frame with a
-    stop reason (the conversation's next turn) begins at once, on the KV cache that frame left.
+    stop reason (the conversation's next turn) begins at once, on the KV cache that frame left. Whoever stops listening
+    frees the slots.
     """
-    while True:
-        while not engine.full and (request := source()):
-            engine.admit(request)
-        if not engine.busy:
-            return
-        yield from engine.step()
+    try:
+        while True:
+            while not engine.full and (request := source()):
+                engine.admit(request)
+            if not engine.busy:
+                return
+            yield from engine.step()
+    finally:
+        engine.release()

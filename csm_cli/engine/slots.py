@@ -81,11 +81,12 @@ class Engine:
             raise ValueError(f"{len(rows)} rows and {frames} frames exceed the window of {self.positions}")
         shared = {index: slot.shared(rows) for index, slot in enumerate(self.slots) if not slot.request}
         index = max(shared, key=lambda free: shared[free])
-        start = min(shared[index], len(rows) - 1)
+        slot, start = self.slots[index], min(shared[index], len(rows) - 1)
+        slot.prompt, slot.frames = rows[:start], []  # what is left of it if the prefill fails
         place = Span(index, index + 1, start, len(rows))
         embedded = self.model.embed_rows(rows[start:].to(self.model.device))[None]
         self._hidden[index] = self.model.backbone(embedded, self._caches.backbone, place)[0, -1]
-        self.slots[index].begin(request)
+        slot.begin(request)
         self._filters = None
 
     @torch.inference_mode()
@@ -100,6 +101,12 @@ class Engine:
         codes, hidden = next_frame(self.model, self._caches, self._hidden[:count], place, self._draw(slots))
         self._hidden[:count] = hidden
         return [self._record(index, row) for index, row in enumerate(codes.cpu()) if self.slots[index].request]
+
+    def release(self) -> None:
+        """Frees every slot; what the caches hold stays."""
+        for slot in self.slots:
+            slot.request = None
+        self._filters = None
 
     def _gather(self) -> int:
         """Moves busy slots down where that makes the batch smaller; returns its size, a power of two of rows."""

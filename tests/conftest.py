@@ -1,0 +1,100 @@
+"""What tests share: tiny random checkpoints on disk, sound files, and the command line called in this process."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from tiny import AUDIO, AUDIO_EOS, BOS, EOS, Shape, random_csm
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import CsmForConditionalGeneration
+
+from csm_cli.cli import main
+
+TOKENS = {"<|begin_of_text|>": BOS, "<|end_of_text|>": EOS, "<|AUDIO|>": AUDIO, "<|audio_eos|>": AUDIO_EOS}
+
+
+def byte_tokenizer() -> Tokenizer:
+    """One token a byte, and the special tokens after them."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE({char: index for index, char in enumerate(alphabet)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.add_special_tokens(list(TOKENS))
+    assert {token: tokenizer.token_to_id(token) for token in TOKENS} == TOKENS
+    return tokenizer
+
+
+def save_checkpoint(model: CsmForConditionalGeneration, folder: Path) -> Path:
+    """A whole checkpoint in transformers format: greedy by default, so that tests repeat."""
+    model.save_pretrained(folder)
+    byte_tokenizer().save(str(folder / "tokenizer.json"))
+    generation = {"do_sample": False, "depth_decoder_do_sample": False}
+    (folder / "generation_config.json").write_text(json.dumps(generation))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random CSM of 8 codebooks; greedy, it ends no turn by itself."""
+    return save_checkpoint(random_csm(Shape()), tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="session")
+def mute_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A CSM whose every code is 0, which ends each turn before its first frame."""
+    model = random_csm(Shape())
+    with torch.no_grad():
+        model.lm_head.weight.zero_()
+        model.depth_decoder.codebooks_head.weight.zero_()
+    return save_checkpoint(model, tmp_path_factory.mktemp("mute"))
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one call of the command line did."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+@pytest.fixture
+def csm(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
+    """Calls `csm` with these arguments, without the caller's CSM_ variables."""
+    for name in [name for name in os.environ if name.startswith("CSM_")]:
+        monkeypatch.delenv(name)
+
+    def call(*arguments: object) -> Result:
+        capfd.readouterr()
+        code = main([str(argument) for argument in arguments])
+        sys.stdout.flush()
+        out, err = capfd.readouterr()
+        return Result(code, out, err)
+
+    return call
+
+
+def write_tone(path: Path, seconds: float = 0.5, rate: int = 24000) -> Path:
+    """A second voice for context: a soft sine."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    samples = 0.1 * np.sin(np.arange(round(seconds * rate)) * 0.1)
+    soundfile.write(path, samples.astype(np.float32), rate)
+    return path
+
+
+@pytest.fixture
+def tone(tmp_path: Path) -> Path:
+    return write_tone(tmp_path / "tone.wav")

@@ -1,0 +1,135 @@
+"""From conversations to utterances, on a tiny random checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import csm_cli.synth
+from csm_cli.checkpoint import open_checkpoint
+from csm_cli.errors import AudioUnreadable, PromptTooLong
+from csm_cli.synth import Event, Failure, Synthesizer, Tick, Utterance
+from csm_cli.types import Conversation, Options, Recording, Turn
+
+SHORT = Options(max_duration=0.4, seed=1)  # five frames
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def synth(tiny_checkpoint: Path) -> Synthesizer:
+    return Synthesizer(open_checkpoint(str(tiny_checkpoint)), CPU, torch.float32, slots=3)
+
+
+@pytest.fixture(scope="module")
+def sung(tmp_path_factory: pytest.TempPathFactory) -> Recording:
+    import soundfile
+
+    path = tmp_path_factory.mktemp("voices") / "la la.wav"
+    soundfile.write(path, 0.2 * np.sin(np.arange(24000) / 20), 24000)
+    return Recording(path)
+
+
+def spoken(events: list[Event]) -> list[Utterance]:
+    return [event for event in events if isinstance(event, Utterance)]
+
+
+def talk(*texts: str, name: str = "", context: tuple[Turn, ...] = ()) -> Conversation:
+    return Conversation(tuple(Turn(n % 2, text) for n, text in enumerate(texts)), context, id=name)
+
+
+def test_turns_come_in_order_with_their_audio(synth: Synthesizer) -> None:
+    events = list(synth.speak([talk("One.", "Two.", "Three.")], SHORT))
+    utterances = spoken(events)
+    assert [u.turn.text for u in utterances] == ["One.", "Two.", "Three."]
+    assert [u.stop for u in utterances] == ["cap"] * 3
+    assert [u.seed for u in utterances] == [1, 2, 3]
+    assert all(u.codes.shape == (5, 8) and len(u.audio.samples) == 5 * 1920 for u in utterances)
+    assert [event.frames for event in events if isinstance(event, Tick)] == [1, 2, 3, 4] * 3
+
+
+def test_the_audio_is_the_codes_decoded(synth: Synthesizer) -> None:
+    (utterance,) = spoken(list(synth.speak([talk("Hello.")], SHORT)))
+    np.testing.assert_allclose(utterance.audio.samples, synth.codec.decode(utterance.codes).numpy(), atol=1e-6)
+
+
+def test_what_was_said_before_changes_what_is_said(synth: Synthesizer) -> None:
+    alone, after = (spoken(list(synth.speak([c], SHORT)))[-1] for c in (talk("B."), talk("Aha.", "B.")))
+    assert not torch.equal(alone.codes, after.codes)
+
+
+def test_many_conversations_are_spoken_as_each_alone(synth: Synthesizer) -> None:
+    talks = [talk(f"Number {n}.", *["And more."] * (n % 3), name=str(n)) for n in range(7)]
+    together: dict[str, list[list[list[int]]]] = {t.id: [] for t in talks}
+    for utterance in spoken(list(synth.speak(talks, SHORT))):
+        together[utterance.conversation.id].append(utterance.codes.tolist())
+    for t in talks:
+        assert together[t.id] == [u.codes.tolist() for u in spoken(list(synth.speak([t], SHORT)))]
+
+
+def test_conversations_are_taken_as_slots_become_free(synth: Synthesizer) -> None:
+    taken = []
+
+    def source() -> object:
+        for n in range(6):
+            taken.append(n)
+            yield talk(f"Number {n}.")
+
+    next(iter(synth.speak(source(), SHORT)))
+    assert taken == [0, 1, 2]
+
+
+def test_context_is_heard_and_each_file_encoded_once(
+    synth: Synthesizer, sung: Recording, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[Path] = []
+    original: Callable[..., object] = csm_cli.synth.read_audio
+    monkeypatch.setattr(csm_cli.synth, "read_audio", lambda path, *rest: (read.append(path), original(path, *rest))[1])
+    heard = (Turn(0, "La la.", recording=sung),)
+    with_context, again = (spoken(list(synth.speak([talk("Hi.", context=heard)], SHORT)))[0] for _ in range(2))
+    without = spoken(list(synth.speak([talk("Hi.")], SHORT)))[0]
+    assert torch.equal(with_context.codes, again.codes)
+    assert not torch.equal(with_context.codes, without.codes)
+    assert read == [sung.path]
+
+
+def test_a_recorded_turn_keeps_its_audio_and_is_heard(synth: Synthesizer, sung: Recording) -> None:
+    turns = (Turn(0, "La la.", recording=sung), Turn(1, "Nice."), Turn(0, "La.", recording=sung))
+    first, second, third = spoken(list(synth.speak([Conversation(turns)], SHORT)))
+    assert (first.stop, second.stop, third.stop) == ("recorded", "cap", "recorded")
+    np.testing.assert_allclose(first.audio.samples, 0.2 * np.sin(np.arange(24000) / 20), atol=1e-4)
+    as_context = Conversation((Turn(1, "Nice."),), (Turn(0, "La la.", recording=sung),))
+    (same,) = spoken(list(synth.speak([as_context], Options(max_duration=0.4))))
+    assert torch.equal(second.codes, same.codes)
+
+
+def test_a_broken_context_costs_only_its_own_conversation(synth: Synthesizer, tmp_path: Path) -> None:
+    broken = (Turn(0, "La.", recording=Recording(tmp_path / "none.wav")),)
+    events = list(synth.speak([talk("A."), talk("B.", context=broken, name="b"), talk("C.")], SHORT))
+    assert [u.turn.text for u in spoken(events)] == ["A.", "C."]
+    (failure,) = [event for event in events if isinstance(event, Failure)]
+    assert failure.conversation.id == "b"
+    assert isinstance(failure.error, AudioUnreadable)
+
+
+def test_a_text_too_long_for_the_window_is_said(synth: Synthesizer) -> None:
+    (failure,) = list(synth.speak([talk("word " * 200)], Options(seed=1)))
+    assert isinstance(failure, Failure)
+    assert isinstance(failure.error, PromptTooLong)
+
+
+def test_a_model_that_says_nothing_is_empty(mute_checkpoint: Path) -> None:
+    synth = Synthesizer(open_checkpoint(str(mute_checkpoint)), CPU, torch.float32)
+    (utterance,) = spoken(list(synth.speak([talk("Hello.")], Options(seed=1))))
+    assert (utterance.stop, len(utterance.audio.samples)) == ("empty", 0)
+
+
+def test_flags_count_over_the_scripts_defaults_and_turns_over_flags(synth: Synthesizer) -> None:
+    turns = (Turn(0, "A."), Turn(0, "B.", options=Options(max_duration=0.16)))
+    script = Conversation(turns, defaults=Options(max_duration=1.0, seed=50))
+    first, second = spoken(list(synth.speak([script], Options(max_duration=0.24))))
+    assert (len(first.codes), len(second.codes)) == (3, 2)
+    assert first.seed == 50
