@@ -201,7 +201,7 @@ def test_standard_input_is_a_dash(desk: Path) -> None:
 
 
 def test_either_form_is_told_apart(desk: Path) -> None:
-    assert [item.id for item in read_either(SAMPLES / "prompts.jsonl")] == ["plain", "two", "answer", "seeded"]
+    assert [item.id for item in read_either(SAMPLES / "batch.jsonl")] == ["alone", "answer"]
     assert [item.title for item in read_either(SAMPLES / "dialogue.jsonl")] == ["A walk in the morning"]
     shutil.copy(CASES / "manifests" / "lines.jsonl", "m.jsonl")
     with pytest.raises(ScriptInvalid) as caught:
@@ -221,7 +221,7 @@ def test_the_samples_agree() -> None:
     assert yaml == jsonl
     assert len(yaml.context) == 2
     chat = read_script(SAMPLES / "chat.json")
-    assert ([turn.speaker for turn in chat.context], [turn.speaker for turn in chat.turns]) == ([0, 1], [0])
+    assert ([turn.speaker for turn in chat.context], [turn.speaker for turn in chat.turns]) == ([1, 0], [1])
 
 
 def test_reading_a_script_needs_no_torch() -> None:

@@ -79,7 +79,7 @@ def line_fits(data: Any) -> bool:
 def test_the_samples_fit() -> None:
     assert script_fits(yaml.safe_load((SAMPLES / "dialogue.yaml").read_text()))
     assert script_fits(json.loads((SAMPLES / "chat.json").read_text()))
-    assert all(line_fits(json.loads(line)) for line in (SAMPLES / "prompts.jsonl").read_text().splitlines())
+    assert all(line_fits(json.loads(line)) for line in (SAMPLES / "batch.jsonl").read_text().splitlines())
 
 
 @pytest.mark.parametrize(
