@@ -84,9 +84,7 @@ def _rope(config: Json, where: str) -> Rope:
 
 def _stack(config: Json, where: str) -> StackConfig:
     if config.get("attention_bias") or config.get("mlp_bias") or config.get("hidden_act", "silu") != "silu":
-        raise CheckpointInvalid(
-            f"{where} asks for biases or an activation other than SiLU, which CSM has not"
-        )
+        raise CheckpointInvalid(f"{where} asks for biases or an activation other than SiLU, which CSM has not")
     hidden, heads = int(_required(config, "hidden_size", where)), int(_required(config, "num_attention_heads", where))
     kv_heads = int(config.get("num_key_value_heads") or heads)
     if heads % kv_heads:

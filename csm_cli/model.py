@@ -163,7 +163,8 @@ class Layer(nn.Module):
         values = place.write(layer[1], qkv[:, :, turned:].transpose(1, 2))
         x = x + self.out(self._attend(qk[:, : config.heads], keys, values, mask))
         gate, up = self.gate_up(F.rms_norm(x, (config.hidden,), self.mlp_norm, config.eps)).chunk(2, -1)
-        return x + self.down(F.silu(gate) * up)
+        y: Tensor = x + self.down(F.silu(gate) * up)
+        return y
 
 
 class Stack(nn.Module):
