@@ -23,6 +23,9 @@ from csm_cli.prompt import Prompter
 from csm_cli.types import Conversation, Options, Recording, Turn
 
 
+RECORDINGS_KEPT = 256  # so that a long batch, each line with its own context, does not grow
+
+
 @dataclass(frozen=True)
 class Utterance:
     """One turn as it came out.
@@ -84,7 +87,7 @@ class Synthesizer:
         return _Session(self, flags).run(conversations)
 
     def listen(self, recording: Recording) -> tuple[Audio, Tensor]:
-        """A recording's audio and codes [T, K], each file encoded once.
+        """A recording's audio and codes [T, K], each file encoded once (the last few hundred are kept).
 
         Raises:
             AudioUnreadable: missing, not audio, or nothing in it.
@@ -92,6 +95,8 @@ class Synthesizer:
         if recording not in self._heard:
             audio = read_audio(recording.path, self.codec.rate, recording.start, recording.end)
             codes = self.codec.encode(torch.from_numpy(audio.samples).to(self.device)).cpu()
+            if len(self._heard) >= RECORDINGS_KEPT:
+                del self._heard[next(iter(self._heard))]
             self._heard[recording] = audio, codes
         return self._heard[recording]
 

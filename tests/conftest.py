@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
 from collections.abc import Callable
@@ -35,6 +36,10 @@ def byte_tokenizer() -> Tokenizer:
 
 def save_checkpoint(model: CsmForConditionalGeneration, folder: Path) -> Path:
     """A whole checkpoint in transformers format: greedy by default, so that tests repeat."""
+    generator = torch.Generator().manual_seed(0)
+    for name, buffer in model.codec_model.named_buffers():
+        if name.endswith("embed_sum"):  # zero as transformers makes them: every code would sound the same
+            buffer.normal_(generator=generator)
     model.save_pretrained(folder)
     byte_tokenizer().save(str(folder / "tokenizer.json"))
     generation = {"do_sample": False, "depth_decoder_do_sample": False}
@@ -73,7 +78,10 @@ class Result:
 
 @pytest.fixture
 def csm(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
-    """Calls `csm` with these arguments, without the caller's CSM_ variables."""
+    """Calls `csm` with these arguments, without the caller's CSM_ variables; the log is as before afterwards."""
+    log = logging.getLogger("csm_cli")
+    for name in ("handlers", "level", "propagate"):
+        monkeypatch.setattr(log, name, getattr(log, name))
     for name in [name for name in os.environ if name.startswith("CSM_")]:
         monkeypatch.delenv(name)
 

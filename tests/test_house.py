@@ -21,7 +21,9 @@ FLOORS = [
     ["dialogue"],
     ["synth"],
     ["train"],
+    ["bench"],
     ["cli"],
+    ["__main__"],
 ]
 ROOMS = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 

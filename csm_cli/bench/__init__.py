@@ -1,0 +1,1 @@
+"""Measurements of what is claimed: how well a voice speaks."""

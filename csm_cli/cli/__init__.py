@@ -1,0 +1,76 @@
+"""The command line. `main` is the one place where failures become exit codes."""
+
+from __future__ import annotations
+
+import errno
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from csm_cli.cli.console import keep_names, note, warn
+from csm_cli.errors import INTERRUPTED, CsmError, OutOfMemory, OutputFailed, ScriptInvalid
+
+if TYPE_CHECKING:
+    from typer import TyperException
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs `csm` with these arguments, or the process's own; returns the exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    keep_names()
+    try:
+        code = _run(arguments)
+    except KeyboardInterrupt:
+        code = INTERRUPTED
+    except SystemExit as closed_pipe:
+        return int(closed_pipe.code or 0)
+    except Exception as error:
+        if "--debug" in arguments:
+            traceback.print_exc()
+        return _report(error)
+    if code == INTERRUPTED:
+        warn("interrupted")
+    return code
+
+
+def _run(arguments: list[str]) -> int:
+    from csm_cli.cli.app import app
+
+    code: int | None = app(arguments, prog_name="csm", standalone_mode=False)
+    return code or 0
+
+
+def _report(error: Exception) -> int:
+    from typer import TyperException
+
+    if isinstance(error, TyperException):
+        warn(_usage(error))
+        return error.exit_code
+    failure = error if isinstance(error, CsmError) else _translated(error)
+    if isinstance(failure, ScriptInvalid):
+        from csm_cli.script import complaint_lines
+
+        for line in complaint_lines(failure):
+            note(line)
+    else:
+        warn(str(failure))
+    return failure.code
+
+
+def _usage(error: TyperException) -> str:
+    context = getattr(error, "ctx", None)
+    command = context.command_path if context else "csm"
+    message = " ".join(error.format_message().split()).rstrip(".")
+    return f"{message[:1].lower()}{message[1:]}; `{command} --help` says what there is"
+
+
+def _translated(error: Exception) -> CsmError:
+    """A failure of the machine, or a bug, as a failure of ours."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "can't allocate" in str(error):
+        return OutOfMemory("out of memory; use a smaller --batch-size, shorter context or another --device")
+    if isinstance(error, OSError):
+        place = f"{error.filename}: " if error.filename else ""
+        hint = "; make room and run again" if error.errno == errno.ENOSPC else ""
+        return OutputFailed(f"{place}{error.strerror or error}{hint}")
+    return CsmError(f"unexpected {type(error).__name__}: {error}; run again with --debug and report what it prints")

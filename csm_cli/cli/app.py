@@ -1,0 +1,41 @@
+"""The commands."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from csm_cli import __version__
+from csm_cli.cli.batch import batch
+from csm_cli.cli.bench import bench
+from csm_cli.cli.check import check
+from csm_cli.cli.console import emit
+from csm_cli.cli.converse import converse
+from csm_cli.cli.doctor import doctor
+from csm_cli.cli.flat import flat
+from csm_cli.cli.say import say
+
+app = typer.Typer(
+    name="csm",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    invoke_without_command=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+for command in (say, converse, batch, check, doctor):
+    app.command()(flat(command))
+app.add_typer(bench)
+
+
+@app.callback()
+def top(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of a failure.")] = False,
+) -> None:
+    """Speech from text, scripts and manifests with Sesame's Conversational Speech Model."""
+    if version:
+        emit(f"csm {__version__}")
+    elif context.invoked_subcommand is None:
+        typer.echo(context.get_help())

@@ -1,0 +1,87 @@
+"""What goes to standard output and standard error. User text is printed as it is, never as markup."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import os
+import sys
+import unicodedata
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from csm_cli.errors import UsageError
+
+if TYPE_CHECKING:
+    from csm_cli.cli.options import Telling
+
+
+def emit(line: str) -> None:
+    """A line of result, at once: a reader may be waiting at the other end of a pipe."""
+    print(_printable(line), flush=True)
+
+
+def emit_path(path: Path) -> None:
+    """Exactly as it is, whatever bytes its name has: `keep_names` made standard output take them."""
+    print(path, flush=True)
+
+
+def emit_json(record: Any) -> None:
+    print(json.dumps(record, ensure_ascii=False), flush=True)
+
+
+def emit_bytes(data: bytes) -> None:
+    sys.stdout.flush()
+    sys.stdout.buffer.write(data)
+    sys.stdout.buffer.flush()
+
+
+def note(line: str) -> None:
+    """A line for the person who waits; none of it is a result."""
+    print(_printable(line), file=sys.stderr, flush=True)
+
+
+def warn(line: str) -> None:
+    note(f"csm: {line}")
+
+
+def keep_names() -> None:
+    """Lets file names that are not text through standard output unchanged."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="surrogateescape")
+
+
+def refuse_terminal() -> None:
+    """Raises UsageError where audio would be written to a terminal."""
+    if sys.stdout.isatty():
+        raise UsageError("-o - writes audio, and standard output is a terminal; add a pipe or name a file")
+
+
+def set_up(telling: Telling) -> None:
+    """Levels of our own log, and silence for the libraries'."""
+    log = logging.getLogger("csm_cli")
+    log.setLevel(logging.DEBUG if telling.debug else logging.INFO if telling.verbose else logging.WARNING)
+    log.handlers = [_Notes()]
+    log.propagate = False
+    if telling.verbose or telling.debug:
+        return
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")
+    if telling.quiet or not sys.stderr.isatty():
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    warnings.simplefilter("ignore")
+
+
+class _Notes(logging.Handler):
+    """Looks sys.stderr up each time, since a progress bar stands in for it while it is drawn."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        warn(record.getMessage())
+
+
+def _printable(line: str) -> str:
+    """`line` without what would steer a terminal (Cc), and without lone surrogates of undecodable names (Cs)."""
+    odd = (unicodedata.category(char) in ("Cc", "Cs") for char in line)
+    return "".join(char.encode("unicode_escape").decode() if bad else char for char, bad in zip(line, odd, strict=True))

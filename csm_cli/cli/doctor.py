@@ -1,0 +1,102 @@
+"""csm doctor: what this machine can do."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from importlib import metadata, resources
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from csm_cli import __version__
+from csm_cli.cli.console import emit, emit_json
+
+_PACKAGES = ("transformers", "huggingface_hub", "tokenizers", "safetensors", "numpy", "soundfile", "librosa")
+
+
+def doctor(
+    json: Annotated[bool, typer.Option("--json", help="The same as JSON.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of a failure.")] = False,
+) -> None:
+    """Say what this machine can do."""
+    found = {
+        "csm": __version__,
+        "python": f"{platform.python_version()} ({sys.executable})",
+        "system": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+        "torch": _torch(),
+        "packages": {name: _version(name) for name in _PACKAGES},
+        "sound": _sound(),
+        "voice": _voice(),
+        "hub": _hub(),
+    }
+    if json:
+        emit_json(found)
+    else:
+        _print(found)
+
+
+def _torch() -> dict[str, Any]:
+    try:
+        import torch
+    except Exception as error:  # a broken installation fails in many ways
+        return {"error": f"cannot be imported: {error}; install torch from https://pytorch.org/get-started/locally"}
+    from csm_cli.device import pick_device, pick_dtype
+
+    device = pick_device("auto")
+    gpus = [f"cuda:{index} {torch.cuda.get_device_name(index)}" for index in range(torch.cuda.device_count())]
+    return {
+        "version": str(torch.__version__),
+        "devices": ["cpu", *gpus, *(["mps"] if torch.backends.mps.is_available() else [])],
+        "auto": f"{device} with {str(pick_dtype('auto', device)).removeprefix('torch.')}",
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "missing"
+
+
+def _sound() -> dict[str, Any]:
+    try:
+        import soundfile
+    except Exception as error:  # a missing libsndfile is an OSError, a missing package an ImportError
+        return {"error": f"cannot be imported: {error}; install libsndfile"}
+    return {"libsndfile": soundfile.__libsndfile_version__, "reads": sorted(soundfile.available_formats())}
+
+
+def _voice() -> dict[str, Any]:
+    folder = Path(str(resources.files("csm_cli") / "assets" / "voice"))
+    files = [path for path in folder.rglob("*") if path.is_file()] if folder.is_dir() else []
+    if not files:
+        return {"error": "missing from this installation; name a model with --model"}
+    size = round(sum(path.stat().st_size for path in files) / 1e6, 1)
+    card = folder / "README.md"
+    return {"folder": str(folder), "mb": size, "card": str(card) if card.exists() else "none"}
+
+
+def _hub() -> dict[str, Any]:
+    try:
+        from huggingface_hub import constants, get_token
+    except Exception as error:
+        return {"error": f"huggingface_hub cannot be imported: {error}"}
+    return {
+        "cache": str(constants.HF_HUB_CACHE),
+        "token": "present" if get_token() else "absent",
+        "offline": bool(constants.HF_HUB_OFFLINE),
+    }
+
+
+def _print(found: dict[str, Any]) -> None:
+    for name, value in found.items():
+        if not isinstance(value, dict):
+            emit(f"{name:<10} {value}")
+            continue
+        for index, (key, detail) in enumerate(value.items()):
+            text = ", ".join(map(str, detail)) if isinstance(detail, list) else detail
+            emit(f"{name if index == 0 else '':<10} {key}: {text}")

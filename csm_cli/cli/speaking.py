@@ -1,0 +1,112 @@
+"""From conversations to tracks: what `say`, `converse` and `batch` have in common."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from csm_cli.cli.console import note, set_up
+from csm_cli.cli.options import Speech, Telling, environment
+from csm_cli.errors import GenerationFailed
+from csm_cli.types import Conversation, Options, Turn
+
+if TYPE_CHECKING:
+    from csm_cli.cli.progress import Meter
+    from csm_cli.synth import Failure, Synthesizer, Utterance
+    from csm_cli.track import Track
+
+
+@dataclass(frozen=True, eq=False)
+class Spoken:
+    """A conversation whose turns have all come out, in order."""
+
+    conversation: Conversation
+    utterances: tuple[Utterance, ...]
+    track: Track
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is to be spoken, `slots` conversations at a time, by whom, and how it is told."""
+
+    conversations: Sequence[Conversation]
+    flags: Options
+    speech: Speech
+    telling: Telling
+    slots: int = 1
+
+
+def plan(conversations: Sequence[Conversation], speech: Speech, telling: Telling, slots: int = 1) -> Job:
+    """A job; options from the environment come below each script's own.
+
+    Raises:
+        UsageError: an impossible value, in a flag or in the environment.
+    """
+    base = environment()
+    based = [replace(each, defaults=each.defaults.over(base)) for each in conversations]
+    return Job(based, speech.flags(), speech, telling, slots)
+
+
+def open_synthesizer(job: Job) -> Synthesizer:
+    """Loads the model. This is where torch is imported."""
+    set_up(job.telling)
+    if not job.telling.quiet:
+        note(f"loading {job.speech.model or 'the bundled voice'} ...")
+    from csm_cli.checkpoint import open_checkpoint
+    from csm_cli.device import pick_device, pick_dtype
+    from csm_cli.synth import Synthesizer
+
+    device = pick_device(job.speech.device)
+    dtype = pick_dtype(job.speech.dtype, device)
+    return Synthesizer(open_checkpoint(job.speech.model, job.speech.revision), device, dtype, job.slots)
+
+
+def speak(synth: Synthesizer, job: Job, meter: Meter) -> Iterator[Utterance | Spoken | Failure]:
+    """Utterances; each conversation when its last turn has come out, or what kept it from that.
+
+    `meter` sees every event. After its Failure, nothing more is heard of a conversation.
+    """
+    from csm_cli.synth import Failure, Utterance
+
+    said: dict[int, list[Utterance]] = {id(each): [] for each in job.conversations}
+    for event in synth.speak(job.conversations, job.flags):
+        meter.see(event)
+        utterances = said.get(id(event.conversation))
+        if utterances is None:
+            continue
+        if isinstance(event, Utterance):
+            utterances.append(event)
+            if event.stop == "empty":
+                event = Failure(event.conversation, _empty(event, len(utterances)))
+            else:
+                yield event
+        over = len(utterances) == len(event.conversation.turns)
+        if isinstance(event, Failure) or over:
+            del said[id(event.conversation)]
+            yield event if isinstance(event, Failure) else _spoken(event.conversation, utterances)
+
+
+def title(turn: Turn, number: int) -> str:
+    """A turn as a message names it."""
+    text = " ".join(turn.text.split())
+    return f'turn {number} ({turn.name or turn.speaker}: "{text[:40]}{"..." if len(text) > 40 else ""}")'
+
+
+def file_name(turn: Turn) -> str:
+    """A turn's speaker for a file's name; what cannot stand in one on every system becomes an underscore."""
+    return re.sub(r"[^\w-]", "_", turn.name or str(turn.speaker))
+
+
+def _empty(utterance: Utterance, number: int) -> GenerationFailed:
+    return GenerationFailed(
+        f"{title(utterance.turn, number)} came out empty with seed {utterance.seed}; try another --seed"
+    )
+
+
+def _spoken(conversation: Conversation, utterances: Sequence[Utterance]) -> Spoken:
+    from csm_cli.track import Part, place
+
+    parts = [Part(each.audio.samples, each.turn.gap, each.turn.gain) for each in utterances]
+    return Spoken(conversation, tuple(utterances), place(parts, utterances[0].audio.rate, conversation.tail))

@@ -1,0 +1,124 @@
+"""csm batch: a manifest to files."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+from conftest import Result
+
+Csm = Callable[..., Result]
+
+
+def item(id: str, text: str = "Hello.", **fields: Any) -> dict[str, Any]:
+    return {"id": id, "speaker": 0, "text": text, "max_duration": 0.4} | fields
+
+
+def manifest(folder: Path, *items: dict[str, Any]) -> Path:
+    path = folder / "lines.jsonl"
+    path.write_text("\n".join(map(json.dumps, items)), encoding="utf-8")
+    return path
+
+
+def run(csm: Csm, checkpoint: Path, path: Path | str, pattern: object, *flags: object) -> Result:
+    return csm("batch", path, "-o", pattern, "--model", checkpoint, *flags)
+
+
+def test_writes_a_file_for_each_item(csm: Csm, tiny_checkpoint: Path, tmp_path: Path, tone: Path) -> None:
+    context = [{"speaker": 1, "audio": tone.name, "text": "Hi!"}]
+    turns = [{"speaker": 0, "text": "Hi", "max_duration": 0.4}, {"speaker": 1, "text": "Ho", "max_duration": 0.2}]
+    path = manifest(tmp_path, item("a"), item("b", context=context), {"id": "c", "turns": turns})
+    result = run(csm, tiny_checkpoint, path, tmp_path / "out" / "{id}.wav")
+    assert result.code == 0, result.err
+    assert sorted(result.out.splitlines()) == [str(tmp_path / "out" / f"{name}.wav") for name in "abc"]
+    assert {name: soundfile.info(tmp_path / "out" / f"{name}.wav").duration for name in "abc"} == {
+        "a": 0.4,
+        "b": 0.4,
+        "c": 0.56,
+    }
+    assert "3 of 3 written" in result.err and "seed" in result.err
+
+
+def test_items_sound_the_same_alone_and_together(csm: Csm, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    items = [item(f"{n}", f"Hello number {n}.", seed=n, temperature=1.0) for n in range(5)]
+    takes = []
+    for size in (1, 3):
+        run(csm, tiny_checkpoint, manifest(tmp_path, *items), tmp_path / f"{size}" / "{id}.wav", "--batch-size", size)
+        takes.append([soundfile.read(tmp_path / f"{size}" / f"{n}.wav")[0] for n in range(5)])
+    assert all(np.array_equal(alone, together) for alone, together in zip(*takes, strict=True))
+
+
+def test_names_come_from_the_fields(csm: Csm, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    path = manifest(tmp_path, item("x"), item("ü b"))
+    assert run(csm, tiny_checkpoint, path, tmp_path / "{index:03d}-{speaker}-{id}.flac").code == 0
+    assert (tmp_path / "001-0-x.flac").exists() and (tmp_path / "002-0-ü b.flac").exists()
+
+
+def test_json_is_one_object_an_item(csm: Csm, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    result = run(csm, tiny_checkpoint, manifest(tmp_path, item("a"), item("b")), tmp_path / "{id}.wav", "--json")
+    records = [json.loads(line) for line in result.out.splitlines()]
+    assert {record["id"]: record["output"] for record in records} == {n: str(tmp_path / f"{n}.wav") for n in "ab"}
+    assert all(record["status"] == "ok" and record["duration_s"] == 0.4 for record in records)
+
+
+def test_reads_standard_input(csm: Csm, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(json.dumps(item("a")).encode())))
+    assert run(csm, tiny_checkpoint, "-", tmp_path / "{id}.wav").code == 0 and (tmp_path / "a.wav").exists()
+
+
+def test_a_failed_item_is_one_line_and_the_rest_go_on(csm: Csm, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    bad = item("bad", max_duration=100)
+    result = run(csm, tiny_checkpoint, manifest(tmp_path, item("a"), bad, item("b")), tmp_path / "{id}.wav", "--json")
+    assert result.code == 5
+    assert (tmp_path / "a.wav").exists() and (tmp_path / "b.wav").exists() and not (tmp_path / "bad.wav").exists()
+    failures = [line for line in result.err.splitlines() if line.startswith("csm: bad: turn 1")]
+    assert len(failures) == 1 and "too long" in failures[0]
+    assert result.err.splitlines()[-1] == "csm: 1 of 3 items failed; the lines above say why"
+    told = [json.loads(line) for line in result.out.splitlines()]
+    assert [record["status"] for record in told if record["id"] == "bad"] == ["failed"]
+
+
+def test_where_all_items_fail_nothing_was_generated(csm: Csm, mute_checkpoint: Path, tmp_path: Path) -> None:
+    result = run(csm, mute_checkpoint, manifest(tmp_path, item("a"), item("b")), tmp_path / "{id}.wav")
+    assert result.code == 1 and result.err.count("came out empty") == 2 and not list(tmp_path.glob("*.wav"))
+
+
+@pytest.mark.parametrize(
+    ("pattern", "ids", "code", "message"),
+    [
+        ("out.wav", "ab", 3, "put {id} into -o"),
+        ("{id.__class__}.wav", "ab", 2, "no field"),
+        ("{}.wav", "ab", 2, "no field"),
+        ("{name}.wav", "ab", 2, "{id}, {index} and {speaker}"),
+        ("{id.wav", "ab", 2, "csm: -o"),
+        ("{id:d}.wav", "ab", 2, "csm: -o"),
+        ("{index:{width}}.wav", "ab", 2, "csm: -o"),
+        ("{id}.mp3", "ab", 2, ".mp3"),
+        ("-", "ab", 2, "batch writes files"),
+        ("x" * 300 + "{id}.wav", "ab", 2, "too long"),
+    ],
+)
+def test_outputs_are_refused_before_anything_is_loaded(
+    csm: Csm, tmp_path: Path, pattern: str, ids: str, code: int, message: str
+) -> None:
+    path = manifest(tmp_path, *(item(name) for name in ids))
+    result = run(csm, tmp_path / "none", path, tmp_path / pattern if pattern != "-" else "-")
+    assert result.code == code and message in result.err
+    assert "loading" not in result.err and len(result.err.splitlines()) == 1 and not result.out
+
+
+def test_no_output_is_a_usage_error(csm: Csm, tmp_path: Path) -> None:
+    assert csm("batch", manifest(tmp_path, item("a"))).code == 2
+
+
+def test_quiet_prints_paths_only(csm: Csm, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    result = run(csm, tiny_checkpoint, manifest(tmp_path, item("a")), tmp_path / "{id}.wav", "-q")
+    assert result.out == f"{tmp_path / 'a.wav'}\n"
+    assert all("was cut" in line for line in result.err.splitlines())

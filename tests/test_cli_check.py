@@ -1,0 +1,60 @@
+"""csm check: every complaint at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import Result
+
+Csm = Callable[..., Result]
+
+
+@pytest.fixture
+def good(tmp_path: Path) -> Path:
+    path = tmp_path / "good.yaml"
+    path.write_text("turns:\n  - 0: Hello.\n  - 1: Hi!\n")
+    return path
+
+
+@pytest.fixture
+def bad(tmp_path: Path) -> Path:
+    path = tmp_path / "bad.yaml"
+    path.write_text("speakers: {ana: {id: 0}}\nturns:\n  - bne: Hello.\n  - {speaker: ana, txt: Hi}\n")
+    return path
+
+
+def test_a_good_file_is_told_of(csm: Csm, good: Path) -> None:
+    result = csm("check", good)
+    assert (result.code, result.out, result.err) == (0, "", f"{good}: 2 turns, nothing to complain about\n")
+
+
+def test_complaints_of_all_files_and_their_count(csm: Csm, good: Path, bad: Path) -> None:
+    result = csm("check", bad, good, bad.with_name("none.yaml"))
+    assert result.code == 3 and f"{bad}:3:" in result.err and "bne" in result.err and "none.yaml" in result.err
+    assert result.err.splitlines()[-1].endswith("errors; nothing was generated")
+
+
+def test_complaints_as_json(csm: Csm, good: Path, bad: Path) -> None:
+    result = csm("check", "--json", good, bad)
+    assert result.code == 3 and not result.json["ok"]
+    first, second = result.json["files"]
+    assert first == {"file": str(good), "ok": True, "turns": 2, "complaints": []}
+    assert second["complaints"][0]["line"] == 3 and set(second["complaints"][0]) == {
+        "file",
+        "line",
+        "column",
+        "path",
+        "message",
+    }
+
+
+@pytest.mark.parametrize("kind", ["script", "batch"])
+def test_the_schema_for_editors(csm: Csm, kind: str) -> None:
+    assert csm("check", "--schema", kind).json["$schema"].startswith("https://json-schema.org/")
+
+
+@pytest.mark.parametrize("arguments", [[], ["--schema", "dialogue"]])
+def test_usage(csm: Csm, arguments: list[str]) -> None:
+    assert csm("check", *arguments).code == 2

@@ -1,0 +1,71 @@
+"""What is told while a run goes on."""
+
+from __future__ import annotations
+
+import io
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import Result
+
+from csm_cli.audio import Audio
+from csm_cli.cli.progress import Meter
+from csm_cli.synth import Tick, Utterance
+from csm_cli.types import Conversation, Recording, Turn
+
+Csm = Callable[..., Result]
+SPOKEN, OTHER = Turn(0, "x" * 28, name="[b]ana"), Turn(1, "x" * 14)
+RECORDED = Turn(1, "x" * 999, recording=Recording(Path("a.wav")))
+TALK = Conversation((SPOKEN, RECORDED, OTHER))
+
+
+def uttered(turn: Turn, frames: int, stop: str) -> Utterance:
+    return Utterance(TALK, turn, torch.zeros(frames, 8), Audio(np.zeros(frames * 1920, np.float32), 24000), stop)
+
+
+def test_counts_frames_and_guesses_the_rest_from_the_texts() -> None:
+    meter = Meter([TALK], 12.5)
+    assert (meter.frames, meter.expected) == (0, 37.5)
+    for count in (1, 2, 3):
+        meter.see(Tick(TALK, SPOKEN, count, 99))
+    assert (meter.frames, meter.audio_seconds) == (3, 0.24)
+    meter.see(uttered(SPOKEN, 4, "eos"))
+    meter.see(uttered(RECORDED, 50, "recorded"))
+    assert (meter.frames, meter.expected) == (4, 16.5)
+    meter.see(uttered(OTHER, 20, "cap"))
+    assert (meter.frames, meter.expected) == (24, 24)
+    assert meter.stops == {"eos": 1, "recorded": 1, "cap": 1}
+
+
+def test_knows_how_fast_it_goes() -> None:
+    meter = Meter([TALK], 12.5)
+    assert meter.rtf == 0
+    meter.see(Tick(TALK, SPOKEN, 25, 99))
+    assert meter.rtf == pytest.approx(meter.seconds / 2, rel=0.5)
+    assert str(meter).startswith("25 frames  2.0 s  RTF 0.0") and str(meter).endswith("0:00 left")
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("quiet", [True, False])
+def test_a_terminal_gets_a_bar(
+    csm: Csm, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quiet: bool
+) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("NO_COLOR", "1")
+    flags = ["-o", tmp_path / "a.wav", "--max-duration", "1", *(["-q"] if quiet else [])]
+    result = csm("say", "[b]Hello[/b]", "--model", tiny_checkpoint, *flags)
+    assert result.code == 0 and result.out == f"{tmp_path / 'a.wav'}\n"
+    shown = terminal.getvalue()
+    assert (" frames  " in shown and " left" in shown) is not quiet
+    assert ("0: [b]Hello[/b]" in shown) is not quiet
+    assert "\x1b[3" not in shown, "colours in spite of NO_COLOR"
