@@ -34,7 +34,7 @@ def voice(
 ) -> None:
     """Does a voice say the right words, in the right voice, and stop?
 
-    Needs espeak-ng and its English word list; two figures need pocketsphinx as well (pip install 'csm-cli[bench]').
+    Needs espeak-ng and a word list (apt install espeak-ng wamerican); two figures need pocketsphinx, the extra "bench".
     """
     set_up(Telling(json=json, debug=debug))
     names = _names(only)

@@ -1,0 +1,1 @@
+"""Training of the bundled voice, from generated text to an exported checkpoint."""

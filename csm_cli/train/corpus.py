@@ -1,0 +1,111 @@
+"""The spoken corpus: shards of utterances, each with text, voice, audio and word timings.
+
+A shard is `NNN.npy` (all samples, int16 at 24 kHz, one after another) and `NNN.json` (a list of `Utterance`s).
+It depends on the seed and its number alone, so an interrupted run goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import random
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from csm_cli.train.espeak import Espeak, EspeakVoice
+from csm_cli.train.text import training_texts, training_words
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from csm_cli.train.plan import CorpusPlan
+
+RATE = 24_000
+FRAME = 1920
+_TAIL = RATE // 10
+_SHARD_SECONDS = 1800.0
+_LOG = logging.getLogger(__name__)
+
+VOICES = (
+    EspeakVoice("en-us", 175, 50),
+    EspeakVoice("en-us+f3", 170, 50),
+    EspeakVoice("gmw/en", 165, 30),
+    EspeakVoice("gmw/en+f4", 180, 65),
+    EspeakVoice("en-us+m3", 185, 70),
+    EspeakVoice("en-us+f2", 160, 80),
+    EspeakVoice("en-us+m7", 155, 25),
+    EspeakVoice("gmw/en+f1", 190, 40),
+)
+"""Voices 0 and 1 are what speakers 0 and 1 sound like without context."""
+
+
+@dataclass(frozen=True)
+class Utterance:
+    """What one take says, with which of `VOICES`, its length in frames, and (character, frame) word starts."""
+
+    text: str
+    voice: int
+    frames: int
+    words: tuple[tuple[int, float], ...]
+
+
+def render(espeak: Espeak, text: str, voice: int) -> tuple[Utterance, NDArray[np.int16]]:
+    """Speak a text at 24 kHz, padded with at least 0.1 s of silence to whole frames; samples are [frames * 1920]."""
+    import soxr
+
+    speech = espeak.speak(text, VOICES[voice])
+    samples = soxr.resample(speech.samples, speech.rate, RATE)
+    frames = -(-(len(samples) + _TAIL) // FRAME)
+    padded = np.pad(samples, (0, frames * FRAME - len(samples)))
+    scale = RATE / speech.rate / FRAME
+    words = tuple((char, round(sample * scale, 2)) for char, sample in speech.words)
+    return Utterance(text, voice, frames, words), padded
+
+
+def make_corpus(folder: Path, plan: CorpusPlan) -> None:
+    """Write the shards of about `plan.hours` of speech that are not there yet."""
+    folder.mkdir(parents=True, exist_ok=True)
+    espeak = Espeak()
+    for index in range(shard_count(plan)):
+        if not (folder / f"{index:03}.json").exists():
+            _make_shard(folder / f"{index:03}", espeak, plan, index)
+            _LOG.info("corpus: shard %d of %.1f hours written", index, plan.hours)
+
+
+def shard_count(plan: CorpusPlan) -> int:
+    """How many shards the planned hours are."""
+    return max(1, round(plan.hours * 3600 / _SHARD_SECONDS))
+
+
+def load_shard(stem: Path) -> tuple[list[Utterance], NDArray[np.int16]]:
+    """The utterances of a shard and its samples [N] (memory-mapped)."""
+    rows = json.loads(stem.with_suffix(".json").read_text())
+    samples = np.load(stem.with_suffix(".npy"), mmap_mode="r")
+    return [Utterance(r["text"], r["voice"], r["frames"], tuple(map(tuple, r["words"]))) for r in rows], samples
+
+
+def shard_stems(folder: Path) -> list[Path]:
+    """The finished shards of a corpus folder, in order."""
+    return sorted(path.with_suffix("") for path in folder.glob("[0-9]*.json"))
+
+
+def _make_shard(stem: Path, espeak: Espeak, plan: CorpusPlan, index: int) -> None:
+    seed = plan.seed * 1000 + index
+    choice = random.Random(seed)
+    texts = training_texts(seed, training_words())
+    wanted = min(_SHARD_SECONDS, plan.hours * 3600) * RATE / FRAME
+    utterances, chunks, frames = [], [], 0
+    while frames < wanted:
+        voice = choice.randrange(2) if choice.random() < plan.fixed_share else choice.randrange(len(VOICES))
+        utterance, samples = render(espeak, next(texts), voice)
+        utterances.append(utterance)
+        chunks.append(samples)
+        frames += utterance.frames
+    np.save(stem.with_suffix(".npy"), np.concatenate(chunks))
+    temporary = stem.with_suffix(".tmp")
+    temporary.write_text(json.dumps([asdict(utterance) for utterance in utterances]))
+    temporary.replace(stem.with_suffix(".json"))

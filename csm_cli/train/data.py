@@ -1,0 +1,215 @@
+"""Codes of the corpus, and batches of conversations made from them.
+
+A conversation is turns of text and frames in one sequence, just as the model reads and continues it.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from csm_cli.train.corpus import FRAME, Utterance, load_shard
+from csm_cli.train.tokenizer import text_ids
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+    from torch import Tensor
+    from transformers import MimiModel
+
+    Rows = tuple[NDArray[Any], ...]
+    """One sequence: text [S], is_text [S], codes [S, K], labels [S, K], guide [S]."""
+
+IGNORE = -100
+
+
+@dataclass(frozen=True)
+class Take:
+    """One utterance as codes int16 [T, K]."""
+
+    utterance: Utterance
+    codes: NDArray[np.int16]
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A take spoken by `speaker`; `learned` is False for a turn that is context only."""
+
+    speaker: int
+    take: Take
+    learned: bool
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Padded conversations.
+
+    text: [B, S] ids where `is_text`, codes: [B, S, K] elsewhere; labels: [B, S, K] codes to predict, or IGNORE;
+    guide: [B, S] position of the byte heard in the next frame, or -1.
+    """
+
+    text: Tensor
+    is_text: Tensor
+    codes: Tensor
+    labels: Tensor
+    guide: Tensor
+
+    def to(self, device: str) -> Batch:
+        return Batch(*(part.to(device) for part in vars(self).values()))
+
+
+@torch.no_grad()
+def encode_samples(codec: MimiModel, clips: Sequence[NDArray[np.int16]]) -> list[NDArray[np.int16]]:
+    """Codes [T, K] of whole-frame clips, encoded together: the codec is causal, so padding behind changes nothing."""
+    longest = max(map(len, clips))
+    padded = np.stack([np.pad(clip, (0, longest - len(clip))) for clip in clips])
+    audio = torch.from_numpy(padded).float().to(codec.device) / 32768
+    codes = codec.encode(audio[:, None]).audio_codes.transpose(1, 2).to(torch.int16).cpu().numpy()  # [B, T, K]
+    return [row[: len(clip) // FRAME] for row, clip in zip(codes, clips, strict=True)]
+
+
+def encode_shards(codec: MimiModel, stems: Sequence[Path], folder: Path, batch: int = 4) -> None:
+    """Write `NNN.npy`, the codes [frames, K] of every shard that has none yet."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for stem in stems:
+        path = folder / f"{stem.name}.npy"
+        if not path.exists():
+            codes = _encode_shard(codec, stem, batch)
+            temporary = path.with_suffix(".tmp.npy")
+            np.save(temporary, codes)
+            temporary.replace(path)
+
+
+def _encode_shard(codec: MimiModel, stem: Path, batch: int) -> NDArray[np.int16]:
+    utterances, samples = load_shard(stem)
+    clips = np.split(samples, np.cumsum([utterance.frames for utterance in utterances])[:-1] * FRAME)
+    order = sorted(range(len(clips)), key=lambda index: len(clips[index]))
+    codes: list[NDArray[np.int16]] = [np.empty(0, np.int16)] * len(clips)
+    for start in range(0, len(order), batch):
+        rows = order[start : start + batch]
+        for row, found in zip(rows, encode_samples(codec, [clips[row] for row in rows]), strict=True):
+            codes[row] = found
+    return np.concatenate(codes)
+
+
+def load_takes(corpus: Path, folder: Path) -> list[Take]:
+    """Every take whose shard has been encoded."""
+    takes: list[Take] = []
+    for path in sorted(folder.glob("[0-9][0-9][0-9].npy")):
+        utterances, _ = load_shard(corpus / path.stem)
+        ends = np.cumsum([utterance.frames for utterance in utterances])
+        takes += [Take(u, c) for u, c in zip(utterances, np.split(np.load(path), ends[:-1]), strict=True)]
+    return takes
+
+
+def conversation(turns: Sequence[Turn]) -> tuple[NDArray[np.int64], ...]:
+    """One sequence as (text [S], is_text [S], codes [S, K], labels [S, K], guide [S]); every turn ends in zeros."""
+    rows = [_turn_rows(turn) for turn in turns]
+    offsets = np.cumsum([0, *(len(row[0]) for row in rows[:-1])])
+    guides = [np.where(row[4] >= 0, row[4] + offset, -1.0) for row, offset in zip(rows, offsets, strict=True)]
+    joined = [np.concatenate(parts) for parts in zip(*(row[:4] for row in rows), strict=True)]
+    return *joined, np.concatenate(guides)
+
+
+def _turn_rows(turn: Turn) -> Rows:
+    ids = text_ids(turn.speaker, turn.take.utterance.text)
+    frames = np.concatenate([turn.take.codes, np.zeros_like(turn.take.codes[:1])]).astype(np.int64)
+    lead, length, books = len(ids), len(ids) + len(frames), frames.shape[1]
+    text, is_text = np.zeros(length, np.int64), np.zeros(length, bool)
+    text[:lead], is_text[:lead] = ids, True
+    codes, labels = np.zeros((length, books), np.int64), np.full((length, books), IGNORE, np.int64)
+    codes[lead:] = frames
+    guide = np.full(length, -1.0)
+    if turn.learned:
+        labels[lead:] = frames
+        guide[lead - 1 : length - 1] = _heard_bytes(turn, len(frames))
+    return text, is_text, codes, labels, guide
+
+
+def _heard_bytes(turn: Turn, frames: int) -> NDArray[np.float64]:
+    """The position in the turn of the byte heard in each frame [frames], from the word starts."""
+    utterance = turn.take.utterance
+    prefix = len(text_ids(turn.speaker, "")) - 1
+    end = len(utterance.text.encode())
+    words = [(char, at) for char, at in utterance.words if char < end]
+    chars = [*(char for char, _ in words), end]
+    times = [*(at for _, at in words), float(frames - 1)]
+    heard: NDArray[np.float64] = np.interp(np.arange(frames) + 0.5, times, chars)
+    return prefix + heard
+
+
+def collate(rows: Sequence[Rows]) -> Batch:
+    """Pad conversations behind to the longest."""
+    longest = max(len(row[0]) for row in rows)
+    fills = (0, False, 0, IGNORE, -1.0)
+    parts = []
+    for index, fill in enumerate(fills):
+        columns = [row[index] for row in rows]
+        block = np.full((len(rows), longest, *columns[0].shape[1:]), fill, columns[0].dtype)
+        for target, column in zip(block, columns, strict=True):
+            target[: len(column)] = column
+        parts.append(torch.from_numpy(block))
+    return Batch(*parts)
+
+
+class Mixer:
+    """Endless batches of about `tokens` positions, conversations of like length together."""
+
+    def __init__(self, takes: Sequence[Take], seed: int, tokens: int) -> None:
+        self._takes = takes
+        self._random = random.Random(seed)
+        self._tokens = tokens
+
+    def batches(self, max_frames: int, dialogues: float, voices: int) -> Iterator[Batch]:
+        """Takes of at most `max_frames` in the first `voices` voices; `dialogues` of the conversations are such.
+
+        In single turns, and in a third of the dialogues, speaker n has voice n; in the others voices are drawn afresh.
+        """
+        fit = [take for take in self._takes if take.utterance.frames <= max_frames and take.utterance.voice < voices]
+        by_voice: dict[int, list[Take]] = {}
+        for take in fit:
+            by_voice.setdefault(take.utterance.voice, []).append(take)
+        while True:
+            pool: list[Rows] = []
+            while sum(len(row[0]) for row in pool) < 24 * self._tokens:
+                if self._random.random() < dialogues:
+                    pool.append(conversation(self._dialogue(by_voice)))
+                else:
+                    take = self._random.choice(fit)
+                    pool.append(conversation([Turn(take.utterance.voice, take, learned=True)]))
+            batches = list(_grouped(sorted(pool, key=lambda row: len(row[0])), self._tokens))
+            self._random.shuffle(batches)
+            yield from map(collate, batches)
+
+    def _dialogue(self, by_voice: dict[int, list[Take]]) -> list[Turn]:
+        """2 to 5 turns; a speaker's first turn is context only where its voice is drawn afresh."""
+        count = min(len(by_voice), self._random.randint(1, 3))
+        drawn = self._random.random() < 2 / 3
+        numbers = self._random.sample(range(4), count) if drawn else sorted(by_voice)[:count]
+        heard = self._random.sample(sorted(by_voice), count) if drawn else numbers
+        voices = dict(zip(numbers, heard, strict=True))
+        known: set[int] = set() if drawn else set(numbers)
+        turns = []
+        order = [self._random.choice(numbers) for _ in range(self._random.randint(2, 5))]
+        if not known and len(set(order)) == len(order):
+            order.append(order[0])  # otherwise nothing would be learned
+        for speaker in order:
+            turns.append(Turn(speaker, self._random.choice(by_voice[voices[speaker]]), learned=speaker in known))
+            known.add(speaker)
+        return turns
+
+
+def _grouped(rows: Sequence[Rows], tokens: int) -> Iterator[list[Rows]]:
+    group: list[Rows] = []
+    for row in rows:
+        if group and len(row[0]) * (len(group) + 1) > tokens:
+            yield group
+            group = []
+        group.append(row)
+    yield group

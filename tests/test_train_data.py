@@ -1,0 +1,70 @@
+"""Conversations as training sequences: layout, labels, guides, batches."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+
+from csm_cli.train.corpus import Utterance
+from csm_cli.train.data import IGNORE, Mixer, Take, Turn, collate, conversation
+from csm_cli.train.tokenizer import text_ids
+
+
+def take(text: str = "Hi there.", frames: int = 6, voice: int = 0, seed: int = 0) -> Take:
+    codes = np.random.default_rng(seed).integers(1, 512, (frames, 4)).astype(np.int16)
+    return Take(Utterance(text, voice, frames, ((0, 0.0), (3, 2.5))), codes)
+
+
+def test_a_turn_is_text_frames_and_one_frame_of_zeros() -> None:
+    spoken = take()
+    text, is_text, codes, labels, _ = conversation([Turn(1, spoken, learned=True)])
+    ids = text_ids(1, "Hi there.")
+    assert text[: len(ids)].tolist() == ids
+    assert is_text.tolist() == [True] * len(ids) + [False] * 7
+    assert (codes[len(ids) : -1] == spoken.codes).all() and not codes[-1].any()
+    assert (labels[: len(ids)] == IGNORE).all() and (labels[len(ids) :] == codes[len(ids) :]).all()
+
+
+def test_a_context_turn_is_heard_but_not_learned() -> None:
+    first, second = Turn(0, take(), learned=False), Turn(0, take(seed=1), learned=True)
+    _, _, codes, labels, guide = conversation([first, second])
+    half = len(codes) // 2
+    assert codes[:half].any() and (labels[:half] == IGNORE).all() and (guide[:half] == -1).all()
+    assert (labels[half:] != IGNORE).any()
+
+
+def test_the_guide_walks_through_the_text_from_word_to_word() -> None:
+    ids = text_ids(0, "Hi there.")
+    guide = conversation([Turn(0, take(), learned=True)])[4]
+    walk = guide[len(ids) - 1 : -1]
+    assert (guide[: len(ids) - 1] == -1).all() and guide[-1] == -1
+    assert (np.diff(walk) >= 0).all()
+    assert walk[0] >= ids.index(ord("H")) and walk[-1] <= len(ids) - 1
+    assert walk[2] == pytest.approx(ids.index(ord("t")), abs=0.01)  # frame 2's middle is where "there" starts
+
+
+def test_padding_is_neither_text_nor_learned() -> None:
+    rows = [conversation([Turn(0, take(frames=frames), learned=True)]) for frames in (3, 6)]
+    batch = collate(rows)
+    assert batch.labels.shape == (2, len(rows[1][0]), 4)
+    assert (batch.labels[0, len(rows[0][0]) :] == IGNORE).all()
+    assert (batch.guide[0, len(rows[0][0]) :] == -1).all()
+
+
+def test_batches_stay_within_the_tokens_and_repeat_with_the_seed() -> None:
+    takes = [take("A word or two.", frames, voice, seed=frames) for frames in range(3, 12) for voice in range(4)]
+
+    def draw(seed: int) -> list[list[int]]:
+        batches = Mixer(takes, seed, tokens=200).batches(max_frames=10, dialogues=0.5, voices=3)
+        return [batch.text.flatten().tolist() for batch in itertools.islice(batches, 20)]
+
+    assert draw(1) == draw(1) != draw(2)
+    assert max(map(len, draw(1))) <= 200
+
+
+def test_every_dialogue_has_something_to_learn() -> None:
+    takes = [take(frames=frames, voice=voice) for frames in (3, 4) for voice in range(4)]
+    batches = Mixer(takes, 0, tokens=1).batches(max_frames=10, dialogues=1.0, voices=4)
+    assert all((batch.labels != IGNORE).any() for batch in itertools.islice(batches, 40))

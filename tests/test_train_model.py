@@ -1,0 +1,123 @@
+"""The losses against transformers' own, guided attention, and that a step learns."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from transformers import CsmForConditionalGeneration
+
+from csm_cli.train.corpus import Utterance
+from csm_cli.train.data import Batch, Mixer, Take, Turn, collate, conversation
+from csm_cli.train.loop import ModelTrainer, schedule
+from csm_cli.train.model import GuidedAttention, LossOptions, losses, model_config
+from csm_cli.train.plan import ModelPlan, StagePlan
+
+CODEC = {
+    "hidden_size": 16,
+    "num_filters": 2,
+    "num_residual_layers": 0,
+    "upsampling_ratios": [8, 10, 12],
+    "upsample_groups": 16,
+    "num_quantizers": 4,
+    "codebook_size": 512,
+    "codebook_dim": 8,
+    "vector_quantization_hidden_dimension": 8,
+    "num_hidden_layers": 1,
+    "intermediate_size": 16,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+}
+STACK = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16}
+BACKBONE = {"hidden_size": 32, "num_hidden_layers": 2, "intermediate_size": 48, **STACK}
+DEPTH = {"hidden_size": 24, "num_hidden_layers": 1, "intermediate_size": 32, **STACK}
+STAGES = (StagePlan("all", until=60, max_frames=20, dialogues=0.0, voices=1),)
+PLAN = ModelPlan(STAGES, tokens=80, learning_rate=3e-3, backbone=BACKBONE, depth=DEPTH, warm_up=5, guided_layers=(1,))
+
+
+@pytest.fixture
+def model() -> CsmForConditionalGeneration:
+    torch.manual_seed(0)
+    return CsmForConditionalGeneration(model_config(BACKBONE, DEPTH, CODEC))
+
+
+def takes(count: int = 3) -> list[Take]:
+    random = np.random.default_rng(0)
+    texts = ["One.", "Two or so.", "Three!"]
+    return [
+        Take(
+            Utterance(texts[index % 3], 0, 5 + index, ((0, 0.0),)),
+            random.integers(1, 512, (5 + index, 4)).astype(np.int16),
+        )
+        for index in range(count)
+    ]
+
+
+def batch() -> Batch:
+    return collate([conversation([Turn(0, take, learned=True)]) for take in takes()])
+
+
+def test_losses_are_those_of_transformers(model: CsmForConditionalGeneration) -> None:
+    rows = batch()
+    found = losses(model, rows, LossOptions(corrupt=0.0, depth_share=1.0), None)
+    text = model.embed_text_tokens(rows.text)
+    inputs = torch.where(rows.is_text[..., None], text, model.backbone_model.embed_tokens(rows.codes))
+    expected = model(inputs_embeds=inputs, labels=rows.labels)
+    torch.testing.assert_close(found.backbone, expected.backbone_loss)
+    # transformers divides the sum over all codebooks by what it counts in the shifted labels: the same mean
+    torch.testing.assert_close(found.depth, expected.depth_decoder_loss)
+
+
+def test_guided_attention_changes_no_output(model: CsmForConditionalGeneration) -> None:
+    rows, options = batch(), LossOptions(corrupt=0.0, depth_share=1.0)
+    plain = losses(model, rows, options, None)
+    guided = GuidedAttention((1,), width=1.5)
+    model.backbone_model.set_attn_implementation(GuidedAttention.name)
+    found = losses(model, rows, options, guided)
+    torch.testing.assert_close(found.backbone, plain.backbone)
+    assert found.guide > 0 and plain.guide == 0
+
+
+def test_the_end_frame_is_always_learned_in_depth(model: CsmForConditionalGeneration) -> None:
+    found = losses(model, batch(), LossOptions(corrupt=0.0, depth_share=0.0), None)
+    assert torch.isfinite(found.depth) and found.depth > 0
+
+
+def test_training_overfits_a_few_takes_and_follows_the_guide(model: CsmForConditionalGeneration) -> None:
+    trainer = ModelTrainer(model, PLAN)
+    batches = Mixer(takes(), 0, PLAN.tokens).batches(max_frames=20, dialogues=0.0, voices=1)
+    figures = [trainer.update(rows) for rows in itertools.islice(batches, 60)]
+    assert figures[-1]["backbone"] < figures[0]["backbone"] / 2
+    assert figures[-1]["guide"] < figures[0]["guide"]
+
+
+def test_a_trainer_goes_on_exactly_where_it_was_saved(model: CsmForConditionalGeneration) -> None:
+    first = ModelTrainer(model, PLAN)
+    first.update(batch())
+    state = first.state()
+    torch.manual_seed(1)
+    other = ModelTrainer(CsmForConditionalGeneration(model.config), PLAN)
+    other.load(state)
+    assert other.step == 1
+    for name, parameter in first.parameters.items():
+        torch.testing.assert_close(other.parameters[name], parameter)
+
+
+def test_averaged_weights_are_swapped_in_and_out(model: CsmForConditionalGeneration) -> None:
+    trainer = ModelTrainer(model, PLAN)
+    for _ in range(3):
+        trainer.update(batch())
+    name = "lm_head.weight"
+    before = trainer.parameters[name].detach().clone()
+    average = trainer.average[name].clone()
+    with trainer.averaged():
+        torch.testing.assert_close(trainer.parameters[name].detach(), average)
+    torch.testing.assert_close(trainer.parameters[name].detach(), before)
+    assert not torch.equal(before, average)
+
+
+def test_the_schedule_warms_up_and_comes_down() -> None:
+    rates = [schedule(step, PLAN) for step in range(PLAN.steps)]
+    assert rates[0] < rates[4] and max(rates) == max(rates[:8]) and rates[-1] < 0.05
