@@ -6,7 +6,21 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from tiny import AUDIO, AUDIO_EOS, BOS, EOS, SPECIALS, Shape, frame_rows, greedy, ours, random_csm, spoken, text_rows
+from tiny import (
+    AUDIO,
+    AUDIO_EOS,
+    BOS,
+    EOS,
+    SPECIALS,
+    Shape,
+    assert_same_codes,
+    frame_rows,
+    greedy,
+    ours,
+    random_csm,
+    spoken,
+    text_rows,
+)
 from torch import Tensor
 from transformers import CsmForConditionalGeneration
 
@@ -82,15 +96,6 @@ def stacked_audio(prompts: list[Prompt]) -> dict[str, Tensor]:
     for row, p in enumerate(prompts):
         cutoffs[row, : len(p.audio)] = torch.tensor([len(a) for a in p.audio]).cumsum(0)
     return {"input_values": values[:, None], "input_values_cutoffs": cutoffs}
-
-
-def assert_same_codes(name: str, got: Tensor, wanted: Tensor) -> None:
-    """[T, K] of each; ours may be shorter by ending where transformers only pads."""
-    wanted = wanted[: len(got)]
-    differs = (got != wanted).nonzero()
-    if len(differs):
-        frame, codebook = differs[0].tolist()
-        pytest.fail(f"{name}: frame {frame}, codebook {codebook}: {got[frame, codebook]} != {wanted[frame, codebook]}")
 
 
 @pytest.mark.parametrize("turns", [0, 1, 3])

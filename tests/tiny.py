@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 from transformers import CsmConfig, CsmForConditionalGeneration
@@ -109,3 +110,12 @@ def frame_rows(codes: Tensor) -> Tensor:
     """[T, K] codes to prompt rows, the end of speech after them."""
     ended = torch.nn.functional.pad(codes, (0, 0, 0, 1))
     return torch.nn.functional.pad(ended, (0, 1), value=-1)
+
+
+def assert_same_codes(name: str, got: Tensor, wanted: Tensor) -> None:
+    """[T, K] of each; ours may be shorter by ending where transformers only pads."""
+    wanted = wanted[: len(got)]
+    differs = (got != wanted).nonzero()
+    if len(differs):
+        frame, codebook = differs[0].tolist()
+        pytest.fail(f"{name}: frame {frame}, codebook {codebook}: {got[frame, codebook]} != {wanted[frame, codebook]}")
