@@ -8,7 +8,7 @@ import os
 import re
 import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -70,7 +70,13 @@ def read_audio(
         AudioUnreadable: as `probe`; also a part outside the file, more than `longest` seconds, or NaN.
     """
     with _opened(path) as sound:
-        first, last = _bounds(path, sound, start, end, longest)
+        duration = sound.frames / sound.samplerate
+        if trouble := part_trouble(duration, start, end, longest):
+            raise AudioUnreadable(f"{path}: {trouble}")
+        first = round((start or 0.0) * sound.samplerate)
+        last = min(round((duration if end is None else end) * sound.samplerate), sound.frames)
+        if first >= last:
+            raise AudioUnreadable(f"{path}: the part from {start or 0:g} s to {end or duration:g} s holds no sound")
         try:
             sound.seek(first)
             samples = sound.read(last - first, dtype="float32", always_2d=True)
@@ -84,9 +90,29 @@ def read_audio(
     return Audio(_resampled(samples.mean(axis=1), source_rate, rate), rate)
 
 
+def part_trouble(duration: float, start: float | None, end: float | None, longest: float = LONGEST) -> str:
+    """What is wrong with the part from `start` to `end` seconds of a sound of `duration`; empty where nothing is."""
+    begin, stop = start or 0.0, duration if end is None else end
+    whole = f"the end of the file ({round(duration, 2):g} s)"
+    if not 0 <= begin < duration:
+        return f"start {begin:g} s is {'before the beginning' if begin < 0 else f'past {whole}'}"
+    if not stop <= duration + _SLACK:
+        return f"end {stop:g} s is past {whole}"
+    if stop <= begin:
+        return f"end {stop:g} s is not after start {begin:g} s"
+    if stop - begin > longest:
+        hint = "cut it, or take a part with a script's start and end"
+        return f"{stop - begin:.0f} s of sound, at most {longest:.0f} s; {hint}"
+    return ""
+
+
 @contextmanager
 def _opened(path: Path) -> Iterator[soundfile.SoundFile]:
     try:
+        if path.is_dir():
+            raise AudioUnreadable(f"{path}: is a directory; name a sound file in it")
+        if path.exists() and not path.is_file():  # opening a named pipe waits for ever
+            raise AudioUnreadable(f"{path}: is a pipe or a device; save the sound to a file first")
         # a file object, since libsndfile's own opening hides the reason of a failure
         with path.open("rb") as file, _decoder(path, file) as sound:
             yield sound
@@ -95,8 +121,6 @@ def _opened(path: Path) -> Iterator[soundfile.SoundFile]:
 
 
 def _decoder(path: Path, file: io.BufferedReader) -> soundfile.SoundFile:
-    if not file.seekable():
-        raise AudioUnreadable(f"{path}: is a pipe; save the sound to a file first")
     try:
         sound = soundfile.SoundFile(file)
     except (soundfile.SoundFileError, TypeError) as error:  # TypeError: a suffix that stands for headerless samples
@@ -114,26 +138,6 @@ def _promise(notes: str) -> float:
     """How many times the data that is there a WAV's or AIFF's header promises."""
     short = _SHORT.search(notes)
     return int(short[1]) / int(short[2]) if short and int(short[1]) not in _UNKNOWN_LENGTHS else 1.0
-
-
-def _bounds(
-    path: Path, sound: soundfile.SoundFile, start: float | None, end: float | None, longest: float
-) -> tuple[int, int]:
-    """The part's first sample and the one after its last."""
-    duration = sound.frames / sound.samplerate
-    begin, stop = start or 0.0, duration if end is None else end
-    if stop > duration + _SLACK:
-        raise AudioUnreadable(f"{path}: end {stop:g} s is past the end of the file ({duration:.2f} s)")
-    if not 0 <= begin < stop:
-        raise AudioUnreadable(f"{path}: start {begin:g} s is not between 0 and the end of the part ({stop:.2f} s)")
-    if stop - begin > longest:
-        raise AudioUnreadable(
-            f"{path}: {stop - begin:.0f} s of sound, at most {longest:.0f} s; cut it with start and end"
-        )
-    first, last = round(begin * sound.samplerate), min(round(stop * sound.samplerate), sound.frames)
-    if first >= last:
-        raise AudioUnreadable(f"{path}: the part from {begin:g} s to {stop:g} s holds no sound")
-    return first, last
 
 
 def _resampled(samples: NDArray[np.float32], source_rate: int, rate: int) -> NDArray[np.float32]:
@@ -172,6 +176,8 @@ def check_output(path: Path, clobber: bool = True) -> None:
 
 
 def _check_place(path: Path, clobber: bool) -> None:
+    with suppress(FileNotFoundError, NotADirectoryError):
+        path.stat()  # exists() and is_dir() keep silent about a circle of links
     if path.is_dir():
         raise OutputRefused(f"{path}: is a directory; name a file in it")
     if path.exists() and not path.is_file():

@@ -64,6 +64,13 @@ def _required(config: Json, key: str, where: str) -> Any:
     return config[key]
 
 
+def _size(config: Json, key: str, where: str) -> int:
+    size = int(_required(config, key, where))
+    if size < 1:
+        raise CheckpointInvalid(f'{where}: "{key}" is {size}, and must be at least 1')
+    return size
+
+
 def _rope(config: Json, where: str) -> Rope:
     """Both spellings: transformers 5 (`rope_parameters`) and 4 (`rope_scaling` beside `rope_theta`)."""
     scaling = config.get("rope_parameters") or config.get("rope_scaling") or {}
@@ -73,30 +80,33 @@ def _rope(config: Json, where: str) -> Rope:
         return Rope(theta)
     if kind != "llama3":
         raise CheckpointInvalid(f"{where} asks for RoPE of type {kind!r}; only default and llama3 are CSM's")
-    return Rope(
+    rope = Rope(
         theta=theta,
         factor=float(_required(scaling, "factor", where)),
         low_freq_factor=float(_required(scaling, "low_freq_factor", where)),
         high_freq_factor=float(_required(scaling, "high_freq_factor", where)),
-        original_positions=int(_required(scaling, "original_max_position_embeddings", where)),
+        original_positions=_size(scaling, "original_max_position_embeddings", where),
     )
+    if not (rope.factor > 0 and 0 < rope.low_freq_factor < rope.high_freq_factor):
+        raise CheckpointInvalid(f"{where}: RoPE's factor must be above 0, high_freq_factor above low_freq_factor")
+    return rope
 
 
 def _stack(config: Json, where: str) -> StackConfig:
     if config.get("attention_bias") or config.get("mlp_bias") or config.get("hidden_act", "silu") != "silu":
         raise CheckpointInvalid(f"{where} asks for biases or an activation other than SiLU, which CSM has not")
-    hidden, heads = int(_required(config, "hidden_size", where)), int(_required(config, "num_attention_heads", where))
+    hidden, heads = _size(config, "hidden_size", where), _size(config, "num_attention_heads", where)
     kv_heads = int(config.get("num_key_value_heads") or heads)
     if heads % kv_heads:
         raise CheckpointInvalid(f"{where} has {heads} attention heads over {kv_heads} key-value heads: not a multiple")
     return StackConfig(
-        layers=int(_required(config, "num_hidden_layers", where)),
+        layers=_size(config, "num_hidden_layers", where),
         hidden=hidden,
         heads=heads,
         kv_heads=kv_heads,
         head_dim=int(config.get("head_dim") or hidden // heads),
-        intermediate=int(_required(config, "intermediate_size", where)),
-        positions=int(_required(config, "max_position_embeddings", where)),
+        intermediate=_size(config, "intermediate_size", where),
+        positions=_size(config, "max_position_embeddings", where),
         eps=float(config.get("rms_norm_eps", 1e-5)),
         rope=_rope(config, where),
     )
@@ -112,15 +122,30 @@ def model_config(config: Json) -> ModelConfig:
     if kind != "csm":
         raise CheckpointInvalid(f"config.json says model_type {kind!r}, not 'csm'; name a CSM checkpoint")
     codec = _required(config, "codec_config", "config.json")
-    return ModelConfig(
+    depth = _required(config, "depth_decoder_config", "config.json")
+    model = ModelConfig(
         backbone=_stack(config, "config.json"),
-        depth=_stack(_required(config, "depth_decoder_config", "config.json"), "depth_decoder_config"),
-        codebooks=int(_required(config, "num_codebooks", "config.json")),
-        vocab=int(_required(config, "vocab_size", "config.json")),
+        depth=_stack(depth, "depth_decoder_config"),
+        codebooks=_size(config, "num_codebooks", "config.json"),
+        vocab=_size(config, "vocab_size", "config.json"),
         codes=int(codec.get("codebook_size", 2048)),
-        text_vocab=int(_required(config, "text_vocab_size", "config.json")),
+        text_vocab=_size(config, "text_vocab_size", "config.json"),
         eos=int(config.get("codebook_eos_token_id", 0)),
         audio_token=int(_required(config, "audio_token_id", "config.json")),
         audio_eos_token=int(_required(config, "audio_eos_token_id", "config.json")),
         tied=bool(config.get("tie_codebooks_embeddings", True)),
     )
+    _check(model, int(depth.get("num_codebooks", model.codebooks)))
+    return model
+
+
+def _check(model: ModelConfig, depth_codebooks: int) -> None:
+    """Raises CheckpointInvalid where the parts do not fit each other."""
+    if depth_codebooks != model.codebooks:
+        raise CheckpointInvalid(f"num_codebooks is {model.codebooks}, depth_decoder_config's is {depth_codebooks}")
+    if model.depth.positions < model.codebooks:
+        raise CheckpointInvalid(
+            f"depth_decoder_config has {model.depth.positions} positions, too few for {model.codebooks} codebooks"
+        )
+    if not 0 <= model.eos < model.vocab:
+        raise CheckpointInvalid(f"codebook_eos_token_id is {model.eos}, and must be from 0 to {model.vocab - 1}")

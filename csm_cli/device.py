@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import torch
 
 from csm_cli.errors import DeviceMissing, UsageError
@@ -32,7 +34,7 @@ def pick_device(name: str = "auto") -> torch.device:
     if name == "auto":
         name = next(kind for kind in ("cuda", "mps", "cpu") if _present(kind, 0))
     kind, _, index = name.partition(":")
-    if kind not in ("cpu", "cuda", "mps") or (index and not (kind == "cuda" and index.isdecimal())):
+    if not re.fullmatch(r"cpu|mps|cuda(:[0-9]{1,4})?", name):
         raise UsageError(f'unknown device "{name}"; use auto, cpu, cuda, cuda:N or mps')
     if not _present(kind, int(index or 0)):
         raise DeviceMissing(f'no device "{name}" on this machine; `csm doctor` lists what there is')

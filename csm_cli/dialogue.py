@@ -11,8 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from csm_cli.engine import Frame, Request, Sampling
+from csm_cli.engine import Request, Sampling
 from csm_cli.errors import PromptTooLong
+from csm_cli.takes import Brief, Take
 from csm_cli.types import Conversation, Options, Turn
 
 log = logging.getLogger(__name__)
@@ -36,20 +37,28 @@ class Window:
         return max(1, int(seconds * self.frame_rate + 1e-6))
 
 
-class Dialogue:
-    """A conversation's prompt rows so far, its turn in hand and that turn's frames.
+@dataclass(frozen=True)
+class Given:
+    """Options below the turns' own: what the run and the script say, and what the checkpoint was published with."""
 
-    base: options below the turns' own.
+    base: Options
+    published: Options
+
+
+class Dialogue:
+    """A conversation's prompt rows so far, its turn in hand and that turn's takes.
+
+    started: when the turn's first take was.
     """
 
-    def __init__(self, conversation: Conversation, base: Options, window: Window) -> None:
+    def __init__(self, conversation: Conversation, given: Given, window: Window) -> None:
         self.conversation = conversation
-        self.seed = base.seed if base.seed is not None else secrets.randbelow(2**31)
+        self.seed = given.base.seed if given.base.seed is not None else secrets.randbelow(2**31)
         self.started = 0.0
-        self._base, self._window = base, window
+        self.takes: list[Take] = []
+        self._given, self._window = given, window
         self._context: list[Tensor] | None = None
         self._past: list[Tensor] = []
-        self._codes: list[Tensor] = []
         self._index = 0
 
     def begin(self, hear: Callable[[Turn], Tensor]) -> None:
@@ -65,26 +74,22 @@ class Dialogue:
 
     @property
     def turn_seed(self) -> int:
+        """The seed of the next take: the turn's own or what follows from the conversation's, then one more each."""
         turn = self.turn
         own = turn.options.seed if turn else None
-        return own if own is not None else self.seed + self._index
-
-    @property
-    def codes(self) -> Tensor:
-        """The frames of the turn in hand, int64 [T, K]."""
-        return torch.stack(self._codes) if self._codes else torch.empty(0, 0, dtype=torch.int64)
+        return (own if own is not None else self.seed + self._index) + len(self.takes)
 
     def hear(self, rows: Tensor) -> None:
         """The turn in hand is over; `rows` are its text and frames as later turns hear them."""
         self._past.append(rows)
         self._index += 1
-        self._codes = []
+        self.takes = []
 
-    def collect(self, frame: Frame) -> int:
-        """Adds a frame of the turn in hand; returns how many there are."""
-        if frame.stop != "eos":
-            self._codes.append(frame.codes)
-        return len(self._codes)
+    def brief(self, watched: bool) -> Brief:
+        """What the next take of the turn in hand is asked for."""
+        turn = self.turn
+        assert turn is not None
+        return Brief(turn.text, self.turn_seed, bool(self._options().max_duration), watched)
 
     def request(self, text_rows: Tensor) -> Request:
         """The engine's request for the turn in hand, whose text is `text_rows`.
@@ -104,13 +109,13 @@ class Dialogue:
         if (excess := len(rows) + least - self._window.positions) > 0:
             raise PromptTooLong(self._too_long(excess))
         limit = min(limit, self._window.positions - len(rows))
-        self.started = time.perf_counter()
+        self.started = self.started if self.takes else time.perf_counter()
         return Request(rows, _sampling(options, self.turn_seed, limit))
 
     def _options(self) -> Options:
         turn = self.turn
         assert turn is not None
-        return turn.options.over(self._base)
+        return turn.options.over(self._given.base).completed(self._given.published)
 
     def _frames(self, options: Options) -> tuple[int, int]:
         """The most frames the turn may take, and how many must fit the window."""

@@ -8,21 +8,21 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from csm_cli.audio import Audio, read_audio
 from csm_cli.checkpoint import Checkpoint
 from csm_cli.codec import Codec
-from csm_cli.dialogue import Dialogue, Window
-from csm_cli.engine import Engine, Frame, Request, decode
-from csm_cli.errors import CsmError
+from csm_cli.dialogue import Dialogue, Given, Window
+from csm_cli.engine import Engine, Frame, Request, Sampling, decode
+from csm_cli.errors import CsmError, GenerationFailed
 from csm_cli.model import CsmModel
 from csm_cli.prompt import Prompter
-from csm_cli.types import Conversation, Options, Recording, Turn
+from csm_cli.takes import Take, Tape, best
+from csm_cli.types import Care, Conversation, Options, Recording, Turn
 
-
+_BROKEN = "the model produced numbers that are not finite; try --dtype float32 or bfloat16"
 RECORDINGS_KEPT = 256  # so that a long batch, each line with its own context, does not grow
 
 
@@ -30,8 +30,10 @@ RECORDINGS_KEPT = 256  # so that a long batch, each line with its own context, d
 class Utterance:
     """One turn as it came out.
 
-    codes: int64 [T, K]; stop: "eos" (the model ended it), "cap" (cut at the longest duration), "empty" (it said
-    nothing) or "recorded" (the script brought the audio). seconds: time from its prefill to its last sample.
+    codes: int64 [T, K]; stop: "eos" (the model ended it), "cap" (cut at the longest duration), "silence" or "repeat"
+    (fell silent, or stuck to one sound, and was ended there), "empty" (it said nothing) or "recorded" (the script
+    brought the audio). fault: what is wrong with it, "" for nothing. takes: all there were, this is the best of them.
+    seconds: time from the first prefill to the last sample.
     """
 
     conversation: Conversation
@@ -41,6 +43,8 @@ class Utterance:
     stop: str
     seed: int = 0
     seconds: float = 0.0
+    fault: str = ""
+    takes: tuple[Take, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -72,47 +76,53 @@ class Synthesizer:
         self.prompter = Prompter(checkpoint.tokenizer_file, checkpoint.config)
         self.engine = Engine(CsmModel(checkpoint.config, checkpoint.weights, device, dtype), slots)
         self.device = device
-        self._heard: dict[Recording, tuple[Audio, Tensor]] = {}
+        self._heard: dict[Recording, Tensor] = {}
 
     @cached_property
     def codec(self) -> Codec:
         checkpoint, codebooks = self.checkpoint, self.checkpoint.config.codebooks
         return Codec.load(checkpoint.codec_config, checkpoint.codec_weights, self.device, codebooks)
 
-    def speak(self, conversations: Iterable[Conversation], flags: Options) -> Iterator[Event]:
+    def speak(self, conversations: Iterable[Conversation], flags: Options, care: Care | None = None) -> Iterator[Event]:
         """Speaks every turn of every conversation; utterances of one conversation come in order.
 
-        Options count in this order: the turn's, `flags`, the script's defaults, the checkpoint's.
+        Options count in this order: the turn's, `flags`, the script's defaults, the checkpoint's. Without `care`, takes
+        are as the model makes them. With it, a conversation ends with the first turn that has no good take.
         """
-        return _Session(self, flags).run(conversations)
+        return _Session(self, flags, care or Care()).run(conversations)
 
-    def listen(self, recording: Recording) -> tuple[Audio, Tensor]:
-        """A recording's audio and codes [T, K], each file encoded once (the last few hundred are kept).
+    def listen(self, recording: Recording) -> Audio:
+        """A recording at the codec's rate.
 
         Raises:
             AudioUnreadable: missing, not audio, or nothing in it.
         """
-        if recording not in self._heard:
-            audio = read_audio(recording.path, self.codec.rate, recording.start, recording.end)
-            codes = self.codec.encode(torch.from_numpy(audio.samples).to(self.device)).cpu()
-            if len(self._heard) >= RECORDINGS_KEPT:
-                del self._heard[next(iter(self._heard))]
-            self._heard[recording] = audio, codes
-        return self._heard[recording]
+        return read_audio(recording.path, self.codec.rate, recording.start, recording.end)
+
+    def codes(self, recording: Recording) -> Tensor:
+        """A recording's codes [T, K], each file encoded once; the last hundreds are kept. Raises as `listen` does."""
+        codes = self._heard.pop(recording, None)
+        if codes is None:
+            samples = torch.from_numpy(self.listen(recording).samples)
+            codes = self.codec.encode(samples.to(self.device)).cpu()
+        self._heard[recording] = codes
+        if len(self._heard) > RECORDINGS_KEPT:
+            del self._heard[next(iter(self._heard))]
+        return codes
 
     def hear(self, turn: Turn) -> Tensor:
         """The prompt rows [S, K + 1] of a turn that has a recording."""
         assert turn.recording is not None
-        return self.prompter.turn_rows(turn.speaker, turn.text, self.listen(turn.recording)[1])
+        return self.prompter.turn_rows(turn.speaker, turn.text, self.codes(turn.recording))
 
 
 class _Session:
-    """One call of `speak`: the dialogues under way, and what is to be told before the next frame."""
+    """One call of `speak`: the takes under way, and what is to be told before the next frame."""
 
-    def __init__(self, synth: Synthesizer, flags: Options) -> None:
-        self._synth, self._flags = synth, flags
+    def __init__(self, synth: Synthesizer, flags: Options, care: Care) -> None:
+        self._synth, self._flags, self._care = synth, flags, care
         self._window = Window(synth.engine.positions, synth.codec.frame_rate)
-        self._active: dict[Request, Dialogue] = {}
+        self._active: dict[Request, tuple[Dialogue, Tape]] = {}
         self._ready: deque[Dialogue] = deque()
         self._events: deque[Event] = deque()
 
@@ -125,11 +135,11 @@ class _Session:
         yield from self._events
 
     def _open(self, conversation: Conversation) -> Dialogue:
-        base = self._flags.over(conversation.defaults).over(self._synth.checkpoint.defaults)
-        return Dialogue(conversation, base, self._window)
+        given = Given(self._flags.over(conversation.defaults), self._synth.checkpoint.defaults)
+        return Dialogue(conversation, given, self._window)
 
     def _next(self, waiting: Iterator[Dialogue]) -> Request | None:
-        """The next turn of a dialogue that has just ended one, else the first of a new dialogue."""
+        """The next take of a dialogue that has just ended one, else the first of a new dialogue."""
         while dialogue := self._ready.popleft() if self._ready else next(waiting, None):
             try:
                 request = self._request(dialogue)
@@ -137,7 +147,7 @@ class _Session:
                 self._events.append(Failure(dialogue.conversation, error))
                 continue
             if request:
-                self._active[request] = dialogue
+                self._active[request] = dialogue, Tape(self._synth.codec, dialogue.brief(self._care.trim))
                 return request
         return None
 
@@ -148,34 +158,60 @@ class _Session:
         while turn := dialogue.turn:
             if not turn.recording:
                 return dialogue.request(synth.prompter.turn_rows(turn.speaker, turn.text, None))
-            audio, codes = synth.listen(turn.recording)
+            audio, codes = synth.listen(turn.recording), synth.codes(turn.recording)
             self._events.append(Utterance(dialogue.conversation, turn, codes, audio, "recorded"))
             dialogue.hear(synth.hear(turn))
         return None
 
     def _advance(self, frame: Frame) -> None:
-        dialogue = self._active[frame.request]
-        turn = dialogue.turn
-        assert turn is not None
-        frames = dialogue.collect(frame)
-        if not frame.stop:
-            limit = frame.request.sampling.max_frames
-            self._events.append(Tick(dialogue.conversation, turn, frames, limit))
+        dialogue, tape = self._active[frame.request]
+        stop = frame.stop
+        if stop == "broken":
+            del self._active[frame.request]
+            self._events.append(Failure(dialogue.conversation, GenerationFailed(_BROKEN)))
             return
+        if stop != "eos":
+            early = tape.add(frame.codes)
+            stop = stop or early
+        if not stop:
+            limit = frame.request.sampling.max_frames
+            self._events.append(Tick(dialogue.conversation, _turn(dialogue), len(tape), limit))
+            return
+        self._synth.engine.cancel(frame.request)
         del self._active[frame.request]
-        self._events.append(self._utterance(dialogue, turn, frame))
-        dialogue.hear(self._synth.prompter.turn_rows(turn.speaker, turn.text, dialogue.codes))
-        self._ready.append(dialogue)
+        dialogue.takes.append(tape.end(stop))
+        if self._settled(dialogue, frame.request.sampling):
+            self._settle(dialogue)
+        else:
+            self._ready.append(dialogue)
 
-    def _utterance(self, dialogue: Dialogue, turn: Turn, frame: Frame) -> Utterance:
-        codec, codes = self._synth.codec, dialogue.codes
-        samples = codec.decode(codes.to(self._synth.device)).cpu().numpy() if len(codes) else np.zeros(0, np.float32)
-        return Utterance(
-            conversation=dialogue.conversation,
-            turn=turn,
-            codes=codes,
-            audio=Audio(samples, codec.rate),
-            stop=frame.stop or "" if len(codes) else "empty",
-            seed=frame.request.sampling.seed,
-            seconds=time.perf_counter() - dialogue.started,
+    def _settled(self, dialogue: Dialogue, sampling: Sampling) -> bool:
+        """Whether no other take is worth it: this one is good, all were tried, or all would be the same."""
+        greedy = not (sampling.temperature or sampling.depth_temperature)
+        return not dialogue.takes[-1].fault or greedy or len(dialogue.takes) > self._care.retries
+
+    def _settle(self, dialogue: Dialogue) -> None:
+        """Tells the turn in hand by its best take; the conversation goes on unless that is too bad to."""
+        turn, take = _turn(dialogue), best(dialogue.takes)
+        self._events.append(
+            Utterance(
+                conversation=dialogue.conversation,
+                turn=turn,
+                codes=take.codes,
+                audio=Audio(take.samples, self._synth.codec.rate),
+                stop=take.stop,
+                seed=take.seed,
+                seconds=time.perf_counter() - dialogue.started,
+                fault=take.fault,
+                takes=tuple(dialogue.takes),
+            )
         )
+        if not (take.fault and self._care.trim):
+            dialogue.hear(self._synth.prompter.turn_rows(turn.speaker, turn.text, take.codes))
+            self._ready.append(dialogue)
+
+
+def _turn(dialogue: Dialogue) -> Turn:
+    turn = dialogue.turn
+    assert turn is not None
+    return turn

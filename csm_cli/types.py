@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 
@@ -22,14 +22,30 @@ class Options:
     max_duration: float | None = None
 
     def over(self, base: Options) -> Options:
-        """These options where set, `base` elsewhere.
+        """These options where set, `base` elsewhere."""
+        pairs = ((f.name, getattr(self, f.name), getattr(base, f.name)) for f in fields(self))
+        return Options(**{name: mine if mine is not None else theirs for name, mine, theirs in pairs})
 
-        A backbone's value given here carries to the depth decoder, over what `base` says for that.
+    def completed(self, published: Options) -> Options:
+        """These options over those a checkpoint was published with.
+
+        Where somebody asked for another backbone value, the depth decoder follows that, not what was published for it.
         """
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        follows = {"depth_temperature": self.temperature, "depth_top_k": self.top_k}
-        missing = [name for name, mine in values.items() if mine is None and follows.get(name) is None]
-        return Options(**values | {name: getattr(base, name) for name in missing})
+        temperature = published.depth_temperature if self.temperature is None else None
+        top_k = published.depth_top_k if self.top_k is None else None
+        return self.over(replace(published, depth_temperature=temperature, depth_top_k=top_k))
+
+
+@dataclass(frozen=True)
+class Care:
+    """How takes are looked after.
+
+    trim: one that falls silent or gets stuck ends early, is trimmed, and all are judged. retries: so many more, each
+    with the next seed, where one is bad.
+    """
+
+    trim: bool = False
+    retries: int = 0
 
 
 @dataclass(frozen=True)

@@ -89,10 +89,10 @@ def test_a_part_is_cut_out(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"end": 4.8}, "end 4.8 s is past the end of the file (0.50 s)"),
-        ({"start": 0.5}, "start 0.5 s is not between 0 and the end"),
-        ({"start": -1.0}, "start -1 s"),
-        ({"start": 0.3, "end": 0.2}, "start 0.3 s"),
+        ({"end": 4.8}, "end 4.8 s is past the end of the file (0.5 s)"),
+        ({"start": 0.5}, "start 0.5 s is past the end of the file (0.5 s)"),
+        ({"start": -1.0}, "start -1 s is before the beginning"),
+        ({"start": 0.3, "end": 0.2}, "end 0.2 s is not after start 0.3 s"),
         ({"start": 0.2, "end": 0.200001}, "holds no sound"),
         ({"start": float("nan")}, "start nan s"),
     ],
@@ -108,6 +108,8 @@ def test_missing_files_and_directories_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_pipe_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo.wav")
+    assert "is a pipe" in complaint(tmp_path / "fifo.wav")
     reading, writing = os.pipe()
     try:
         assert "is a pipe" in complaint(Path(f"/dev/fd/{reading}"))
@@ -154,6 +156,8 @@ def test_hours_are_refused_before_they_are_read(tmp_path: Path) -> None:
     path = written(tmp_path / "long.wav", np.zeros(10 * 3600, dtype=np.float32), rate=1)
     assert "36000 s of sound, at most 600 s" in complaint(path)
     assert "at most 5 s" in complaint(path, longest=5.0)
+    assert "35999 s of sound" in complaint(path, start=1.0)
+    assert read_audio(path, 1, 0.0, 3.0).duration == 3
     assert probe(path).duration == 36000
 
 
@@ -216,6 +220,8 @@ def test_outputs_that_cannot_be_are_refused(tmp_path: Path, monkeypatch: pytest.
     assert "is not a regular file" in refusal(Path(os.devnull))
     assert "is not a folder" in refusal(file / "out.wav")
     assert "File name too long" in refusal(tmp_path / ("n" * 300 + ".wav"))
+    (tmp_path / "circle").symlink_to("circle")
+    assert "symbolic links" in refusal(tmp_path / "circle" / "out.wav")
     monkeypatch.setattr(os, "access", lambda *_: False)
     assert "cannot be written to" in refusal(tmp_path / "out.wav")
 

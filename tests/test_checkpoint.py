@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny import Shape, random_csm
+from tiny import LLAMA3, Shape, random_csm
 from torch import Tensor
 from transformers import CsmForConditionalGeneration
 
@@ -89,6 +89,16 @@ def test_the_config_names_the_weights_to_prefer(folder: Path, model: CsmForCondi
     save_file({"audio_head": torch.zeros(1)}, folder / "model.safetensors")
     edit_json(folder / "config.json", transformers_weights="mine.safetensors")
     assert_same_tensors(folder, model)
+
+
+def test_weights_that_the_config_names_have_to_be_there(folder: Path) -> None:
+    edit_json(folder / "config.json", transformers_weights="mine.safetensors")
+    assert "has no mine.safetensors" in complaint(folder)
+
+
+def test_a_home_folder_is_a_tilde(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(folder.parent))
+    assert open_checkpoint(f"~/{folder.name}").weights
 
 
 @pytest.mark.parametrize("stored", [(BACKBONE_TABLE,), (DEPTH_TABLE,), (BACKBONE_TABLE, DEPTH_TABLE)])
@@ -182,11 +192,24 @@ def test_a_config_that_is_not_json_is_named(folder: Path, text: str) -> None:
         ({"hidden_size": None}, "hidden_size"),
         ({"hidden_size": "wide"}, "does not describe a CSM"),
         ({"codec_config": "mimi"}, "does not describe a CSM"),
+        ({"hidden_size": 1e999}, "does not describe a CSM"),
+        ({"num_attention_heads": 0}, '"num_attention_heads" is 0'),
+        ({"num_codebooks": 5}, "num_codebooks is 5, depth_decoder_config's is 4"),
+        ({"codebook_eos_token_id": 99}, "codebook_eos_token_id is 99, and must be from 0 to 34"),
+        ({"codebook_eos_token_id": -1}, "codebook_eos_token_id is -1"),
+        ({"rope_parameters": LLAMA3 | {"high_freq_factor": 0.125}}, "high_freq_factor above low_freq_factor"),
+        ({"rope_parameters": LLAMA3 | {"factor": 0}}, "RoPE's factor"),
     ],
 )
 def test_another_models_config_is_refused(folder: Path, change: dict[str, Any], words: str) -> None:
     edit_json(folder / "config.json", **change)
     assert words in complaint(folder)
+
+
+def test_a_depth_decoder_without_room_for_a_frame_is_refused(folder: Path) -> None:
+    depth = json.loads((folder / "config.json").read_text())["depth_decoder_config"]
+    edit_json(folder / "config.json", depth_decoder_config={**depth, "max_position_embeddings": 3})
+    assert "3 positions, too few for 4 codebooks" in complaint(folder)
 
 
 @pytest.mark.parametrize("file", ["config.json", "model.safetensors", "tokenizer.json"])
@@ -209,6 +232,8 @@ def test_an_unknown_name_lists_the_near_ones(tmp_path: Path) -> None:
     assert "did you mean sesame/csm-1b or unsloth/csm-1b?" in complaint(Path("csm-1b"), ModelNotFound)
     assert "did you mean " + str(tmp_path / "my_voice") in complaint(tmp_path / "my_voise", ModelNotFound)
     assert complaint(Path("gone/ckpt.pt"), ModelNotFound).startswith("'gone/ckpt.pt' is neither")
+    for name in ("n" * 300, f"{'n' * 300}/{'n' * 300}.pt", "~nobody/model.pt"):
+        assert "is neither a local checkpoint" in complaint(Path(name), ModelNotFound)
 
 
 def test_a_revision_belongs_to_the_hub(whole: Path) -> None:
@@ -240,6 +265,16 @@ def test_defaults_come_from_the_generation_config(
     assert open_checkpoint(str(folder)).defaults == options
 
 
-def test_a_default_that_is_no_number_is_named(folder: Path) -> None:
-    edit_json(folder / "generation_config.json", temperature="hot")
-    assert "generation_config.json: temperature and top_k must be numbers" in complaint(folder)
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"temperature": "hot"},
+        {"temperature": -1},
+        {"depth_decoder_temperature": float("nan")},
+        {"top_k": -3},
+        {"depth_decoder_top_k": float("inf")},
+    ],
+)
+def test_a_default_that_is_no_possible_number_is_named(folder: Path, values: dict[str, Any]) -> None:
+    edit_json(folder / "generation_config.json", **values)
+    assert "generation_config.json: temperature and top_k must be numbers >= 0" in complaint(folder)

@@ -52,6 +52,11 @@ def test_without_a_command_it_prints_its_help(csm: Csm) -> None:
     assert result.code == 0 and "converse" in result.out
 
 
+def test_bench_without_a_command_prints_its_help(csm: Csm) -> None:
+    result = csm("bench")
+    assert result.code == 2 and "Usage: csm bench" in result.out and not result.err
+
+
 def test_version(csm: Csm) -> None:
     assert csm("--version").out == f"csm {__version__}\n"
 
@@ -105,6 +110,9 @@ class OutOfMemoryError(RuntimeError):
     [
         (OutOfMemoryError("CUDA"), 6, "csm: out of memory;"),
         (MemoryError(), 6, "csm: out of memory;"),
+        (RuntimeError("MPS backend out of memory (MPS allocated: 9 GB)"), 6, "csm: out of memory;"),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling"), 6, "csm: out of memory;"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), 6, "csm: out of memory;"),
         (OSError(28, "No space left on device", "out.wav"), 1, "csm: out.wav: No space left on device;"),
         (ZeroDivisionError("by [bold]nothing"), 1, "csm: unexpected ZeroDivisionError: by [bold]nothing;"),
         (KeyboardInterrupt(), 130, "csm: interrupted"),
@@ -130,6 +138,32 @@ def test_a_closed_pipe_is_quiet(tmp_path: Path) -> None:
     )
     os.close(writer)
     assert done.returncode == 1 and not done.stderr
+
+
+def test_json_is_utf8_whatever_a_file_is_called() -> None:
+    out, _ = process("check", "--json", "caf\udce9 é.yaml").communicate()
+    assert "é" in out and json.loads(out)["files"][0]["file"] == "caf\udce9 é.yaml"
+
+
+@pytest.mark.parametrize(
+    ("closed", "arguments", "code", "out", "err"),
+    [
+        ("<&-", "say -o a.wav", 2, "", "csm: no text to say"),
+        (">&-", "say Hi -o -", 2, "", "csm: -o - writes audio, and standard output is closed"),
+        (">&-", "check a.yaml", 0, "", "a.yaml: 1 turn"),
+        ("2>&-", "check a.yaml", 0, "", ""),
+        ("2>&-", "check none.yaml", 3, "", ""),
+        ("<&- >&- 2>&-", "check --json a.yaml", 0, "", ""),
+    ],
+)
+def test_a_closed_stream_is_the_null_device(
+    tmp_path: Path, closed: str, arguments: str, code: int, out: str, err: str
+) -> None:
+    (tmp_path / "a.yaml").write_text("turns: [{0: Hello}]\n")
+    shell = ["sh", "-c", f'exec "$0" -c "$1" {arguments} {closed}', sys.executable, RUN]
+    done = subprocess.run(shell, cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (code, out)
+    assert done.stderr.startswith(err) and (err or not done.stderr) and "Traceback" not in done.stderr
 
 
 def test_an_interrupt_keeps_what_is_finished(tiny_checkpoint: Path, tmp_path: Path) -> None:

@@ -81,7 +81,7 @@ def test_texts_that_are_not_utf8(csm: Csm, tmp_path: Path, data: bytes) -> None:
     assert_one_line(csm("say", "-f", tmp_path / "a.txt", "-o", tmp_path / "a.wav"), 3, "UTF-8")
 
 
-@pytest.mark.parametrize("name", ["none.txt", "."])
+@pytest.mark.parametrize("name", ["none.txt", ".", "n" * 300])
 def test_texts_that_cannot_be_read(csm: Csm, tmp_path: Path, name: str) -> None:
     assert_one_line(csm("say", "-f", tmp_path / name, "-o", tmp_path / "a.wav"), 3, str(tmp_path))
 
@@ -143,7 +143,7 @@ def test_context_flags(csm: Csm, tmp_path: Path, context: str, code: int, messag
     assert_one_line(csm("say", "Hi", "--context", context, "-o", tmp_path / "a.wav"), code, message)
 
 
-@pytest.mark.parametrize("voice", ["alice", "wordless.wav"])
+@pytest.mark.parametrize("voice", ["alice", "wordless.wav", "n" * 300])
 def test_voices(csm: Csm, tmp_path: Path, voice: str) -> None:
     write_tone(tmp_path / "wordless.wav")
     assert_one_line(csm("say", "Hi", "-v", tmp_path / voice, "-o", tmp_path / "a.wav"), 4, voice)
@@ -165,6 +165,8 @@ def test_voices(csm: Csm, tmp_path: Path, voice: str) -> None:
         ("--max-duration", "0"),
         ("--max-duration", "-2"),
         ("--max-duration", "long"),
+        ("--max-duration", "3601"),
+        ("--max-duration", "1e300"),
     ],
 )
 def test_impossible_values(csm: Csm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flag: str, value: str) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
-from conftest import Result
+from conftest import Result, write_tone
 
 Csm = Callable[..., Result]
 
@@ -96,7 +96,7 @@ def test_where_all_items_fail_nothing_was_generated(csm: Csm, mute_checkpoint: P
         ("out.wav", "ab", 3, "put {id} into -o"),
         ("{id.__class__}.wav", "ab", 2, "no field"),
         ("{}.wav", "ab", 2, "no field"),
-        ("{name}.wav", "ab", 2, "{id}, {index} and {speaker}"),
+        ("{name}.wav", "ab", 2, "{id}, {index}, {speaker} and {shard}"),
         ("{id.wav", "ab", 2, "csm: -o"),
         ("{id:d}.wav", "ab", 2, "csm: -o"),
         ("{index:{width}}.wav", "ab", 2, "csm: -o"),
@@ -122,3 +122,108 @@ def test_quiet_prints_paths_only(csm: Csm, tiny_checkpoint: Path, tmp_path: Path
     result = run(csm, tiny_checkpoint, manifest(tmp_path, item("a")), tmp_path / "{id}.wav", "-q")
     assert result.out == f"{tmp_path / 'a.wav'}\n"
     assert all("was cut" in line for line in result.err.splitlines())
+
+
+def results(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
+
+
+def test_results_are_recorded_beside_the_files(csm: Csm, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    path = manifest(tmp_path, item("a", seed=5), item("bad", max_duration=100))
+    told = run(csm, tiny_checkpoint, path, tmp_path / "out" / "{id}.wav", "--json").out
+    recorded = {record.pop("id"): record for record in results(tmp_path / "out")}
+    assert recorded["a"].pop("file") == "a.wav"
+    good = recorded["a"]
+    assert good["status"] == "ok" and good["output"] == str(tmp_path / "out" / "a.wav") and good["duration_s"] == 0.4
+    assert good["seed"] == 5 and good["stop"] == "cap" and good["rtf"] > 0 and len(good["warnings"]) == 1
+    assert recorded["bad"]["status"] == "failed" and "too long" in recorded["bad"]["error"]
+    assert all(record.pop("fingerprint") for record in recorded.values())
+    assert {record.pop("id"): record for record in map(json.loads, told.splitlines())} == recorded
+
+
+def test_a_rerun_speaks_only_what_is_not_done(csm: Csm, tiny_checkpoint: Path, tmp_path: Path, tone: Path) -> None:
+    context = [{"speaker": 1, "audio": tone.name, "text": "Hi!"}]
+    items = [item("a"), item("b", context=context), item("c"), item("d")]
+
+    def again(*flags: object) -> set[str]:
+        done = run(csm, tiny_checkpoint, manifest(tmp_path, *items), tmp_path / "out" / "{id}.wav", *flags)
+        assert done.code == 0, done.err
+        return {Path(line).stem for line in done.out.splitlines()}
+
+    assert again() == set("abcd")
+    assert again() == set()
+    (tmp_path / "out" / "d.wav").unlink()
+    items[2] |= {"text": "Hello!"}
+    assert again() == set("cd")
+    write_tone(tone, 0.4)
+    assert again() == {"b"}
+    assert again("--temperature", "1") == set("abcd")
+    assert again("--temperature", "1") == set()
+    assert again("--temperature", "1", "--force") == set("abcd")
+
+
+def test_a_rerun_with_nothing_to_do_loads_no_weights(
+    csm: Csm, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = manifest(tmp_path, item("a"))
+    run(csm, tiny_checkpoint, path, tmp_path / "{id}.wav")
+    monkeypatch.setattr("csm_cli.synth.Synthesizer", None)
+    again = run(csm, tiny_checkpoint, path, tmp_path / "{id}.wav")
+    assert again.code == 0 and "nothing to speak; 1 done before" in again.err and not again.out
+
+
+def test_a_seed_that_nobody_gave_is_the_same_every_time(csm: Csm, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    path = manifest(tmp_path, item("a", temperature=1.0), item("b", temperature=1.0))
+    takes = []
+    for name in ("one", "two"):
+        assert run(csm, tiny_checkpoint, path, tmp_path / name / "{id}.wav").code == 0
+        takes.append([(tmp_path / name / f"{each}.wav").read_bytes() for each in "ab"])
+    assert takes[0] == takes[1] and takes[0][0] != takes[0][1]
+
+
+def test_what_failed_is_tried_again(csm: Csm, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    pattern = tmp_path / "{id}.wav"
+    assert run(csm, tiny_checkpoint, manifest(tmp_path, item("a"), item("b", max_duration=100)), pattern).code == 5
+    path = manifest(tmp_path, item("a"), item("b"), item("new"))
+    failed = run(csm, tiny_checkpoint, path, pattern, "--retry-failed")
+    assert failed.code == 0 and failed.out == f"{tmp_path / 'b.wav'}\n"
+    assert run(csm, tiny_checkpoint, path, pattern).out == f"{tmp_path / 'new.wav'}\n"
+
+
+@pytest.mark.parametrize(("flags", "failures"), [(["--fail-fast"], 1), (["--max-failures", 2], 2), ([], 4)])
+def test_a_run_gives_up_when_told_to(
+    csm: Csm, mute_checkpoint: Path, tmp_path: Path, flags: list[object], failures: int
+) -> None:
+    path = manifest(tmp_path, *(item(name) for name in "abcd"))
+    result = run(csm, mute_checkpoint, path, tmp_path / "{id}.wav", "--batch-size", 1, *flags)
+    assert result.code == 1 and result.err.count("came out empty") == failures == len(results(tmp_path))
+    assert ("were not tried" in result.err) is (failures < 4)
+
+
+def test_a_limit_leaves_the_rest_for_later(csm: Csm, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    path = manifest(tmp_path, *(item(name) for name in "abc"))
+    first = run(csm, tiny_checkpoint, path, tmp_path / "{id}.wav", "--limit", 2)
+    assert first.code == 0 and "1 left for later" in first.err and len(first.out.splitlines()) == 2
+    assert run(csm, tiny_checkpoint, path, tmp_path / "{id}.wav", "--limit", 2).out == f"{tmp_path / 'c.wav'}\n"
+
+
+def test_shards_together_are_the_whole(csm: Csm, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    path = manifest(tmp_path, *(item(f"{n}", temperature=1.0) for n in range(5)))
+    run(csm, tiny_checkpoint, path, tmp_path / "whole" / "{id}.wav", "--batch-size", 1)
+    for shard in ("1/2", "2/2"):
+        pattern = tmp_path / "part-{shard}" / "{id}.wav"
+        assert run(csm, tiny_checkpoint, path, pattern, "--shard", shard, "--batch-size", 1).code == 0
+    parts = {file.name: file.read_bytes() for file in tmp_path.glob("part-*/*.wav")}
+    assert parts == {file.name: file.read_bytes() for file in tmp_path.glob("whole/*.wav")}
+    assert [len(results(tmp_path / f"part-{n}")) for n in (1, 2)] == [3, 2]
+    merged = csm("merge", tmp_path / "part-1", tmp_path / "part-2", "-o", tmp_path / "all")
+    assert merged.code == 0 and merged.out == f"{tmp_path / 'all' / 'results.jsonl'}\n" and "5 done" in merged.err
+    assert "5 done before" in run(csm, tiny_checkpoint, path, tmp_path / "all" / "{id}.wav").err
+
+
+def test_no_clobber_keeps_what_was_not_recorded(csm: Csm, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    path = manifest(tmp_path, item("a"), item("b"))
+    run(csm, tiny_checkpoint, path, tmp_path / "{id}.wav", "--limit", 1)
+    (tmp_path / "b.wav").write_bytes(b"mine")
+    result = run(csm, tiny_checkpoint, path, tmp_path / "{id}.wav", "--no-clobber")
+    assert result.code == 2 and "b.wav" in result.err and (tmp_path / "b.wav").read_bytes() == b"mine"

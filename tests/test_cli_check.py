@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -28,6 +30,15 @@ def bad(tmp_path: Path) -> Path:
 def test_a_good_file_is_told_of(csm: Csm, good: Path) -> None:
     result = csm("check", good)
     assert (result.code, result.out, result.err) == (0, "", f"{good}: 2 turns, nothing to complain about\n")
+
+
+@pytest.mark.parametrize(
+    "lines", ["turns: [{0: Hello}, {1: Hi}]", '{"id": "a", "text": "Hello"}\n{"id": "b", "text": "Hi"}']
+)
+def test_standard_input_is_either_form(csm: Csm, monkeypatch: pytest.MonkeyPatch, lines: str) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(lines.encode())))
+    result = csm("check", "-")
+    assert (result.code, result.err) == (0, "-: 2 turns, nothing to complain about\n")
 
 
 def test_complaints_of_all_files_and_their_count(csm: Csm, good: Path, bad: Path) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import re
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +15,8 @@ import torch
 from conftest import Result
 
 from csm_cli.audio import Audio
-from csm_cli.cli.progress import Meter
+from csm_cli.cli.console import emit_path
+from csm_cli.cli.progress import Meter, drawn
 from csm_cli.synth import Tick, Utterance
 from csm_cli.types import Conversation, Recording, Turn
 
@@ -52,6 +55,36 @@ def test_knows_how_fast_it_goes() -> None:
 class Terminal(io.StringIO):
     def isatty(self) -> bool:
         return True
+
+
+def on_a_terminal(monkeypatch: pytest.MonkeyPatch, columns: int) -> Terminal:
+    """Standard error and standard output, on one screen."""
+    screen = Terminal()
+    monkeypatch.setattr(sys, "stderr", screen)
+    monkeypatch.setattr(sys, "stdout", screen)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", str(columns))
+    return screen
+
+
+def test_a_path_stays_whole_on_a_narrow_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = on_a_terminal(monkeypatch, 40)
+    path = Path("a folder/" + "with a long name/" * 6 + "a.wav")
+    with drawn(Meter([TALK], 12.5), quiet=False):
+        emit_path(path)
+    assert str(path) in terminal.getvalue()
+
+
+@pytest.mark.parametrize("columns", [40, 60, 100])
+def test_the_bar_is_one_line(monkeypatch: pytest.MonkeyPatch, columns: int) -> None:
+    terminal = on_a_terminal(monkeypatch, columns)
+    meter = Meter([TALK], 12.5)
+    with drawn(meter, quiet=False):
+        meter.see(Tick(TALK, replace(SPOKEN, name="Scheherazade"), 12345, 99))
+    uncoloured = re.sub(r"\x1b\[[0-9;]*m", "", terminal.getvalue())
+    lines = re.split(r"\x1b\[\??[0-9]*[A-Za-z]|[\r\n]", uncoloured)
+    shown = next(line for line in reversed(lines) if "12345 frames" in line)
+    assert len(shown) <= columns and terminal.getvalue().count("\x1b[1A") <= 1
 
 
 @pytest.mark.parametrize("quiet", [True, False])

@@ -177,3 +177,29 @@ def test_the_environment_names_the_model(
     monkeypatch.setenv("CSM_MAX_DURATION", "0.2")
     told = csm("say", "Hi", "--json", "-o", tmp_path / "a.wav").json
     assert told["model"] == str(tiny_checkpoint) and told["duration_s"] == 0.16
+
+
+@pytest.fixture
+def wild(csm: Csm, tiny_checkpoint: Path) -> Csm:
+    """A checkpoint that cannot say end, sampled freely."""
+    return lambda *arguments: csm("say", "Hi", "--model", tiny_checkpoint, "--temperature", 1, "--seed", 7, *arguments)
+
+
+def test_a_model_that_never_ends_fails_with_every_seed_it_tried(wild: Csm, tmp_path: Path) -> None:
+    result = wild("--retries", 1, "-o", tmp_path / "a.wav")
+    (failure,) = [line for line in result.err.splitlines() if line.startswith("csm: ")]
+    assert result.code == 1 and not (tmp_path / "a.wav").exists()
+    assert 'turn 1 (0: "Hi") had not ended after 3.4 s with seed 7, had not ended after 3.4 s with seed 8;' in failure
+    assert "--no-trim" in failure
+
+
+def test_untrimmed_it_is_as_the_model_made_it(wild: Csm, tmp_path: Path) -> None:
+    result = wild("--no-trim", "--json", "-o", tmp_path / "a.wav")
+    assert result.code == 0 and "was cut after 3.4 s" in result.err
+    assert result.json["stop"] == "cap" and result.json["turns"][0]["frames"] == 42
+
+
+def test_a_duration_that_was_asked_for_is_no_fault(wild: Csm, tmp_path: Path) -> None:
+    told = wild("--max-duration", 0.4, "--json", "-o", tmp_path / "a.wav").json
+    (take,) = told["turns"][0]["takes"]
+    assert take == {"seed": 7, "stop": "cap", "duration_s": 0.4, "fault": None}

@@ -11,7 +11,7 @@ def test_auto_is_a_device_that_is_there() -> None:
     assert pick_device("auto").type in ("cpu", "cuda", "mps")
 
 
-@pytest.mark.parametrize("name", ["gpu", "cuda:x", "cpu:1", ""])
+@pytest.mark.parametrize("name", ["gpu", "cuda:x", "cpu:1", "", "cpu:", "cuda:", "cuda:٣", "cuda:1\n"])
 def test_an_unknown_name_is_a_usage_error(name: str) -> None:
     with pytest.raises(UsageError, match="use auto, cpu, cuda"):
         pick_device(name)

@@ -5,17 +5,19 @@ from __future__ import annotations
 import logging
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from tiny import frame_rows, text_rows
 from torch import Tensor
 
-from csm_cli.dialogue import Dialogue, Window
-from csm_cli.engine import Frame, Request
+from csm_cli.dialogue import Dialogue, Given, Window
 from csm_cli.errors import PromptTooLong
+from csm_cli.takes import Brief, Take
 from csm_cli.types import Conversation, Options, Turn
 
 BASE = Options(temperature=0.9, top_k=50, seed=100)
+TAKE = Take(torch.zeros(1, 4), np.zeros(1920, np.float32), "cap", 0, "too long")
 WINDOW = Window(positions=200, frame_rate=12.5)
 
 
@@ -25,7 +27,7 @@ def conversation(*texts: str, options: Options | None = None) -> Conversation:
 
 def opened(talk: Conversation, base: Options = BASE, context_rows: int = 0) -> Dialogue:
     heard = (Turn(1, "Heard before."),) if context_rows else ()
-    dialogue = Dialogue(replace(talk, context=heard), base, WINDOW)
+    dialogue = Dialogue(replace(talk, context=heard), Given(base, Options()), WINDOW)
     dialogue.begin(lambda turn: rows(context_rows))
     return dialogue
 
@@ -56,7 +58,10 @@ def test_turns_have_seeds_of_their_own() -> None:
 
 
 def test_a_seed_is_drawn_where_none_is_given() -> None:
-    seeds = {Dialogue(conversation("Hi."), Options(temperature=1.0, top_k=5), WINDOW).seed for _ in range(5)}
+    seeds = {
+        Dialogue(conversation("Hi."), Given(Options(), Options(temperature=1.0, top_k=5)), WINDOW).seed
+        for _ in range(5)
+    }
     assert len(seeds) > 1
 
 
@@ -80,13 +85,20 @@ def test_past_turns_are_the_next_turns_context() -> None:
     assert torch.equal(dialogue.request(rows(4)).rows, torch.cat((rows(3), heard, rows(4))))
 
 
-def test_frames_are_collected_without_the_end() -> None:
-    dialogue = opened(conversation("One."))
-    request: Request = dialogue.request(rows(5))
-    code = torch.ones(4, dtype=torch.int64)
-    dialogue.collect(Frame(request, code))
-    dialogue.collect(Frame(request, code * 0, "eos"))
-    assert dialogue.codes.tolist() == [[1, 1, 1, 1]]
+def test_each_take_has_the_next_seed_and_the_next_turn_begins_anew() -> None:
+    dialogue = opened(conversation("One.", "Two."))
+    seeds = []
+    for _ in range(3):
+        seeds.append(dialogue.request(rows(5)).sampling.seed)
+        dialogue.takes.append(TAKE)
+    dialogue.hear(rows(5))
+    assert [*seeds, dialogue.turn_seed] == [100, 101, 102, 101]
+
+
+def test_a_take_is_told_whether_its_duration_was_asked_for() -> None:
+    briefs = [opened(conversation("Hi.", options=Options(max_duration=d))).brief(True) for d in (None, 0.0, 2.0)]
+    assert [brief.capped for brief in briefs] == [False, False, True]
+    assert briefs[0] == Brief("Hi.", 100, watched=True)
 
 
 def test_the_oldest_turn_leaves_a_full_window_and_context_stays(caplog: pytest.LogCaptureFixture) -> None:

@@ -10,7 +10,6 @@ from tiny import Shape, frame_rows, greedy, ours, random_csm, spoken, text_rows
 from torch import Tensor
 
 from csm_cli.engine import Engine, Frame, Request, Sampling, decode
-from csm_cli.errors import GenerationFailed
 from csm_cli.model import CsmModel
 
 SAMPLED = Sampling(temperature=0.9, top_k=20, depth_temperature=0.9, depth_top_k=20, seed=0, max_frames=30)
@@ -152,12 +151,37 @@ def test_the_window_may_be_filled_to_the_last_position(model: CsmModel) -> None:
         engine.admit(Request(a_prompt(1, positions - 6), greedy(7)))
 
 
-def test_numbers_that_are_not_finite_are_a_failure() -> None:
+@pytest.mark.parametrize(
+    "poisoned",
+    [
+        "backbone_model.norm.weight",
+        "backbone_model.layers.2.mlp.down_proj.weight",
+        "depth_decoder.model.norm.weight",
+        "depth_decoder.model.layers.0.self_attn.v_proj.weight",
+    ],
+)
+def test_numbers_that_are_not_finite_are_told(poisoned: str) -> None:
     theirs = random_csm(Shape())
     with torch.no_grad():
-        theirs.backbone_model.norm.weight.fill_(float("nan"))
-    with pytest.raises(GenerationFailed, match="float32"):
-        spoken(Engine(ours(theirs)[0]), [Request(a_prompt(1), greedy(4))])
+        theirs.get_parameter(poisoned).fill_(float("nan"))
+    frames = list(decode(Engine(ours(theirs)[0]), iter([Request(a_prompt(1), greedy(4)), None]).__next__))
+    assert [frame.stop for frame in frames] == ["broken"]
+
+
+def test_a_broken_row_costs_its_neighbours_nothing(model: CsmModel) -> None:
+    """A row is poisoned through its hidden state, as a float16 overflow would."""
+    engine, asked = Engine(model, slots=4), requests(4)
+    for request in asked:
+        engine.admit(request)
+    engine._hidden[1] = float("nan")
+    frames: dict[Request, list[Tensor]] = {request: [] for request in asked}
+    while engine.busy:
+        for frame in engine.step():
+            frames[frame.request].append(frame.codes)
+    assert frames.pop(asked[1])[0].tolist() == [-1] * 8
+    for request, codes in frames.items():
+        assert torch.equal(torch.stack(codes), alone_in_a_bucket(model, request, 4))
+    assert torch.equal(spoken(engine, requests(4))[1], spoken(Engine(model, slots=4), requests(4))[1])
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

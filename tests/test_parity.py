@@ -137,7 +137,7 @@ def test_logits_equal_transformers(shape: Shape) -> None:
         last = outputs.hidden_states[-1][:, -1]
         padded = torch.nn.functional.pad(frame[:, :-1], (1, 0))
         depth = theirs.depth_decoder(padded, backbone_last_hidden_state=last).logits  # [1, K - 1, V]
-        embedded = torch.stack((model.projector(last), *_depth_inputs(model, frame)), 1)
+        embedded = torch.stack((model.projector(hidden[:, -1]), *_depth_inputs(model, frame)), 1)
         mixed = model.depth(embedded, model.depth.cache(1, config.codebooks), Span(0, 1, 0, config.codebooks))
         logits = torch.stack([head(mixed[:, n + 1]) for n, head in enumerate(model.depth_heads)], 1)
         torch.testing.assert_close(logits, depth[..., : config.codes], atol=1e-4, rtol=0)

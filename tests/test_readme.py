@@ -28,7 +28,7 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "out").mkdir()
     program = folder / ".venv" / "bin" / "csm"
     program.parent.mkdir(parents=True)
-    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m csm_cli "$@"\n')
+    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -P -m csm_cli "$@"\n')
     program.chmod(0o755)
     return folder
 

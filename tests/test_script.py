@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -207,6 +208,34 @@ def test_either_form_is_told_apart(desk: Path) -> None:
     with pytest.raises(ScriptInvalid) as caught:
         read_either("m.jsonl")
     assert "carl" in str(caught.value.complaints)
+
+
+def test_a_part_of_a_long_file_is_no_long_part(desk: Path) -> None:
+    turn = {"speaker": 0, "text": "Hi.", "audio": "eleven_hours.wav", "start": 0, "end": 3}
+    assert script_from({"turns": [turn]}).turns[0].recording == Recording(Path("eleven_hours.wav"), 0, 3)
+
+
+@pytest.mark.parametrize(
+    ("name", "trouble"), [("fifo.wav", "is a pipe or a device"), ("bytes.raw", "not readable as sound")]
+)
+def test_what_cannot_be_opened_as_sound_is_a_complaint(desk: Path, name: str, trouble: str) -> None:
+    os.mkfifo("fifo.wav")
+    Path("bytes.raw").write_bytes(bytes(100))
+    with pytest.raises(ScriptInvalid) as caught:
+        script_from({"turns": [{"speaker": 0, "text": "Hi.", "audio": name}]})
+    (complaint,) = caught.value.complaints
+    assert complaint.file == name and complaint.message.startswith(trouble)
+
+
+def test_a_voices_words_hold_no_control_characters(desk: Path) -> None:
+    Path("one.txt").write_text("I am\x1b[2J Ana.")
+    Path("s.yaml").write_text("speakers: {ana: {id: 0, voice: one.wav}}\nturns: [{ana: Hi.}]\n")
+    assert "control character U+001B cannot be spoken" in complaints("s.yaml")[0]
+
+
+def test_yaml_is_no_manifest(desk: Path) -> None:
+    Path("m.yaml").write_text("turns:\n  - 0: Hi.\n")
+    assert complaints("m.yaml", "manifests")[0].split(maxsplit=1)[1].startswith("is YAML, which is a script")
 
 
 def test_plain_data_is_a_script_too(desk: Path) -> None:

@@ -47,6 +47,17 @@ def test_a_turn_without_text_is_refused(text: str, place: str) -> None:
     assert [complaint.place for complaint in caught.value.complaints] == [f"<text>:{place}"]
 
 
+@pytest.mark.parametrize("odd", ["\x1b", "\x00", "\x85", "\udcff"])
+def test_control_characters_are_refused_as_in_scripts(odd: str) -> None:
+    with pytest.raises(ScriptInvalid) as caught:
+        parse_say(f"[0]Hi.\n[1]Ho{odd}!", 0)
+    (complaint,) = caught.value.complaints
+    assert (complaint.place, complaint.path) == ("<text>:2:1", "turns[1].text")
+    assert complaint.message.startswith(f"control character U+{ord(odd):04X} cannot be spoken")
+    with pytest.raises(ScriptInvalid):
+        parse_context(f"[1]prev.wav=Hi{odd}")
+
+
 words = (
     st.text(alphabet="ab [].,!", min_size=1, max_size=12).map(str.strip).filter(lambda text: text and text[0] != "[")
 )
@@ -74,7 +85,7 @@ def test_context_of_another_form_is_a_usage_error(flag: str) -> None:
     ("flag", "message"),
     [
         ("[1]gone.wav=Hi = ho", "no such file: gone.wav"),
-        ("[1]silent.wav=Hi", "has no audio in it"),
+        ("[1]silent.wav=Hi", "holds no sound (zero length)"),
         ("[1]prev.wav= ", "expected its text after the =, got nothing"),
     ],
 )

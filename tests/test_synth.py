@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from tiny import greedy
+from tiny import spoken as engine_codes
 
 import csm_cli.synth
 from csm_cli.checkpoint import open_checkpoint
+from csm_cli.engine import Request
 from csm_cli.errors import AudioUnreadable, PromptTooLong
 from csm_cli.synth import Event, Failure, Synthesizer, Tick, Utterance
-from csm_cli.types import Conversation, Options, Recording, Turn
+from csm_cli.takes import Take, Tape
+from csm_cli.types import Care, Conversation, Options, Recording, Turn
 
 SHORT = Options(max_duration=0.4, seed=1)  # five frames
 CPU = torch.device("cpu")
@@ -133,3 +138,64 @@ def test_flags_count_over_the_scripts_defaults_and_turns_over_flags(synth: Synth
     first, second = spoken(list(synth.speak([script], Options(max_duration=0.24))))
     assert (len(first.codes), len(second.codes)) == (3, 2)
     assert first.seed == 50
+
+
+WILD = Options(temperature=1.0, seed=1)  # this checkpoint never ends a turn by itself
+CAREFUL = Care(trim=True, retries=2)
+
+
+class Judge(Tape):
+    """Finds fault with every take but those of seed 2, and lets none end early."""
+
+    def add(self, codes: torch.Tensor) -> None:
+        super().add(codes)
+
+    def end(self, stop: str) -> Take:
+        made = super().end(stop)
+        return replace(made, fault="" if made.seed == 2 else "is bad")
+
+
+def test_a_bad_take_is_followed_by_the_next_seeds_until_one_is_good(
+    synth: Synthesizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (second,) = spoken(list(synth.speak([talk("Hello.")], replace(WILD, seed=2))))
+    monkeypatch.setattr(csm_cli.synth, "Tape", Judge)
+    (kept,) = spoken(list(synth.speak([talk("Hello.")], WILD, CAREFUL)))
+    assert [take.seed for take in kept.takes] == [1, 2]
+    assert (kept.seed, kept.fault) == (2, "") and torch.equal(kept.codes, second.codes)
+
+
+def test_a_conversation_ends_with_a_turn_that_has_no_good_take(
+    synth: Synthesizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(csm_cli.synth, "Tape", Judge)
+    hopeless, other = talk("Hello.", "And more.", name="a"), talk("Hi.", name="b")
+    heard = spoken(list(synth.speak([hopeless, other], replace(SHORT, temperature=1.0, seed=5), CAREFUL)))
+    assert [(u.conversation.id, len(u.takes), u.fault) for u in heard] == [("a", 3, "is bad"), ("b", 3, "is bad")]
+
+
+def test_greedy_takes_are_all_the_same_and_made_once(synth: Synthesizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(csm_cli.synth, "Tape", Judge)
+    (only,) = spoken(list(synth.speak([talk("Hello.")], SHORT, CAREFUL)))
+    assert len(only.takes) == 1
+
+
+def test_a_take_that_ends_early_frees_its_slot_and_what_is_kept_is_heard(
+    synth: Synthesizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Impatient(Tape):
+        def add(self, codes: torch.Tensor) -> str | None:
+            super().add(codes)
+            return "silence" if len(self) == 4 else None
+
+        def end(self, stop: str) -> Take:
+            made = super().end(stop)
+            return replace(made, codes=made.codes[:2], fault="")
+
+    monkeypatch.setattr(csm_cli.synth, "Tape", Impatient)
+    first, second = spoken(list(synth.speak([talk("One.", "Two.")], SHORT, CAREFUL)))
+    assert (first.stop, second.stop) == ("silence", "silence") and not synth.engine.busy
+    monkeypatch.undo()
+    rows = [synth.prompter.turn_rows(0, "One.", first.codes), synth.prompter.turn_rows(1, "Two.", None)]
+    (alone,) = engine_codes(synth.engine, [Request(torch.cat(rows), greedy(5))])
+    assert torch.equal(alone[:2], second.codes)

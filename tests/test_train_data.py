@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from csm_cli.train.corpus import Utterance
-from csm_cli.train.data import IGNORE, Mixer, Take, Turn, collate, conversation
+from csm_cli.train.data import IGNORE, Mixer, Take, Turn, collate, conversation, joined
+from csm_cli.train.plan import StagePlan
 from csm_cli.train.tokenizer import text_ids
 
 
@@ -57,7 +58,9 @@ def test_batches_stay_within_the_tokens_and_repeat_with_the_seed() -> None:
     takes = [take("A word or two.", frames, voice, seed=frames) for frames in range(3, 12) for voice in range(4)]
 
     def draw(seed: int) -> list[list[int]]:
-        batches = Mixer(takes, seed, tokens=200).batches(max_frames=10, dialogues=0.5, voices=3)
+        batches = Mixer(takes, seed, tokens=200).batches(
+            StagePlan("mixed", 1, max_frames=10, dialogues=0.5, voices=3, paragraphs=0.1)
+        )
         return [batch.text.flatten().tolist() for batch in itertools.islice(batches, 20)]
 
     assert draw(1) == draw(1) != draw(2)
@@ -66,5 +69,12 @@ def test_batches_stay_within_the_tokens_and_repeat_with_the_seed() -> None:
 
 def test_every_dialogue_has_something_to_learn() -> None:
     takes = [take(frames=frames, voice=voice) for frames in (3, 4) for voice in range(4)]
-    batches = Mixer(takes, 0, tokens=1).batches(max_frames=10, dialogues=1.0, voices=4)
+    batches = Mixer(takes, 0, tokens=1).batches(StagePlan("talk", 1, max_frames=10, dialogues=1.0, voices=4))
     assert all((batch.labels != IGNORE).any() for batch in itertools.islice(batches, 40))
+
+
+def test_joined_takes_are_one_paragraph() -> None:
+    paragraph = joined([take(frames=6), take("Not so.", frames=4)])
+    assert paragraph.utterance.text == "Hi there. Not so."
+    assert paragraph.utterance.frames == len(paragraph.codes) == 10
+    assert paragraph.utterance.words == ((0, 0.0), (3, 2.5), (10, 6.0), (13, 8.5))

@@ -87,7 +87,7 @@ def test_the_end_frame_is_always_learned_in_depth(model: CsmForConditionalGenera
 
 def test_training_overfits_a_few_takes_and_follows_the_guide(model: CsmForConditionalGeneration) -> None:
     trainer = ModelTrainer(model, PLAN)
-    batches = Mixer(takes(), 0, PLAN.tokens).batches(max_frames=20, dialogues=0.0, voices=1)
+    batches = Mixer(takes(), 0, PLAN.tokens).batches(STAGES[0])
     figures = [trainer.update(rows) for rows in itertools.islice(batches, 60)]
     assert figures[-1]["backbone"] < figures[0]["backbone"] / 2
     assert figures[-1]["guide"] < figures[0]["guide"]

@@ -14,7 +14,7 @@ from csm_cli.train.voice import build_voice
 CONFIGS = Path(__file__).parent.parent / "configs" / "voice"
 
 
-@pytest.mark.parametrize("name", ["cpu", "gpu", "smoke"])
+@pytest.mark.parametrize("name", ["cpu", "evening", "gpu", "smoke"])
 def test_plans_can_be_read(name: str) -> None:
     plan = read_plan(CONFIGS / f"{name}.yaml")
     assert plan.codec.quantize_from < plan.codec.freeze_from <= plan.codec.steps

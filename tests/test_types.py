@@ -18,5 +18,11 @@ PUBLISHED = Options(temperature=0.6, top_k=50, depth_temperature=0.4, depth_top_
         (Options(depth_top_k=1), Options(0.6, 50, 0.4, 1)),
     ],
 )
-def test_what_is_set_counts_over_what_lies_below(given: Options, wanted: Options) -> None:
-    assert given.over(PUBLISHED) == wanted
+def test_what_is_set_counts_over_what_was_published(given: Options, wanted: Options) -> None:
+    assert given.completed(PUBLISHED) == wanted
+
+
+def test_the_depth_decoders_own_option_outlives_a_backbones_from_a_higher_layer() -> None:
+    turn, flags = Options(temperature=0.5), Options(depth_temperature=0.0, depth_top_k=1)
+    merged = turn.over(flags).completed(PUBLISHED)
+    assert (merged.temperature, merged.depth_temperature, merged.depth_top_k) == (0.5, 0.0, 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -95,7 +96,7 @@ def _sizes(source: Source, config: Json) -> ModelConfig:
         return model_config(config)
     except CheckpointInvalid as problem:
         raise CheckpointInvalid(f"{source.name}: {problem}") from problem
-    except (TypeError, ValueError, AttributeError) as problem:
+    except (TypeError, ValueError, AttributeError, OverflowError) as problem:
         raise CheckpointInvalid(f"{source.name}: config.json does not describe a CSM ({problem})") from problem
 
 
@@ -104,11 +105,11 @@ def _weights_file(source: Source, config: Json) -> Path:
     if source.weights:
         return require(source, source.weights)
     named = config.get("transformers_weights")
-    names = (named, *_WEIGHT_FILES) if isinstance(named, str) else _WEIGHT_FILES
-    found = next((path for name in names if (path := source.find(name))), None)
+    if isinstance(named, str):
+        return require(source, named)
+    found = next((path for name in _WEIGHT_FILES if (path := source.find(name))), None)
     if found is None:
-        usual = "model.safetensors" if config else "config.json"
-        raise source.absent(named if isinstance(named, str) else usual)
+        raise source.absent("model.safetensors" if config else "config.json")
     return found
 
 
@@ -139,8 +140,8 @@ def _defaults(source: Source) -> Options:
     try:
         temperature, top_k = _sampling(config, "")
         depth_temperature, depth_top_k = _sampling(config, "depth_decoder_")
-    except (TypeError, ValueError) as problem:
-        raise CheckpointInvalid(f"{path}: temperature and top_k must be numbers ({problem})") from problem
+    except (TypeError, ValueError, OverflowError) as problem:
+        raise CheckpointInvalid(f"{path}: temperature and top_k must be numbers >= 0 ({problem})") from problem
     temperature = _TEMPERATURE if temperature is None else temperature
     top_k = _TOP_K if top_k is None else top_k
     return Options(
@@ -153,8 +154,16 @@ def _defaults(source: Source) -> Options:
 
 
 def _sampling(config: Json, prefix: str) -> tuple[float | None, int | None]:
-    """Temperature and top-k of one stage; not sampling is temperature 0."""
+    """Temperature and top-k of one stage; not sampling is temperature 0.
+
+    Raises:
+        TypeError, ValueError, OverflowError: they are no finite numbers >= 0.
+    """
     temperature, top_k = config.get(f"{prefix}temperature"), config.get(f"{prefix}top_k")
     if config.get(f"{prefix}do_sample") is False:
         temperature = 0.0
-    return None if temperature is None else float(temperature), None if top_k is None else int(top_k)
+    read = None if temperature is None else float(temperature), None if top_k is None else int(top_k)
+    wrong = next((value for value in read if value is not None and not 0 <= value < math.inf), None)
+    if wrong is not None:
+        raise ValueError(f"got {wrong:g}")
+    return read

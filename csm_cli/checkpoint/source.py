@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -138,10 +139,12 @@ def _folder(model: str | None) -> Folder | None:
     if model is None:
         return _bundled()
     path = Path(model)
-    if model and path.is_dir():
-        return Folder(path, model)
-    if path.is_file():
-        return Folder(path.parent, model, weights=path.name)
+    with suppress(OSError, RuntimeError):  # a name longer than any file's; the home of nobody
+        path = path.expanduser()
+        if model and path.is_dir():
+            return Folder(path, model)
+        if path.is_file():
+            return Folder(path.parent, model, weights=path.name)
     if not _REPOSITORY.fullmatch(model) or path.suffix in _WEIGHT_SUFFIXES:
         raise _unknown(model)
     return None
@@ -157,8 +160,9 @@ def _bundled() -> Folder:
 
 
 def _unknown(model: str, also: str = "") -> ModelNotFound:
-    folder = Path(model).parent
-    beside = [str(path) for path in folder.iterdir() if path.is_dir()] if folder.is_dir() else []
+    beside: list[str] = []
+    with suppress(OSError):
+        beside = [str(path) for path in Path(model).parent.iterdir() if path.is_dir()]
     near = difflib.get_close_matches(model, [MIRROR, OFFICIAL, *sorted(beside)], n=2, cutoff=0.6)
     hint = f"; did you mean {' or '.join(near)}?" if near else ""
     return ModelNotFound(f"{model!r} is neither a local checkpoint nor a Hugging Face id{also and f' ({also})'}{hint}")

@@ -48,6 +48,11 @@ class Weights(Mapping[str, "Tensor"]):
     def __len__(self) -> int:
         return len(self._stored)
 
+    @property
+    def files(self) -> set[Path]:
+        """The files that hold them."""
+        return {stored.file for stored in self._stored.values()}
+
 
 def read_json(path: Path) -> dict[str, Any]:
     """Raises CheckpointInvalid where the file is not one JSON object."""

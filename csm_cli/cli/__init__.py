@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import errno
+import re
 import sys
 import traceback
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from csm_cli.cli.console import keep_names, note, warn
+from csm_cli.cli.console import keep_names, note, open_streams, warn
 from csm_cli.errors import INTERRUPTED, CsmError, OutOfMemory, OutputFailed, ScriptInvalid
 
 if TYPE_CHECKING:
     from typer import TyperException
 
+# torch's own class, its allocators' words on CPU, CUDA and MPS, and those of cuBLAS and cuDNN
+_NO_MEMORY = re.compile(r"OutOfMemoryError|out of memory|ALLOC_FAILED|can't allocate")
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs `csm` with these arguments, or the process's own; returns the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    open_streams()
     keep_names()
     try:
         code = _run(arguments)
@@ -45,7 +50,8 @@ def _report(error: Exception) -> int:
     from typer import TyperException
 
     if isinstance(error, TyperException):
-        warn(_usage(error))
+        if error.format_message():  # none where a missing command has had the help printed
+            warn(_usage(error))
         return error.exit_code
     failure = error if isinstance(error, CsmError) else _translated(error)
     if isinstance(failure, ScriptInvalid):
@@ -67,7 +73,7 @@ def _usage(error: TyperException) -> str:
 
 def _translated(error: Exception) -> CsmError:
     """A failure of the machine, or a bug, as a failure of ours."""
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "can't allocate" in str(error):
+    if isinstance(error, MemoryError) or _NO_MEMORY.search(f"{type(error).__name__}: {error}"):
         return OutOfMemory("out of memory; use a smaller --batch-size, shorter context or another --device")
     if isinstance(error, OSError):
         place = f"{error.filename}: " if error.filename else ""

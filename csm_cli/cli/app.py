@@ -14,6 +14,7 @@ from csm_cli.cli.console import emit
 from csm_cli.cli.converse import converse
 from csm_cli.cli.doctor import doctor
 from csm_cli.cli.flat import flat
+from csm_cli.cli.merge import merge
 from csm_cli.cli.say import say
 
 app = typer.Typer(
@@ -23,7 +24,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-for command in (say, converse, batch, check, doctor):
+for command in (say, converse, batch, merge, check, doctor):
     app.command()(flat(command))
 app.add_typer(bench)
 

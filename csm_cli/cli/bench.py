@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from csm_cli.cli.bench_speed import batch, decode, start
 from csm_cli.cli.console import emit_json, note, set_up
+from csm_cli.cli.flat import flat
 from csm_cli.cli.options import Telling
 from csm_cli.errors import UsageError
 
@@ -16,6 +18,8 @@ if TYPE_CHECKING:
     from csm_cli.bench.voice import Figure, VoiceBench
 
 bench = typer.Typer(name="bench", help="Measure what is claimed.", no_args_is_help=True)
+for command in (decode, batch, start):
+    bench.command()(flat(command))
 
 
 @bench.command()

@@ -6,6 +6,7 @@ import io
 import json
 import logging
 import os
+import re
 import sys
 import unicodedata
 import warnings
@@ -29,7 +30,9 @@ def emit_path(path: Path) -> None:
 
 
 def emit_json(record: Any) -> None:
-    print(json.dumps(record, ensure_ascii=False), flush=True)
+    """One line; the bytes of undecodable names as JSON's escapes, since JSON is UTF-8."""
+    text = json.dumps(record, ensure_ascii=False)
+    print(re.sub("[\ud800-\udfff]", lambda found: f"\\u{ord(found[0]):04x}", text), flush=True)
 
 
 def emit_bytes(data: bytes) -> None:
@@ -47,6 +50,13 @@ def warn(line: str) -> None:
     note(f"csm: {line}")
 
 
+def open_streams() -> None:
+    """Puts the null device where a standard stream is closed, on the descriptor that is free."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115
+
+
 def keep_names() -> None:
     """Lets file names that are not text through standard output unchanged."""
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -54,7 +64,9 @@ def keep_names() -> None:
 
 
 def refuse_terminal() -> None:
-    """Raises UsageError where audio would be written to a terminal."""
+    """Raises UsageError where audio would be written to a terminal, or nowhere."""
+    if sys.__stdout__ is None:
+        raise UsageError("-o - writes audio, and standard output is closed; add a pipe or name a file")
     if sys.stdout.isatty():
         raise UsageError("-o - writes audio, and standard output is a terminal; add a pipe or name a file")
 

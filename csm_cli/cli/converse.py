@@ -9,10 +9,11 @@ from typing import Annotated, Any
 
 import typer
 
+from csm_cli.batch import file_name
 from csm_cli.cli.console import emit, emit_json
 from csm_cli.cli.options import Output, Speech, Telling
 from csm_cli.cli.single import check_outputs, speak_one
-from csm_cli.cli.speaking import file_name, plan
+from csm_cli.cli.speaking import plan
 from csm_cli.types import Conversation, Turn
 
 

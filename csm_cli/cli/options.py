@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from csm_cli.errors import UsageError
-from csm_cli.types import Options
+from csm_cli.types import Care, Options
 
 Text = str | None
 
@@ -22,7 +22,7 @@ def _model(flag: str, metavar: str, text: str) -> Any:
     return typer.Option(flag, metavar=metavar, envvar=variable, help=text, rich_help_panel="Model")
 
 
-def _generation(flag: str, metavar: str, text: str) -> Any:
+def _generation(flag: str, metavar: Text, text: str) -> Any:
     return typer.Option(flag, metavar=metavar, help=text, rich_help_panel="Generation")
 
 
@@ -40,6 +40,9 @@ class Speech:
     revision: Annotated[Text, _model("--revision", "REV", "Commit, branch or tag of a Hugging Face id.")] = None
     device: Annotated[str, _model("--device", "NAME", "auto, cpu, cuda, cuda:N or mps.")] = "auto"
     dtype: Annotated[str, _model("--dtype", "NAME", "auto, float32, bfloat16 or float16.")] = "auto"
+    quantize: Annotated[str, _model("--quantize", "none|int8", "int8: layers in 8 bits, on a CPU; for csm-1b.")] = (
+        "none"
+    )
     temperature: Annotated[Text, _generation("--temperature", "X", "How freely codes are drawn; 0 is greedy.")] = None
     top_k: Annotated[Text, _generation("--top-k", "N", "Draw from the N likeliest codes; 0 keeps all.")] = None
     depth_temperature: Annotated[
@@ -50,6 +53,26 @@ class Speech:
     max_duration: Annotated[
         Text, _generation("--max-duration", "auto|SEC", "Longest duration of a turn; auto goes by its text.")
     ] = None
+
+    retries: Annotated[
+        int,
+        typer.Option(
+            "--retries",
+            metavar="N",
+            min=0,
+            max=100,
+            envvar="CSM_RETRIES",
+            help="More takes, each with the next seed, where one is bad.",
+            rich_help_panel="Generation",
+        ),
+    ] = 2
+    no_trim: Annotated[
+        bool, _generation("--no-trim", None, "As the model makes it: no early end, no trimming, no retry.")
+    ] = False
+
+    @property
+    def care(self) -> Care:
+        return Care() if self.no_trim else Care(trim=True, retries=self.retries)
 
     def flags(self) -> Options:
         """The generation options as given.
@@ -94,6 +117,17 @@ class Output:
     def path(self) -> Path | None:
         """The output file; None for a pipe."""
         return None if self.name == "-" else Path(self.name).expanduser()
+
+
+def is_int8(quantize: str) -> bool:
+    """Whether `--quantize` asks for 8 bits.
+
+    Raises:
+        UsageError: it asks for something else.
+    """
+    if quantize not in ("none", "int8"):
+        raise UsageError(f"--quantize takes none or int8, not {quantize!r}")
+    return quantize == "int8"
 
 
 def environment() -> Options:
@@ -147,7 +181,7 @@ def _duration(text: str) -> float:
     if text == "auto":
         return 0.0
     value = _number(text)
-    if value == 0:
+    if not 0 < value <= 3600:
         raise ValueError(text)
     return value
 
@@ -161,5 +195,5 @@ _READERS: dict[str, tuple[_Reader, str]] = {
     "depth_temperature": _TEMPERATURE,
     "depth_top_k": _TOP_K,
     "seed": (_whole, "a whole number from 0 to 2**63 - 1"),
-    "max_duration": (_duration, "auto or seconds > 0"),
+    "max_duration": (_duration, "auto or seconds > 0, at most 3600"),
 }

@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING
 from csm_cli.types import Conversation, Turn
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
+    from rich.console import Console, ConsoleOptions, RenderResult
 
     from csm_cli.synth import Event
 
 # People say about so many characters a second; only for the time left.
 _CHARACTERS_PER_SECOND = 14.0
+_NARROWEST, _WIDEST = 8, 30  # columns of the bar
 
 
 class Meter:
@@ -82,7 +83,7 @@ def drawn(meter: Meter, quiet: bool) -> Iterator[None]:
     from rich.console import Console
     from rich.live import Live
 
-    screen = Console(stderr=True)
+    screen = Console(stderr=True, soft_wrap=True)  # lines printed above the bar stay whole, for who copies a path
     with Live(_Bar(meter), console=screen, transient=True, redirect_stdout=sys.stdout.isatty()):
         yield
 
@@ -91,16 +92,20 @@ class _Bar:
     def __init__(self, meter: Meter) -> None:
         self._meter = meter
 
-    def __rich__(self) -> RenderableType:
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """One line: the bar has what the numbers leave of it, and goes where that is too little."""
         from rich.progress_bar import ProgressBar
         from rich.table import Table
         from rich.text import Text
 
         meter = self._meter
         speaker = f"  {meter.turn.name}" if meter.turn and meter.turn.name else ""
+        numbers = Text(f"{meter}{speaker}", no_wrap=True, overflow="ellipsis")
+        room = min(_WIDEST, options.max_width - numbers.cell_len - 1)
         row = Table.grid(padding=(0, 1))
-        row.add_row(ProgressBar(max(meter.expected, 1), meter.frames, width=30), Text(f"{meter}{speaker}"))
-        return row
+        bar = [ProgressBar(max(meter.expected, 1), meter.frames, width=room)] if room >= _NARROWEST else []
+        row.add_row(*bar, numbers)
+        yield row
 
 
 def _clock(seconds: float) -> str:

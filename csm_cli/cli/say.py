@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -71,8 +72,8 @@ def _read(file: str) -> str:
     try:
         raw = sys.stdin.buffer.read() if file == "-" else Path(file).expanduser().read_bytes()
         return raw.decode("utf-8-sig").strip()
-    except OSError as error:
-        raise InputError(f"{name}: {error.strerror}; name a text file") from error
+    except (OSError, RuntimeError) as error:  # RuntimeError: the home of nobody
+        raise InputError(f"{name}: {getattr(error, 'strerror', error)}; name a text file") from error
     except UnicodeDecodeError as error:
         raise InputError(f"{name}: is not UTF-8 text (byte {error.start}); save it as UTF-8") from error
 
@@ -85,10 +86,14 @@ def _voice(flag: str, speaker: int) -> Turn:
     """
     from csm_cli.script import parse_context
 
-    path = Path(flag).expanduser()
-    if not path.exists() and "=" in flag:
+    path = Path(flag)
+    found = False
+    with suppress(OSError, RuntimeError):  # a name longer than any file's; the home of nobody
+        path = path.expanduser()
+        found = path.exists()
+    if not found and "=" in flag:
         return parse_context(f"[{speaker}]{flag}")
-    if not path.exists():
+    if not found:
         raise ModelNotFound(f"no voice {flag!r}; name a recording, with its words in a .txt beside it or as FILE=TEXT")
     words = path.with_suffix(".txt")
     if not words.exists():

@@ -51,7 +51,8 @@ def speak_one(job: Job, output: Output, turn_files: Sequence[Path] = ()) -> None
     for warning in cut(spoken):
         warn(warning)
     if not telling.quiet:
-        note(total(meter, synth))
+        name = output.path or "standard output"
+        note(f"{spoken.track.audio.duration:.1f} s written to {name}; {total(meter, synth)}")
 
 
 def _take(synth: Synthesizer, job: Job, meter: Meter) -> Spoken:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from csm_cli.cli.console import note, set_up
-from csm_cli.cli.options import Speech, Telling, environment
+from csm_cli.cli.options import Speech, Telling, environment, is_int8
 from csm_cli.errors import GenerationFailed
 from csm_cli.types import Conversation, Options, Turn
 
 if TYPE_CHECKING:
+    import torch
+
+    from csm_cli.checkpoint import Checkpoint
     from csm_cli.cli.progress import Meter
     from csm_cli.synth import Failure, Synthesizer, Utterance
     from csm_cli.track import Track
@@ -49,18 +51,41 @@ def plan(conversations: Sequence[Conversation], speech: Speech, telling: Telling
     return Job(based, speech.flags(), speech, telling, slots)
 
 
-def open_synthesizer(job: Job) -> Synthesizer:
-    """Loads the model. This is where torch is imported."""
+def find_checkpoint(job: Job) -> Checkpoint:
+    """Opens the checkpoint; its weights are not read yet."""
     set_up(job.telling)
     if not job.telling.quiet:
         note(f"loading {job.speech.model or 'the bundled voice'} ...")
     from csm_cli.checkpoint import open_checkpoint
+
+    _place(job.speech)  # before gigabytes are fetched
+    return open_checkpoint(job.speech.model, job.speech.revision)
+
+
+def _place(speech: Speech) -> tuple[torch.device, torch.dtype]:
+    """Where and in what the model computes.
+
+    Raises:
+        UsageError: no such name. DeviceMissing: not on this machine.
+    """
     from csm_cli.device import pick_device, pick_dtype
+
+    device = pick_device(speech.device)
+    return device, pick_dtype(speech.dtype, device)
+
+
+def open_synthesizer(job: Job, checkpoint: Checkpoint | None = None) -> Synthesizer:
+    """Loads the model. This is where torch is imported."""
+    rounded = is_int8(job.speech.quantize)
+    found = checkpoint or find_checkpoint(job)
     from csm_cli.synth import Synthesizer
 
-    device = pick_device(job.speech.device)
-    dtype = pick_dtype(job.speech.dtype, device)
-    return Synthesizer(open_checkpoint(job.speech.model, job.speech.revision), device, dtype, job.slots)
+    synth = Synthesizer(found, *_place(job.speech), job.slots)
+    if rounded:
+        from csm_cli.model.int8 import quantize
+
+        quantize(synth.engine.model)
+    return synth
 
 
 def speak(synth: Synthesizer, job: Job, meter: Meter) -> Iterator[Utterance | Spoken | Failure]:
@@ -71,15 +96,15 @@ def speak(synth: Synthesizer, job: Job, meter: Meter) -> Iterator[Utterance | Sp
     from csm_cli.synth import Failure, Utterance
 
     said: dict[int, list[Utterance]] = {id(each): [] for each in job.conversations}
-    for event in synth.speak(job.conversations, job.flags):
+    for event in synth.speak(job.conversations, job.flags, job.speech.care):
         meter.see(event)
         utterances = said.get(id(event.conversation))
         if utterances is None:
             continue
         if isinstance(event, Utterance):
             utterances.append(event)
-            if event.stop == "empty":
-                event = Failure(event.conversation, _empty(event, len(utterances)))
+            if event.fault:
+                event = Failure(event.conversation, _bad(event, len(utterances)))
             else:
                 yield event
         over = len(utterances) == len(event.conversation.turns)
@@ -94,15 +119,10 @@ def title(turn: Turn, number: int) -> str:
     return f'turn {number} ({turn.name or turn.speaker}: "{text[:40]}{"..." if len(text) > 40 else ""}")'
 
 
-def file_name(turn: Turn) -> str:
-    """A turn's speaker for a file's name; what cannot stand in one on every system becomes an underscore."""
-    return re.sub(r"[^\w-]", "_", turn.name or str(turn.speaker))
-
-
-def _empty(utterance: Utterance, number: int) -> GenerationFailed:
-    return GenerationFailed(
-        f"{title(utterance.turn, number)} came out empty with seed {utterance.seed}; try another --seed"
-    )
+def _bad(utterance: Utterance, number: int) -> GenerationFailed:
+    tries = ", ".join(f"{take.fault} with seed {take.seed}" for take in utterance.takes)
+    kept = "" if utterance.stop == "empty" else ", or --no-trim to have it as it is"
+    return GenerationFailed(f"{title(utterance.turn, number)} {tries}; try another --seed, more --retries{kept}")
 
 
 def _spoken(conversation: Conversation, utterances: Sequence[Utterance]) -> Spoken:

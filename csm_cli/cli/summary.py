@@ -10,12 +10,20 @@ from csm_cli.cli.speaking import Spoken, title
 if TYPE_CHECKING:
     from csm_cli.cli.progress import Meter
     from csm_cli.synth import Synthesizer, Utterance
+    from csm_cli.takes import Take
 
-_STOPS = {"eos": "ended by the model", "cap": "cut at the longest duration", "recorded": "recorded", "empty": "empty"}
+_STOPS = {
+    "eos": "ended by the model",
+    "cap": "cut at the longest duration",
+    "silence": "ended where it fell silent",
+    "repeat": "ended where it got stuck",
+    "recorded": "recorded",
+    "empty": "empty",
+}
 
 
 def record(spoken: Spoken, output: str, synth: Synthesizer) -> dict[str, Any]:
-    """A conversation's JSON object. `stop` is "cap" if any turn was cut; `rtf` is compute time per time of audio."""
+    """A conversation's JSON object. `stop`: the least welcome of the turns'; `rtf`: compute time per time of audio."""
     made = _made(spoken.utterances)
     seconds = sum(each.audio.duration for each in made)
     checkpoint = synth.checkpoint
@@ -49,7 +57,8 @@ def told(utterance: Utterance) -> str:
     """One turn, as it came out."""
     how = f"{utterance.audio.duration:.2f} s, {_STOPS[utterance.stop]}"
     if utterance.stop != "recorded":
-        how += f", seed {utterance.seed}, RTF {utterance.seconds / utterance.audio.duration:.2f}"
+        tries = f" at try {len(utterance.takes)}" if len(utterance.takes) > 1 else ""
+        how += f"{tries}, seed {utterance.seed}, RTF {utterance.seconds / utterance.audio.duration:.2f}"
     return f"{utterance.turn.name or utterance.turn.speaker}: {' '.join(utterance.turn.text.split())}  [{how}]"
 
 
@@ -67,9 +76,8 @@ def _made(utterances: Sequence[Utterance]) -> list[Utterance]:
 
 
 def _stop(utterances: Sequence[Utterance]) -> str:
-    """The least welcome of the turns' stops."""
     stops = {each.stop for each in utterances}
-    return next(stop for stop in ("cap", "eos", "recorded") if stop in stops)
+    return next(stop for stop in ("cap", "silence", "eos", "recorded") if stop in stops)
 
 
 def _turn(spoken: Spoken, index: int) -> dict[str, Any]:
@@ -85,4 +93,10 @@ def _turn(spoken: Spoken, index: int) -> dict[str, Any]:
         "frames": len(utterance.codes),
         "stop": utterance.stop,
         "seed": utterance.seed if made else None,
+        "takes": [_take(take, utterance.audio.rate) for take in utterance.takes],
     }
+
+
+def _take(take: Take, rate: int) -> dict[str, Any]:
+    seconds = round(len(take.samples) / rate, 3)
+    return {"seed": take.seed, "stop": take.stop, "duration_s": seconds, "fault": take.fault or None}

@@ -19,9 +19,10 @@ class Request:
 
 @dataclass(frozen=True)
 class Frame:
-    """One frame of one request. codes: [K] on the CPU; stop: why this is the last one ("eos", "cap"), else None.
+    """One frame of one request. codes: [K] on the CPU; stop: why this is the last one, else None.
 
-    A frame with stop "eos" is the end itself and not part of the speech.
+    A frame with stop "eos" is the end itself and one with "broken" has no codes: neither is part of the speech.
+    "cap" is the last that was asked for.
     """
 
     request: Request

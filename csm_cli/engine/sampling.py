@@ -41,25 +41,32 @@ class Uniforms:
 
 @dataclass(frozen=True)
 class Filter:
-    """Temperature and top-k of every row, for one of the two stages. temperature, ranks: [B, 1]; widest: largest k."""
+    """Temperature and top-k of every row, for one of the two stages.
+
+    temperature: [B, 1]; widest: the largest k; beyond: [B, widest], what lies outside a row's own k, None if nothing.
+    """
 
     temperature: Tensor
-    ranks: Tensor
     widest: int
+    beyond: Tensor | None
 
     @classmethod
     def of(cls, pairs: Sequence[tuple[float, int]], codes: int, device: torch.device) -> Filter:
         """From (temperature, top_k) pairs; greedy is the top 1 at temperature 1."""
         ranks = [1 if not t else min(k or codes, codes) for t, k in pairs]
+        widest = max(ranks)
         temperature = torch.tensor([[t or 1.0] for t, _ in pairs], device=device)
-        return cls(temperature, torch.tensor([[k] for k in ranks], device=device), max(ranks))
+        beyond = torch.arange(widest) >= torch.tensor(ranks)[:, None]
+        return cls(temperature, widest, beyond.to(device) if min(ranks) < widest else None)
 
     def pick(self, logits: Tensor, uniform: Tensor) -> Tensor:
-        """[B, V] logits and [B] uniforms to [B] codes: the inverse CDF over each row's top k."""
+        """[B, V] logits and [B, 1] uniforms to [B] codes: the inverse CDF over each row's top k."""
         values, ids = logits.float().topk(self.widest)  # [B, k], falling
         if self.widest == 1:
             return ids[:, 0]
-        beyond = torch.arange(self.widest, device=ids.device) >= self.ranks
-        cdf = (values / self.temperature).masked_fill(beyond, float("-inf")).softmax(-1).cumsum(-1)
-        chosen = (cdf < uniform[:, None] * cdf[:, -1:]).sum(-1, keepdim=True)
+        scaled = values / self.temperature
+        if self.beyond is not None:
+            scaled = scaled.masked_fill(self.beyond, float("-inf"))
+        cdf = scaled.softmax(-1).cumsum(-1)
+        chosen = torch.searchsorted(cdf, uniform * cdf[:, -1:]).clamp(max=self.widest - 1)  # beyond: not finite
         return ids.gather(-1, chosen)[:, 0]

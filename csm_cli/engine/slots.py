@@ -5,10 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from csm_cli.engine.frame import Caches, Draw, next_frame
+from csm_cli.engine.frame import BROKEN, Caches, Draw, next_frame
 from csm_cli.engine.request import Frame, Request
 from csm_cli.engine.sampling import Filter, Sampling, Uniforms
-from csm_cli.errors import GenerationFailed
 from csm_cli.model import CsmModel, Scatter, Span
 
 EXTENT_STEP = 128
@@ -56,9 +55,8 @@ class Engine:
         self.positions = model.config.backbone.positions
         self.slots = [Slot(model.config.codebooks) for _ in range(slots)]
         # One position more than the window: idle rows of a full cache write there.
-        backbone = model.backbone.cache(slots, self.positions + 1)
-        self._caches = Caches(backbone, model.depth.cache(slots, model.config.codebooks))
-        self._hidden = model.backbone.norm.new_zeros(slots, model.config.backbone.hidden)
+        self._caches = Caches(model, slots, self.positions + 1)
+        self._hidden = torch.zeros(slots, model.config.backbone.hidden, dtype=model.dtype, device=model.device)
         self._filters: tuple[Filter, Filter] | None = None
 
     @property
@@ -94,19 +92,32 @@ class Engine:
         """One frame for every busy slot; a slot whose request ends with it becomes free, its cache kept."""
         count = self._gather()
         slots = self.slots[:count]
-        lengths = [len(slot) for slot in slots]
-        longest = max(lengths[index] for index in self.busy) + 1
-        extent = min(-(-longest // EXTENT_STEP) * EXTENT_STEP, self.positions + 1)
-        place = Scatter(torch.tensor(lengths, device=self.model.device), extent)
+        place = self.model.backbone.place(self._caches.backbone, self._where(slots))
         codes, hidden = next_frame(self.model, self._caches, self._hidden[:count], place, self._draw(slots))
         self._hidden[:count] = hidden
         return [self._record(index, row) for index, row in enumerate(codes.cpu()) if self.slots[index].request]
+
+    def cancel(self, request: Request) -> None:
+        """Ends a request before it ends itself; its slot is free, its cache kept."""
+        for slot in self.slots:
+            if slot.request is request:
+                slot.request = None
+        self._filters = None
 
     def release(self) -> None:
         """Frees every slot; what the caches hold stays."""
         for slot in self.slots:
             slot.request = None
         self._filters = None
+
+    def _where(self, slots: list[Slot]) -> Span | Scatter:
+        """The position after each slot's last; a row alone needs no mask."""
+        lengths = [len(slot) for slot in slots]
+        if len(slots) == 1:
+            return Span(0, 1, lengths[0], lengths[0] + 1)
+        longest = max(lengths[index] for index in self.busy) + 1
+        extent = min(-(-longest // EXTENT_STEP) * EXTENT_STEP, self.positions + 1)
+        return Scatter(torch.tensor(lengths, device=self.model.device), extent)
 
     def _gather(self) -> int:
         """Moves busy slots down where that makes the batch smaller; returns its size, a power of two of rows."""
@@ -122,7 +133,7 @@ class Engine:
 
     def _draw(self, slots: list[Slot]) -> Draw:
         device, codes = self.model.device, self.model.config.codes
-        if self._filters is None or len(self._filters[0].ranks) != len(slots):
+        if self._filters is None or len(self._filters[0].temperature) != len(slots):
             samplings = [slot.sampling for slot in slots]
             self._filters = (
                 Filter.of([(s.temperature, s.top_k) for s in samplings], codes, device),
@@ -130,15 +141,23 @@ class Engine:
             )
         return Draw(*self._filters, torch.stack([slot.uniforms.frame(len(slot.frames)) for slot in slots]).to(device))
 
+    def _drop(self, index: int) -> None:
+        """Frees a slot and forgets its cache, whose numbers would spoil what comes after them."""
+        self._caches.backbone.clear_row(index)
+        self._hidden[index] = 0
+        self.slots[index] = Slot(self.model.config.codebooks)
+        self._filters = None
+
     def _record(self, index: int, codes: Tensor) -> Frame:
         slot, eos = self.slots[index], self.model.config.eos
         request = slot.request
         assert request is not None
+        if codes[0] == BROKEN:
+            self._drop(index)
+            return Frame(request, codes, "broken")
         slot.frames.append(codes)
         ended, capped = bool((codes == eos).all()), len(slot.frames) >= request.sampling.max_frames
         if not (ended or capped):
             return Frame(request, codes)
-        if not self._hidden[index].isfinite().all():
-            raise GenerationFailed("the model produced numbers that are not finite; try --dtype float32 or bfloat16")
         slot.request, self._filters = None, None
         return Frame(request, codes, "eos" if ended else "cap")

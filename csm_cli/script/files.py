@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
-LONGEST = 10 * 3600.0
+from csm_cli.errors import AudioUnreadable
 
 
 @dataclass
@@ -29,27 +29,16 @@ class Files:
         seconds = self._headers[path]
         if isinstance(seconds, str):
             return seconds
-        length = f"the end of the file ({round(seconds, 2):g} s)"
-        if start is not None and start >= seconds:
-            return f"start {start:g} s is past {length}"
-        if end is not None and end > seconds + 0.001:
-            return f"end {end:g} s is past {length}"
-        if end is not None and end <= (start or 0.0):
-            return f"end {end:g} s is not after start {start or 0.0:g} s"
-        return ""
+        from csm_cli.audio import part_trouble
+
+        return part_trouble(seconds, start, end)
 
 
 def _duration(path: Path) -> float | str:
     """Seconds of audio by the header, or what is wrong with the file."""
-    import soundfile
+    from csm_cli.audio import probe
 
-    if path.is_dir():
-        return "is a directory; name an audio file in it"
     try:
-        info = soundfile.info(str(path))
-    except (RuntimeError, OSError):
-        return "cannot be read as audio; convert it to WAV or FLAC"
-    seconds = info.frames / info.samplerate
-    if seconds <= 0:
-        return "has no audio in it"
-    return seconds if seconds <= LONGEST else f"is {seconds / 3600:.1f} hours long; name a part of at most 10 hours"
+        return probe(path).duration
+    except AudioUnreadable as error:
+        return str(error).removeprefix(f"{path}: ")

@@ -15,12 +15,15 @@ from csm_cli.script.files import Files
 from csm_cli.script.json_text import numbered_lines, parse_json
 from csm_cli.script.resolve import Setting, resolve_line, resolve_script, resolve_setting
 from csm_cli.script.source import REFUSED, STDIN, Source, read_text
+from csm_cli.script.table import Table, parse_plain, plain_lines, refused
 from csm_cli.script.validate import read
 from csm_cli.script.yaml_text import parse_yaml
 from csm_cli.types import Conversation
 
 HEADLESS = Setting(Cast(known=False))  # the first line, perhaps a header, could not be parsed
 _HEAD = {"csm", "title", "speakers", "defaults"}
+_DELIMITERS = {".csv": ",", ".tsv": "\t"}
+_YAML = (".yaml", ".yml")
 _BODY = {"turns", "messages", "text", "input"}
 
 
@@ -30,7 +33,10 @@ def read_script(path: Path | str) -> Conversation:
     Raises:
         ScriptInvalid: with every complaint about the script and the files it names.
     """
-    text = read_text(path)
+    return _script(path, read_text(path))
+
+
+def _script(path: Path | str, text: str) -> Conversation:
     source = _source(path)
     form, base = _form(path, text), Setting()
     if form == "yaml":
@@ -54,17 +60,24 @@ def script_from(data: Mapping[str, Any], base: Path = Path(), name: str = "<data
 
 
 def read_manifest(path: Path | str) -> list[Conversation]:
-    """The lines of a JSONL manifest, each a conversation with an id of its own; `-` is standard input.
+    """The lines of a manifest, each a conversation with an id of its own; `-` is standard input.
 
-    A line without an id gets its number in the file, as in `0001`.
+    `.csv` and `.tsv` have a header and one item a row, `.txt` one text a line, and so has standard input that does not
+    begin with a brace; all else is JSONL. A line without an id gets its number in the file, as in `0001`.
 
     Raises:
         ScriptInvalid: with every complaint about every line.
     """
+    if Path(path).suffix.lower() in _YAML:
+        raise ScriptInvalid([Complaint(str(path), 0, 0, "", "is YAML, which is a script; speak it with csm converse")])
+    return _manifest(path, read_text(path))
+
+
+def _manifest(path: Path | str, text: str) -> list[Conversation]:
     complaints: list[Complaint] = []
     owners: dict[str, int] = {}
     items: list[Conversation] = []
-    for source, number, item in _items(path):
+    for source, number, item in _items(path, text):
         if item is not None and owners.setdefault(item.id, number) != number:
             source.complain((spelled(source.data, "id"),), f'"{item.id}" is the id of line {owners[item.id]} too')
         complaints += source.complaints
@@ -82,23 +95,60 @@ def read_either(path: Path | str) -> list[Conversation]:
     Raises:
         ScriptInvalid: it is neither.
     """
+    text, suffix = read_text(path), Path(path).suffix.lower()  # once: standard input is gone when it has been read
+    if suffix in _DELIMITERS:
+        return _manifest(path, text)
     try:
-        return [read_script(path)]
+        return [_script(path, text)]
     except ScriptInvalid as error:
         as_script = error
-    if _form(path, read_text(path)) != "jsonl":
+    if suffix != ".txt" and _form(path, text) != "jsonl":
         raise as_script
     try:
-        return read_manifest(path)
+        return _manifest(path, text)
     except ScriptInvalid as as_manifest:
         fewer = min(as_manifest, as_script, key=lambda invalid: len(invalid.complaints))
         raise fewer from None
 
 
-def _items(path: Path | str) -> Iterator[tuple[Source, int, Conversation | None]]:
+_Items = Iterator[tuple[Source, int, Conversation | None]]
+
+
+def _items(path: Path | str, text: str) -> _Items:
+    suffix = Path(path).suffix.lower()
+    if suffix in _DELIMITERS:
+        return _table_items(path, Table(text, _DELIMITERS[suffix]))
+    plain = suffix == ".txt" or (str(path) == "-" and not text.lstrip().startswith(("{", "[", "#")))
+    return _plain_items(path, text) if plain else _json_items(path, text)
+
+
+def _plain_items(path: Path | str, text: str) -> _Items:
+    for number, line in plain_lines(text):
+        source = _source(path)
+        parse_plain(line, source, number)
+        yield source, number, resolve_line(source, Setting(), f"{number:04d}")
+
+
+def _table_items(path: Path | str, table: Table) -> _Items:
+    files = _source(path).files
+    for index, (number, cells) in enumerate(table.rows()):
+        source = Source(_source(path).file, files)
+        if isinstance(cells, str):
+            refused(source, number, cells)
+        elif index == 0:
+            table.head(cells, source, number)
+        else:
+            table.item(cells, source, number)
+        readable = source.data is not REFUSED
+        yield source, number, resolve_line(source, Setting(), f"{number:04d}") if readable else None
+        if index == 0 and source.complaints:
+            return
+
+
+def _json_items(path: Path | str, text: str) -> _Items:
     files = _source(path).files
     setting = Setting()
-    for index, (number, line) in enumerate(numbered_lines(read_text(path))):
+    for index, (number, line) in enumerate(numbered_lines(text)):
         source = Source(_source(path).file, files)
         source.data = parse_json(line, source, number)
         if index == 0 and _is_header(source.data):
@@ -123,7 +173,7 @@ def _name(path: Path | str) -> str:
 
 def _form(path: Path | str, text: str) -> str:
     suffix = Path(path).suffix.lower()
-    known = {".yaml": "yaml", ".yml": "yaml", ".json": "json", ".jsonl": "jsonl", ".ndjson": "jsonl"}
+    known = {**dict.fromkeys(_YAML, "yaml"), ".json": "json", ".jsonl": "jsonl", ".ndjson": "jsonl"}
     if suffix in known:
         return known[suffix]
     if not text.lstrip().startswith("{"):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from csm_cli.errors import Complaint, ScriptInvalid, UsageError
 from csm_cli.script.files import Files
+from csm_cli.script.source import control_trouble
 from csm_cli.types import Recording, Turn
 
 _TAG = re.compile(r"(?:^|(?<=\s))\[([0-9]{1,3})\]")
@@ -36,13 +37,13 @@ def parse_say(text: str, speaker: int) -> tuple[Turn, ...]:
     """The turns of a text, each under the number the model reads.
 
     Raises:
-        ScriptInvalid: a turn has no text.
+        ScriptInvalid: a turn has no text, or one that cannot be spoken.
     """
     parts = split_tags(text, speaker)
     complaints = [
-        Complaint("<text>", *_place(text, part.start), f"turns[{index}].text", "expected text, got nothing")
+        Complaint("<text>", *_place(text, part.start), f"turns[{index}].text", trouble)
         for index, part in enumerate(parts)
-        if not part.text.strip()
+        if (trouble := _trouble(part.text, "expected text, got nothing"))
     ]
     if complaints:
         raise ScriptInvalid(complaints)
@@ -66,10 +67,14 @@ def parse_context(flag: str) -> Turn:
     path, name, text = next((each for each in found if each[0]), (None, *pairs[0]))
     if path is None:
         raise ScriptInvalid([Complaint("--context", 0, 0, "audio", f"no such file: {name}")])
-    trouble = files.trouble(path) or ("" if text.strip() else "expected its text after the =, got nothing")
+    trouble = files.trouble(path) or _trouble(text, "expected its text after the =, got nothing")
     if trouble:
         raise ScriptInvalid([Complaint(name, 0, 0, "context", trouble)])
     return Turn(speaker=int(tag[1]), text=text, name=tag[1], recording=Recording(path))
+
+
+def _trouble(text: str, nothing: str) -> str:
+    return control_trouble(text) if text.strip() else nothing
 
 
 def _place(text: str, offset: int) -> tuple[int, int]:

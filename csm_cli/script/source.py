@@ -52,15 +52,19 @@ class Source:
 
     def text(self, value: str, path: Keys, place: Place) -> str:
         """`value`, or nothing and a complaint where it holds characters that no text has."""
-        bad = _CONTROL.search(value)
-        if bad is None:
-            return value
-        self.complain_at(place, path, f"control character U+{ord(bad[0]):04X} cannot be spoken; remove it")
+        if trouble := control_trouble(value):
+            self.complain_at(place, path, trouble)
         return _CONTROL.sub("", value)
 
     def raise_if_invalid(self) -> None:
         if self.complaints:
             raise ScriptInvalid(self.complaints)
+
+
+def control_trouble(text: str) -> str:
+    """What is wrong with a text that holds characters no text has; empty where it holds none."""
+    bad = _CONTROL.search(text)
+    return f"control character U+{ord(bad[0]):04X} cannot be spoken; remove it" if bad else ""
 
 
 def written(path: Keys) -> str:

@@ -1,0 +1,98 @@
+"""Where each item of a batch goes: the pattern behind -o, its fields and its folder."""
+
+from __future__ import annotations
+
+import os
+import re
+import string
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from csm_cli.errors import InputError, UsageError
+from csm_cli.types import Conversation, Turn
+
+FIELDS = ("id", "index", "speaker", "shard")
+
+
+@dataclass(frozen=True)
+class Item:
+    """A line of the manifest and its file: `file` is its path below the ledger's folder.
+
+    fingerprint: of what it is made (see `Marker`; empty until known).
+    """
+
+    conversation: Conversation
+    path: Path
+    file: str = ""
+    fingerprint: str = ""
+
+    @property
+    def id(self) -> str:
+        return self.conversation.id
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """Names of outputs, such as 'out/{id}.wav'. The fields are {id}, {index} (from 1), {speaker} and {shard}.
+
+    Raises:
+        UsageError: a field there is not, or a pattern that cannot be read.
+    """
+
+    text: str
+    shard: int = 1
+
+    def __post_init__(self) -> None:
+        try:
+            names = [name for _, name, _, _ in string.Formatter().parse(self.text) if name is not None]
+            if unknown := [name for name in names if name not in FIELDS]:
+                raise UsageError(f"-o {self.text!r}: no field {{{unknown[0]}}}; there are {_listed()}")
+            self.text.format(id="a", index=1, speaker="a", shard=1)
+        except (ValueError, LookupError) as error:
+            raise UsageError(f"-o {self.text!r}: {error}") from error
+
+    @property
+    def folder(self) -> Path:
+        """The part of the path that is the same for all items."""
+        lead = ""
+        for literal, name, spec, _ in string.Formatter().parse(self.text):
+            lead += literal
+            if name not in (None, "shard"):
+                break
+            lead += format(self.shard, spec or "") if name else ""
+        return Path(f"{lead}x").expanduser().parent
+
+    def path(self, conversation: Conversation, index: int) -> Path:
+        names = {"id": conversation.id, "index": index, "speaker": file_name(conversation.turns[0])}
+        return Path(self.text.format(**names, shard=self.shard)).expanduser()
+
+    def items(self, conversations: Sequence[Conversation]) -> list[Item]:
+        """Each conversation with its file.
+
+        Raises:
+            InputError: two of them share a file.
+            OutputRefused: a file that cannot be written.
+        """
+        from csm_cli.audio import check_output
+
+        owners: dict[str, str] = {}
+        folder = self.folder
+        named = ((each, self.path(each, index)) for index, each in enumerate(conversations, 1))
+        items = [Item(each, path, os.path.relpath(path, folder)) for each, path in named]
+        for item in items:
+            owner = owners.setdefault(os.path.normcase(item.path), item.id)
+            if owner != item.id:
+                raise InputError(f'"{owner}" and "{item.id}" would both be written to {item.path}; put {{id}} into -o')
+            check_output(item.path)
+        return items
+
+
+def file_name(turn: Turn) -> str:
+    """A turn's speaker for a file's name; what cannot stand in one on every system becomes an underscore."""
+    return re.sub(r"[^\w-]", "_", turn.name or str(turn.speaker))
+
+
+def _listed() -> str:
+    *most, last = (f"{{{name}}}" for name in FIELDS)
+    return f"{', '.join(most)} and {last}"

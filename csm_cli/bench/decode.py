@@ -1,0 +1,111 @@
+"""`csm bench decode`: the engine and transformers' `generate` in turns, on the same weights, and the floor below."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from statistics import median
+from typing import Any
+
+import torch
+
+from csm_cli.bench.baseline import Baseline
+from csm_cli.bench.floor import bandwidth, frame_bytes
+from csm_cli.bench.timed import Load, Ready, Timed, peak_memory
+
+_ROUND = 10  # frames: short, so that what else the machine does meets both sides
+_WARM_UP = 3
+_PROMPTS = 3
+
+Figures = dict[str, Any]
+
+
+def measure(ready: Ready, load: Load, tell: Callable[[str], None]) -> Figures:
+    """All figures, warm, as one flat record."""
+    timed = Timed(ready, load)
+    peak, graphs = peak_memory(ready.device), _graphs()
+    for _ in range(_PROMPTS):
+        timed.frames(_WARM_UP)
+    captures = _graphs() - graphs
+    tell("loading transformers ...")
+    baselines = _baselines(ready, timed)
+    tell(f"decoding {load.frames} frames on each side ...")
+    ours, theirs = _in_turns(timed, baselines)
+    _, codes = timed.frames(min(_ROUND, load.frames))
+    codec = median(timed.codec_frame(codes) for _ in range(_PROMPTS))
+    return {
+        **_described(ready, load),
+        **_own(ready, load, median(ours), codec),
+        **_compared({name: median(times) for name, times in theirs.items()}, median(ours) / load.batch),
+        "first_audio_ms": 1e3 * median(timed.first_audio() for _ in range(_PROMPTS)),
+        "captures_after_warmup": captures,
+        "peak_memory_mb": peak,
+    }
+
+
+def _baselines(ready: Ready, timed: Timed) -> dict[str, Baseline]:
+    """transformers eager, and on CUDA with a static cache too, for which it compiles; warmed up."""
+    eager = Baseline(ready.checkpoint, ready.device, ready.dtype)
+    baselines = {"eager": eager}
+    if ready.device.type == "cuda":
+        baselines["static"] = eager.with_static_cache()
+    for baseline in baselines.values():
+        baseline.frames(timed.text(), timed.sampling(_WARM_UP))
+    return baselines
+
+
+def _in_turns(timed: Timed, baselines: dict[str, Baseline]) -> tuple[list[float], dict[str, list[float]]]:
+    """Seconds of each frame of both sides."""
+    ours: list[float] = []
+    theirs: dict[str, list[float]] = {name: [] for name in baselines}
+    while len(ours) < timed.load.frames:
+        count = min(_ROUND, timed.load.frames - len(ours))
+        ours += timed.frames(count)[0]
+        for name, baseline in baselines.items():
+            theirs[name] += baseline.frames(timed.text(), timed.sampling(count + 1))
+    return ours, theirs
+
+
+def _described(ready: Ready, load: Load) -> Figures:
+    return {
+        "bench": "decode",
+        "model": ready.checkpoint.name,
+        "device": ready.device.type,
+        "threads": torch.get_num_threads(),
+        "dtype": str(ready.dtype).removeprefix("torch."),
+        "batch": load.batch,
+        "context": load.context,
+        "frames": load.frames,
+    }
+
+
+def _own(ready: Ready, load: Load, frame: float, codec: float) -> Figures:
+    """From seconds a frame of the whole batch, and seconds a frame of one row's codec."""
+    config = ready.checkpoint.config
+    floor = frame_bytes(config, ready.dtype) / bandwidth(config, ready.device)
+    rtf = (frame + load.batch * codec) * ready.codec.frame_rate
+    return {
+        "ms_per_frame": 1e3 * frame,
+        "codec_ms_per_frame": 1e3 * codec,
+        "rtf": rtf,
+        "audio_seconds_per_second": load.batch / rtf,
+        "floor_ms_per_frame": 1e3 * floor,
+        "times_floor": frame / floor,
+    }
+
+
+def _compared(theirs: dict[str, float], ours: float) -> Figures:
+    """transformers speaks one row; against its fastest way, per frame of one row."""
+    fastest = min(theirs, key=lambda name: theirs[name])
+    return {
+        "baseline": fastest,
+        "baseline_ms_per_frame": 1e3 * theirs[fastest],
+        **{f"baseline_{name}_ms_per_frame": 1e3 * seconds for name, seconds in theirs.items() if name != fastest},
+        "speedup": theirs[fastest] / ours,
+    }
+
+
+def _graphs() -> int:
+    """How many graphs torch.compile has made so far in this process."""
+    from torch._dynamo.utils import counters
+
+    return int(counters["stats"]["unique_graphs"])

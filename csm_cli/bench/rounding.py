@@ -1,0 +1,47 @@
+"""What 8-bit weights change: the same speech read before and after."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from csm_cli.bench.timed import Load, Ready, Timed
+from csm_cli.model import CsmModel, Span
+from csm_cli.model.int8 import quantize
+
+_CONTEXT, _FRAMES = 20, 25
+
+
+def quantize_and_compare(ready: Ready) -> dict[str, float]:
+    """Rounds the model's layers to 8 bits and reads again, code by code, what it had said before.
+
+    Both are given the same speech, so that one other choice does not become many. `codes_equal`: the share of likeliest
+    codes that stay the same; `logits_error`: the root mean square error of the logits over their spread.
+    """
+    exact = Timed(ready, Load(1, _CONTEXT, _FRAMES))
+    request = exact.request(_FRAMES)
+    exact.engine.release()
+    exact.engine.admit(request)
+    codes = torch.stack([exact.engine.step()[0].codes for _ in range(_FRAMES)])
+    wanted = logits(ready.model, request.rows, codes)
+    quantize(ready.model)
+    got = logits(ready.model, request.rows, codes)
+    same = (wanted.argmax(-1) == got.argmax(-1)).float().mean()
+    error = (got - wanted).square().mean().sqrt() / wanted.std()
+    return {"codes_equal": float(same), "logits_error": float(error)}
+
+
+@torch.inference_mode()
+def logits(model: CsmModel, rows: Tensor, codes: Tensor) -> Tensor:
+    """[T, K, codes] of each code that was spoken, given all before it."""
+    device, count = model.device, len(codes)
+    codes = codes.to(device)
+    embedded = torch.cat((model.embed_rows(rows.to(device)), model.embed_frames(codes)))[None]
+    cache = model.backbone.cache(1, embedded.shape[1])
+    hidden = model.backbone(embedded, cache, Span(0, 1, 0, embedded.shape[1]))[0, -count - 1 : -1]  # [T, hidden]
+    spoken = [table[codes[:, index]] for index, table in enumerate(model.depth_tables)]
+    inputs = torch.stack((model.projector(hidden), *spoken), 1)  # [T, K, depth hidden]
+    books = inputs.shape[1]
+    mixed = model.depth(inputs, model.depth.cache(count, books), Span(0, count, 0, books))
+    later = [head(mixed[:, index + 1]) for index, head in enumerate(model.depth_heads)]
+    return torch.stack((model.head(hidden), *later), 1)

@@ -1,0 +1,91 @@
+"""csm-1b's shapes with random weights: what decoding costs does not depend on what is said, and needs no download."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+from zlib import crc32
+
+import torch
+from torch import Tensor
+
+from csm_cli.checkpoint import Checkpoint, open_checkpoint
+from csm_cli.checkpoint.layout import BACKBONE_TABLE, DEPTH_TABLE, expected_shapes
+from csm_cli.checkpoint.weights import Stored, Weights
+from csm_cli.config import model_config
+from csm_cli.types import Options
+
+if TYPE_CHECKING:
+    from transformers import CsmConfig
+
+RANDOM = "csm-1b-random"
+
+_NOWHERE = Path(RANDOM)
+_ROPE = {"rope_type": "llama3", "rope_theta": 500000.0, "factor": 32.0}
+_BACKBONE_ROPE = {"low_freq_factor": 0.125, "high_freq_factor": 0.5, "original_max_position_embeddings": 1024}
+_DEPTH_ROPE = {"low_freq_factor": 0.001953125, "high_freq_factor": 0.0078125, "original_max_position_embeddings": 16}
+
+
+def open_for_bench(model: str | None) -> Checkpoint:
+    """A checkpoint by name, or csm-1b's shapes."""
+    return random_checkpoint(csm_1b()) if model == RANDOM else open_checkpoint(model)
+
+
+def hush() -> None:
+    """Keeps transformers' warnings and progress bars off the terminal."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
+def random_checkpoint(config: CsmConfig) -> Checkpoint:
+    """Weights drawn anew, and alike, each time they are read, so that no copy is kept. There is no tokenizer."""
+    given: dict[str, Any] = config.to_dict()
+    sizes = model_config(given)
+    shapes = expected_shapes(sizes)
+    drawn = {name: Stored(shape, partial(_draw, name, shape), _NOWHERE) for name, shape in shapes.items()}
+    codec = {name: _stored(tensor) for name, tensor in _codec_weights(config).items()}
+    return Checkpoint(
+        name=RANDOM,
+        config=sizes,
+        codec_config=given["codec_config"],
+        weights=Weights(drawn | {DEPTH_TABLE: drawn[BACKBONE_TABLE]}),
+        codec_weights=Weights(codec),
+        tokenizer_file=_NOWHERE,
+        defaults=Options(temperature=0.9, top_k=50),
+        revision=None,
+    )
+
+
+def csm_1b() -> CsmConfig:
+    """What sesame/csm-1b's config.json says of sizes and RoPE."""
+    from transformers import CsmConfig, CsmDepthDecoderConfig
+
+    hush()
+    depth = CsmDepthDecoderConfig(rope_parameters=_ROPE | _DEPTH_ROPE)
+    return CsmConfig(rope_parameters=_ROPE | _BACKBONE_ROPE, depth_decoder_config=depth)
+
+
+def _stored(tensor: Tensor) -> Stored:
+    return Stored(tuple(tensor.shape), lambda: tensor, _NOWHERE)
+
+
+def _draw(name: str, shape: tuple[int, ...]) -> Tensor:
+    """Ones for norms; the rest as a model is initialized."""
+    if len(shape) < 2:
+        return torch.ones(shape)
+    return torch.empty(shape).normal_(std=0.02, generator=torch.Generator().manual_seed(crc32(name.encode())))
+
+
+def _codec_weights(config: CsmConfig) -> dict[str, Tensor]:
+    """A Mimi as transformers initializes it, by on-disk names, which only saving gives."""
+    from safetensors.torch import load_file
+    from transformers import MimiModel
+
+    with TemporaryDirectory() as folder:
+        MimiModel(config.codec_config).save_pretrained(folder)
+        weights: dict[str, Tensor] = load_file(Path(folder) / "model.safetensors")
+    return weights

@@ -1,0 +1,102 @@
+"""csm bench decode, batch and start: how fast the engine is, on what, against what."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from csm_cli.cli.console import emit_json, note, set_up
+from csm_cli.cli.options import Telling, is_int8
+
+if TYPE_CHECKING:
+    from csm_cli.bench.timed import Load, Ready
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What is measured, and how it is told."""
+
+    model: Annotated[
+        str | None,
+        typer.Option(metavar="ID|PATH", envvar="CSM_MODEL", help="Or csm-1b-random: its shapes, random weights."),
+    ] = None
+    device: Annotated[str, typer.Option(metavar="NAME", help="auto, cpu, cuda, cuda:N or mps.")] = "auto"
+    dtype: Annotated[str, typer.Option(metavar="NAME", help="auto, float32, bfloat16 or float16.")] = "auto"
+    context: Annotated[int, typer.Option(metavar="N", min=1, help="Positions before the first frame.")] = 100
+    frames: Annotated[int, typer.Option(metavar="N", min=1, help="Frames decoded on each side.")] = 60
+    quantize: Annotated[str, typer.Option(metavar="none|int8", help="int8: layers in 8 bits, on a CPU.")] = "none"
+    json: Annotated[bool, typer.Option("--json", help="The figures as one JSON line, and nothing else.")] = False
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of a failure.")] = False
+
+
+def decode(
+    batch: Annotated[int, typer.Option(metavar="N", min=1, help="Rows decoded together.")] = 1, *, bench: Bench
+) -> None:
+    """The frame loop beside transformers' generate, in the same run on the same weights, and the device's floor."""
+    from csm_cli.bench.decode import measure
+
+    ready, changes = _ready(bench)
+    _tell({**measure(ready, _load(bench, batch), _noting(bench.json)), **changes}, bench.json)
+
+
+def batch(
+    size: Annotated[int, typer.Option("--batch", metavar="N", min=1, help="Rows decoded together.")] = 16,
+    *,
+    bench: Bench,
+) -> None:
+    """Audio per second of many rows decoded together, over one row alone."""
+    from csm_cli.bench.batch import measure
+
+    ready, changes = _ready(bench)
+    _tell({**measure(ready, _load(bench, size)), **changes}, bench.json)
+
+
+def start(
+    model: Annotated[str | None, typer.Option(metavar="ID|PATH", envvar="CSM_MODEL")] = None,
+    runs: Annotated[int, typer.Option(metavar="N", min=1, help="Cold processes of each kind.")] = 3,
+    json: Annotated[bool, typer.Option("--json", help="The figures as one JSON line, and nothing else.")] = False,
+) -> None:
+    """`csm say` of ten words in a cold process, over importing torch and its own decoding."""
+    from csm_cli.bench.start import measure
+
+    set_up(Telling(json=json))
+    _tell(measure(model, runs), json)
+
+
+def _load(bench: Bench, rows: int) -> Load:
+    from csm_cli.bench.timed import Load
+
+    return Load(rows, bench.context, bench.frames)
+
+
+def _ready(bench: Bench) -> tuple[Ready, dict[str, Any]]:
+    """The model, and what rounding it has changed."""
+    from csm_cli.bench.rounding import quantize_and_compare
+    from csm_cli.bench.shapes import open_for_bench
+    from csm_cli.bench.timed import Ready
+    from csm_cli.device import pick_device, pick_dtype
+
+    set_up(Telling(json=bench.json, debug=bench.debug))
+    rounded = is_int8(bench.quantize)
+    _noting(bench.json)(f"loading {bench.model or 'the bundled voice'} ...")
+    device = pick_device(bench.device)
+    ready = Ready(open_for_bench(bench.model), device, pick_dtype(bench.dtype, device))
+    changes = quantize_and_compare(ready) if rounded else {}
+    return ready, {"quantize": bench.quantize, **changes}
+
+
+def _noting(json: bool) -> Any:
+    return (lambda line: None) if json else note
+
+
+def _tell(figures: Mapping[str, Any], json: bool) -> None:
+    """A table for people, and the figures as the last line."""
+    rounded = {name: round(value, 4) if isinstance(value, float) else value for name, value in figures.items()}
+    if not json:
+        width = max(map(len, rounded))
+        for name, value in rounded.items():
+            note(f"{name:{width}}  {value:.3f}" if isinstance(value, float) else f"{name:{width}}  {value}")
+    emit_json(rounded)

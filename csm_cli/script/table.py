@@ -1,0 +1,84 @@
+"""Manifests without braces: CSV with a header, and plain lines. Every value knows its place."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator
+
+from csm_cli.script.source import REFUSED, Place, Source
+
+_TEXT = ("text", "input")
+
+
+def plain_lines(text: str) -> Iterator[tuple[int, str]]:
+    """The lines that hold something, numbered from 1."""
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.strip():
+            yield number, line.strip(" \t\r")
+
+
+def parse_plain(line: str, source: Source, number: int) -> None:
+    """A line as the text of an item."""
+    place = (number, 1)
+    source.values[()] = source.values["text",] = place
+    source.data = {"text": source.text(line, ("text",), place)}
+
+
+class Table:
+    """A CSV's rows; `names` are its header's, and an item has those whose cells are not empty."""
+
+    def __init__(self, text: str, delimiter: str) -> None:
+        self._delimiter = delimiter
+        self._lines = text.splitlines()
+        self._reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+        self._names: list[str] = []
+
+    def rows(self) -> Iterator[tuple[int, list[str] | str]]:
+        """The number of each row's first line, and its cells, or what is wrong with it; the first is the header."""
+        while True:
+            first = self._reader.line_num + 1
+            try:
+                cells = next(self._reader)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                yield first, f"not a row of CSV: {error}; a cell with quotes or line breaks stands in double quotes"
+                return
+            if any(cell.strip() for cell in cells):
+                yield first, cells
+
+    def head(self, cells: list[str], source: Source, number: int) -> None:
+        """Takes the header; complains where it cannot be one."""
+        self._names = [cell.strip() for cell in cells]
+        source.values[()] = (number, 1)
+        twice = next((name for at, name in enumerate(self._names) if name in self._names[:at]), None)
+        if twice is not None:
+            source.complain((), f'the header names "{twice}" twice; keep one')
+        if not set(_TEXT) & set(self._names):
+            source.complain((), 'the first line has to name the columns, "text" among them')
+
+    def item(self, cells: list[str], source: Source, number: int) -> None:
+        """Puts a row's fields into `source`."""
+        source.values[()] = (number, 1)
+        if len(cells) > len(self._names):
+            source.complain((), f"{len(cells)} cells, and the header names {len(self._names)} columns")
+            return
+        source.data = {}
+        for name, cell, place in zip(self._names, cells, self._places(cells, number), strict=False):
+            if cell.strip():
+                source.values[name,] = source.keys[name,] = place
+                source.data[name] = source.text(cell.strip(), (name,), place)
+
+    def _places(self, cells: list[str], number: int) -> list[Place]:
+        """Where cells begin: all at the row's beginning where quotes hide it."""
+        if self._lines[number - 1] != self._delimiter.join(cells):
+            return [(number, 1)] * len(cells)
+        return [(number, 1 + sum(len(cell) + 1 for cell in cells[:at])) for at in range(len(cells))]
+
+
+def refused(source: Source, number: int, message: str) -> None:
+    """A row that cannot be read."""
+    source.values[()] = (number, 1)
+    source.complain((), message)
+    source.data = REFUSED

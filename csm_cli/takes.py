@@ -1,0 +1,139 @@
+"""A take is one try at a turn: when it has gone wrong on the way, what of it is kept, and whether that is any good."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from csm_cli.codec import Codec
+
+CHUNK_SECONDS = 0.96  # decoded at a time: as cheap for a frame as all at once
+SILENCE_SECONDS = 2.0  # so much silence ends a take
+PAUSE_SECONDS = 0.24  # so much of it stays
+REPEAT_SECONDS = 0.96  # one sound, unchanged for so long, ends a take
+# A frame is silent below either level: of full scale, or of the loudest frame so far (-54 dBFS, -40 dB).
+SILENT, SILENT_BESIDE_LOUDEST = 2e-3, 1e-2
+# Nobody speaks faster, letters and digits counted: a take shorter than that has lost some of its text.
+FASTEST_LETTERS_PER_SECOND = 30.0
+_WORST_LAST = ("eos", "silence", "cap", "repeat", "empty")
+
+
+@dataclass(frozen=True, eq=False)
+class Take:
+    """codes: int64 [T, K]; samples: float32 [T * frame_samples]; fault: what is wrong with it, "" for nothing.
+
+    stop: "eos", "cap", "silence", "repeat", or "empty" where nothing is left of it.
+    """
+
+    codes: Tensor
+    samples: NDArray[np.float32]
+    stop: str
+    seed: int
+    fault: str
+
+
+@dataclass(frozen=True)
+class Brief:
+    """What a take was asked for. capped: somebody named its longest duration, so that reaching it is no fault.
+
+    watched: whether it ends when it has gone wrong, and is trimmed and judged.
+    """
+
+    text: str
+    seed: int
+    capped: bool = False
+    watched: bool = False
+
+
+class Tape:
+    """A take on its way: frames are added, and their sound follows in chunks."""
+
+    def __init__(self, codec: Codec, brief: Brief) -> None:
+        self._codec, self._brief = codec, brief
+        self._decoder = codec.decoder()
+        self._frames: list[Tensor] = []
+        self._sound: list[NDArray[np.float32]] = []
+        self._levels: list[float] = []
+        self._same = 0
+
+    def __len__(self) -> int:
+        return len(self._frames)
+
+    def add(self, codes: Tensor) -> str | None:
+        """Adds a frame [K]; returns why the take should end here, if it should."""
+        repeated = bool(self._frames) and torch.equal(codes, self._frames[-1])
+        self._same = self._same + 1 if repeated else 1
+        self._frames.append(codes)
+        stuck = self._same >= self._count(REPEAT_SECONDS)
+        if not stuck and len(self._frames) % self._count(CHUNK_SECONDS):
+            return None
+        self._decode()
+        if not self._brief.watched:
+            return None
+        if stuck and not self._silent(self._levels):
+            return "repeat"
+        return "silence" if self._silent(self._levels) >= self._count(SILENCE_SECONDS) else None
+
+    def end(self, stop: str) -> Take:
+        """The take, which ended for the reason `stop`."""
+        self._decode()
+        keep = self._kept(stop) if self._brief.watched else len(self)
+        codes = torch.stack(self._frames[:keep]) if keep else torch.empty(0, self._codec.codebooks, dtype=torch.int64)
+        samples = np.concatenate((np.zeros(0, np.float32), *self._sound))[: keep * self._codec.frame_samples]
+        fault = self._fault(stop, keep)
+        return Take(codes, samples, stop if keep else "empty", self._brief.seed, fault)
+
+    def _decode(self) -> None:
+        new = self._frames[len(self._levels) :]
+        if not new:
+            return
+        samples: NDArray[np.float32] = self._decoder.push(torch.stack(new)).cpu().numpy()
+        self._sound.append(samples)
+        frames = samples.reshape(len(new), -1)  # [T, frame_samples]
+        self._levels += np.sqrt(np.square(frames).mean(axis=1)).tolist()
+
+    def _kept(self, stop: str) -> int:
+        """How many frames are kept: the first of those that repeat, and a short pause of a silence that ended it."""
+        if stop == "repeat":
+            return len(self) - self._same + 1
+        if stop == "cap" and self._brief.capped:
+            return len(self)
+        silent = self._silent(self._levels)
+        if silent == len(self):
+            return 0
+        return len(self) - max(0, silent - self._count(PAUSE_SECONDS)) if stop == "silence" else len(self)
+
+    def _fault(self, stop: str, keep: int) -> str:
+        if not keep:
+            return "came out silent" if self._frames else "came out empty"
+        if not self._brief.watched or (stop == "cap" and self._brief.capped):
+            return ""
+        if stop == "cap":
+            return f"had not ended after {self._seconds(keep):.1f} s"
+        if stop == "repeat":
+            return f"got stuck on one sound after {self._seconds(keep):.1f} s"
+        spoken = self._seconds(keep - self._silent(self._levels[:keep]))
+        letters = sum(char.isalnum() for char in self._brief.text)
+        short = spoken < letters / FASTEST_LETTERS_PER_SECOND
+        return f"broke off after {spoken:.1f} s" if short else ""
+
+    def _silent(self, levels: Sequence[float]) -> int:
+        """How many frames at the end are silent."""
+        bound = max(SILENT, SILENT_BESIDE_LOUDEST * max(self._levels, default=0.0))
+        return next((count for count, level in enumerate(reversed(levels)) if level > bound), len(levels))
+
+    def _count(self, seconds: float) -> int:
+        return max(1, round(seconds * self._codec.frame_rate))
+
+    def _seconds(self, frames: int) -> float:
+        return frames / self._codec.frame_rate
+
+
+def best(takes: Sequence[Take]) -> Take:
+    """The first without a fault, else the one that went wrong least."""
+    return min(takes, key=lambda take: (bool(take.fault), _WORST_LAST.index(take.stop)))

@@ -1,0 +1,159 @@
+"""A batch killed, out of disk, interrupted, or run twice at once: nothing is lost, doubled or torn."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from conftest import Result, write_tone
+
+Csm = Callable[..., Result]
+RUN = "import sys; from csm_cli.cli import main; sys.exit(main())"
+COUNT = 60
+
+
+def manifest(folder: Path, count: int) -> Path:
+    path = folder / "lines.jsonl"
+    lines = [
+        {"id": f"n{n}", "speaker": n % 3, "text": f"Hello, number {n}.", "max_duration": 0.4} for n in range(count)
+    ]
+    path.write_text("\n".join(json.dumps(line | {"temperature": 1.0}) for line in lines))
+    return path
+
+
+def batch(checkpoint: Path, path: Path, folder: Path) -> list[str]:
+    """One item at a time: then it sounds the same to the bit whatever was done before it."""
+    return [*map(str, ("batch", path, "-o", folder / "{id}.wav", "--model", checkpoint, "--batch-size", 1))]
+
+
+@contextmanager
+def running(arguments: list[str]) -> Iterator[subprocess.Popen[str]]:
+    """A run of its own, dead in any case afterwards."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("CSM_")}
+    command = [sys.executable, "-c", RUN, *arguments]
+    run = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    with run:
+        try:
+            yield run
+        finally:
+            run.kill()
+
+
+def heard(run: subprocess.Popen[str], count: int = 1) -> None:
+    """Waits until so many items are done."""
+    for _ in range(count):
+        assert run.stdout and run.stdout.readline(), run.communicate()[1]
+
+
+def recorded(folder: Path) -> list[str]:
+    """Ids on the whole lines of the ledger."""
+    text = (folder / "results.jsonl").read_text()
+    return [json.loads(line)["id"] for line in text.splitlines(keepends=True) if line.endswith("\n")]
+
+
+def test_killed_again_and_again_it_ends_as_if_never(csm: Csm, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    path, folder = manifest(tmp_path, COUNT), tmp_path / "killed"
+    chance = random.Random(0)
+    for _ in range(4):
+        with running(batch(tiny_checkpoint, path, folder)) as run:
+            heard(run, chance.randrange(1, 15))
+            time.sleep(chance.random() * 0.03)
+            run.kill()
+        assert all((folder / f"{name}.wav").exists() for name in recorded(folder))
+    before = set(recorded(folder))
+    assert 0 < len(before) < COUNT
+    last = csm(*batch(tiny_checkpoint, path, folder))
+    assert last.code == 0 and f"{len(before)} done before" in last.err
+    assert Counter(recorded(folder)) == Counter(f"n{n}" for n in range(COUNT)), "none twice after it was recorded"
+    csm(*batch(tiny_checkpoint, path, tmp_path / "once"))
+    files = {file.name: file.read_bytes() for file in (tmp_path / "once").glob("*.wav")}
+    assert {file.name: file.read_bytes() for file in folder.glob("*.wav")} == files
+    assert len(files) == COUNT
+
+
+@pytest.mark.parametrize("call", [1, 2, 5, 6])
+def test_a_full_disk_ends_the_run_and_the_next_goes_on(
+    csm: Csm, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: int
+) -> None:
+    """The disk is full at one of the calls that reach it: the sound of an item (odd) or its line (even)."""
+    calls = 0
+
+    def fsync(_: int) -> None:
+        nonlocal calls
+        calls += 1
+        if calls >= call:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    path, folder = manifest(tmp_path, 4), tmp_path / "out"
+    arguments = batch(tiny_checkpoint, path, folder)
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", fsync)
+        full = csm(*arguments)
+    assert full.code == 1 and "No space left" in full.err.splitlines()[-1] and "Traceback" not in full.err
+    assert not list(folder.glob(".*"))
+    assert csm(*arguments).code == 0
+    assert set(recorded(folder)) == {f"n{n}" for n in range(4)}
+    assert all(soundfile.info(folder / f"n{n}.wav").frames == 5 * 1920 for n in range(4))
+
+
+def test_an_unreadable_context_costs_its_item_until_it_is_mended(
+    csm: Csm, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    voice = tmp_path / "voice.wav"
+    soundfile.write(voice, np.full(2400, np.nan, np.float32), 24000, subtype="FLOAT")
+    lines = [{"id": f"n{n}", "speaker": 0, "text": "Hi.", "max_duration": 0.2} for n in range(3)]
+    lines[1] |= {"context": [{"speaker": 1, "audio": voice.name, "text": "Ho."}]}
+    path = tmp_path / "lines.jsonl"
+    path.write_text("\n".join(map(json.dumps, lines)))
+    arguments = batch(tiny_checkpoint, path, tmp_path)
+    broken = csm(*arguments)
+    assert broken.code == 5 and "csm: n1: " in broken.err and len(broken.out.splitlines()) == 2
+    write_tone(voice)
+    assert csm(*arguments).out == f"{tmp_path / 'n1.wav'}\n"
+
+
+def test_two_runs_on_one_folder_are_one_too_many(csm: Csm, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    path, folder = manifest(tmp_path, COUNT), tmp_path / "out"
+    with running(batch(tiny_checkpoint, path, folder)) as first:
+        heard(first)
+        first.send_signal(signal.SIGSTOP)
+        second = csm(*batch(tiny_checkpoint, path, folder), "-q")
+        assert second.code == 2 and "in use by another run" in second.err and len(second.err.splitlines()) == 1
+    assert csm(*batch(tiny_checkpoint, path, folder)).code == 0
+
+
+def test_an_interrupted_run_says_130_and_goes_on_where_it_was(csm: Csm, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    path, folder = manifest(tmp_path, COUNT), tmp_path / "out"
+    with running(batch(tiny_checkpoint, path, folder)) as run:
+        heard(run)
+        run.send_signal(signal.SIGINT)
+        _, err = run.communicate(timeout=60)
+    assert run.returncode == 130 and "Traceback" not in err
+    done = set(recorded(folder))
+    again = csm(*batch(tiny_checkpoint, path, folder))
+    assert again.code == 0 and f"{len(done)} done before" in again.err
+    assert Counter(recorded(folder)) == Counter(f"n{n}" for n in range(COUNT))
+
+
+def test_an_item_that_never_stops_costs_only_itself(csm: Csm, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    path = manifest(tmp_path, 3)
+    lines = path.read_text().splitlines()
+    lines[1] = json.dumps({"id": "n1", "speaker": 0, "text": "Hi.", "temperature": 1.0})
+    path.write_text("\n".join(lines))
+    result = csm(*batch(tiny_checkpoint, path, tmp_path / "out"), "--batch-size", 3)
+    assert result.code == 5 and len(result.out.splitlines()) == 2
+    (failure,) = [line for line in result.err.splitlines() if line.startswith("csm: n1: ")]
+    assert failure.count("had not ended after") == 3

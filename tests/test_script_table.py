@@ -1,0 +1,74 @@
+"""Manifests as CSV and as plain lines."""
+
+from __future__ import annotations
+
+import io
+import sys
+from pathlib import Path
+
+import pytest
+
+from csm_cli.errors import ScriptInvalid
+from csm_cli.script import read_either, read_manifest
+
+
+def written(folder: Path, name: str, text: str) -> Path:
+    path = folder / name
+    path.write_text(text, encoding="utf-8", newline="")
+    return path
+
+
+def complaints(path: Path) -> list[str]:
+    with pytest.raises(ScriptInvalid) as invalid:
+        read_manifest(path)
+    return [f"{each.line}:{each.column} {each.message}" for each in invalid.value.complaints]
+
+
+@pytest.mark.parametrize(("name", "tab"), [("a.csv", ","), ("a.TSV", "\t")])
+def test_a_table_has_an_item_a_row(tmp_path: Path, name: str, tab: str) -> None:
+    rows = ["\ufeffid,speaker,input,seed", 'one,2,"Hello, you.",7', "", ",,Hi.,", 'three,0,"Line\none.",']
+    rows = [row.replace(",", tab) for row in rows]
+    first, second, third = read_manifest(written(tmp_path, name, "\r\n".join(rows)))
+    assert (first.id, first.turns[0].speaker, first.turns[0].options.seed) == ("one", 2, 7)
+    assert [each.turns[0].text for each in (first, second, third)] == [f"Hello{tab} you.", "Hi.", "Line\none."]
+    assert (second.id, second.turns[0].speaker, second.turns[0].options.seed, third.id) == ("0004", 0, None, "three")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("id,text\na,Hi.\na,Ho.\n", ['3:1 "a" is the id of line 2 too']),
+        ("id,txet\na,Hi.\n", ['1:1 the first line has to name the columns, "text" among them']),
+        ("text,text\na,Hi.\n", ['1:1 the header names "text" twice; keep one']),
+        ("text,seed\nHi.,soon\n", ["2:5"]),
+        ("text,sped\nHi.,1\n", ["2:5 unknown field"]),
+        ("text\nHi., Ho.\n", ["2:1 2 cells, and the header names 1 columns"]),
+        ('text\n"Hi.\n', ["2:1 not a row of CSV"]),
+        ("text,id\n,a\n", ["2:1"]),
+        ("text\nHi\x07\n", ["2:1 control character U+0007"]),
+        ("", ["1:1 there are no lines to speak"]),
+        ("text\n", ["1:1 there are no lines to speak"]),
+    ],
+)
+def test_what_is_wrong_with_a_table_has_its_place(tmp_path: Path, text: str, expected: list[str]) -> None:
+    found = complaints(written(tmp_path, "a.csv", text))
+    assert len(found) == len(expected)
+    assert all(line.startswith(start) for line, start in zip(found, expected, strict=True)), found
+
+
+def test_plain_lines_are_texts(tmp_path: Path) -> None:
+    path = written(tmp_path, "a.txt", "Hello there.\r\n\n[1]Hi! [0]# Oh {no}.\n")
+    first, second = read_manifest(path)
+    assert (first.id, first.turns[0].text, first.turns[0].speaker) == ("0001", "Hello there.", 0)
+    assert [(turn.speaker, turn.text) for turn in second.turns] == [(1, "Hi!"), (0, "# Oh {no}.")]
+    assert read_either(path) == [first, second]
+
+
+@pytest.mark.parametrize(
+    ("typed", "texts"), [("Hi.\nHo.\n", ["Hi.", "Ho."]), ('{"speaker": 0, "text": "Hi."}', ["Hi."])]
+)
+def test_standard_input_is_json_where_it_begins_with_a_brace(
+    monkeypatch: pytest.MonkeyPatch, typed: str, texts: list[str]
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(typed.encode())))
+    assert [item.turns[0].text for item in read_manifest("-")] == texts

@@ -1,0 +1,146 @@
+"""When a take ends early, what of it is kept, and what is wrong with it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from csm_cli.takes import Brief, Take, Tape, best
+
+RATE, SAMPLES = 12.5, 4
+LOUD, SOFT, MUTE = 300, 20, 0
+
+
+class Decoder:
+    """Each frame sounds as loud as its first code says, in thousandths."""
+
+    def __init__(self) -> None:
+        self.chunks: list[int] = []
+
+    def push(self, codes: Tensor) -> Tensor:
+        self.chunks.append(len(codes))
+        return (codes[:, :1] / 1000.0).expand(-1, SAMPLES).reshape(-1)
+
+
+class Codec:
+    frame_rate, frame_samples, codebooks = RATE, SAMPLES, 2
+
+    def __init__(self) -> None:
+        self.made = Decoder()
+
+    def decoder(self) -> Decoder:
+        return self.made
+
+
+def new_tape(text: str = "Hello.", capped: bool = False, watched: bool = True) -> Tape:
+    return Tape(Codec(), Brief(text, 7, capped, watched))  # type: ignore[arg-type]
+
+
+def play(tape: Tape, levels: Sequence[int], stuck: bool = False) -> str | None:
+    """Adds frames, each unlike the one before unless `stuck`, until the tape says why to end."""
+    for index, level in enumerate(levels):
+        stop = tape.add(torch.tensor([level, 0 if stuck else index]))
+        if stop:
+            return stop
+    return None
+
+
+def test_a_tapethat_ends_by_itself_is_kept_whole() -> None:
+    tape = new_tape()
+    assert play(tape, [MUTE] * 5 + [LOUD] * 20 + [MUTE] * 10) is None
+    made = tape.end("eos")
+    assert (made.stop, made.seed, made.fault, made.codes.shape) == ("eos", 7, "", (35, 2))
+    np.testing.assert_allclose(made.samples.reshape(35, SAMPLES)[:, 0], [0] * 5 + [0.3] * 20 + [0] * 10, atol=1e-6)
+
+
+@pytest.mark.parametrize("hum", [MUTE, 1])
+def test_silence_ends_a_tapewithin_a_chunk_and_a_short_pause_of_it_stays(hum: int) -> None:
+    tape = new_tape()
+    assert play(tape, [LOUD] * 20 + [hum] * 200) == "silence"
+    assert 20 + 25 <= len(tape) < 20 + 25 + 12
+    made = tape.end("silence")
+    assert (made.stop, made.fault, len(made.codes)) == ("silence", "", 23)
+    assert len(made.samples) == 23 * SAMPLES
+
+
+def test_soft_speech_and_short_pauses_are_not_silence() -> None:
+    assert play(new_tape(), ([LOUD] * 10 + [SOFT] * 30 + [MUTE] * 20) * 4) is None
+
+
+def test_a_tapewithout_a_sound_is_empty() -> None:
+    tape = new_tape()
+    assert play(tape, [MUTE] * 99) == "silence"
+    made = tape.end("silence")
+    assert (made.stop, made.fault, len(made.codes), len(made.samples)) == ("empty", "came out silent", 0, 0)
+
+
+def test_a_tapewithout_a_frame_is_empty() -> None:
+    made = new_tape().end("eos")
+    assert (made.stop, made.fault, made.codes.shape) == ("empty", "came out empty", (0, 2))
+
+
+def test_one_sound_over_and_over_ends_a_tapeand_is_kept_once() -> None:
+    tape = new_tape()
+    assert play(tape, [LOUD] * 20) is None
+    assert play(tape, [LOUD] * 99, stuck=True) == "repeat"
+    assert len(tape) == 20 + 12
+    made = tape.end("repeat")
+    assert (made.stop, len(made.codes)) == ("repeat", 21)
+    assert made.fault == "got stuck on one sound after 1.7 s"
+
+
+def test_the_same_silent_frame_is_silence_and_no_repeat() -> None:
+    tape = new_tape()
+    play(tape, [LOUD] * 20)
+    assert play(tape, [MUTE] * 99, stuck=True) == "silence"
+
+
+@pytest.mark.parametrize(
+    ("text", "frames", "stop", "capped", "fault"),
+    [
+        ("Hello.", 20, "cap", False, "had not ended after 1.6 s"),
+        ("Hello.", 20, "cap", True, ""),
+        ("word " * 100, 20, "cap", True, ""),
+        ("word " * 100, 20, "eos", False, "broke off after 1.6 s"),
+        ("word " * 100, 200, "eos", False, ""),
+        ("...", 1, "eos", False, ""),
+    ],
+)
+def test_faults(text: str, frames: int, stop: str, capped: bool, fault: str) -> None:
+    tape = new_tape(text, capped)
+    play(tape, [LOUD] * frames)
+    assert tape.end(stop).fault == fault
+
+
+def test_silence_does_not_make_a_tapelong_enough() -> None:
+    tape = new_tape("word " * 20)
+    play(tape, [LOUD] * 20 + [MUTE] * 24)
+    assert tape.end("eos").fault == "broke off after 1.6 s"
+
+
+def test_unwatched_a_tapeis_what_the_model_made() -> None:
+    tape = new_tape("word " * 100, watched=False)
+    assert play(tape, [MUTE] * 60) is None and play(tape, [LOUD] * 60, stuck=True) is None
+    made = tape.end("cap")
+    assert (made.stop, made.fault, len(made.codes), len(made.samples)) == ("cap", "", 120, 120 * SAMPLES)
+
+
+def test_sound_is_made_in_chunks() -> None:
+    tape = new_tape()
+    play(tape, [LOUD] * 30)
+    tape.end("eos")
+    assert tape._decoder.chunks == [12, 12, 6]  # type: ignore[attr-defined]
+
+
+def take(stop: str, fault: str, seed: int) -> Take:
+    return Take(torch.zeros(1, 2), np.zeros(SAMPLES, np.float32), stop, seed, fault)
+
+
+def test_the_best_tapeis_the_first_good_one_or_the_least_bad() -> None:
+    bad = [take("empty", "x", 1), take("repeat", "x", 2), take("cap", "x", 3), take("cap", "x", 4)]
+    assert best(bad).seed == 3
+    assert best([*bad, take("silence", "", 5), take("eos", "", 6)]).fault == ""
