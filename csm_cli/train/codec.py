@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from transformers import MimiConfig, MimiModel
 
 from csm_cli.train.corpus import FRAME, VOICES, load_shard, shard_stems
+from csm_cli.train.progress import mean, plot_history, report, save_atomically
 from csm_cli.train.quantizer import SplitQuantizer, reserve_code_zero
 from csm_cli.train.spectral import mel_distance, mfcc, spectral_loss
 
@@ -179,19 +180,11 @@ def _loop(trainer: _Trainer, crops: Crops, checkpoint: Path) -> None:
         samples, voices = crops.batch(trainer.plan.batch)
         history.append(trainer.update(samples.to(trainer.device), voices.to(trainer.device)))
         if trainer.step % _LOG_EVERY == 0:
-            recent = history[-_LOG_EVERY:]
-            figures = {name: sum(row[name] for row in recent) / len(recent) for name in recent[0]}
-            _LOG.info("codec %d: %s", trainer.step, " ".join(f"{k} {v:.3f}" for k, v in figures.items()))
+            report(checkpoint.parent, trainer.step, "train", mean(history[-_LOG_EVERY:]))
         if time.monotonic() - saved > _SAVE_SECONDS or trainer.step == trainer.plan.steps:
             save_atomically(trainer.state(), checkpoint)
+            plot_history(checkpoint.parent)
             saved = time.monotonic()
-
-
-def save_atomically(state: dict[str, Any], path: Path) -> None:
-    """torch.save that a kill cannot leave half-written."""
-    temporary = path.with_suffix(".tmp")
-    torch.save(state, temporary)
-    temporary.replace(path)
 
 
 def _schedule(step: int, plan: CodecPlan) -> float:

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import MimiModel
 
+    from csm_cli.train.plan import StagePlan
+
     Rows = tuple[NDArray[Any], ...]
     """One sequence: text [S], is_text [S], codes [S, K], labels [S, K], guide [S]."""
 
@@ -108,6 +110,21 @@ def load_takes(corpus: Path, folder: Path) -> list[Take]:
     return takes
 
 
+def joined(takes: Sequence[Take]) -> Take:
+    """Takes of one voice as one: a paragraph."""
+    texts = [take.utterance.text for take in takes]
+    chars = np.cumsum([0, *(len(text) + 1 for text in texts)]).tolist()
+    frames = np.cumsum([0, *(take.utterance.frames for take in takes)]).tolist()
+    words = [
+        (char + chars[index], at + frames[index])
+        for index, take in enumerate(takes)
+        for char, at in take.utterance.words
+        if char < len(texts[index])
+    ]
+    utterance = Utterance(" ".join(texts), takes[0].utterance.voice, frames[-1], tuple(words))
+    return Take(utterance, np.concatenate([take.codes for take in takes]))
+
+
 def conversation(turns: Sequence[Turn]) -> tuple[NDArray[np.int64], ...]:
     """One sequence as (text [S], is_text [S], codes [S, K], labels [S, K], guide [S]); every turn ends in zeros."""
     rows = [_turn_rows(turn) for turn in turns]
@@ -166,37 +183,42 @@ class Mixer:
         self._random = random.Random(seed)
         self._tokens = tokens
 
-    def batches(self, max_frames: int, dialogues: float, voices: int) -> Iterator[Batch]:
-        """Takes of at most `max_frames` in the first `voices` voices; `dialogues` of the conversations are such.
+    def batches(self, stage: StagePlan) -> Iterator[Batch]:
+        """Batches of the conversations a stage asks for.
 
-        In single turns, and in a third of the dialogues, speaker n has voice n; in the others voices are drawn afresh.
+        In single turns, and in a few of the dialogues, speaker n has voice n; in the others voices are drawn afresh.
         """
-        fit = [take for take in self._takes if take.utterance.frames <= max_frames and take.utterance.voice < voices]
+        heard = [take for take in self._takes if take.utterance.voice < stage.voices]
+        fit = [take for take in heard if take.utterance.frames <= stage.max_frames]
         by_voice: dict[int, list[Take]] = {}
         for take in fit:
             by_voice.setdefault(take.utterance.voice, []).append(take)
         while True:
             pool: list[Rows] = []
             while sum(len(row[0]) for row in pool) < 24 * self._tokens:
-                if self._random.random() < dialogues:
-                    pool.append(conversation(self._dialogue(by_voice)))
-                else:
-                    take = self._random.choice(fit)
-                    pool.append(conversation([Turn(take.utterance.voice, take, learned=True)]))
+                kind = self._random.random()
+                take = self._random.choice(fit)
+                if kind < stage.dialogues:
+                    pool.append(conversation(self._dialogue(by_voice, stage)))
+                    continue
+                if kind < stage.dialogues + stage.paragraphs:
+                    same = by_voice[take.utterance.voice]
+                    take = joined(self._random.choices(same, k=self._random.randint(2, 7)))
+                pool.append(conversation([Turn(take.utterance.voice, take, learned=True)]))
             batches = list(_grouped(sorted(pool, key=lambda row: len(row[0])), self._tokens))
             self._random.shuffle(batches)
             yield from map(collate, batches)
 
-    def _dialogue(self, by_voice: dict[int, list[Take]]) -> list[Turn]:
-        """2 to 5 turns; a speaker's first turn is context only where its voice is drawn afresh."""
-        count = min(len(by_voice), self._random.randint(1, 3))
-        drawn = self._random.random() < 2 / 3
+    def _dialogue(self, by_voice: dict[int, list[Take]], stage: StagePlan) -> list[Turn]:
+        """Two turns and more; a speaker's first turn is context only where its voice is drawn afresh."""
+        count = min(len(by_voice), self._random.randint(1, stage.speakers))
+        drawn = self._random.random() < 0.85
         numbers = self._random.sample(range(4), count) if drawn else sorted(by_voice)[:count]
         heard = self._random.sample(sorted(by_voice), count) if drawn else numbers
         voices = dict(zip(numbers, heard, strict=True))
         known: set[int] = set() if drawn else set(numbers)
         turns = []
-        order = [self._random.choice(numbers) for _ in range(self._random.randint(2, 5))]
+        order = [self._random.choice(numbers) for _ in range(self._random.randint(2, stage.turns))]
         if not known and len(set(order)) == len(order):
             order.append(order[0])  # otherwise nothing would be learned
         for speaker in order:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import time
@@ -12,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from csm_cli.train.codec import save_atomically
 from csm_cli.train.data import Mixer
 from csm_cli.train.model import GuidedAttention, LossOptions, losses
+from csm_cli.train.progress import mean, report, save_atomically
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -63,7 +62,7 @@ class ModelTrainer:
             group["lr"] = self.plan.learning_rate * schedule(self.step, self.plan)
         guide_weight = self.plan.guide_weight * max(0.0, 1.0 - self.step / self.plan.guide_until)
         guided = self.guided if guide_weight > 0 else None
-        options = LossOptions(self.plan.corrupt, self.plan.depth_share)
+        options = LossOptions(self.plan.corrupt, self.plan.depth_share, self.plan.start_weight)
         with self._autocast():
             found = losses(self.model, batch.to(self.device), options, guided)
         self.guided.targets = None
@@ -144,9 +143,9 @@ def train_model(model: CsmForConditionalGeneration, plan: ModelPlan, job: Job) -
         history.append(trainer.update(batch))
         last = trainer.step == plan.steps
         if trainer.step % _LOG_EVERY == 0:
-            _report(job.folder, trainer.step, "train", _mean(history[-_LOG_EVERY:]))
+            report(job.folder, trainer.step, "train", mean(history[-_LOG_EVERY:]))
         if last or time.monotonic() - saved > plan.save_seconds:
-            _report(job.folder, trainer.step, "held_out", trainer.evaluate(job.held_out))
+            report(job.folder, trainer.step, "held_out", trainer.evaluate(job.held_out))
             save_atomically(trainer.state(), checkpoint)
             with trainer.averaged():
                 job.on_save(model, trainer.step)
@@ -166,17 +165,6 @@ def _curriculum(plan: ModelPlan, trainer: ModelTrainer, takes: Sequence[Take]) -
             continue
         _LOG.info("model: %s until step %d", stage.name, stage.until)
         mixer = Mixer(takes, trainer.step, plan.tokens)
-        batches = mixer.batches(stage.max_frames, stage.dialogues, stage.voices)
+        batches = mixer.batches(stage)
         while trainer.step < stage.until:
             yield next(batches)
-
-
-def _mean(rows: Sequence[dict[str, float]]) -> dict[str, float]:
-    return {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}
-
-
-def _report(folder: Path, step: int, split: str, figures: dict[str, float]) -> None:
-    _LOG.info("model %d %s: %s", step, split, " ".join(f"{name} {value:.3f}" for name, value in figures.items()))
-    row = {"step": step, "split": split, "time": round(time.time()), **figures}
-    with (folder / "history.jsonl").open("a") as file:
-        file.write(json.dumps(row) + "\n")

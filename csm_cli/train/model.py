@@ -108,10 +108,14 @@ class Losses:
 
 @dataclass(frozen=True)
 class LossOptions:
-    """Share of input frames replaced by random codes, and of frames whose other codebooks are learned."""
+    """Share of input frames replaced by random codes, and of frames whose other codebooks are learned.
+
+    start_weight: how much a turn's first two frames count: they alone show whose voice it is.
+    """
 
     corrupt: float = 0.07
     depth_share: float = 0.25
+    start_weight: float = 1.0
 
 
 def losses(
@@ -126,22 +130,29 @@ def losses(
     hidden = model.backbone_model(inputs_embeds=inputs, use_cache=False).last_hidden_state[:, :-1]
     labels = batch.labels[:, 1:]
     learned = labels[..., 0] != IGNORE
+    starts = (batch.is_text | batch.is_text.roll(1, dims=1))[:, :-1][learned]
     hidden, labels = hidden[learned], labels[learned]  # [N, H], [N, K]
-    backbone = F.cross_entropy(model.lm_head(hidden).float(), labels[:, 0])
-    ends = (labels == 0).all(dim=-1)
-    chosen = ends | (torch.rand(len(ends), device=ends.device) < options.depth_share)
+    weights = 1.0 + (options.start_weight - 1.0) * starts
+    backbone = _mean(F.cross_entropy(model.lm_head(hidden).float(), labels[:, 0], reduction="none"), weights)
+    kept = (labels == 0).all(dim=-1) | (starts & (options.start_weight > 1))
+    chosen = kept | (torch.rand(len(kept), device=kept.device) < options.depth_share)
     guide = guided.loss() if guided is not None else torch.zeros((), device=hidden.device)
-    return Losses(backbone, _depth_loss(model, hidden[chosen], labels[chosen]), guide)
+    return Losses(backbone, _depth_loss(model, hidden[chosen], labels[chosen], weights[chosen]), guide)
 
 
-def _depth_loss(model: CsmForConditionalGeneration, hidden: Tensor, labels: Tensor) -> Tensor:
+def _mean(values: Tensor, weights: Tensor) -> Tensor:
+    return (values * weights).sum() / weights.sum()
+
+
+def _depth_loss(model: CsmForConditionalGeneration, hidden: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
     """Cross-entropy of codebooks 1..K-1 of frames [N, K] from the backbone's hidden states [N, H]."""
     inputs = F.pad(labels[:, :-1], (1, 0))  # position 0 is replaced by the hidden state
     everywhere = torch.ones_like(inputs)  # without a mask transformers misreads a single frame as packed sequences
     logits = model.depth_decoder(
         input_ids=inputs, backbone_last_hidden_state=hidden, attention_mask=everywhere, use_cache=False
     ).logits
-    return F.cross_entropy(logits.flatten(0, 1).float(), labels[:, 1:].flatten())
+    entropy = F.cross_entropy(logits.transpose(1, 2).float(), labels[:, 1:], reduction="none")  # [N, K-1]
+    return _mean(entropy.mean(dim=-1), weights)
 
 
 def _corrupted(batch: Batch, share: float) -> Tensor:

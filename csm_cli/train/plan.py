@@ -38,7 +38,8 @@ class CodecPlan:
 class StagePlan:
     """A part of the curriculum, until a step: takes of at most `max_frames` in the first `voices` voices.
 
-    dialogues: the share of conversations with more than one turn.
+    dialogues: the share of conversations with more than one turn; paragraphs: of those with one turn of several takes.
+    Dialogues have at most `speakers` speakers and `turns` turns.
     """
 
     name: str
@@ -46,6 +47,9 @@ class StagePlan:
     max_frames: int
     dialogues: float
     voices: int
+    paragraphs: float = 0.0
+    speakers: int = 3
+    turns: int = 5
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,7 @@ class ModelPlan:
     average_decay: float = 0.999
     corrupt: float = 0.07
     depth_share: float = 0.25
+    start_weight: float = 1.0
     guided_layers: tuple[int, ...] = (1, 3)
     guide_width: float = 1.5
     guide_weight: float = 0.3

@@ -99,22 +99,3 @@ def plot_samples(samples: Sequence[Sample], path: Path) -> None:
             )
             spectrum.set(ylim=(0, 8000), ylabel="Hz")
     figure.savefig(path, dpi=80)
-
-
-def plot_history(history: Path, path: Path) -> None:
-    """Loss curves of a training folder's `history.jsonl`."""
-    from matplotlib.figure import Figure
-
-    rows = [json.loads(line) for line in history.read_text().splitlines()]
-    figure = Figure(figsize=(8, 5), layout="constrained")
-    axis = figure.subplots()
-    names = sorted(
-        {(row["split"], name) for row in rows for name in row}
-        - {(s, n) for s in ("train", "held_out", "codec") for n in ("step", "split", "time")}
-    )
-    for split, name in names:
-        points = [(row["step"], row[name]) for row in rows if row["split"] == split and name in row]
-        axis.plot(*zip(*points, strict=True), label=f"{name}, {split}")
-    axis.set(xlabel="step", ylabel="loss")
-    axis.legend()
-    figure.savefig(path, dpi=80)

@@ -31,7 +31,8 @@ from csm_cli.train.export import export_voice
 from csm_cli.train.loop import Job, train_model
 from csm_cli.train.model import model_config
 from csm_cli.train.plan import VoicePlan, read_plan
-from csm_cli.train.preview import plot_history, sample_sentences, save_samples, summary
+from csm_cli.train.preview import plot_samples, sample_sentences, save_samples, summary
+from csm_cli.train.progress import plot_history
 from csm_cli.train.text import held_out_sentences
 
 if TYPE_CHECKING:
@@ -85,7 +86,9 @@ def _model(plan: VoicePlan, start: Path | None) -> None:
 
 def _export(plan: VoicePlan, _: Path | None) -> None:
     model = CsmForConditionalGeneration.from_pretrained(plan.folder / "export-latest")
+    model.codec_model = _load_codec(plan).cpu()
     export_voice(model, plan.sampling, plan.target)
+    plot_samples(sample_sentences(model, Espeak(), held_out_sentences()[:3]), plan.target / "samples.png")
 
 
 _RUN = {"corpus": _corpus, "codec": _codec, "codes": _codes, "model": _model, "export": _export}
@@ -119,7 +122,7 @@ class _Saver:
     def __call__(self, model: CsmForConditionalGeneration, step: int) -> None:
         folder = self._plan.folder / "export-latest"
         export_voice(model, self._plan.sampling, folder)
-        plot_history(self._plan.folder / "model" / "history.jsonl", self._plan.folder / "model" / "loss.png")
+        plot_history(self._plan.folder / "model")
         self._saves += 1
         if self._saves % self._plan.preview_every == 0:
             exported = CsmForConditionalGeneration.from_pretrained(folder)
