@@ -65,8 +65,12 @@ def test_any_json_tree(tree: Any) -> None:
     reads_or_complains(read_manifest, "m.jsonl", raw)
 
 
+NEXT_LINE = {"turns": [{"0": {"\x85": None}, "ana": {"\x85": None}, "audio": {"\u2028": None}}]}
+
+
 @fast
 @given(scripts | trees)
+@example(NEXT_LINE)
 def test_any_yaml_tree(tree: Any) -> None:
     reads_or_complains(read_script, "s.yaml", yaml.safe_dump(tree, allow_unicode=True).encode("utf-8", "replace"))
 

@@ -11,6 +11,8 @@ import yaml
 from csm_cli.script.source import MAX_DEPTH, Keys, Place, Source
 
 LONGEST = 4_000_000
+# Line breaks to YAML 1.1, but not to an editor: as spaces they leave every place where the user sees it.
+_ODD_BREAKS = dict.fromkeys(map(ord, "\x85\u2028\u2029"), " ")
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _QUOTE = 'a text that begins with "{0}" has to stand in quotes'
 
@@ -24,6 +26,7 @@ def parse_yaml(text: str, source: Source) -> None:
     if len(text) > LONGEST:
         source.complain_at((1, 1), (), f"more than {LONGEST // 1_000_000} MB of YAML; write so much as JSONL")
         return
+    text = text.translate(_ODD_BREAKS)
     try:
         _Builder(text, source).document()
     except _Refused as refused:

@@ -98,4 +98,4 @@ def plot_samples(samples: Sequence[Sample], path: Path) -> None:
                 vmax=-30,
             )
             spectrum.set(ylim=(0, 8000), ylabel="Hz")
-    figure.savefig(path, dpi=80)
+    figure.savefig(path, dpi=60)
