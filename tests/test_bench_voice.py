@@ -26,6 +26,8 @@ from csm_cli.train.corpus import RATE, VOICES
 from csm_cli.train.espeak import EspeakVoice, Speech
 from csm_cli.types import Conversation, Options, Turn
 
+pytestmark = pytest.mark.espeak
+
 SENTENCES = 10
 
 

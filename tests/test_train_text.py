@@ -15,6 +15,8 @@ from csm_cli.train.text import (
     training_texts,
 )
 
+pytestmark = pytest.mark.espeak
+
 WORDS = ["apricot", "bramble", "cobalt", "dulcimer", "ember", "falcon", "gable", "harvest", "ingot", "juniper"]
 
 

@@ -11,6 +11,8 @@ from transformers import CsmForConditionalGeneration
 from csm_cli.train.plan import read_plan
 from csm_cli.train.voice import build_voice
 
+pytestmark = pytest.mark.espeak
+
 CONFIGS = Path(__file__).parent.parent / "configs" / "voice"
 
 
