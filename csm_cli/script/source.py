@@ -56,10 +56,6 @@ class Source:
             self.complain_at(place, path, trouble)
         return _CONTROL.sub("", value)
 
-    def raise_if_invalid(self) -> None:
-        if self.complaints:
-            raise ScriptInvalid(self.complaints)
-
 
 def control_trouble(text: str) -> str:
     """What is wrong with a text that holds characters no text has; empty where it holds none."""
