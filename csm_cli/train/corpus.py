@@ -31,16 +31,21 @@ _SHARD_SECONDS = 1800.0
 _LOG = logging.getLogger(__name__)
 
 VOICES = (
-    EspeakVoice("en-us", 175, 50),
-    EspeakVoice("en-us+f3", 170, 50),
-    EspeakVoice("gmw/en", 165, 30),
-    EspeakVoice("gmw/en+f4", 180, 65),
-    EspeakVoice("en-us+m3", 185, 70),
-    EspeakVoice("en-us+f2", 160, 80),
-    EspeakVoice("en-us+m7", 155, 25),
-    EspeakVoice("gmw/en+f1", 190, 40),
+    EspeakVoice("en-us", 175, pitch=60, range=0),  # 100 Hz
+    EspeakVoice("en-us+f3", 170, pitch=61, range=0),  # 200 Hz
+    EspeakVoice("gmw/en", 165, pitch=80, range=0),  # 125 Hz
+    EspeakVoice("gmw/en+f4", 180, pitch=79, range=0),  # 225 Hz
+    EspeakVoice("en-us+m3", 185, pitch=94, range=0),  # 150 Hz
+    EspeakVoice("en-us+f2", 160, pitch=84, range=0),  # 250 Hz
+    EspeakVoice("en-us+m7", 155, pitch=32, range=0),  # 75 Hz
+    EspeakVoice("gmw/en+f1", 190, pitch=58, range=0),  # 175 Hz
 )
-"""Voices 0 and 1 are what speakers 0 and 1 sound like without context."""
+"""Voices 0 and 1 are what speakers 0 and 1 sound like without context.
+
+All speak in one tone, near a multiple of the codec's 25 Hz: its decoder is not told where a voice's pulses lie, and
+joins frames without a break only where each holds a whole number of periods. Voices with intonation came out of it as
+whispers, after hours of training.
+"""
 
 
 @dataclass(frozen=True)

@@ -25,11 +25,12 @@ _EVENT_END, _EVENT_WORD = 0, 1
 
 @dataclass(frozen=True)
 class EspeakVoice:
-    """One speaking voice: espeak-ng's voice name, words a minute, and pitch (0 to 100, 50 is its default)."""
+    """One speaking voice: espeak-ng's voice name, words a minute, pitch and its range (0 to 100, 50 the defaults)."""
 
     name: str
     rate: int = 175
     pitch: int = 50
+    range: int = 50
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,7 @@ class Espeak:
             raise ValueError(f"espeak-ng has no voice named {voice.name!r}")
         self._lib.espeak_SetParameter(_RATE, voice.rate, 0)
         self._lib.espeak_SetParameter(_PITCH, voice.pitch, 0)
+        self._lib.espeak_SetParameter(_RANGE, voice.range, 0)
         self._voice = voice
 
     def _collect(self, samples: ctypes._Pointer[ctypes.c_short], count: int, events: ctypes._Pointer[_Event]) -> int:
