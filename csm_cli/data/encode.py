@@ -42,11 +42,12 @@ class Recipe:
 
 @dataclass(frozen=True, eq=False)
 class _Spoken:
-    """A clip on its way: its sound, then its codes; or why it was left out."""
+    """A clip on its way: its sound, then its codes; or why it was left out. seconds: of its sound."""
 
     talk: Talk
     clip: Clip
     got: Audio | CodedTurn | Drop
+    seconds: float
 
 
 class Encoder:
@@ -100,10 +101,9 @@ class Encoder:
         got = entry.got
         assert not isinstance(got, Audio)
         if isinstance(got, CodedTurn) and (size := self._positions(got)) > self.window:
-            seconds = round(len(got.codes) / self.coding.frame_rate, 2)
             detail = f"takes {size} positions, the model's window has {self.window}"
-            got = Drop(entry.talk.id, entry.clip.place, "no room", detail, seconds)
-        found.note(entry.clip, got if isinstance(got, Drop) else len(got.codes) / self.coding.frame_rate)
+            got = Drop(entry.talk.id, entry.clip.place, "no room", detail, round(entry.seconds, 2))
+        found.note(entry.clip, got if isinstance(got, Drop) else entry.seconds)
         return None if isinstance(got, Drop) else got
 
     def _positions(self, turn: CodedTurn) -> int:
@@ -161,7 +161,7 @@ def codec_identity(checkpoint: Checkpoint) -> str:
 def _heard(talks: Iterable[Talk], limits: Limits) -> Iterator[_Spoken]:
     for talk in talks:
         for clip, got in zip(talk.clips, hear(talk, limits), strict=True):
-            yield _Spoken(talk, clip, got)
+            yield _Spoken(talk, clip, got, got.seconds if isinstance(got, Drop) else got.duration)
 
 
 def _runs(turns: Sequence[CodedTurn | None]) -> Iterator[list[CodedTurn]]:

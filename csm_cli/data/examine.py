@@ -79,7 +79,7 @@ def listen(clip: Clip, limits: Limits) -> Audio:
         part = (clip.recording.start, clip.recording.end)
         audio = read_audio(clip.recording.path, info.rate, *part, longest=seconds + 1)
     except AudioUnreadable as problem:
-        raise Unfit("unreadable", str(problem).removeprefix(f"{clip.recording.path}: ")) from problem
+        raise Unfit("unreadable", str(problem)) from problem
     _check_sound(audio, clip.text, limits, seconds)
     return audio
 
@@ -89,7 +89,7 @@ def _check_header(clip: Clip, info: AudioInfo, limits: Limits) -> float:
     heard = clip.recording
     assert heard is not None
     if trouble := part_trouble(info.duration, heard.start, heard.end, longest=float("inf")):
-        raise Unfit("unreadable", trouble)
+        raise Unfit("unreadable", f"{heard.path}: {trouble}")
     seconds = min(info.duration if heard.end is None else heard.end, info.duration) - (heard.start or 0.0)
     if info.rate < limits.lowest_rate:
         raise Unfit("wrong rate", f"{info.rate} samples per second, at least {limits.lowest_rate}", seconds)

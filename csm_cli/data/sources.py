@@ -57,7 +57,7 @@ def read_parts(parts: Sequence[Part], reading: Reading) -> Rows:
             if isinstance(item, Drop):
                 yield replace(item, id=part.name)
                 continue
-            talk = replace(item, id=f"{part.name}/{item.id}")
+            talk = replace(item, id=part.name if part.form == "dialogue" else f"{part.name}/{item.id}")
             mark = hashlib.sha256(talk.id.encode("utf-8", "surrogatepass")).digest()[:8]
             if mark in seen:
                 yield Drop(talk.id, talk.clips[0].place, "duplicate id", f'"{item.id}" stands further up, too')

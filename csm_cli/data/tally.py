@@ -75,12 +75,16 @@ class Tally:
 
         figure = Figure(figsize=(8, 4), layout="constrained")
         axis = figure.subplots()
-        edges = [at * _BIN_SECONDS for at in range(max([0, *self._kept, *self._left]) + 2)]
-        centres = [edge + _BIN_SECONDS / 2 for edge in edges[:-1]]
-        weights = [[counts[at] for at in range(len(centres))] for counts in (self._kept, self._left)]
+        last = 2 * max([1, *self._kept])  # what is left out may be hours long
+        heights = [[0] * (last + 1), [0] * (last + 1)]
+        for height, counts in zip(heights, (self._kept, self._left), strict=True):
+            for at, count in counts.items():
+                height[min(at, last)] += count
         labels = [f"kept: {self.clips}, {_hours(self.seconds)} h", f"left out: {len(self.drops)}"]
-        axis.hist([centres, centres], bins=edges, weights=weights, stacked=True, label=labels)
-        axis.set(xlabel="seconds", ylabel="clips")
+        centres = [(at + 0.5) * _BIN_SECONDS for at in range(last + 1)]
+        axis.bar(centres, heights[0], _BIN_SECONDS, label=labels[0])
+        axis.bar(centres, heights[1], _BIN_SECONDS, bottom=heights[0], label=labels[1])
+        axis.set(xlabel="seconds; in the last bar, and more", ylabel="clips")
         axis.legend()
         picture = io.BytesIO()
         figure.savefig(picture, dpi=80, format="png")
