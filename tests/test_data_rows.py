@@ -143,6 +143,12 @@ def test_no_such_file(tmp_path: Path) -> None:
         list(read_rows(tmp_path / "none.jsonl", Reading(Speakers())))
 
 
+def test_a_number_that_also_stands_for_a_name_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    speakers = Speakers()
+    assert [speakers.number(label) for label in ("1", "ana", "0", "1", "0")] == [1, 0, 0, 1, 0]
+    assert [record.message.split(" is ")[0] for record in caplog.records] == ["0"]
+
+
 def test_numbers_for_speakers() -> None:
     speakers = Speakers(unnamed=5)
     labels = ["1", "ana", None, "ben", "ana", "12345678901", "7"]

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from csm_cli.types import Recording
+
+_log = logging.getLogger(__name__)
 
 # Why something is left out, in the order they are found in.
 REASONS = (
@@ -105,15 +108,24 @@ class Speakers:
     unnamed: int = 0
     names: dict[str, int] = field(default_factory=dict)
     _taken: set[int] = field(default_factory=set)
+    _named: set[int] = field(default_factory=set)
 
     def number(self, label: str | None) -> int:
         if label is None:
             return self.unnamed
         if label.isdecimal() and len(label) < 10:
-            self._taken.add(int(label))
-            return int(label)
+            return self._itself(int(label))
         if label not in self.names:
             free = next(number for number in range(len(self._taken) + 1) if number not in self._taken)
             self.names[label] = free
             self._taken.add(free)
+            self._named.add(free)
         return self.names[label]
+
+    def _itself(self, number: int) -> int:
+        if number not in self._taken:
+            self._taken.add(number)
+        elif number in self._named:
+            self._named.remove(number)  # said once
+            _log.warning("%d is a speaker's number, and stands for one with a name, too; number or name all", number)
+        return number
