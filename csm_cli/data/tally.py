@@ -13,6 +13,7 @@ from csm_cli.audio import write_atomically
 from csm_cli.data.clips import REASONS, Drop, Findings
 
 _BIN_SECONDS = 0.5
+_MOST_BARS = 120
 
 
 class Tally:
@@ -75,7 +76,7 @@ class Tally:
 
         figure = Figure(figsize=(8, 4), layout="constrained")
         axis = figure.subplots()
-        last = 2 * max([1, *self._kept])  # what is left out may be hours long
+        last = min(2 * max([1, *self._kept]), _MOST_BARS)  # what is left out may be hours long
         heights = [[0] * (last + 1), [0] * (last + 1)]
         for height, counts in zip(heights, (self._kept, self._left), strict=True):
             for at, count in counts.items():
@@ -85,7 +86,7 @@ class Tally:
         axis.bar(centres, heights[0], _BIN_SECONDS, label=labels[0])
         axis.bar(centres, heights[1], _BIN_SECONDS, bottom=heights[0], label=labels[1])
         axis.set(xlabel="seconds; in the last bar, and more", ylabel="clips")
-        axis.legend()
+        axis.legend(loc="upper right")
         picture = io.BytesIO()
         figure.savefig(picture, dpi=80, format="png")
         write_atomically(path, picture.getvalue())
