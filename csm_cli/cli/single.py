@@ -10,7 +10,7 @@ from csm_cli.cli.console import emit_bytes, emit_json, emit_path, note, refuse_t
 from csm_cli.cli.options import Output, Telling
 from csm_cli.cli.progress import Meter, drawn
 from csm_cli.cli.speaking import Job, Spoken, open_synthesizer, speak
-from csm_cli.cli.summary import cut, record, told, total
+from csm_cli.cli.summary import cut, record, tags, told, total
 from csm_cli.errors import CsmError, UsageError
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def speak_one(job: Job, output: Output, turn_files: Sequence[Path] = ()) -> None
     meter = Meter(job.conversations, synth.codec.frame_rate)
     with drawn(meter, telling.quiet):
         spoken = _take(synth, job, meter)
-    _write(spoken, output, turn_files)
+    _write(spoken, output, turn_files, synth)
     _tell(spoken, output, telling, synth)
     for warning in cut(spoken):
         warn(warning)
@@ -68,15 +68,17 @@ def _take(synth: Synthesizer, job: Job, meter: Meter) -> Spoken:
     raise CsmError("the model stopped before the last turn; run again with --debug and report it")
 
 
-def _write(spoken: Spoken, output: Output, turn_files: Sequence[Path]) -> None:
-    from csm_cli.audio import encode_wav, write_audio
+def _write(spoken: Spoken, output: Output, turn_files: Sequence[Path], synth: Synthesizer) -> None:
+    from csm_cli.audio import encode_audio, encode_wav, write_together
 
-    if output.path:
-        write_audio(output.path, spoken.track.audio, not output.no_clobber)
-    else:
-        emit_bytes(encode_wav(spoken.track.audio))
-    for path, utterance in zip(turn_files, spoken.utterances, strict=False):
-        write_audio(path, utterance.audio, not output.no_clobber)
+    name = spoken.conversation.title
+    whole = tags(spoken.utterances, synth.checkpoint, name)
+    files = [] if output.path is None else [(output.path, encode_audio(output.path, spoken.track.audio, whole))]
+    for path, each in zip(turn_files, spoken.utterances, strict=False):
+        files.append((path, encode_audio(path, each.audio, tags([each], synth.checkpoint, name))))
+    write_together(files)
+    if output.path is None:
+        emit_bytes(encode_wav(spoken.track.audio, whole))
 
 
 def _tell(spoken: Spoken, output: Output, telling: Telling, synth: Synthesizer) -> None:

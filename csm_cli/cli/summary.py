@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from csm_cli import __version__
 from csm_cli.cli.speaking import Spoken, title
 
 if TYPE_CHECKING:
+    from csm_cli.audio import Tags
+    from csm_cli.checkpoint import Checkpoint
     from csm_cli.cli.progress import Meter
     from csm_cli.synth import Synthesizer, Utterance
     from csm_cli.takes import Take
@@ -41,6 +45,31 @@ def record(spoken: Spoken, output: str, synth: Synthesizer) -> dict[str, Any]:
         "warnings": cut(spoken),
         "turns": [_turn(spoken, index) for index in range(len(spoken.utterances))],
     }
+
+
+def tags(utterances: Sequence[Utterance], checkpoint: Checkpoint, name: str = "") -> Tags:
+    """What a sound file says of itself: that it is synthetic, by which model and which seeds. `name`: its title."""
+    from csm_cli.audio import Tags
+
+    made = _made(utterances)
+    # where a local checkpoint lies is nobody else's business
+    model = f"{checkpoint.name} at {checkpoint.revision}" if checkpoint.revision else Path(checkpoint.name).name
+    recorded = f"; {len(utterances) - len(made)} of {len(utterances)} turns are recordings"
+    comment = f"synthetic speech; model: {model}; seed: {_runs([each.seed for each in made])}"
+    if len(made) < len(utterances):
+        comment = comment + recorded if made else "recordings; no speech in this file was synthesized"
+    return Tags(f"csm-cli {__version__}", comment, name)
+
+
+def _runs(seeds: Sequence[int]) -> str:
+    """Seeds in their order, those that follow one another as 1-8."""
+    runs: list[list[int]] = []
+    for seed in seeds:
+        if runs and seed == runs[-1][-1] + 1:
+            runs[-1] = [runs[-1][0], seed]
+        else:
+            runs.append([seed])
+    return ", ".join("-".join(map(str, run)) for run in runs)
 
 
 def cut(spoken: Spoken) -> list[str]:
