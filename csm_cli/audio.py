@@ -176,12 +176,17 @@ def check_output(path: Path, clobber: bool = True) -> None:
         OutputRefused: no format by that suffix, a directory or device, a folder that cannot be made or written to, or
             an existing file where `clobber` is false.
     """
+    check_place(path, clobber)
+    if path.suffix.lower() not in FORMATS:
+        raise OutputRefused(f"{path}: no format by the suffix {path.suffix!r}; known: {', '.join(FORMATS)}")
+
+
+def check_place(path: Path, clobber: bool = True) -> None:
+    """Refuses a file of any kind as `check_output` does one of sound."""
     try:
         _check_place(path, clobber)
     except OSError as error:
         raise OutputRefused(f"{path}: cannot be created ({error.strerror}); choose another name") from error
-    if path.suffix.lower() not in FORMATS:
-        raise OutputRefused(f"{path}: no format by the suffix {path.suffix!r}; known: {', '.join(FORMATS)}")
 
 
 def _check_place(path: Path, clobber: bool) -> None:

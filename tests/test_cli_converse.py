@@ -80,7 +80,7 @@ def test_nothing_is_written_where_a_turn_comes_out_empty(
 
 def test_a_turns_file_may_not_be_the_track(csm: Csm, script: Path, tmp_path: Path) -> None:
     result = csm("converse", script, "-o", tmp_path / "001-ana.wav", "--turns-dir", tmp_path)
-    assert result.code == 2 and "turn's file" in result.err
+    assert result.code == 2 and "written twice" in result.err
 
 
 def seeds(csm: Csm, checkpoint: Path, tmp_path: Path, *flags: str) -> list[int]:

@@ -113,6 +113,11 @@ def speak(synth: Synthesizer, job: Job, meter: Meter) -> Iterator[Utterance | Sp
             yield event if isinstance(event, Failure) else _spoken(event.conversation, utterances)
 
 
+def voice(turn: Turn) -> str:
+    """Whose voice a turn is in, as stems and subtitles name it."""
+    return turn.name or str(turn.speaker)
+
+
 def title(turn: Turn, number: int) -> str:
     """A turn as a message names it."""
     text = " ".join(turn.text.split())
@@ -128,5 +133,6 @@ def _bad(utterance: Utterance, number: int) -> GenerationFailed:
 def _spoken(conversation: Conversation, utterances: Sequence[Utterance]) -> Spoken:
     from csm_cli.track import Part, place
 
-    parts = [Part(each.audio.samples, each.turn.gap, each.turn.gain) for each in utterances]
-    return Spoken(conversation, tuple(utterances), place(parts, utterances[0].audio.rate, conversation.tail))
+    parts = [Part(each.audio.samples, each.turn.gap, each.turn.gain, voice(each.turn)) for each in utterances]
+    track = place(parts, utterances[0].audio.rate, conversation.tail, conversation.loudness)
+    return Spoken(conversation, tuple(utterances), track)

@@ -24,6 +24,7 @@ class Setting:
     options: Options = field(default_factory=Options)
     context: tuple[Turn, ...] = ()
     title: str = ""
+    loudness: float | None = None
 
 
 def resolve_script(source: Source, name: str, base: Setting) -> Conversation | None:
@@ -62,6 +63,7 @@ def resolve_setting(source: Source, outline: Any, base: Setting) -> Setting:
         options=defaults.options().over(base.options),
         context=base.context + _context(source, outline.context, cast),
         title=outline.title or base.title,
+        loudness=base.loudness if defaults.loudness is None else defaults.loudness,
     )
 
 
@@ -99,6 +101,7 @@ def _dialogue(source: Source, outline: Any, setting: Setting, name: str) -> Conv
         title=setting.title,
         tail=written_turns.tail,
         defaults=setting.options,
+        loudness=setting.loudness,
     )
 
 
@@ -112,6 +115,7 @@ def _line(source: Source, line: schema.Line, setting: Setting, name: str) -> Con
         id=line.id or name,
         title=setting.title,
         defaults=setting.options,
+        loudness=setting.loudness,
     )
 
 
