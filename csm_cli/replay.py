@@ -47,12 +47,14 @@ class Voice:
 class Replay:
     """One run over a dialogue whose turns may be there already.
 
-    conversation: to be spoken, with recordings in the place of the turns that are kept. kept: these, by their index.
-    stale: those among them before which something else is said now than when they were spoken.
+    talk: as it is written; conversation: as it is spoken, with recordings in the place of the turns that are kept.
+    kept: these, by their index; stale: those among them before which something else is said now than when they were
+    spoken.
     """
 
     def __init__(self, state: State, talk: Conversation, voice: Voice, wish: Wish) -> None:
-        self._state, self._talk, self._voice, self._wish = state, talk, voice, wish
+        self.talk = talk
+        self._state, self._voice, self._wish = state, voice, wish
         base = _digest(
             SCHEMA, checkpoint_mark(voice.checkpoint), voice.care.trim, [_mark("", turn) for turn in talk.context]
         )
@@ -67,7 +69,7 @@ class Replay:
     def _planned(self, past: str) -> list[Turn]:
         """The turns as they are spoken now; `past` is empty where it cannot be known before it is spoken."""
         pool = [] if self._wish.fresh else list(self._state.turns)
-        turns = list(self._talk.turns)
+        turns = list(self.talk.turns)
         for index, turn in enumerate(turns):
             found = None if turn.recording else self._found(pool, index, past)
             if found:
@@ -98,7 +100,7 @@ class Replay:
 
     def _given(self, index: int) -> int | None:
         """The seed that somebody asked for."""
-        return self._voice.options(self._talk, self._talk.turns[index]).seed
+        return self._voice.options(self.talk, self.talk.turns[index]).seed
 
     def _with_new_seed(self, turn: Turn, number: int) -> Turn:
         first = self._voice.flags.seed
@@ -112,7 +114,7 @@ class Replay:
             OutputRefused, OutputFailed: the folder cannot be written to.
         """
         index = len(self._now)
-        turn = self._talk.turns[index]
+        turn = self.talk.turns[index]
         entry = Kept(index + 1, turn.text, self._marks[index], self._past, "", 0, None, "recorded")
         if kept := self.kept.get(index):
             entry = replace(kept, number=index + 1)
@@ -124,7 +126,7 @@ class Replay:
             entry = self._state.add(entry, utterance)
         self._past = _digest(self._past, entry.mark, entry.name)
         self._now.append(entry)
-        return replace(utterance, conversation=self._talk, turn=turn)
+        return replace(utterance, conversation=self.talk, turn=turn)
 
     def settle(self) -> None:
         """The track is written: turns that are not in it are forgotten."""

@@ -13,7 +13,7 @@ from csm_cli.cli.files import Files
 from csm_cli.cli.options import Output, Telling
 from csm_cli.cli.progress import Meter, drawn
 from csm_cli.cli.speaking import Job, Spoken, find_checkpoint, open_synthesizer, speak
-from csm_cli.cli.summary import cut, record, tags, told, total
+from csm_cli.cli.summary import cut, record, runs, tags, told, total
 from csm_cli.errors import CsmError, UsageError
 
 if TYPE_CHECKING:
@@ -52,8 +52,8 @@ def speak_one(order: Order) -> None:
     replay = _replay(order, checkpoint)
     if replay:
         job = replace(job, conversations=[replay.conversation])
-        if replay.stale and not quiet:
-            note(_stale(replay))
+        if not quiet and (hint := _hint(replay)):
+            note(hint)
     synth = open_synthesizer(job, checkpoint)
     meter = Meter(job.conversations, synth.codec.frame_rate)
     with drawn(meter, quiet):
@@ -82,13 +82,15 @@ def _replay(order: Order, checkpoint: Any) -> Replay | None:
     return Replay(State.beside(order.files.track), job.conversations[0], voice, order.wish)
 
 
-def _stale(replay: Replay) -> str:
-    numbers = ", ".join(str(index + 1) for index in replay.stale)
-    several = len(replay.stale) > 1
-    return (
-        f"turn{'s' if several else ''} {numbers}: kept, though what is said before {'them' if several else 'it'} "
-        "has changed; --cascade speaks all that follows a change again"
-    )
+def _hint(replay: Replay) -> str:
+    """What somebody may not expect of turns that are kept."""
+    if len(replay.kept) == sum(not turn.recording for turn in replay.talk.turns):
+        return "nothing has changed since the run before: all its turns are kept; --fresh speaks them again"
+    if not replay.stale:
+        return ""
+    numbers = runs([index + 1 for index in replay.stale])
+    what = f"turns {numbers} are" if len(replay.stale) > 1 else f"turn {numbers} is"
+    return f"{what} kept, though what is said before has changed; --cascade speaks all that follows a change again"
 
 
 def _take(synth: Synthesizer, job: Job, meter: Meter, replay: Replay | None) -> Spoken:

@@ -55,21 +55,21 @@ def tags(utterances: Sequence[Utterance], checkpoint: Checkpoint, name: str = ""
     # where a local checkpoint lies is nobody else's business
     model = f"{checkpoint.name} at {checkpoint.revision}" if checkpoint.revision else Path(checkpoint.name).name
     recorded = f"; {len(utterances) - len(made)} of {len(utterances)} turns are recordings"
-    comment = f"synthetic speech; model: {model}; seed: {_runs([each.seed for each in made])}"
+    comment = f"synthetic speech; model: {model}; seed: {runs([each.seed for each in made])}"
     if len(made) < len(utterances):
         comment = comment + recorded if made else "recordings; no speech in this file was synthesized"
     return Tags(f"csm-cli {__version__}", comment, name)
 
 
-def _runs(seeds: Sequence[int]) -> str:
-    """Seeds in their order, those that follow one another as 1-8."""
-    runs: list[list[int]] = []
-    for seed in seeds:
-        if runs and seed == runs[-1][-1] + 1:
-            runs[-1] = [runs[-1][0], seed]
+def runs(numbers: Sequence[int]) -> str:
+    """Numbers in their order, those that follow one another as 1-8."""
+    found: list[list[int]] = []
+    for number in numbers:
+        if found and number == found[-1][-1] + 1:
+            found[-1] = [found[-1][0], number]
         else:
-            runs.append([seed])
-    return ", ".join("-".join(map(str, run)) for run in runs)
+            found.append([number])
+    return ", ".join("-".join(map(str, run)) for run in found)
 
 
 def cut(spoken: Spoken) -> list[str]:
