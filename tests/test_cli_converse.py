@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -57,19 +59,30 @@ def test_each_turn_may_be_written_too(csm: Csm, tiny_checkpoint: Path, script: P
     assert [soundfile.info(path).duration for path in sorted(folder.iterdir())] == [0.4, 0.4, 0.5]
 
 
-def test_a_dry_run_prints_the_plan_and_loads_nothing(csm: Csm, script: Path, tmp_path: Path) -> None:
-    result = csm("converse", script, "-n", "--model", tmp_path / "none")
+def test_a_dry_run_prints_the_plan(csm: Csm, tiny_checkpoint: Path, script: Path, tmp_path: Path) -> None:
+    result = csm("converse", script, "-n", "--model", tiny_checkpoint)
     assert result.code == 0 and not result.err
-    context, first, second, third = result.out.splitlines()
-    assert context.split() == ["context", "ana", "[0]", "Hi", "there", f"[{tmp_path / 'tone.wav'}]"]
-    assert first.split() == ["1", "ana", "[0]", "Hello."] and "b[n]/é [1]  Really?" in second
-    assert third.endswith("tone.wav]")
+    context, first, second, third, total = result.out.splitlines()
+    assert context.split()[:5] == ["context", "ana", "[0]", "Hi", "there"] and str(tmp_path / "tone.wav") in context
+    assert first.split()[:4] == ["1", "ana", "[0]", "Hello."] and "b[n]/é [1]  Really?" in second
+    assert "[about 0.4 s; 11 tokens, window 37]" in first and "[0.5 s, " in third
+    assert total == "about 3 s in 3 turns; window: peak 76 of 512 positions"
 
 
-def test_the_plan_as_json(csm: Csm, script: Path) -> None:
-    plan = csm("converse", script, "-n", "--json").json
+def test_the_plan_as_json(csm: Csm, tiny_checkpoint: Path, script: Path) -> None:
+    plan = csm("converse", script, "-n", "--json", "--model", tiny_checkpoint).json
     assert [turn["text"] for turn in plan["turns"]] == ["Hello.", "Really?", "Not once."]
     assert plan["turns"][1]["gain"] == -6 and plan["context"][0]["audio"].endswith("tone.wav")
+    assert (plan["estimated_s"], plan["window"], plan["window_peak"]) == (2.5, 512, plan["turns"][2]["window"])
+
+
+def test_a_plan_needs_a_model_and_no_torch(csm: Csm, script: Path, tmp_path: Path) -> None:
+    assert csm("converse", script, "-n", "--model", tmp_path / "none").code == 4
+    code = (
+        "import sys; from csm_cli.cli import main; main(['converse', sys.argv[1], '-n']); print('torch' in sys.modules)"
+    )
+    result = subprocess.run([sys.executable, "-c", code, script], capture_output=True, text=True, check=True)
+    assert "2048 positions" in result.stdout and result.stdout.endswith("False\n")
 
 
 def test_a_dry_run_checks_the_output_that_is_named(csm: Csm, script: Path, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ FLOORS = [
     ["audio", "subtitles", "script", "checkpoint", "codec", "model"],
     ["batch", "loudness"],
     ["track", "prompt", "engine", "takes"],
+    ["budget"],
     ["dialogue"],
     ["synth"],
     ["state"],
