@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
@@ -41,11 +42,14 @@ class Care:
     """How takes are looked after.
 
     trim: one that falls silent or gets stuck ends early, is trimmed, and all are judged. retries: so many more, each
-    with the next seed, where one is bad.
+    with the next seed, where none is good. takes: so many are made in any case, and the best is kept. split: a longer
+    text is spoken in parts of about so many characters; 0 keeps every turn whole.
     """
 
     trim: bool = False
     retries: int = 0
+    takes: int = 1
+    split: int = 0
 
 
 @dataclass(frozen=True)
@@ -83,7 +87,8 @@ class Conversation:
     """Turns to be spoken in order, after `context` turns that are heard but not written.
 
     Every context turn has a recording; voice prompts come first. `tail`: seconds of silence after the last turn.
-    `defaults`: the script's own options, below flags and above the environment.
+    `defaults`: the script's own options, below flags and above the environment. `lexicon`: words and how they are
+    spelled for the model; texts keep them as written.
     """
 
     turns: tuple[Turn, ...]
@@ -92,3 +97,4 @@ class Conversation:
     title: str = ""
     tail: float = 0.0
     defaults: Options = field(default_factory=Options)
+    lexicon: Mapping[str, str] = field(default_factory=dict)

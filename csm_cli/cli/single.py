@@ -10,7 +10,7 @@ from csm_cli.cli.console import emit_bytes, emit_json, emit_path, note, refuse_t
 from csm_cli.cli.options import Output, Telling
 from csm_cli.cli.progress import Meter, drawn
 from csm_cli.cli.speaking import Job, Spoken, open_synthesizer, speak
-from csm_cli.cli.summary import cut, record, told, total
+from csm_cli.cli.summary import cut, record, told, total, window
 from csm_cli.errors import CsmError, UsageError
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def speak_one(job: Job, output: Output, turn_files: Sequence[Path] = ()) -> None
         warn(warning)
     if not telling.quiet:
         name = output.path or "standard output"
-        note(f"{spoken.track.audio.duration:.1f} s written to {name}; {total(meter, synth)}")
+        note(f"{spoken.track.audio.duration:.1f} s written to {name}; {total(meter, synth)}; {window(spoken, synth)}")
 
 
 def _take(synth: Synthesizer, job: Job, meter: Meter) -> Spoken:

@@ -9,8 +9,10 @@ from csm_cli.cli.speaking import Spoken, title
 
 if TYPE_CHECKING:
     from csm_cli.cli.progress import Meter
+    from csm_cli.joint import Piece
     from csm_cli.synth import Synthesizer, Utterance
     from csm_cli.takes import Take
+    from csm_cli.track import Span
 
 _STOPS = {
     "eos": "ended by the model",
@@ -39,26 +41,31 @@ def record(spoken: Spoken, output: str, synth: Synthesizer) -> dict[str, Any]:
         "revision": checkpoint.revision,
         "device": str(synth.device),
         "warnings": cut(spoken),
+        "window": _window(spoken.utterances, synth),
         "turns": [_turn(spoken, index) for index in range(len(spoken.utterances))],
     }
 
 
 def cut(spoken: Spoken) -> list[str]:
-    """A warning for each turn that did not end by itself."""
-    return [
-        f"{title(each.turn, number)} was cut after {each.audio.duration:.1f} s, before it had ended; "
-        f"give it a larger --max-duration or another --seed than {each.seed}"
-        for number, each in enumerate(spoken.utterances, 1)
-        if each.stop == "cap"
-    ]
+    """What each turn was warned about, and that it did not end by itself."""
+    warnings = []
+    for number, each in enumerate(spoken.utterances, 1):
+        warnings += [f"{title(each.turn, number)}: {warning}" for warning in each.warnings]
+        if each.stop == "cap":
+            warnings.append(
+                f"{title(each.turn, number)} was cut after {each.audio.duration:.1f} s, before it had ended; "
+                f"give it a larger --max-duration or another --seed than {each.seed}"
+            )
+    return warnings
 
 
 def told(utterance: Utterance) -> str:
     """One turn, as it came out."""
     how = f"{utterance.audio.duration:.2f} s, {_STOPS[utterance.stop]}"
     if utterance.stop != "recorded":
-        tries = f" at try {len(utterance.takes)}" if len(utterance.takes) > 1 else ""
-        how += f"{tries}, seed {utterance.seed}, RTF {utterance.seconds / utterance.audio.duration:.2f}"
+        parts = f" in {len(utterance.pieces)} parts" if len(utterance.pieces) > 1 else ""
+        tries = f", {len(utterance.takes)} takes" if len(utterance.takes) > max(1, len(utterance.pieces)) else ""
+        how += f"{parts}{tries}, seed {utterance.seed}, RTF {utterance.seconds / utterance.audio.duration:.2f}"
     return f"{utterance.turn.name or utterance.turn.speaker}: {' '.join(utterance.turn.text.split())}  [{how}]"
 
 
@@ -69,6 +76,20 @@ def total(meter: Meter, synth: Synthesizer) -> str:
         f"{meter.audio_seconds:.1f} s of speech in {meter.seconds:.1f} s (RTF {meter.rtf:.2f}); "
         f"turns: {stops}; {synth.checkpoint.name} on {synth.device}"
     )
+
+
+def _window(utterances: Sequence[Utterance], synth: Synthesizer) -> dict[str, int]:
+    """The most positions of the model's window that were in use, of how many, and how many turns left it."""
+    forgotten = sum(len(each.forgotten) for each in utterances)
+    peak = max(each.positions for each in utterances)
+    return {"peak": peak, "positions": synth.engine.positions, "forgotten": forgotten}
+
+
+def window(spoken: Spoken, synth: Synthesizer) -> str:
+    """How full the model's window was."""
+    use = _window(spoken.utterances, synth)
+    forgotten = f", {use['forgotten']} turn{'s' if use['forgotten'] > 1 else ''} forgotten" if use["forgotten"] else ""
+    return f"window: peak {use['peak']} of {use['positions']} positions{forgotten}"
 
 
 def _made(utterances: Sequence[Utterance]) -> list[Utterance]:
@@ -93,10 +114,28 @@ def _turn(spoken: Spoken, index: int) -> dict[str, Any]:
         "frames": len(utterance.codes),
         "stop": utterance.stop,
         "seed": utterance.seed if made else None,
+        "parts": [_part(piece, span) for piece in utterance.pieces],
         "takes": [_take(take, utterance.audio.rate) for take in utterance.takes],
     }
 
 
+def _part(piece: Piece, span: Span) -> dict[str, Any]:
+    """Its times on the track."""
+    return {
+        "text": piece.text,
+        "start_s": round(span.start + piece.start, 3),
+        "end_s": round(span.start + piece.end, 3),
+    }
+
+
 def _take(take: Take, rate: int) -> dict[str, Any]:
-    seconds = round(len(take.samples) / rate, 3)
-    return {"seed": take.seed, "stop": take.stop, "duration_s": seconds, "fault": take.fault or None}
+    heard = take.hearing
+    return {
+        "part": take.part,
+        "seed": take.seed,
+        "stop": take.stop,
+        "duration_s": round(len(take.samples) / rate, 3),
+        "fault": take.fault or None,
+        "heard": heard.text if heard else None,
+        "word_error_rate": round(heard.error_rate, 3) if heard else None,
+    }
