@@ -5,14 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from csm_cli.batch.fingerprint import checkpoint_mark
+from csm_cli.joint import Piece
 from csm_cli.state import SCHEMA, Kept, State
 from csm_cli.types import Care, Conversation, Options, Turn
+from csm_cli.wording import respelled
 
 if TYPE_CHECKING:
     from csm_cli.checkpoint import Checkpoint
@@ -34,11 +36,12 @@ class Wish:
 
 @dataclass(frozen=True)
 class Voice:
-    """Who speaks a dialogue, and how. flags: options above the script's own."""
+    """Who speaks a dialogue, and how. flags: options above the script's own; care, verified: how takes are chosen."""
 
     checkpoint: Checkpoint
     flags: Options
     care: Care
+    verified: bool = False
 
     def options(self, talk: Conversation, turn: Turn) -> Options:
         return turn.options.over(self.flags.over(talk.defaults)).completed(self.checkpoint.defaults)
@@ -55,10 +58,8 @@ class Replay:
     def __init__(self, state: State, talk: Conversation, voice: Voice, wish: Wish) -> None:
         self.talk = talk
         self._state, self._voice, self._wish = state, voice, wish
-        base = _digest(
-            SCHEMA, checkpoint_mark(voice.checkpoint), voice.care.trim, [_mark("", turn) for turn in talk.context]
-        )
-        self._marks = [_mark(base, turn, voice.options(talk, turn)) for turn in talk.turns]
+        base = _base(talk, voice)
+        self._marks = [_mark(base, turn, talk.lexicon, voice.options(talk, turn)) for turn in talk.turns]
         self._past = base
         self._now: list[Kept] = []
         self._again: dict[int, Kept] = {}  # what is spoken again because somebody wished so
@@ -118,11 +119,10 @@ class Replay:
         entry = Kept(index + 1, turn.text, self._marks[index], self._past, "", 0, None, "recorded")
         if kept := self.kept.get(index):
             entry = replace(kept, number=index + 1)
-            utterance = replace(utterance, stop=kept.stop, seed=kept.seed, kept=True)
+            utterance = _restored(utterance, kept)
         elif not turn.recording:
-            takes = tuple(told(take, utterance.audio.rate) for take in utterance.takes)
             given = self._again[index].given if index in self._again else self._given(index)
-            entry = replace(entry, seed=utterance.seed, given=given, stop=utterance.stop, takes=takes)
+            entry = replace(_noted(entry, utterance, self.talk.lexicon), given=given)
             entry = self._state.add(entry, utterance)
         self._past = _digest(self._past, entry.mark, entry.name)
         self._now.append(entry)
@@ -135,13 +135,55 @@ class Replay:
 
 def told(take: Take, rate: int) -> dict[str, Any]:
     """A take as JSON has it."""
-    seconds = round(len(take.samples) / rate, 3)
-    return {"seed": take.seed, "stop": take.stop, "duration_s": seconds, "fault": take.fault or None}
+    heard = take.hearing
+    return {
+        "part": take.part,
+        "seed": take.seed,
+        "stop": take.stop,
+        "duration_s": round(len(take.samples) / rate, 3),
+        "fault": take.fault or None,
+        "heard": heard.text if heard else None,
+        "word_error_rate": round(heard.error_rate, 3) if heard else None,
+    }
 
 
-def _mark(base: str, turn: Turn, options: Options | None = None) -> str:
+def _noted(entry: Kept, utterance: Utterance, lexicon: Mapping[str, str]) -> Kept:
+    """`entry` with all that is told of an utterance, and how the model heard it."""
+    return replace(
+        entry,
+        seed=utterance.seed,
+        stop=utterance.stop,
+        takes=tuple(told(take, utterance.audio.rate) for take in utterance.takes),
+        parts=tuple((respelled(piece.text, lexicon), piece.frames) for piece in utterance.pieces),
+        pieces=tuple(asdict(piece) for piece in utterance.pieces),
+        positions=utterance.positions,
+        warnings=utterance.warnings,
+    )
+
+
+def _restored(utterance: Utterance, kept: Kept) -> Utterance:
+    """What a kept turn was told to be when it was spoken."""
+    return replace(
+        utterance,
+        stop=kept.stop,
+        seed=kept.seed,
+        pieces=tuple(Piece(**piece) for piece in kept.pieces),
+        positions=kept.positions,
+        warnings=kept.warnings,
+        kept=True,
+    )
+
+
+def _base(talk: Conversation, voice: Voice) -> str:
+    """Of the model, how takes are chosen, and the context."""
+    care = [voice.care.trim, voice.care.takes, voice.care.split, voice.verified]
+    return _digest(SCHEMA, checkpoint_mark(voice.checkpoint), care, [_mark("", turn, {}) for turn in talk.context])
+
+
+def _mark(base: str, turn: Turn, lexicon: Mapping[str, str], options: Options | None = None) -> str:
     """Of all that a turn's sound depends on but its seed and what was said before it."""
     fields = {name: value for name, value in asdict(turn).items() if name not in _ASIDE}
+    fields["spelled"] = respelled(turn.text, lexicon)
     heard = turn.recording
     sound = [_file_mark(heard.path), heard.start, heard.end] if heard else None
     spoken = asdict(replace(options, seed=None)) if options and not heard else None

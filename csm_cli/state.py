@@ -32,7 +32,8 @@ class Kept:
     """A turn as it came out.
 
     mark: of its text, speaker, options and model; heard: of all that was said before it, as it was heard; name: of its
-    sound and codes, and of their files. given: the seed somebody asked for; seed: the one that made it.
+    sound and codes, and of their files. given: the seed somebody asked for; seed: the one that made it. parts: as in
+    `Recording`, then where each lies, as `Piece` has it; positions: the most the window held.
     """
 
     number: int
@@ -44,6 +45,10 @@ class Kept:
     given: int | None
     stop: str
     takes: tuple[dict[str, Any], ...] = ()
+    parts: tuple[tuple[str, int], ...] = ()
+    pieces: tuple[dict[str, Any], ...] = ()
+    positions: int = 0
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass
@@ -59,8 +64,7 @@ class State:
         folder = output.with_name(f".{output.name}.csm")
         try:
             record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-            turns = [Kept(**each | {"takes": tuple(each["takes"])}) for each in record["turns"]]
-            return cls(folder, turns if record["schema"] == SCHEMA else [])
+            return cls(folder, [_kept(each) for each in record["turns"]] if record["schema"] == SCHEMA else [])
         except FileNotFoundError:
             return cls(folder)
         except (OSError, ValueError, LookupError, TypeError) as error:
@@ -96,7 +100,7 @@ class State:
 
     def recording(self, turn: Kept) -> Recording:
         sound, codes = self._files(turn)
-        return Recording(sound, codes=codes)
+        return Recording(sound, codes=codes, parts=turn.parts)
 
     def intact(self, turn: Kept) -> bool:
         """Whether a turn's files are what was written; the log says where they are not."""
@@ -117,6 +121,12 @@ class State:
         record = {"schema": SCHEMA, "turns": [asdict(turn) for turn in self.turns]}
         text = json.dumps(record, ensure_ascii=False, indent=1)
         write_atomically(self.folder / RECORD, text.encode("utf-8", "replace"))
+
+
+def _kept(record: dict[str, Any]) -> Kept:
+    """Raises LookupError, TypeError or ValueError where it is none."""
+    lists = {name: tuple(record[name]) for name in ("takes", "pieces", "warnings")}
+    return Kept(**record | lists | {"parts": tuple((text, int(frames)) for text, frames in record["parts"])})
 
 
 def _content(codes: Any, samples: Any) -> str:

@@ -202,7 +202,15 @@ def test_untrimmed_it_is_as_the_model_made_it(wild: Csm, tmp_path: Path) -> None
 def test_a_duration_that_was_asked_for_is_no_fault(wild: Csm, tmp_path: Path) -> None:
     told = wild("--max-duration", 0.4, "--json", "-o", tmp_path / "a.wav").json
     (take,) = told["turns"][0]["takes"]
-    assert take == {"seed": 7, "stop": "cap", "duration_s": 0.4, "fault": None}
+    assert take == {
+        "part": 1,
+        "seed": 7,
+        "stop": "cap",
+        "duration_s": 0.4,
+        "fault": None,
+        "heard": None,
+        "word_error_rate": None,
+    }
 
 
 @pytest.mark.parametrize("suffix", ["wav", "flac"])

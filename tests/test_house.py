@@ -14,12 +14,12 @@ PACKAGE = Path(__file__).parent.parent / "csm_cli"
 # Lowest floor first. A room may import from its own floor's line and from those above it in this list.
 FLOORS = [
     ["errors"],
-    ["types"],
+    ["types", "wording"],
     ["config", "device"],
     ["audio", "subtitles", "script", "checkpoint", "codec", "model"],
     ["batch", "loudness"],
     ["track", "prompt", "engine", "takes"],
-    ["budget"],
+    ["budget", "joint", "verify", "window"],
     ["dialogue"],
     ["synth"],
     ["state"],

@@ -78,7 +78,7 @@ def batch(
     job = plan(conversations, speech, telling, batch_size)
     items = shard.of(pattern.items(job.conversations))
     checkpoint = find_checkpoint(job)
-    marker = Marker(Voice(checkpoint, job.flags, speech.care.trim))
+    marker = Marker(Voice(checkpoint, job.flags, job.care, speech.verify))
     marked = [marker.mark(item) for item in items]
     with Ledger(pattern.folder) as ledger:
         chosen = choose(marked, ledger.entries, scope.choice)

@@ -72,10 +72,14 @@ class Files:
             yield self.sidecar, (json.dumps(record, indent=1) + "\n").encode()
 
     def _texts(self, spoken: Spoken) -> Iterator[tuple[Path, bytes]]:
+        from csm_cli.joint import Piece
         from csm_cli.subtitles import FORMS, Cue
 
-        pairs = zip(spoken.track.spans, spoken.utterances, strict=True)
-        cues = [Cue(span.start, span.end, voice(each.turn), each.turn.text) for span, each in pairs]
+        cues = [
+            Cue(span.start + piece.start, span.start + piece.end, voice(each.turn), piece.text)
+            for span, each in zip(spoken.track.spans, spoken.utterances, strict=True)
+            for piece in each.pieces or (Piece(each.turn.text, 0.0, span.end - span.start),)
+        ]
         for form, path in self.subtitles.items():
             yield path, FORMS[form](cues).encode("utf-8", "replace")
 

@@ -29,7 +29,7 @@ def print_plan(job: Job) -> None:
     model = outline(job.speech.model, job.speech.revision)
     positions = model.config.backbone.positions
     prompter = Prompter(model.tokenizer_file, model.config)
-    context, turns = costs(talk, prompter, Window(positions, job.flags))
+    context, turns = costs(talk, prompter, Window(positions, job.flags, job.care.split))
     seconds = length(talk, turns)
     if job.telling.json:
         both = ((talk.context, context), (talk.turns, turns))
@@ -70,6 +70,7 @@ def records(turns: Sequence[Turn]) -> list[dict[str, Any]]:
 def _budget(cost: Cost) -> dict[str, Any]:
     return {
         "tokens": cost.tokens,
+        "parts": cost.parts,
         "estimated_s": round(cost.seconds, 2),
         "positions": cost.positions,
         "window": cost.window,
@@ -81,6 +82,7 @@ def _described(turn: Turn, cost: Cost) -> str:
     name = f"{turn.name} " if turn.name != str(turn.speaker) else ""
     long = f"{cost.seconds:.1f} s, {turn.recording.path}" if turn.recording else f"about {cost.seconds:.1f} s"
     left = f", turn {', '.join(map(str, cost.forgotten))} forgotten" if cost.forgotten else ""
+    long += f" in {cost.parts} parts" if cost.parts > 1 else ""
     text = " ".join(turn.text.split())
     return f"{name}[{turn.speaker}]  {text}  [{long}; {cost.tokens} tokens, window {cost.window}{left}]"
 

@@ -13,7 +13,7 @@ from csm_cli.cli.files import Files
 from csm_cli.cli.options import Output, Telling
 from csm_cli.cli.progress import Meter, drawn
 from csm_cli.cli.speaking import Job, Spoken, find_checkpoint, open_synthesizer, speak
-from csm_cli.cli.summary import cut, record, runs, tags, told, total
+from csm_cli.cli.summary import cut, record, runs, tags, told, total, window
 from csm_cli.errors import CsmError, UsageError
 
 if TYPE_CHECKING:
@@ -59,6 +59,8 @@ def speak_one(order: Order) -> None:
     with drawn(meter, quiet):
         spoken = _take(synth, job, meter, replay)
     result = _result(spoken, order, synth)
+    for index, kept in replay.kept.items() if replay else ():
+        result["turns"][index]["takes"] = list(kept.takes)
     _write(spoken, order, synth, result)
     if replay:
         replay.settle()
@@ -68,7 +70,8 @@ def speak_one(order: Order) -> None:
     if not quiet:
         more = len(list(files)) - (1 if files.track else 0)
         beside = f" and {more} more file{'s' if more > 1 else ''}" if more else ""
-        note(f"{_length(spoken, result)} written to {files.track or 'standard output'}{beside}; {total(meter, synth)}")
+        written = f"{_length(spoken, result)} written to {files.track or 'standard output'}{beside}"
+        note(f"{written}; {total(meter, synth)}; {window(spoken, synth)}")
 
 
 def _replay(order: Order, checkpoint: Any) -> Replay | None:
@@ -78,7 +81,7 @@ def _replay(order: Order, checkpoint: Any) -> Replay | None:
     from csm_cli.state import State
 
     job = order.job
-    voice = Voice(checkpoint, job.flags, job.speech.care)
+    voice = Voice(checkpoint, job.flags, job.care, job.speech.verify)
     return Replay(State.beside(order.files.track), job.conversations[0], voice, order.wish)
 
 
@@ -145,7 +148,9 @@ def _asked(order: Order) -> dict[str, Any]:
         "title": talk.title or None,
         "script": {"context": records(talk.context), "turns": records(talk.turns), "tail": talk.tail},
         "options": {"flags": asdict(job.flags), "script": asdict(talk.defaults)},
-        "care": asdict(speech.care),
+        "care": asdict(job.care),
+        "verified": speech.verify,
+        "lexicon": dict(talk.lexicon),
         "dtype": speech.dtype,
         "quantize": speech.quantize,
     }

@@ -13,7 +13,9 @@ if TYPE_CHECKING:
     from csm_cli.audio import Tags
     from csm_cli.checkpoint import Checkpoint
     from csm_cli.cli.progress import Meter
+    from csm_cli.joint import Piece
     from csm_cli.synth import Synthesizer, Utterance
+    from csm_cli.track import Span
 
 _STOPS = {
     "eos": "ended by the model",
@@ -43,6 +45,7 @@ def record(spoken: Spoken, output: str, synth: Synthesizer) -> dict[str, Any]:
         "revision": checkpoint.revision,
         "device": str(synth.device),
         "warnings": cut(spoken),
+        "window": _window(spoken.utterances, synth),
         "turns": [_turn(spoken, index) for index in range(len(spoken.utterances))],
     }
 
@@ -73,22 +76,26 @@ def runs(numbers: Sequence[int]) -> str:
 
 
 def cut(spoken: Spoken) -> list[str]:
-    """A warning for each turn that did not end by itself."""
-    return [
-        f"{title(each.turn, number)} was cut after {each.audio.duration:.1f} s, before it had ended; "
-        f"give it a larger --max-duration or another --seed than {each.seed}"
-        for number, each in enumerate(spoken.utterances, 1)
-        if each.stop == "cap"
-    ]
+    """What each turn was warned about, and that it did not end by itself."""
+    warnings = []
+    for number, each in enumerate(spoken.utterances, 1):
+        warnings += [f"{title(each.turn, number)}: {warning}" for warning in each.warnings]
+        if each.stop == "cap":
+            warnings.append(
+                f"{title(each.turn, number)} was cut after {each.audio.duration:.1f} s, before it had ended; "
+                f"give it a larger --max-duration or another --seed than {each.seed}"
+            )
+    return warnings
 
 
 def told(utterance: Utterance) -> str:
     """One turn, as it came out."""
-    how = f"{utterance.audio.duration:.2f} s, {_STOPS['kept' if utterance.kept else utterance.stop]}"
+    parts = f" in {len(utterance.pieces)} parts" if len(utterance.pieces) > 1 else ""
+    how = f"{utterance.audio.duration:.2f} s{parts}, {_STOPS['kept' if utterance.kept else utterance.stop]}"
     if utterance.kept:
         how += f", seed {utterance.seed}"
     elif utterance.stop != "recorded":
-        tries = f" at try {len(utterance.takes)}" if len(utterance.takes) > 1 else ""
+        tries = f", {len(utterance.takes)} takes" if len(utterance.takes) > max(1, len(utterance.pieces)) else ""
         how += f"{tries}, seed {utterance.seed}, RTF {utterance.seconds / utterance.audio.duration:.2f}"
     return f"{utterance.turn.name or utterance.turn.speaker}: {' '.join(utterance.turn.text.split())}  [{how}]"
 
@@ -100,6 +107,20 @@ def total(meter: Meter, synth: Synthesizer) -> str:
         f"{meter.audio_seconds:.1f} s of speech in {meter.seconds:.1f} s (RTF {meter.rtf:.2f}); "
         f"turns: {stops}; {synth.checkpoint.name} on {synth.device}"
     )
+
+
+def _window(utterances: Sequence[Utterance], synth: Synthesizer) -> dict[str, int]:
+    """The most positions of the model's window that were in use, of how many, and how many turns left it."""
+    forgotten = sum(len(each.forgotten) for each in utterances)
+    peak = max(each.positions for each in utterances)
+    return {"peak": peak, "positions": synth.engine.positions, "forgotten": forgotten}
+
+
+def window(spoken: Spoken, synth: Synthesizer) -> str:
+    """How full the model's window was."""
+    use = _window(spoken.utterances, synth)
+    forgotten = f", {use['forgotten']} turn{'s' if use['forgotten'] > 1 else ''} forgotten" if use["forgotten"] else ""
+    return f"window: peak {use['peak']} of {use['positions']} positions{forgotten}"
 
 
 def _made(utterances: Sequence[Utterance]) -> list[Utterance]:
@@ -127,5 +148,15 @@ def _turn(spoken: Spoken, index: int) -> dict[str, Any]:
         "stop": utterance.stop,
         "seed": utterance.seed if made else None,
         "kept": utterance.kept,
+        "parts": [_part(piece, span) for piece in utterance.pieces],
         "takes": [told_take(take, utterance.audio.rate) for take in utterance.takes],
+    }
+
+
+def _part(piece: Piece, span: Span) -> dict[str, Any]:
+    """Its times on the track."""
+    return {
+        "text": piece.text,
+        "start_s": round(span.start + piece.start, 3),
+        "end_s": round(span.start + piece.end, 3),
     }

@@ -48,6 +48,7 @@ _ID = r"^[^/\\]{1,150}$"
 _FINITE = Field(allow_inf_nan=False)
 
 Words = Annotated[str, expects("text")]
+Word = Annotated[str, Field(pattern=r"\S"), expects("a word"), WithJsonSchema({"type": "string", "pattern": r"\S"})]
 Title = Annotated[str, BeforeValidator(_digits), expects("text")]
 Name = Annotated[_Label, expects("the name or number of a speaker")]
 Id = Annotated[
