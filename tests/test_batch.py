@@ -17,7 +17,7 @@ from csm_cli.batch.ledger import Entry
 from csm_cli.batch.merge import merge
 from csm_cli.checkpoint import Checkpoint, open_checkpoint
 from csm_cli.errors import InputError, UsageError
-from csm_cli.types import Conversation, Options, Recording, Turn
+from csm_cli.types import Care, Conversation, Options, Recording, Turn
 
 LINES = [{"id": "a", "status": "ok", "fingerprint": "1"}, {"id": "b", "status": "failed", "fingerprint": "2"}]
 
@@ -143,7 +143,7 @@ def checkpoint(tiny_checkpoint: Path) -> Checkpoint:
 
 
 def mark(checkpoint: Checkpoint, item: Item, flags: Options | None = None, trim: bool = False) -> Item:
-    return Marker(Voice(checkpoint, flags or Options(), trim)).mark(item)
+    return Marker(Voice(checkpoint, flags or Options(), Care(trim))).mark(item)
 
 
 TALK = Conversation((Turn(0, "Hi."),), id="a")

@@ -14,7 +14,7 @@ from csm_cli.cli.console import emit_json, emit_path, note, warn
 from csm_cli.cli.options import Output, Speech, Telling
 from csm_cli.cli.progress import Meter, drawn
 from csm_cli.cli.speaking import Job, Spoken, find_checkpoint, open_synthesizer, plan, speak
-from csm_cli.cli.summary import cut, record, told, total
+from csm_cli.cli.summary import cut, record, tags, told, total
 from csm_cli.errors import BatchPartlyFailed, CsmError, GenerationFailed, OutputFailed, UsageError
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def batch(
     job = plan(conversations, speech, telling, batch_size)
     items = shard.of(pattern.items(job.conversations))
     checkpoint = find_checkpoint(job)
-    marker = Marker(Voice(checkpoint, job.flags, speech.care.trim))
+    marker = Marker(Voice(checkpoint, job.flags, job.care, speech.verify))
     marked = [marker.mark(item) for item in items]
     with Ledger(pattern.folder) as ledger:
         chosen = choose(marked, ledger.entries, scope.choice)
@@ -137,7 +137,8 @@ class _Run:
 
         item, telling = self._items[id(spoken.conversation)], self._job.telling
         try:
-            write_audio(item.path, spoken.track.audio)
+            said = tags(spoken.utterances, synth.checkpoint, spoken.conversation.title)
+            write_audio(item.path, spoken.track.audio, tags=said)
         except OutputFailed:
             raise  # a full disk would fail all the others too
         except CsmError as error:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from csm_cli.cli.console import note, set_up
 from csm_cli.cli.options import Speech, Telling, environment, is_int8
 from csm_cli.errors import GenerationFailed
-from csm_cli.types import Conversation, Options, Turn
+from csm_cli.types import Care, Conversation, Options, Turn
 
 if TYPE_CHECKING:
     import torch
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from csm_cli.cli.progress import Meter
     from csm_cli.synth import Failure, Synthesizer, Utterance
     from csm_cli.track import Track
+    from csm_cli.verify import Recognizer
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,17 +39,19 @@ class Job:
     speech: Speech
     telling: Telling
     slots: int = 1
+    care: Care = field(default_factory=Care)
+    recognizer: Recognizer | None = None
 
 
 def plan(conversations: Sequence[Conversation], speech: Speech, telling: Telling, slots: int = 1) -> Job:
     """A job; options from the environment come below each script's own.
 
     Raises:
-        UsageError: an impossible value, in a flag or in the environment.
+        UsageError: an impossible value, in a flag or in the environment, or a recognizer that is not installed.
     """
     base = environment()
     based = [replace(each, defaults=each.defaults.over(base)) for each in conversations]
-    return Job(based, speech.flags(), speech, telling, slots)
+    return Job(based, speech.flags(), speech, telling, slots, speech.care, speech.recognizer())
 
 
 def find_checkpoint(job: Job) -> Checkpoint:
@@ -96,7 +99,7 @@ def speak(synth: Synthesizer, job: Job, meter: Meter) -> Iterator[Utterance | Sp
     from csm_cli.synth import Failure, Utterance
 
     said: dict[int, list[Utterance]] = {id(each): [] for each in job.conversations}
-    for event in synth.speak(job.conversations, job.flags, job.speech.care):
+    for event in synth.speak(job.conversations, job.flags, job.care, job.recognizer):
         meter.see(event)
         utterances = said.get(id(event.conversation))
         if utterances is None:
@@ -113,6 +116,11 @@ def speak(synth: Synthesizer, job: Job, meter: Meter) -> Iterator[Utterance | Sp
             yield event if isinstance(event, Failure) else _spoken(event.conversation, utterances)
 
 
+def voice(turn: Turn) -> str:
+    """Whose voice a turn is in, as stems and subtitles name it."""
+    return turn.name or str(turn.speaker)
+
+
 def title(turn: Turn, number: int) -> str:
     """A turn as a message names it."""
     text = " ".join(turn.text.split())
@@ -120,7 +128,7 @@ def title(turn: Turn, number: int) -> str:
 
 
 def _bad(utterance: Utterance, number: int) -> GenerationFailed:
-    tries = ", ".join(f"{take.fault} with seed {take.seed}" for take in utterance.takes)
+    tries = ", ".join(f"{take.fault} with seed {take.seed}" for take in utterance.takes if take.fault)
     kept = "" if utterance.stop == "empty" else ", or --no-trim to have it as it is"
     return GenerationFailed(f"{title(utterance.turn, number)} {tries}; try another --seed, more --retries{kept}")
 
@@ -128,5 +136,6 @@ def _bad(utterance: Utterance, number: int) -> GenerationFailed:
 def _spoken(conversation: Conversation, utterances: Sequence[Utterance]) -> Spoken:
     from csm_cli.track import Part, place
 
-    parts = [Part(each.audio.samples, each.turn.gap, each.turn.gain) for each in utterances]
-    return Spoken(conversation, tuple(utterances), place(parts, utterances[0].audio.rate, conversation.tail))
+    parts = [Part(each.audio.samples, each.turn.gap, each.turn.gain, voice(each.turn)) for each in utterances]
+    track = place(parts, utterances[0].audio.rate, conversation.tail, conversation.loudness)
+    return Spoken(conversation, tuple(utterances), track)

@@ -21,7 +21,7 @@ from csm_cli.script.yaml_text import parse_yaml
 from csm_cli.types import Conversation
 
 HEADLESS = Setting(Cast(known=False))  # the first line, perhaps a header, could not be parsed
-_HEAD = {"csm", "title", "speakers", "defaults"}
+_HEAD = {"csm", "title", "speakers", "defaults", "lexicon"}
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
 _YAML = (".yaml", ".yml")
 _BODY = {"turns", "messages", "text", "input"}
