@@ -97,7 +97,7 @@ def read_text(path: Path | str) -> str:
     try:
         raw = sys.stdin.buffer.read() if name == STDIN else Path(path).read_bytes()
     except (OSError, ValueError) as error:
-        raise _refused(name, (0, 0), _unreadable(error)) from error
+        raise _refused(name, (0, 0), unreadable(error)) from error
     if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         raise _refused(name, (0, 0), "expected UTF-8, got UTF-16; save the file as UTF-8")
     try:
@@ -108,7 +108,8 @@ def read_text(path: Path | str) -> str:
         raise _refused(name, place, f"byte 0x{raw[error.start]:02X} is not UTF-8; save the file as UTF-8") from error
 
 
-def _unreadable(error: Exception) -> str:
+def unreadable(error: Exception) -> str:
+    """Why a file cannot be read."""
     if isinstance(error, FileNotFoundError):
         return "no such file"
     if isinstance(error, IsADirectoryError):
