@@ -191,15 +191,17 @@ def _check_place(path: Path, clobber: bool) -> None:
         raise OutputRefused(f"{path}: the folder {folder} cannot be written to")
 
 
-def write_audio(path: Path, audio: Audio, clobber: bool = True) -> None:
+def write_audio(path: Path, audio: Audio, clobber: bool = True, flush: bool = True) -> None:
     """Writes 16-bit WAV or FLAC by the suffix; the file appears whole or not at all. Missing folders are made.
+
+    flush: it is on the disk when this returns; else the caller sees to that.
 
     Raises:
         OutputRefused: as `check_output`.
         OutputFailed: the disk is full or failed.
     """
     check_output(path, clobber)
-    write_atomically(path, _encoded(audio, FORMATS[path.suffix.lower()]))
+    write_atomically(path, _encoded(audio, FORMATS[path.suffix.lower()]), flush)
 
 
 def encode_wav(audio: Audio) -> bytes:
@@ -207,7 +209,7 @@ def encode_wav(audio: Audio) -> bytes:
     return _encoded(audio, "WAV")
 
 
-def write_atomically(path: Path, data: bytes) -> None:
+def write_atomically(path: Path, data: bytes, flush: bool = True) -> None:
     """Puts `data` at `path` through a temporary file beside it, so that no reader sees half of it.
 
     Raises:
@@ -225,7 +227,8 @@ def write_atomically(path: Path, data: bytes) -> None:
         with file:
             file.write(data)
             file.flush()
-            os.fsync(file.fileno())
+            if flush:
+                os.fsync(file.fileno())
         temporary.replace(target)
     except OSError as error:
         raise OutputFailed(f"{path}: could not be written ({error.strerror}); nothing was left behind") from error

@@ -48,7 +48,9 @@ class Lines:
         self._file.seek(0)
         for number, raw in enumerate(iter(lambda: self._file.readline(LONGEST + 1), b""), 1):
             if len(raw) > LONGEST:
-                raise self._refused((number, 1), f"a line of more than {LONGEST // 1_000_000} MB; break it into several")
+                raise self._refused(
+                    (number, 1), f"a line of more than {LONGEST // 1_000_000} MB; break it into several"
+                )
             if number == 1 and raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
                 raise self._refused((0, 0), "expected UTF-8, got UTF-16; save the file as UTF-8")
             yield self._decoded(raw.removeprefix(codecs.BOM_UTF8) if number == 1 else raw, number)
