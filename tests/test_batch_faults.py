@@ -23,8 +23,21 @@ import soundfile
 from conftest import Result, write_tone
 
 Csm = Callable[..., Result]
-RUN = "import sys; from csm_cli.cli import main; sys.exit(main())"
+RUN = "-c", "import sys; from csm_cli.cli import main; sys.exit(main())"
 COUNT = 60  # items
+# Imports once, and then runs each line of arguments in a child, which can be killed.
+NURSERY = """
+import json, os, sys
+import csm_cli.synth
+from csm_cli.cli import main
+for line in sys.stdin:
+    child = os.fork()
+    if not child:
+        sys.exit(main(json.loads(line)))
+    print(child, flush=True)
+    os.waitpid(child, 0)
+    print("over", flush=True)
+"""
 
 
 def manifest(folder: Path, size: int) -> Path:
@@ -45,8 +58,8 @@ def batch(checkpoint: Path, path: Path, folder: Path) -> list[str]:
 def running(arguments: list[str]) -> Iterator[subprocess.Popen[str]]:
     """A run of its own, dead in any case afterwards."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("CSM_")}
-    command = [sys.executable, "-c", RUN, *arguments]
-    run = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    run = subprocess.Popen([sys.executable, *arguments], **pipes, text=True, env=environment)
     with run:
         try:
             yield run
@@ -66,18 +79,31 @@ def recorded(folder: Path) -> list[str]:
     return [json.loads(line)["id"] for line in text.splitlines(keepends=True) if line.endswith("\n")]
 
 
+def kill_in_the_middle(nursery: subprocess.Popen[str], arguments: list[str], chance: random.Random) -> None:
+    """Runs `csm` with these arguments until a few items, and a moment more, are done."""
+    assert nursery.stdin and nursery.stdout
+    print(json.dumps(arguments), file=nursery.stdin, flush=True)
+    lines = (line.strip() for line in nursery.stdout)
+    numbers = (int(line) for line in lines if line.isdigit())  # the child's; paths may come before it
+    child = next(numbers)
+    for _ in range(chance.randrange(1, 7)):
+        next(lines)
+    time.sleep(chance.random() * 0.03)
+    os.kill(child, signal.SIGKILL)
+    assert "over" in lines
+
+
 def test_killed_again_and_again_it_ends_as_if_never(csm: Csm, tiny_checkpoint: Path, tmp_path: Path) -> None:
     path, folder = manifest(tmp_path, COUNT), tmp_path / "killed"
+    arguments = batch(tiny_checkpoint, path, folder)
     chance = random.Random(0)
-    for _ in range(10):
-        with running(batch(tiny_checkpoint, path, folder)) as run:
-            heard(run, chance.randrange(1, 7))
-            time.sleep(chance.random() * 0.03)
-            run.kill()
-        assert all((folder / f"{name}.wav").exists() for name in recorded(folder))
+    with running(["-c", NURSERY]) as nursery:
+        for _ in range(10):
+            kill_in_the_middle(nursery, arguments, chance)
+            assert all((folder / f"{name}.wav").exists() for name in recorded(folder))
     before = set(recorded(folder))
     assert 0 < len(before) < COUNT
-    last = csm(*batch(tiny_checkpoint, path, folder))
+    last = csm(*arguments)
     assert last.code == 0 and f"{len(before)} done before" in last.err
     assert Counter(recorded(folder)) == Counter(f"n{n}" for n in range(COUNT)), "none twice after it was recorded"
     csm(*batch(tiny_checkpoint, path, tmp_path / "once"))
@@ -180,7 +206,7 @@ def test_an_unreadable_context_costs_its_item_until_it_is_mended(
 
 def test_two_runs_on_one_folder_are_one_too_many(csm: Csm, tiny_checkpoint: Path, tmp_path: Path) -> None:
     path, folder = manifest(tmp_path, COUNT), tmp_path / "out"
-    with running(batch(tiny_checkpoint, path, folder)) as first:
+    with running([*RUN, *batch(tiny_checkpoint, path, folder)]) as first:
         heard(first)
         first.send_signal(signal.SIGSTOP)
         second = csm(*batch(tiny_checkpoint, path, folder), "-q")
@@ -190,7 +216,7 @@ def test_two_runs_on_one_folder_are_one_too_many(csm: Csm, tiny_checkpoint: Path
 
 def test_an_interrupted_run_says_130_and_goes_on_where_it_was(csm: Csm, tiny_checkpoint: Path, tmp_path: Path) -> None:
     path, folder = manifest(tmp_path, COUNT), tmp_path / "out"
-    with running(batch(tiny_checkpoint, path, folder)) as run:
+    with running([*RUN, *batch(tiny_checkpoint, path, folder)]) as run:
         heard(run)
         run.send_signal(signal.SIGINT)
         _, err = run.communicate(timeout=60)
