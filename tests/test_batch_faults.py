@@ -42,9 +42,7 @@ for line in sys.stdin:
 
 def manifest(folder: Path, size: int) -> Path:
     path = folder / "lines.jsonl"
-    lines = [
-        {"id": f"n{n}", "speaker": n % 3, "text": f"Hello, number {n}.", "max_duration": 0.4} for n in range(size)
-    ]
+    lines = [{"id": f"n{n}", "speaker": n % 3, "text": f"Hello, number {n}.", "max_duration": 0.4} for n in range(size)]
     path.write_text("\n".join(json.dumps(line | {"temperature": 1.0}) for line in lines))
     return path
 
