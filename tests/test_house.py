@@ -18,7 +18,7 @@ FLOORS = [
     ["config", "device"],
     ["audio", "script", "checkpoint", "codec", "model"],
     ["batch"],
-    ["track", "prompt", "engine", "takes"],
+    ["track", "prompt", "engine", "takes", "report"],
     ["dialogue"],
     ["synth"],
     ["train"],

@@ -126,6 +126,12 @@ class Ledger:
             if whole:
                 yield found
 
+    def latest(self) -> Iterator[dict[str, Any]]:
+        """The result that counts of each item, once all that was handed over is on the disk."""
+        self.settle()
+        last = {str(record["id"]): number for number, record in enumerate(self.records())}
+        return (record for number, record in enumerate(self.records()) if last[str(record["id"])] == number)
+
 
 def _opened(path: Path) -> BufferedRandom:
     try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -13,6 +14,7 @@ from csm_cli.batch import Choice, Item, Ledger, Marker, Names, Pattern, Shard, T
 from csm_cli.cli.batch_run import Run
 from csm_cli.cli.console import note
 from csm_cli.cli.options import Output, Speech, Telling, environment
+from csm_cli.cli.report import ReportFile, report_path
 from csm_cli.cli.speaking import Job, based, find_checkpoint, open_synthesizer, place, plan
 from csm_cli.errors import UsageError
 
@@ -66,6 +68,7 @@ class Order:
     speech: Speech
     output: Output
     telling: Telling
+    report: Path | None = None
 
 
 def batch(
@@ -73,6 +76,7 @@ def batch(
     batch_size: Annotated[
         str, typer.Option("--batch-size", metavar="auto|N", help="Items decoded together; auto goes by free memory.")
     ] = "auto",
+    report: ReportFile = None,
     *,
     scope: Scope,
     speech: Speech,
@@ -84,7 +88,7 @@ def batch(
     The output's fields are {id}, {index} (from 1), {speaker} and {shard}. What is done is recorded in results.jsonl
     beside the files; the same command again speaks the rest.
     """
-    run(Order(manifest, batch_size, scope, speech, output, telling))
+    run(Order(manifest, batch_size, scope, speech, output, telling, report_path(report)))
 
 
 def run(order: Order, load: Callable[[Job, Checkpoint], Synthesizer] = open_synthesizer) -> None:
@@ -104,7 +108,7 @@ def run(order: Order, load: Callable[[Job, Checkpoint], Synthesizer] = open_synt
             _refuse_existing(choose(work.items(marker), ledger.entries, choice, Tally()))
         tally = Tally()
         chosen = choose(work.items(marker), ledger.entries, choice, tally)
-        spoken = Run(job, ledger, tally, order.scope.patience)
+        spoken = Run(job, ledger, tally, order.scope.patience, order.report)
         spoken.go(chosen, lambda slots: load(replace(job, slots=slots), checkpoint), total)
 
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import chain, islice
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from csm_cli.batch import Item, Ledger, Tally, sweeper
 from csm_cli.cli.console import emit_json, emit_path, note, warn
 from csm_cli.cli.progress import Meter, drawn
+from csm_cli.cli.report import batch_report
 from csm_cli.cli.speaking import Job, Spoken, speak
 from csm_cli.cli.summary import cut, record, told, total
 from csm_cli.errors import BatchPartlyFailed, CsmError, GenerationFailed, OutputFailed
@@ -20,10 +22,11 @@ if TYPE_CHECKING:
 
 
 class Run:
-    """Speaks what is chosen, as `tally` counts it; gives up after `patience` failures."""
+    """Speaks what is chosen, as `tally` counts it; gives up after `patience` failures, and writes a `report`."""
 
-    def __init__(self, job: Job, ledger: Ledger, tally: Tally, patience: float) -> None:
+    def __init__(self, job: Job, ledger: Ledger, tally: Tally, patience: float, report: Path | None) -> None:
         self._job, self._ledger, self._tally, self._patience = job, ledger, tally, patience
+        self._report = report
         self._items: dict[int, Item] = {}
         self._sweep = sweeper()
         self._written = self._failed = 0
@@ -35,6 +38,8 @@ class Run:
             self._work(chain(first, chosen), load(len(first)), characters)
         elif not self._job.telling.quiet:
             note(f"nothing to speak{self._beside()}")
+        if self._report:
+            batch_report(self._report, self._ledger)
         self._raise_failures(more=bool(self._items) or next(chosen, None) is not None)
 
     def _work(self, chosen: Iterator[Item], synth: Synthesizer, characters: int) -> None:
@@ -94,7 +99,8 @@ class Run:
             emit_path(item.path)
 
     def _fail(self, item: Item, error: CsmError) -> None:
-        result = {"id": item.id, "status": "failed", "output": None, "error": str(error)}
+        text = "\n".join(turn.text for turn in item.conversation.turns)
+        result = {"id": item.id, "status": "failed", "output": None, "error": str(error), "text": text}
         self._ledger.append(result | {"fingerprint": item.fingerprint})
         self._failed += 1
         warn(f"{item.id}: {error}")

@@ -10,9 +10,9 @@ from csm_cli.script import schema
 from csm_cli.script.drafts import spelled
 from csm_cli.script.files import Files
 from csm_cli.script.json_text import parse_json
-from csm_cli.script.lines import Lines, numbered
 from csm_cli.script.resolve import HEADLESS, Setting, is_header, resolve_line, resolve_setting
 from csm_cli.script.source import REFUSED, STDIN, Source
+from csm_cli.script.streaming import Lines, numbered
 from csm_cli.script.table import Table, parse_plain, plain_lines, refused
 from csm_cli.script.validate import read
 from csm_cli.types import Conversation

@@ -10,10 +10,10 @@ from typing import Any
 from csm_cli.errors import ScriptInvalid
 from csm_cli.script.files import Files
 from csm_cli.script.json_text import parse_json
-from csm_cli.script.lines import LONGEST, Lines, numbered
 from csm_cli.script.manifest import DELIMITERS, YAML, Manifest
 from csm_cli.script.resolve import HEADLESS, Setting, is_header, resolve_script
 from csm_cli.script.source import REFUSED, STDIN, Source, read_text
+from csm_cli.script.streaming import LONGEST, Lines, numbered
 from csm_cli.script.yaml_text import parse_yaml
 from csm_cli.types import Conversation
 
