@@ -57,7 +57,7 @@ class Page:
 def row(facts: Mapping[str, Any], **sound: Any) -> Json:
     """A turn of a result, or a whole one of a batch, as the page lists it.
 
-    sound: `audio` is where a browser finds it, `picture` what `picture` gives; `from` and `to` are seconds in the track.
+    sound: `audio`, where a browser finds it; `picture`, what `picture` gives; `from` and `to`, seconds in the track.
     """
     turns = facts.get("turns") or [facts]
     takes = max((len(turn.get("takes") or ()) for turn in turns), default=0)

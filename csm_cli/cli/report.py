@@ -97,8 +97,8 @@ def _sound(result: Mapping[str, Any], folder: Path, page: Path, detail: Detail, 
     file = folder / str(result.get("file") or ".")
     try:
         audio = read_audio(file, _RATE)
-    except AudioUnreadable:
-        return {"warnings": [*(result.get("warnings") or ()), "its file is gone"]}
+    except AudioUnreadable as error:
+        return {"warnings": [*(result.get("warnings") or ()), str(error)]}
     where = report.embedded(audio) if inside else report.linked(os.path.relpath(file, page.parent))
     return {"audio": where, "picture": report.picture(audio, detail)}
 

@@ -61,6 +61,8 @@ class _Reader:
     def value(self, start: int, path: Keys) -> Any:
         if len(path) > MAX_DEPTH:
             raise _Refused(start, path[:3], f"more than {MAX_DEPTH} levels deep")
+        if full := self.source.full:
+            raise _Refused(start, path[:1], full)
         self.source.values[path] = self.place(start)
         opening = self.text[start : start + 1]
         if opening == "{":
