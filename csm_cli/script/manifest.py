@@ -44,7 +44,7 @@ class Manifest:
         self._base = Path() if self._lines.name == STDIN else Path(path).parent
 
     def checked(self) -> Iterator[Conversation]:
-        """The first pass: the items, as far as they are good.
+        """The first pass: the items before the first that is not good.
 
         Raises:
             ScriptInvalid: at the end, with every complaint about every line.
@@ -59,7 +59,7 @@ class Manifest:
                     source.complain((spelled(source.data, "id"),), twice)
                 count += len(source.complaints)
                 complaints += source.complaints[: COMPLAINTS_SHOWN - len(complaints)]
-                if item is not None and not source.complaints:
+                if item is not None and not count:
                     yield item
         except ScriptInvalid as beyond_reading:
             count += beyond_reading.count
