@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -33,7 +34,7 @@ class Utterance:
     codes: int64 [T, K]; stop: "eos" (the model ended it), "cap" (cut at the longest duration), "silence" or "repeat"
     (fell silent, or stuck to one sound, and was ended there), "empty" (it said nothing) or "recorded" (the script
     brought the audio). fault: what is wrong with it, "" for nothing. takes: all there were, this is the best of them.
-    seconds: time from the first prefill to the last sample.
+    seconds: time from the first prefill to the last sample. kept: by an earlier run, which ended it as `stop` says.
     """
 
     conversation: Conversation
@@ -45,6 +46,7 @@ class Utterance:
     seconds: float = 0.0
     fault: str = ""
     takes: tuple[Take, ...] = ()
+    kept: bool = False
 
 
 @dataclass(frozen=True)
@@ -101,6 +103,8 @@ class Synthesizer:
 
     def codes(self, recording: Recording) -> Tensor:
         """A recording's codes [T, K], each file encoded once; the last hundreds are kept. Raises as `listen` does."""
+        if recording.codes:
+            return torch.from_numpy(np.load(recording.codes, allow_pickle=False).astype(np.int64))
         codes = self._heard.pop(recording, None)
         if codes is None:
             samples = torch.from_numpy(self.listen(recording).samples)

@@ -50,11 +50,15 @@ class Care:
 
 @dataclass(frozen=True)
 class Recording:
-    """Recorded speech: a file, or the part of it from `start` to `end` in seconds."""
+    """Recorded speech: a file, or the part of it from `start` to `end` in seconds.
+
+    codes: where its codes lie, a .npy [T, K], so that it need not be encoded.
+    """
 
     path: Path
     start: float | None = None
     end: float | None = None
+    codes: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -83,7 +87,7 @@ class Conversation:
     """Turns to be spoken in order, after `context` turns that are heard but not written.
 
     Every context turn has a recording; voice prompts come first. `tail`: seconds of silence after the last turn.
-    `defaults`: the script's own options, below flags and above the environment.
+    `defaults`: the script's own options, below flags and above the environment. `loudness`: of the track, in LUFS.
     """
 
     turns: tuple[Turn, ...]
@@ -92,3 +96,4 @@ class Conversation:
     title: str = ""
     tail: float = 0.0
     defaults: Options = field(default_factory=Options)
+    loudness: float | None = None

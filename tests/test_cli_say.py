@@ -129,7 +129,7 @@ def test_a_voice_is_the_speakers_first_context(say: Csm, tmp_path: Path, tone: P
     ways += [["--context", f"[{speaker}]{tone}=Hi there"] for speaker in (3, 4)]
     takes = []
     for way in ways:
-        assert say("Hi", "-s", "3", "-o", tmp_path / "a.wav", *way).code == 0
+        assert say("Hi", "-s", "3", "--seed", "1", "-o", tmp_path / "a.wav", *way).code == 0
         takes.append((tmp_path / "a.wav").read_bytes())
     assert takes[0] == takes[1] == takes[2] != takes[3]
 
@@ -203,3 +203,18 @@ def test_a_duration_that_was_asked_for_is_no_fault(wild: Csm, tmp_path: Path) ->
     told = wild("--max-duration", 0.4, "--json", "-o", tmp_path / "a.wav").json
     (take,) = told["turns"][0]["takes"]
     assert take == {"seed": 7, "stop": "cap", "duration_s": 0.4, "fault": None}
+
+
+@pytest.mark.parametrize("suffix", ["wav", "flac"])
+def test_the_file_says_that_it_is_synthetic_and_by_what(
+    say: Csm, tmp_path: Path, tiny_checkpoint: Path, suffix: str
+) -> None:
+    say("[0]Hi. [1]Hello!", "--seed", "7", "-o", tmp_path / f"a.{suffix}")
+    with soundfile.SoundFile(tmp_path / f"a.{suffix}") as file:
+        assert file.comment == f"synthetic speech; model: {tiny_checkpoint.name}; seed: 7-8"
+        assert file.software.startswith("csm-cli ")
+
+
+def test_the_home_of_nobody(say: Csm) -> None:
+    result = say("Hi", "-o", "~nobody-of-that-name/a.wav")
+    assert result.code == 2 and "no such user" in result.err

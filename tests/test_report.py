@@ -100,7 +100,8 @@ def test_a_browser_shows_every_row_and_no_text_becomes_markup(tmp_path: Path) ->
     script = """
       const texts = [...document.querySelectorAll(".row .text")].map(node => node.textContent);
       document.body.dataset.said = JSON.stringify({ texts, title: document.title,
-        ready: document.documentElement.dataset.ready, stops: [...document.querySelectorAll(".row .stop")].map(node => node.textContent) });
+        ready: document.documentElement.dataset.ready,
+        stops: [...document.querySelectorAll(".row .stop")].map(node => node.textContent) });
     """
     found = said(browse(batch_page(tmp_path, script)))
     assert found["texts"] == ["Hello there.", NASTY, "Never said."] and found["ready"] == "3"
@@ -114,14 +115,16 @@ def test_a_browser_sorts_filters_and_obeys_keys(tmp_path: Path) -> None:
       const pressed = key => new KeyboardEvent("keydown", { key, bubbles: true });
       const press = key => (document.activeElement || document.body).dispatchEvent(pressed(key));
       const sort = name => [...document.querySelectorAll("#head button")].find(node => node.value === name).click();
+      const find = words => { at("find").value = words; at("find").oninput(); };
       const out = {};
       sort("id"); out.byId = ids(); sort("id"); out.fallingId = ids(); sort("id"); out.unsorted = ids();
       sort("duration"); out.byLength = ids();
       [...document.querySelectorAll("#chips button")].find(node => node.value === "failed").click(); out.failed = ids();
       press("Escape"); out.all = ids();
-      document.getElementById("find").value = "BEN seedless"; document.getElementById("find").oninput(); out.none = ids();
-      document.getElementById("find").value = "ben 5"; document.getElementById("find").oninput(); out.found = ids();
-      press("Escape"); press("ArrowDown"); press("ArrowDown"); out.chosen = document.activeElement.querySelector(".id").textContent;
+      find("BEN seedless"); out.none = ids();
+      find("ben 5"); out.found = ids();
+      press("Escape"); press("ArrowDown"); press("ArrowDown");
+      out.chosen = document.activeElement.querySelector(".id").textContent;
       press("/"); out.finding = document.activeElement.id;
       const theme = document.documentElement.dataset.theme; document.activeElement.blur(); press("t");
       out.switched = theme !== document.documentElement.dataset.theme;

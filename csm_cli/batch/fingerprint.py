@@ -52,6 +52,7 @@ class Marker:
             "options": _given(options),
             "trim": self._voice.trim,
             "tail": talk.tail,
+            "loudness": talk.loudness,
             "context": [self._turn(turn) for turn in talk.context],
             "turns": [self._turn(turn) for turn in talk.turns],
         }

@@ -61,11 +61,15 @@ class Pattern:
             if name not in (None, "shard"):
                 break
             lead += format(self.shard, spec or "") if name else ""
-        return Path(f"{lead}x").expanduser().parent
+        from csm_cli.audio import home
+
+        return home(f"{lead}x").parent
 
     def path(self, conversation: Conversation, index: int) -> Path:
+        from csm_cli.audio import home
+
         names = {"id": conversation.id, "index": index, "speaker": file_name(conversation.turns[0])}
-        return Path(self.text.format(**names, shard=self.shard)).expanduser()
+        return home(self.text.format(**names, shard=self.shard))
 
     def item(self, conversation: Conversation, index: int) -> Item:
         """A conversation, the index-th, with its file."""

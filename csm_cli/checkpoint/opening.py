@@ -48,6 +48,29 @@ class Checkpoint:
     revision: str | None
 
 
+@dataclass(frozen=True)
+class Outline:
+    """What is known of a checkpoint without its weights."""
+
+    name: str
+    config: ModelConfig
+    tokenizer_file: Path
+
+
+def outline(model: str | None = None, revision: str | None = None) -> Outline:
+    """A checkpoint's sizes and tokenizer; its weights are neither fetched nor read where its config is whole.
+
+    Raises:
+        ModelError, UsageError: as `open_checkpoint`.
+    """
+    source = locate(model, revision)
+    config = _read_config(source)
+    if "model_type" in config:
+        return Outline(source.name, _sizes(source, config), _tokenizer_file(source, foreign=False))
+    whole = open_checkpoint(model, revision)
+    return Outline(whole.name, whole.config, whole.tokenizer_file)
+
+
 def open_checkpoint(model: str | None = None, revision: str | None = None) -> Checkpoint:
     """Opens the bundled voice (None), a directory or weights file, or a Hugging Face id.
 

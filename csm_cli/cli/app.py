@@ -16,6 +16,7 @@ from csm_cli.cli.doctor import doctor
 from csm_cli.cli.flat import flat
 from csm_cli.cli.merge import merge
 from csm_cli.cli.say import say
+from csm_cli.cli.script import script
 
 app = typer.Typer(
     name="csm",
@@ -27,6 +28,7 @@ app = typer.Typer(
 for command in (say, converse, batch, merge, check, doctor):
     app.command()(flat(command))
 app.add_typer(bench)
+app.add_typer(script)
 
 
 @app.callback()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,7 +12,7 @@ from csm_cli.cli.console import emit_json, emit_path, note, warn
 from csm_cli.cli.progress import Meter, drawn
 from csm_cli.cli.report import batch_report
 from csm_cli.cli.speaking import Job, Spoken, speak
-from csm_cli.cli.summary import cut, record, told, total
+from csm_cli.cli.summary import cut, record, tags, told, total
 from csm_cli.errors import BatchPartlyFailed, CsmError, GenerationFailed, OutputFailed
 from csm_cli.types import Conversation
 
@@ -60,7 +59,7 @@ class Run:
     def _speak(self, synth: Synthesizer, chosen: Iterator[Item], meter: Meter) -> None:
         from csm_cli.synth import Failure
 
-        for event in speak(synth, replace(self._job, conversations=self._talks(chosen)), meter):
+        for event in speak(synth, self._job, meter, self._talks(chosen)):
             if isinstance(event, Spoken):
                 self._write(self._items.pop(id(event.conversation)), event, synth)
             elif isinstance(event, Failure):
@@ -75,11 +74,12 @@ class Run:
             yield item.conversation
 
     def _write(self, item: Item, spoken: Spoken, synth: Synthesizer) -> None:
-        from csm_cli.audio import write_audio
+        from csm_cli.audio import encode_audio, write_atomically
 
         telling = self._job.telling
         try:
-            write_audio(item.path, spoken.track.audio, flush=False)
+            said = tags(spoken.utterances, synth.checkpoint, spoken.conversation.title)
+            write_atomically(item.path, encode_audio(item.path, spoken.track.audio, said), flush=False)
         except OutputFailed:
             raise  # a full disk would fail all the others too
         except CsmError as error:

@@ -115,8 +115,14 @@ class Output:
 
     @property
     def path(self) -> Path | None:
-        """The output file; None for a pipe."""
-        return None if self.name == "-" else Path(self.name).expanduser()
+        """The output file; None for a pipe.
+
+        Raises:
+            UsageError: none was named, or one in the home of nobody.
+        """
+        from csm_cli.audio import home
+
+        return None if self.name == "-" else home(self.name)
 
 
 def is_int8(quantize: str) -> bool:

@@ -48,7 +48,8 @@ class Meter:
             self.frames += event.frames - self._open.get(key, 0)
             self._open[key] = event.frames
         elif isinstance(event, Utterance):
-            self.stops[event.stop] += 1
+            kept = event.turn.recording and event.turn.recording.codes
+            self.stops["kept" if kept else event.stop] += 1
             if event.stop == "recorded":
                 return
             self.frames += len(event.codes) - self._open.pop(key, 0)

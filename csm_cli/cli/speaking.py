@@ -33,7 +33,7 @@ class Spoken:
 class Job:
     """What is to be spoken, `slots` conversations at a time, by whom, and how it is told."""
 
-    conversations: Iterable[Conversation]
+    conversations: Sequence[Conversation]
     flags: Options
     speech: Speech
     telling: Telling
@@ -91,15 +91,19 @@ def open_synthesizer(job: Job, checkpoint: Checkpoint | None = None) -> Synthesi
     return synth
 
 
-def speak(synth: Synthesizer, job: Job, meter: Meter) -> Iterator[Utterance | Spoken | Failure]:
+def speak(
+    synth: Synthesizer, job: Job, meter: Meter, talks: Iterable[Conversation] | None = None
+) -> Iterator[Utterance | Spoken | Failure]:
     """Utterances; each conversation when its last turn has come out, or what kept it from that.
+
+    talks: what is spoken in place of the job's own conversations, asked for as slots become free.
 
     `meter` sees every event. After its Failure, nothing more is heard of a conversation.
     """
     from csm_cli.synth import Failure, Tick, Utterance
 
     said: dict[int, list[Utterance]] = {}
-    for event in synth.speak(job.conversations, job.flags, job.speech.care):
+    for event in synth.speak(talks or job.conversations, job.flags, job.speech.care):
         meter.see(event)
         if isinstance(event, Tick):
             continue
@@ -129,6 +133,11 @@ def _any_bad(utterances: Sequence[Utterance]) -> bool:
     return any(each.fault for each in utterances)
 
 
+def voice(turn: Turn) -> str:
+    """Whose voice a turn is in, as stems and subtitles name it."""
+    return turn.name or str(turn.speaker)
+
+
 def title(turn: Turn, number: int) -> str:
     """A turn as a message names it."""
     text = " ".join(turn.text.split())
@@ -144,5 +153,6 @@ def _bad(utterance: Utterance, number: int) -> GenerationFailed:
 def _spoken(conversation: Conversation, utterances: Sequence[Utterance]) -> Spoken:
     from csm_cli.track import Part, place
 
-    parts = [Part(each.audio.samples, each.turn.gap, each.turn.gain) for each in utterances]
-    return Spoken(conversation, tuple(utterances), place(parts, utterances[0].audio.rate, conversation.tail))
+    parts = [Part(each.audio.samples, each.turn.gap, each.turn.gain, voice(each.turn)) for each in utterances]
+    track = place(parts, utterances[0].audio.rate, conversation.tail, conversation.loudness)
+    return Spoken(conversation, tuple(utterances), track)

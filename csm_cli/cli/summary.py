@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from csm_cli import __version__
 from csm_cli.cli.speaking import Spoken, title
 
 if TYPE_CHECKING:
+    from csm_cli.audio import Tags
+    from csm_cli.checkpoint import Checkpoint
     from csm_cli.cli.progress import Meter
     from csm_cli.synth import Synthesizer, Utterance
-    from csm_cli.takes import Take
 
 _STOPS = {
     "eos": "ended by the model",
@@ -18,13 +21,14 @@ _STOPS = {
     "silence": "ended where it fell silent",
     "repeat": "ended where it got stuck",
     "recorded": "recorded",
+    "kept": "kept from before",
     "empty": "empty",
 }
 
 
 def record(spoken: Spoken, output: str, synth: Synthesizer) -> dict[str, Any]:
     """A conversation's JSON object. `stop`: the least welcome of the turns'; `rtf`: compute time per time of audio."""
-    made = _made(spoken.utterances)
+    made = [each for each in _made(spoken.utterances) if not each.kept]
     seconds = sum(each.audio.duration for each in made)
     checkpoint = synth.checkpoint
     return {
@@ -34,13 +38,38 @@ def record(spoken: Spoken, output: str, synth: Synthesizer) -> dict[str, Any]:
         "duration_s": round(spoken.track.audio.duration, 3),
         "rtf": round(sum(each.seconds for each in made) / seconds, 4) if seconds else None,
         "stop": _stop(spoken.utterances),
-        "seed": made[0].seed if made else None,
+        "seed": next((each.seed for each in _made(spoken.utterances)), None),
         "model": checkpoint.name,
         "revision": checkpoint.revision,
         "device": str(synth.device),
         "warnings": cut(spoken),
         "turns": [_turn(spoken, index) for index in range(len(spoken.utterances))],
     }
+
+
+def tags(utterances: Sequence[Utterance], checkpoint: Checkpoint, name: str = "") -> Tags:
+    """What a sound file says of itself: that it is synthetic, by which model and which seeds. `name`: its title."""
+    from csm_cli.audio import Tags
+
+    made = _made(utterances)
+    # where a local checkpoint lies is nobody else's business
+    model = f"{checkpoint.name} at {checkpoint.revision}" if checkpoint.revision else Path(checkpoint.name).name
+    recorded = f"; {len(utterances) - len(made)} of {len(utterances)} turns are recordings"
+    comment = f"synthetic speech; model: {model}; seed: {runs([each.seed for each in made])}"
+    if len(made) < len(utterances):
+        comment = comment + recorded if made else "recordings; no speech in this file was synthesized"
+    return Tags(f"csm-cli {__version__}", comment, name)
+
+
+def runs(numbers: Sequence[int]) -> str:
+    """Numbers in their order, those that follow one another as 1-8."""
+    found: list[list[int]] = []
+    for number in numbers:
+        if found and number == found[-1][-1] + 1:
+            found[-1] = [found[-1][0], number]
+        else:
+            found.append([number])
+    return ", ".join("-".join(map(str, run)) for run in found)
 
 
 def cut(spoken: Spoken) -> list[str]:
@@ -55,8 +84,10 @@ def cut(spoken: Spoken) -> list[str]:
 
 def told(utterance: Utterance) -> str:
     """One turn, as it came out."""
-    how = f"{utterance.audio.duration:.2f} s, {_STOPS[utterance.stop]}"
-    if utterance.stop != "recorded":
+    how = f"{utterance.audio.duration:.2f} s, {_STOPS['kept' if utterance.kept else utterance.stop]}"
+    if utterance.kept:
+        how += f", seed {utterance.seed}"
+    elif utterance.stop != "recorded":
         tries = f" at try {len(utterance.takes)}" if len(utterance.takes) > 1 else ""
         how += f"{tries}, seed {utterance.seed}, RTF {utterance.seconds / utterance.audio.duration:.2f}"
     return f"{utterance.turn.name or utterance.turn.speaker}: {' '.join(utterance.turn.text.split())}  [{how}]"
@@ -81,6 +112,8 @@ def _stop(utterances: Sequence[Utterance]) -> str:
 
 
 def _turn(spoken: Spoken, index: int) -> dict[str, Any]:
+    from csm_cli.replay import told as told_take
+
     utterance, span = spoken.utterances[index], spoken.track.spans[index]
     turn = utterance.turn
     made = utterance.stop != "recorded"
@@ -93,10 +126,6 @@ def _turn(spoken: Spoken, index: int) -> dict[str, Any]:
         "frames": len(utterance.codes),
         "stop": utterance.stop,
         "seed": utterance.seed if made else None,
-        "takes": [_take(take, utterance.audio.rate) for take in utterance.takes],
+        "kept": utterance.kept,
+        "takes": [told_take(take, utterance.audio.rate) for take in utterance.takes],
     }
-
-
-def _take(take: Take, rate: int) -> dict[str, Any]:
-    seconds = round(len(take.samples) / rate, 3)
-    return {"seed": take.seed, "stop": take.stop, "duration_s": seconds, "fault": take.fault or None}

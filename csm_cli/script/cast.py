@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from csm_cli.errors import Complaint, ScriptInvalid
 from csm_cli.script import schema
-from csm_cli.script.source import Keys, Source, text_trouble, read_text, shown, written
+from csm_cli.script.source import Keys, Source, read_text, shown, text_trouble, written
 from csm_cli.script.validate import near, read
 from csm_cli.types import Recording, Turn
 

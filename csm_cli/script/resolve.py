@@ -24,6 +24,7 @@ class Setting:
     options: Options = field(default_factory=Options)
     context: tuple[Turn, ...] = ()
     title: str = ""
+    loudness: float | None = None
 
 
 HEADLESS = Setting(Cast(known=False))  # the first line, perhaps a header, could not be parsed
@@ -72,6 +73,7 @@ def resolve_setting(source: Source, outline: Any, base: Setting) -> Setting:
         options=defaults.options().over(base.options),
         context=base.context + _context(source, outline.context, cast),
         title=outline.title or base.title,
+        loudness=base.loudness if defaults.loudness is None else defaults.loudness,
     )
 
 
@@ -109,6 +111,7 @@ def _dialogue(source: Source, outline: Any, setting: Setting, name: str) -> Conv
         title=setting.title,
         tail=written_turns.tail,
         defaults=setting.options,
+        loudness=setting.loudness,
     )
 
 
@@ -122,6 +125,7 @@ def _line(source: Source, line: schema.Line, setting: Setting, name: str) -> Con
         id=line.id or name,
         title=setting.title,
         defaults=setting.options,
+        loudness=setting.loudness,
     )
 
 

@@ -25,6 +25,7 @@ from csm_cli.script.scalars import (
     Gain,
     Id,
     Included,
+    Loudness,
     Moment,
     Name,
     Number,
@@ -84,9 +85,10 @@ class _Options(_Fields):
 
 
 class Defaults(_Options):
-    """What holds where a turn says nothing. gap: seconds of silence between turns."""
+    """What holds where a turn says nothing. gap: seconds of silence between turns. loudness: of the track, in LUFS."""
 
     gap: Pause | None = None
+    loudness: Loudness | None = None
 
 
 class Speaker(_Options):
