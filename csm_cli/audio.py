@@ -243,23 +243,25 @@ def encode_wav(audio: Audio, tags: Tags | None = None) -> bytes:
     return _encoded(audio, "WAV", tags)
 
 
-def write_atomically(path: Path, data: bytes) -> None:
+def write_atomically(path: Path, data: bytes, flush: bool = True) -> None:
     """Puts `data` at `path` through a temporary file beside it, so that no reader sees half of it.
+
+    flush: it is on the disk when this returns; else the caller sees to that.
 
     Raises:
         OutputRefused: the folder cannot be made or written to.
         OutputFailed: the disk is full or failed.
     """
-    write_together([(path, data)])
+    write_together([(path, data)], flush)
 
 
-def write_together(files: Iterable[tuple[Path, bytes]]) -> None:
+def write_together(files: Iterable[tuple[Path, bytes]], flush: bool = True) -> None:
     """Puts all files in their places once every one has been written whole; raises as `write_atomically` does.
 
     One file's bytes are asked for when those before it are on the disk, so that only one is held at a time.
     """
     with ExitStack() as temporaries:
-        staged = [temporaries.enter_context(_staged(path, data)) for path, data in files]
+        staged = [temporaries.enter_context(_staged(path, data, flush)) for path, data in files]
         for path, temporary, target in staged:
             try:
                 temporary.replace(target)
@@ -268,7 +270,7 @@ def write_together(files: Iterable[tuple[Path, bytes]]) -> None:
 
 
 @contextmanager
-def _staged(path: Path, data: bytes) -> Iterator[tuple[Path, Path, Path]]:
+def _staged(path: Path, data: bytes, flush: bool) -> Iterator[tuple[Path, Path, Path]]:
     """`path`, a file that holds `data` beside it, and where that belongs; it goes where it is not moved there."""
     target = path.resolve()  # through a link, not over it
     temporary = target.with_name(f".{secrets.token_hex(8)}.tmp")
@@ -282,7 +284,8 @@ def _staged(path: Path, data: bytes) -> Iterator[tuple[Path, Path, Path]]:
             with file:
                 file.write(data)
                 file.flush()
-                os.fsync(file.fileno())
+                if flush:
+                    os.fsync(file.fileno())
         except OSError as error:
             raise OutputFailed(f"{path}: could not be written ({error.strerror}); nothing was left behind") from error
         yield path, temporary, target

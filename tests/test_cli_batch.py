@@ -203,7 +203,7 @@ def test_a_run_gives_up_when_told_to(
 def test_a_limit_leaves_the_rest_for_later(csm: Csm, tiny_checkpoint: Path, tmp_path: Path) -> None:
     path = manifest(tmp_path, *(item(name) for name in "abc"))
     first = run(csm, tiny_checkpoint, path, tmp_path / "{id}.wav", "--limit", 2)
-    assert first.code == 0 and "1 left for later" in first.err and len(first.out.splitlines()) == 2
+    assert first.code == 0 and "the rest left for later" in first.err and len(first.out.splitlines()) == 2
     assert run(csm, tiny_checkpoint, path, tmp_path / "{id}.wav", "--limit", 2).out == f"{tmp_path / 'c.wav'}\n"
 
 

@@ -18,7 +18,7 @@ FLOORS = [
     ["config", "device"],
     ["audio", "subtitles", "script", "checkpoint", "codec", "model"],
     ["batch", "loudness"],
-    ["track", "prompt", "engine", "takes"],
+    ["track", "prompt", "engine", "takes", "report"],
     ["budget", "joint", "verify", "window"],
     ["dialogue", "data"],
     ["synth"],

@@ -50,7 +50,7 @@ def script(desk: Path, text: str, name: str = "script.yaml") -> Conversation:
 
 def manifest(desk: Path, *lines: object) -> list[Conversation]:
     (desk / "m.jsonl").write_text("\n".join(json.dumps(line) for line in lines))
-    return read_manifest("m.jsonl")
+    return list(read_manifest("m.jsonl"))
 
 
 @pytest.mark.parametrize("case", BAD, ids=lambda path: f"{path.parent.name}/{path.stem}")
@@ -196,7 +196,7 @@ def test_a_header_gives_every_line_its_voices(desk: Path) -> None:
 
 
 def test_standard_input_is_a_dash(desk: Path) -> None:
-    code = "from csm_cli.script import read_manifest as m; print(m('-')[0].turns[0].text)"
+    code = "from csm_cli.script import read_manifest as m; print(next(iter(m('-'))).turns[0].text)"
     run = subprocess.run([sys.executable, "-c", code], input=b'{"text": "Hi."}', capture_output=True, check=True)
     assert run.stdout.strip() == b"Hi."
 

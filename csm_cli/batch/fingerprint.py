@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from csm_cli.checkpoint import Checkpoint
 
 SCHEMA = 2  # one more whenever the same input is to sound different
+FILES_KEPT = 4096  # so that a long batch, each line with its own context, does not grow
 _SAMPLES, _SAMPLE_BYTES = 64, 16384
 
 
@@ -80,6 +81,8 @@ class Marker:
     def _sound(self, recording: Recording) -> str:
         """What a recording's file holds; an unreadable one is told where it is read for its sound."""
         if recording.path not in self._files:
+            if len(self._files) >= FILES_KEPT:
+                del self._files[next(iter(self._files))]
             try:
                 with recording.path.open("rb") as file:
                     self._files[recording.path] = hashlib.file_digest(file, "sha256").hexdigest()

@@ -14,6 +14,7 @@ import typer
 from csm_cli.cli.files import Files, stem_files, subtitle_files, turn_files
 from csm_cli.cli.options import Output, Speech, Telling
 from csm_cli.cli.plan import print_plan
+from csm_cli.cli.report import ReportFile, report_path
 from csm_cli.cli.single import Order, check_outputs, speak_one
 from csm_cli.cli.speaking import plan
 from csm_cli.errors import UsageError
@@ -113,6 +114,7 @@ def converse(
     dry_run: Annotated[
         bool, typer.Option("-n", "--dry-run", help="Print what would be spoken, and how long; the model is not loaded.")
     ] = False,
+    report: ReportFile = None,
     *,
     beside: Beside,
     again: Again,
@@ -131,13 +133,14 @@ def converse(
     if not output.output and dry_run:
         print_plan(job)
         return
+    page = report_path(report)
     files = beside.files(talk, output.path)
     wish = again.wish(talk, output.path)
     check_outputs(output, telling, files, _read(script, talk))
     if dry_run:
         print_plan(job)
     else:
-        speak_one(Order(job, files, not output.no_clobber, wish))
+        speak_one(Order(job, files, not output.no_clobber, wish, page))
 
 
 def _read(script: str, talk: Conversation) -> Iterator[Path]:

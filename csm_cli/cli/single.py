@@ -12,6 +12,7 @@ from csm_cli.cli.console import emit_bytes, emit_json, emit_path, note, refuse_t
 from csm_cli.cli.files import Files
 from csm_cli.cli.options import Output, Telling
 from csm_cli.cli.progress import Meter, drawn
+from csm_cli.cli.report import dialogue_report
 from csm_cli.cli.speaking import Job, Spoken, find_checkpoint, open_synthesizer, speak
 from csm_cli.cli.summary import cut, record, runs, tags, told, total, window
 from csm_cli.errors import CsmError, UsageError
@@ -36,12 +37,16 @@ def check_outputs(output: Output, telling: Telling, files: Files, read: Iterable
 
 @dataclass(frozen=True)
 class Order:
-    """What to speak, and where to. wish: which turns are spoken again where others are kept; None keeps none."""
+    """What to speak, and where to.
+
+    wish: which turns are spoken again where others are kept; None keeps none. report: a page to look at.
+    """
 
     job: Job
     files: Files
     clobber: bool = True
     wish: Wish | None = None
+    report: Path | None = None
 
 
 def speak_one(order: Order) -> None:
@@ -62,6 +67,8 @@ def speak_one(order: Order) -> None:
     for index, kept in replay.kept.items() if replay else ():
         result["turns"][index]["takes"] = list(kept.takes)
     _write(spoken, order, synth, result)
+    if order.report:
+        dialogue_report(order.report, result, spoken.track.audio, spoken.conversation.title or spoken.conversation.id)
     if replay:
         replay.settle()
     _tell(result, files, job.telling)

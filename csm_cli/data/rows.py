@@ -13,7 +13,7 @@ from typing import Any
 
 from csm_cli.data.clips import Clip, Drop, Speakers, Talk
 from csm_cli.errors import InputError
-from csm_cli.script.source import control_trouble
+from csm_cli.script.source import text_trouble
 from csm_cli.types import Recording
 
 # What a column may be called, the first that is there counts.
@@ -169,7 +169,7 @@ def _text(value: Any) -> str:
         raise _Broken(f"its words are {value!r:.40}; expected text")
     if any("\ud800" <= char <= "\udfff" for char in value):
         raise _Broken("is not UTF-8; save the file as UTF-8")
-    if trouble := control_trouble(value):
+    if trouble := text_trouble(value):
         raise _Broken(trouble)
     return value.strip()
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from csm_cli.data.clips import Clip, Drop, Talk
 from csm_cli.errors import ScriptInvalid
-from csm_cli.script import read_lines, read_script
+from csm_cli.script import Manifest, read_script
 from csm_cli.types import Conversation, Turn
 
 
@@ -25,7 +25,7 @@ def read_dialogues(path: Path) -> Iterator[Talk | Drop]:
     Raises:
         ScriptInvalid: the file cannot be read.
     """
-    for number, item in read_lines(path):
+    for number, item in Manifest(path).lines():
         place = f"{path}:{number}"
         yield _broken(place, item) if isinstance(item, ScriptInvalid) else _talk(item, place)
 

@@ -28,6 +28,16 @@ class Setting:
     lexicon: Mapping[str, str] = field(default_factory=dict)
 
 
+HEADLESS = Setting(Cast(known=False))  # the first line, perhaps a header, could not be parsed
+_HEAD = {"csm", "title", "speakers", "defaults"}
+_BODY = {"turns", "messages", "text", "input"}
+
+
+def is_header(data: object) -> bool:
+    """Whether the first line of a JSONL file is what all others have in common, not one of them."""
+    return isinstance(data, dict) and bool(_HEAD & data.keys()) and not _BODY & data.keys()
+
+
 def resolve_script(source: Source, name: str, base: Setting) -> Conversation | None:
     """The script in `source.data`; None where its outline is beyond reading. Complaints are noted in `source`."""
     outline = read(schema.ScriptOutline, source, source.data, ())
