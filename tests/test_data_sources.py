@@ -88,14 +88,19 @@ def test_a_broken_line_of_dialogues_costs_only_itself(tmp_path: Path) -> None:
     path = write(tmp_path / "talks.jsonl", DIALOGUE + DIALOGUE.replace("a.wav", "none.wav") + "{\n" + DIALOGUE)
     one, missing, syntax, two = found(path)
     assert isinstance(one, Talk) and isinstance(two, Talk) and two.id == "talks/0004"
-    assert isinstance(missing, Drop) and missing.place == f"{path}:2" and "none.wav" in missing.detail
-    assert isinstance(syntax, Drop) and syntax.place == f"{path}:3"
+    assert isinstance(missing, Drop) and missing.place.startswith(f"{path}:2:") and "none.wav" in missing.detail
+    assert isinstance(syntax, Drop) and syntax.place.startswith(f"{path}:3:")
 
 
 def test_a_broken_script_is_told_of_once(tmp_path: Path) -> None:
     path = write(tmp_path / "talk.yaml", "turns: [{speaker: 0, txt: Hi}, {speaker: 0, txt: Ho}]")
     (drop,) = found(path)
-    assert isinstance(drop, Drop) and "turns[0]" in drop.detail and "more, which csm check tells" in drop.detail
+    assert (
+        isinstance(drop, Drop)
+        and drop.place.startswith(f"{path}:1:")
+        and "turns[0]" in drop.detail
+        and "more, which csm check tells" in drop.detail
+    )
 
 
 def test_ids_are_of_one_dataset_each(tmp_path: Path) -> None:
@@ -111,6 +116,14 @@ def test_no_dataset(tmp_path: Path) -> None:
         found(tmp_path)
     with pytest.raises(InputError, match="No such file"):
         found(tmp_path / "none.json")
+
+
+def test_parquet_is_refused_with_a_way_out(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "train.parquet").touch()
+    for source in (tmp_path, tmp_path / "data" / "train.parquet"):
+        with pytest.raises(InputError, match=r"is Parquet, which is not read; .* metadata\.jsonl"):
+            found(source)
 
 
 def test_pieces_are_of_a_like_number_of_clips() -> None:

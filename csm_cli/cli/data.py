@@ -139,7 +139,7 @@ def prepare(
 
     work = Preparation(folder, recipe, jobs)
     count = _Count(choice, telling)
-    with count.shown():
+    with count.shown("; what is finished stays, the same command goes on"):
         for step in work.run(found, speakers):
             count.add(step.found, step.done_before)
     count.tally.save(folder)
@@ -147,7 +147,10 @@ def prepare(
         count.tally.save_plot(folder / "lengths.png")
     elif not telling.quiet:
         note('no lengths.png: matplotlib is missing; pip install "csm-cli[train]"')
-    count.tell({"output": str(folder), "speaker_names": speakers.names, **_sizes(folder), **count.speed()})
+    sizes = _sizes(folder)
+    if encoding.held_out and not sizes["held_out"]:
+        warn(f"none of {sizes['examples']} examples is held out for evaluation; a larger --held-out would")
+    count.tell({"output": str(folder), "speaker_names": speakers.names, **sizes, **count.speed()})
     if not telling.json:
         emit_path(folder)
 
@@ -203,8 +206,8 @@ class _Count:
         self._began = time.perf_counter()
 
     @contextmanager
-    def shown(self) -> Iterator[None]:
-        """Draws the count where somebody looks at a terminal; tells where it stood where the work is broken off."""
+    def shown(self, hint: str = "") -> Iterator[None]:
+        """Draws the count where somebody looks at a terminal; where the work is broken off, tells where it stood."""
         from rich.console import Console
 
         console = Console(stderr=True, soft_wrap=True)
@@ -216,7 +219,7 @@ class _Count:
                 yield
         except BaseException:
             if not self._telling.quiet and self.tally.clips:
-                note(f"broken off; {self}")
+                note(f"broken off; {self}{hint}")
             raise
 
     def add(self, found: Findings, done_before: bool = False) -> None:

@@ -16,7 +16,7 @@ from filelock import FileLock, Timeout
 from csm_cli.data.clips import Clip, Findings, Piece, Speakers, Talk
 from csm_cli.data.encode import Encoder, Recipe
 from csm_cli.data.spread import spread
-from csm_cli.data.store import Coding, StoreWriter
+from csm_cli.data.store import StoreWriter
 from csm_cli.errors import InputError, OutputRefused, UsageError
 
 SCHEMA = 1  # one more whenever the same clips are to make other shards
@@ -59,10 +59,6 @@ class Preparation:
             "window": encoder.window,
             "held_out_share": recipe.held_out,
         }
-
-    @property
-    def coding(self) -> Coding:
-        return self._writer.coding
 
     def run(self, pieces: Iterable[Piece], speakers: Speakers) -> Iterator[Step]:
         """Each piece when it is on the disk; the store is finished after the last.

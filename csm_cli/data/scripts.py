@@ -33,7 +33,12 @@ def read_dialogues(path: Path) -> Iterator[Talk | Drop]:
 def _broken(place: str, invalid: ScriptInvalid) -> Drop:
     first, more = invalid.complaints[0], len(invalid.complaints) - 1
     told = f"{first.path}: {first.message}" if first.path else first.message
-    return Drop("", place, "broken row", told + (f"; and {more} more, which csm check tells" if more else ""))
+    return Drop(
+        "",
+        first.place if first.line else place,
+        "broken row",
+        told + (f"; and {more} more, which csm check tells" if more else ""),
+    )
 
 
 def _talk(conversation: Conversation, place: str) -> Talk:

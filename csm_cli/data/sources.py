@@ -21,6 +21,7 @@ _TABLES = (".csv", ".tsv")
 _YAML = (".yaml", ".yml")
 _NEMO = ("audio_filepath", "file_name")
 _DIALOGUE = ("turns", "messages")
+_PARQUET = "is Parquet, which is not read; write the clips to files, and a metadata.jsonl beside them"
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,8 @@ def _parts(source: Path, form: str) -> list[Part]:
     if not source.is_dir():
         return [Part("", source, _form(source, form))]
     files = sorted(path for name in _METADATA for path in source.rglob(name))
+    if not files and any(source.rglob("*.parquet")):
+        raise InputError(f"{source}: {_PARQUET}")
     if not files:
         hint = f"expected {' or '.join(_METADATA)} in it; or name a manifest or scripts"
         raise InputError(f"{source}: holds no dataset; {hint}")
@@ -118,6 +121,8 @@ def _form(path: Path, form: str) -> str:
         return "rows"
     if form == "ljspeech":
         return form
+    if path.suffix.lower() == ".parquet":
+        raise InputError(f"{path}: {_PARQUET}")
     if path.suffix.lower() in _YAML:
         return "dialogue"
     objects = _first_lines(path)
