@@ -64,7 +64,7 @@ def master(samples: Samples, rate: int, target: float) -> Samples:
         even = np.float32(10 ** (level / 20))
         gain = even * _limiter(samples * even, rate)
         reached = loudness(samples * gain, rate)
-        if abs(target - reached) < WITHIN / 10:
+        if abs(target - reached) < WITHIN / 25:
             break
         level += target - reached
     if abs(target - reached) > WITHIN:

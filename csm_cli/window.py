@@ -59,13 +59,17 @@ class Memory:
         """All that was heard, then the text to be spoken: [S, K + 1]."""
         return torch.cat((*(each.rows for each in (*self._context, *self._past)), text_rows))
 
-    def make_room(self, positions: int) -> list[int]:
-        """Forgets turns until so many positions are free, or none is left; returns their numbers."""
+    def make_room(self, positions: int, turn: int) -> list[int]:
+        """Forgets past turns until so many positions are free, or none is left; returns their numbers.
+
+        turn: the one in hand, whose own parts leave last, one by one.
+        """
         forgotten = []
         while self._past and self._free < positions:
             oldest = self._past[0].turn
-            self._past = [each for each in self._past if each.turn != oldest]
             forgotten.append(oldest)
+            kept = self._past[1:]
+            self._past = kept if oldest == turn else [each for each in kept if each.turn != oldest]
         return forgotten
 
     def rate(self, speaker: int) -> float | None:

@@ -181,13 +181,25 @@ def test_whatever_changes_the_sound_changes_the_fingerprint(
 
 def test_flags_and_the_files_name_count_too(checkpoint: Checkpoint) -> None:
     item = Item(TALK, Path("a.wav"))
+    cares = [Care(True, takes=3), Care(True, split=80)]
+    voices = [Voice(checkpoint, Options(), care) for care in cares]
+    voices.append(Voice(checkpoint, Options(), verified=True))
     marks = [
         mark(checkpoint, item),
         mark(checkpoint, item, Options(temperature=0.5)),
         mark(checkpoint, item, trim=True),
         mark(checkpoint, replace(item, file="a.flac")),
+        *(Marker(voice).mark(item) for voice in voices),
     ]
-    assert len({each.fingerprint for each in marks}) == 4
+    assert len({each.fingerprint for each in marks}) == 4 + len(voices)
+
+
+def test_of_a_lexicon_what_its_words_say_counts(checkpoint: Checkpoint) -> None:
+    plain, other, respelled = (
+        mark(checkpoint, Item(replace(TALK, lexicon=lexicon), Path("a.wav"))).fingerprint
+        for lexicon in ({}, {"Ho": "Hoh"}, {"Hi": "High"})
+    )
+    assert plain == other != respelled
 
 
 def test_a_seed_is_given_where_none_is(checkpoint: Checkpoint) -> None:

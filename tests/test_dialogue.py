@@ -174,6 +174,21 @@ def test_the_parts_of_a_turn_leave_the_window_together() -> None:
     assert dialogue.hand and dialogue.hand.forgotten == [1]
 
 
+def test_a_turn_too_long_for_the_window_forgets_its_own_first_parts_last() -> None:
+    dialogue = split_up("Before.", LONG)
+    lengths = []
+    while dialogue.hand:
+        hand = dialogue.hand
+        lengths.append(len(dialogue.request(rows(20)).rows))
+        spoken(dialogue, rows(90))
+    assert lengths == [20, 110, 110, 110]
+    assert hand.forgotten == [1]
+    assert hand.warnings == [
+        "the window of 200 positions is full: turn 1 is forgotten",
+        "the window of 200 positions is full: this turn's own beginning is forgotten",
+    ]
+
+
 def test_words_are_respelled_for_speech_only() -> None:
     dialogue = split_up("Ask Nguyen.", lexicon={"nguyen": "win"})
     assert dialogue.words == dialogue.brief().text == "Ask win."

@@ -90,8 +90,8 @@ def cut(spoken: Spoken) -> list[str]:
 
 def told(utterance: Utterance) -> str:
     """One turn, as it came out."""
-    parts = f" in {len(utterance.pieces)} parts" if len(utterance.pieces) > 1 else ""
-    how = f"{utterance.audio.duration:.2f} s{parts}, {_STOPS['kept' if utterance.kept else utterance.stop]}"
+    how = f"{utterance.audio.duration:.2f} s, {_STOPS['kept' if utterance.kept else utterance.stop]}"
+    how += f" in {len(utterance.pieces)} parts" if len(utterance.pieces) > 1 else ""
     if utterance.kept:
         how += f", seed {utterance.seed}"
     elif utterance.stop != "recorded":

@@ -48,6 +48,7 @@ ALIASES = {
     "audio": ("audio_filepath", "file_name"),
 }
 TAG = "\0"  # begins the names of union members, which no field of a script can begin with
+KEY = "[key]"  # pydantic's last step to a key that is wrong itself
 OPTIONS = frozenset(field.name for field in fields(types.Options))
 
 
