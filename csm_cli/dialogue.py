@@ -40,7 +40,7 @@ class Hand:
     """The turn in hand. parts: what is spoken of it at once, each with its own takes; said: those that are done.
 
     takes: of the part in hand; tried: of the parts before it. started: when the first take was. positions: the most
-    the window held. forgotten: turns that left it; cut: so did this one's first parts.
+    the window held. forgotten: turns that left it; a turn's own number, where it is too long for it.
     """
 
     turn: Turn
@@ -52,7 +52,6 @@ class Hand:
     started: float = 0.0
     positions: int = 0
     forgotten: list[int] = field(default_factory=list)
-    cut: bool = False
     warnings: list[str] = field(default_factory=list)
 
     @property
@@ -139,7 +138,8 @@ class Dialogue:
         """
         hand, window = self._in_hand, self._memory.window
         limit, least = self._frames(hand)
-        self._forget(self._memory.make_room(len(text_rows) + least, self._index + 1))
+        gone = self._memory.make_room(len(text_rows) + least, self._index + 1)
+        hand.forgotten += [turn for turn in gone if turn not in hand.forgotten]
         rows = self._memory.prompt(text_rows)
         if (excess := len(rows) + least - window.positions) > 0:
             raise PromptTooLong(self._too_long(excess))
@@ -174,19 +174,6 @@ class Dialogue:
             hand.warnings.append(
                 f"speaker {speaker} is not among those heard before ({known}) and gets a voice of the model's choice"
             )
-
-    def _forget(self, turns: Sequence[int]) -> None:
-        """Tells which turns left the window; of this one's own beginning once."""
-        hand = self._in_hand
-        past, own = [turn for turn in turns if turn <= self._index], self._index + 1 in turns
-        full = f"the window of {self._memory.window.positions} positions is full"
-        if past:
-            which = f"turns {past[0]} to {past[-1]} are" if past[1:] else f"turn {past[0]} is"
-            hand.warnings.append(f"{full}: {which} forgotten")
-            hand.forgotten += past
-        if own and not hand.cut:
-            hand.warnings.append(f"{full}: this turn's own beginning is forgotten")
-            hand.cut = True
 
     def _frames(self, hand: Hand) -> tuple[int, int]:
         """The most frames a take may have, and how many must fit the window."""

@@ -39,8 +39,8 @@ class Utterance:
     brought the audio). fault: what is wrong with it, "" for nothing. takes: all there were, this is the best of them.
     seconds: time from the first prefill to the last sample. seed: with which it comes out like this again.
     pieces: the parts in which it was spoken; codes are theirs joined, stop is the worst of theirs. positions: the most
-    the window held on the way. forgotten: the turns that left it for this one, by their numbers. kept: by an earlier
-    run, which ended it as `stop` says.
+    the window held on the way. forgotten: numbers of the turns that left it for this one; its own, if its first parts
+    did. kept: by an earlier run, which ended it as `stop` says.
     """
 
     conversation: Conversation
@@ -151,7 +151,7 @@ class _Session:
 
     def __init__(self, synth: Synthesizer, flags: Options, care: Care, recognizer: Recognizer | None) -> None:
         self._synth, self._flags, self._care, self._recognizer = synth, flags, care, recognizer
-        self._window = Window(synth.engine.positions, synth.codec.frame_rate)
+        self._window = Window(synth.engine.positions, synth.codec.frame_rate, synth.checkpoint.memory)
         self._active: dict[Request, tuple[Dialogue, Tape]] = {}
         self._ready: deque[Dialogue] = deque()
         self._events: deque[Event] = deque()

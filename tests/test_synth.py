@@ -315,4 +315,3 @@ def test_how_full_the_window_was_is_told(synth: Synthesizer) -> None:
     assert second.positions == 2 * prompt + 1 + 2 * 5
     assert third.positions == 2 * prompt + 1 + 2 * 5
     assert [u.forgotten for u in (first, second, third)] == [(), (), (1,)]
-    assert third.warnings == ("the window of 512 positions is full: turn 1 is forgotten",)

@@ -43,6 +43,15 @@ def test_context_never_leaves() -> None:
     assert held(memory) == [0] * 60
 
 
+def test_past_turns_leave_where_it_would_no_longer_be_easy() -> None:
+    memory = Memory(Window(positions=100, frame_rate=12.5, easy=50))
+    memory.pin(heard(0, 30))
+    memory.add(heard(1, 10))
+    assert memory.make_room(10, turn=2) == []
+    assert memory.make_room(60, turn=2) == [1]
+    assert held(memory) == [0] * 30
+
+
 def test_parts_of_the_turn_in_hand_leave_one_by_one() -> None:
     memory = Memory(WINDOW)
     for turn in (1, 2, 2, 2):

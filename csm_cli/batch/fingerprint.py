@@ -93,7 +93,7 @@ class Marker:
 
 def checkpoint_mark(checkpoint: Checkpoint) -> str:
     """What a checkpoint is, wherever it lies: its configs, and pieces from all over its weights and tokenizer."""
-    digest = hashlib.sha256(repr(checkpoint.config).encode())
+    digest = hashlib.sha256(repr((checkpoint.config, checkpoint.memory)).encode())
     digest.update(json.dumps(checkpoint.codec_config, sort_keys=True, default=str).encode())
     files = {*checkpoint.weights.files, *checkpoint.codec_weights.files, checkpoint.tokenizer_file}
     for name in sorted(files, key=lambda path: path.name):

@@ -29,7 +29,11 @@ _STOPS = {
 
 
 def record(spoken: Spoken, output: str, synth: Synthesizer) -> dict[str, Any]:
-    """A conversation's JSON object. `stop`: the least welcome of the turns'; `rtf`: compute time per time of audio."""
+    """A conversation's JSON object.
+
+    `stop`: the least welcome of the turns'; `rtf`: compute time per time of audio; `forgotten`: turns that left the
+    model's window, by their numbers.
+    """
     made = [each for each in _made(spoken.utterances) if not each.kept]
     seconds = sum(each.audio.duration for each in made)
     checkpoint = synth.checkpoint
@@ -97,6 +101,9 @@ def told(utterance: Utterance) -> str:
     elif utterance.stop != "recorded":
         tries = f", {len(utterance.takes)} takes" if len(utterance.takes) > max(1, len(utterance.pieces)) else ""
         how += f"{tries}, seed {utterance.seed}, RTF {utterance.seconds / utterance.audio.duration:.2f}"
+    if gone := utterance.forgotten:
+        which = f"turns {gone[0]} to {gone[-1]}" if gone[1:] else f"turn {gone[0]}"
+        how += f", {which} forgotten"
     return f"{utterance.turn.name or utterance.turn.speaker}: {' '.join(utterance.turn.text.split())}  [{how}]"
 
 
@@ -110,16 +117,25 @@ def total(meter: Meter, synth: Synthesizer) -> str:
 
 
 def _window(utterances: Sequence[Utterance], synth: Synthesizer) -> dict[str, int]:
-    """The most positions of the model's window that were in use, of how many, and how many turns left it."""
-    forgotten = sum(len(each.forgotten) for each in utterances)
-    peak = max(each.positions for each in utterances)
-    return {"peak": peak, "positions": synth.engine.positions, "forgotten": forgotten}
+    """The most positions of the model's window in use, of how many, and how many turns left it.
+
+    easy: beyond so many positions turns leave it.
+    """
+    positions = synth.engine.positions
+    return {
+        "peak": max(each.positions for each in utterances),
+        "positions": positions,
+        "easy": synth.checkpoint.memory or positions,
+        "forgotten": len({turn for each in utterances for turn in each.forgotten}),
+    }
 
 
 def window(spoken: Spoken, synth: Synthesizer) -> str:
     """How full the model's window was."""
     use = _window(spoken.utterances, synth)
-    forgotten = f", {use['forgotten']} turn{'s' if use['forgotten'] > 1 else ''} forgotten" if use["forgotten"] else ""
+    count, easy = use["forgotten"], synth.checkpoint.memory
+    beyond = f" beyond {easy}, where this voice speaks well" if easy else ""
+    forgotten = f", {count} turn{'s' if count > 1 else ''} forgotten{beyond}" if count else ""
     return f"window: peak {use['peak']} of {use['positions']} positions{forgotten}"
 
 
@@ -148,6 +164,7 @@ def _turn(spoken: Spoken, index: int) -> dict[str, Any]:
         "stop": utterance.stop,
         "seed": utterance.seed if made else None,
         "kept": utterance.kept,
+        "forgotten": list(utterance.forgotten),
         "parts": [_part(piece, span) for piece in utterance.pieces],
         "takes": [told_take(take, utterance.audio.rate) for take in utterance.takes],
     }
