@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -333,3 +334,19 @@ def test_subtitles_do_not_replace_the_script(csm: Csm, tmp_path: Path) -> None:
     (tmp_path / "talk.json").write_text('{"turns": [{"speaker": 0, "text": "Hi."}]}')
     result = csm("converse", tmp_path / "talk.json", "-o", tmp_path / "talk.wav", "--subs", "json")
     assert result.code == 2 and "talk.json is read by this run" in result.err
+
+
+def test_a_report_has_a_row_for_each_turn(csm: Csm, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    path = tmp_path / "s.yaml"
+    path.write_text('title: "A </script> b"\nturns:\n  - 0: Hello.\n  - 1: Hi there.\n')
+    flags = ("--model", tiny_checkpoint, "--max-duration", "0.4", "--report", tmp_path / "r.html")
+    assert csm("converse", path, "-o", tmp_path / "s.wav", *flags).code == 0
+    page, rows = re.findall(
+        r'<script id="(?:page|data)"[^>]*>(.*?)</script>', (tmp_path / "r.html").read_text("utf-8"), re.DOTALL
+    )
+    assert json.loads(page)["title"] == "A </script> b" and json.loads(page)["track"]["duration"] == 0.8
+    assert [(row["speaker"], row["text"], row["from"], row["to"]) for row in json.loads(rows)] == [
+        ("0", "Hello.", 0.0, 0.4),
+        ("1", "Hi there.", 0.4, 0.8),
+    ]
+    assert csm("converse", path, "-o", tmp_path / "s.wav", "--report", tmp_path).code == 2

@@ -32,7 +32,8 @@ def results() -> list[dict[str, Any]]:
         {"id": "a-2", "status": "ok", "stop": "eos", "seed": 7, "duration_s": 0.5, "warnings": [], "turns": [turn]},
         {"id": "a-10", "status": "ok", "stop": "cap", "seed": 5, "duration_s": 0.25, "warnings": ["was cut"]}
         | {"turns": [turn | {"speaker": "ben", "text": NASTY, "takes": [{}, {}]}]},
-        {"id": "a-1", "status": "failed", "error": "came out empty", "text": "Never said."},
+        {"id": "a-1", "status": "failed", "error": "came out empty"}
+        | {"turns": [{"speaker": "ana", "text": "Never said."}]},
     ]
 
 

@@ -99,8 +99,8 @@ class Run:
             emit_path(item.path)
 
     def _fail(self, item: Item, error: CsmError) -> None:
-        text = "\n".join(turn.text for turn in item.conversation.turns)
-        result = {"id": item.id, "status": "failed", "output": None, "error": str(error), "text": text}
+        turns = [{"speaker": turn.name or str(turn.speaker), "text": turn.text} for turn in item.conversation.turns]
+        result = {"id": item.id, "status": "failed", "output": None, "error": str(error), "turns": turns}
         self._ledger.append(result | {"fingerprint": item.fingerprint})
         self._failed += 1
         warn(f"{item.id}: {error}")

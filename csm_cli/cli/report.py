@@ -33,12 +33,12 @@ def report_path(name: str | None) -> Path | None:
     """
     if name is None:
         return None
-    path = Path(name).expanduser()
-    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    from csm_cli.audio import check_place, home
+
+    path = home(name)
     if path.suffix.lower() not in (".html", ".htm"):
         raise OutputRefused(f"--report {name}: is a page of HTML; name it as in report.html")
-    if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
-        raise OutputRefused(f"--report {name}: cannot be written there; choose another folder")
+    check_place(path)
     return path
 
 
