@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 # What waits for the device, has a shape that depends on numbers, or brings numbers from the host.
-FORBIDDEN = ("_local_scalar_dense", "is_nonzero", "nonzero", "masked_select", "unique", "lift_fresh")
+FORBIDDEN = ("item", "_local_scalar_dense", "is_nonzero", "nonzero", "masked_select", "unique", "lift_fresh")
 
 
 class Tape(TorchDispatchMode):

@@ -94,8 +94,8 @@ def test_a_burst_may_end_at_the_last_position(model: CsmModel) -> None:
 def test_a_wait_inside_a_frame_is_refused(model: CsmModel, monkeypatch: pytest.MonkeyPatch) -> None:
     engine, _ = graphed(model, 1)
     embed = model.embed_frames
-    monkeypatch.setattr(model, "embed_frames", lambda codes: embed(codes * int(codes.max() >= 0)))
-    with pytest.raises(AssertionError, match="_local_scalar_dense"):
+    monkeypatch.setattr(model, "embed_frames", lambda codes: embed(codes * int(codes.sum() >= 0)))
+    with pytest.raises(AssertionError, match="item"):
         spoken(engine, [request(1, 5)])
 
 
@@ -103,6 +103,7 @@ def test_extents_follow_the_context(model: CsmModel) -> None:
     engine = Engine(model)
     capacity = engine.state.capacity
     assert [engine.runner.extent(n) for n in (1, 128, 129, 512, 513)] == [128, 128, 256, 512, capacity]
-    few = Runner(model, engine.state, compile=True)
+    few = Runner(model, engine.state, compile=False)
+    few._few = True  # as where each costs a capture or a compilation
     assert [few.extent(n) for n in (1, 256, 257, 513)] == [256, 256, 512, capacity]
     assert capacity % state_module.EXTENT_STEP == 0 and capacity > model.config.backbone.positions

@@ -13,18 +13,23 @@ from csm_cli.config import StackConfig
 
 
 class KvCache:
-    """Keys, then values, of every layer of one stack, [L, B, 2 Hkv, C, D]; zeroed: masked values are still read."""
+    """Keys, then values, of one stack: for each layer [B, 2 Hkv, C, D]; zeroed: masked values are still read.
+
+    Layers are tensors of their own: of one tensor for all, torch.compile copies the whole at every write.
+    """
 
     def __init__(self, config: StackConfig, rows: int, capacity: int, like: Tensor) -> None:
-        shape = (config.layers, rows, 2 * config.kv_heads, capacity, config.head_dim)
-        self.store = torch.zeros(shape, dtype=like.dtype, device=like.device)
+        shape = (rows, 2 * config.kv_heads, capacity, config.head_dim)
+        self.layers = [torch.zeros(shape, dtype=like.dtype, device=like.device) for _ in range(config.layers)]
 
     def clear_row(self, row: int) -> None:
-        self.store[:, row] = 0
+        for layer in self.layers:
+            layer[row] = 0
 
     def copy_row(self, source: int, target: int, length: int) -> None:
         """Copies the first `length` positions of one row over another."""
-        self.store[:, target, :, :length] = self.store[:, source, :, :length]
+        for layer in self.layers:
+            layer[target, :, :length] = layer[source, :, :length]
 
 
 @dataclass(frozen=True)
@@ -44,15 +49,16 @@ class View:
         """Takes keys and values, [B, 2 Hkv, S, D]."""
         if self.index is None:
             self.new.copy_(states)
+        elif torch.compiler.is_compiling():  # a scatter would be compiled to a copy of the whole cache
+            rows = torch.arange(len(states), device=states.device)
+            self.new[rows, :, self.index[:, 0, 0, 0]] = states[:, :, 0]
         else:
             self.new.scatter_(2, self.index, states)
 
 
-def _views(new: Tensor, visible: Tensor, index: Tensor | None = None) -> list[View]:
-    """Of every layer; taken of all at once, since slicing costs as much as a kernel."""
-    keys, values = visible.chunk(2, 2)
-    layers = zip(new.unbind(), keys.unbind(), values.unbind(), strict=True)
-    return [View(*each, index) for each in layers]
+def _view(new: Tensor, visible: Tensor, index: Tensor | None = None) -> View:
+    keys, values = visible.chunk(2, 1)
+    return View(new, keys, values, index)
 
 
 @dataclass(frozen=True)
@@ -79,8 +85,8 @@ class Span:
         return torch.ones(self.length, self.end, dtype=torch.bool, device=like.device).tril(self.start)
 
     def views(self, cache: KvCache) -> list[View]:
-        rows = cache.store[:, self.first : self.last]
-        return _views(rows[:, :, :, self.start : self.end], rows[:, :, :, : self.end])
+        rows = [layer[self.first : self.last] for layer in cache.layers]
+        return [_view(each[:, :, self.start : self.end], each[:, :, : self.end]) for each in rows]
 
 
 @dataclass(frozen=True)
@@ -104,9 +110,9 @@ class Scatter:
         return torch.where(beyond, -math.inf, 0.0).to(like.dtype)[:, None, None]
 
     def views(self, cache: KvCache) -> list[View]:
-        rows = cache.store[:, : len(self.at)]
-        index = self.at[:, None, None, None].expand(-1, rows.shape[2], 1, rows.shape[4])
-        return _views(rows, rows[:, :, :, : self.extent], index)
+        rows = [layer[: len(self.at)] for layer in cache.layers]
+        index = self.at[:, None, None, None].expand(-1, rows[0].shape[1], 1, rows[0].shape[3])
+        return [_view(each, each[:, :, : self.extent], index) for each in rows]
 
 
 @dataclass(frozen=True)
