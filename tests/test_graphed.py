@@ -14,6 +14,7 @@ from csm_cli.engine import Engine, Request, Sampling
 from csm_cli.engine import state as state_module
 from csm_cli.engine.graphed import Graphed
 from csm_cli.engine.runner import Runner
+from csm_cli.errors import UsageError
 from csm_cli.model import CsmModel
 
 SAMPLED = Sampling(temperature=0.9, top_k=20, depth_temperature=0.8, depth_top_k=10, seed=0, max_frames=12)
@@ -107,3 +108,18 @@ def test_extents_follow_the_context(model: CsmModel) -> None:
     few._few = True  # as where each costs a capture or a compilation
     assert [few.extent(n) for n in (1, 256, 257, 513)] == [256, 256, 512, capacity]
     assert capacity % state_module.EXTENT_STEP == 0 and capacity > model.config.backbone.positions
+
+
+def test_compiling_without_a_compiler_is_refused(model: CsmModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(UsageError, match="--compile needs a C"):
+        Engine(model, compile=True)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_compiled_frames_say_what_frames_say() -> None:
+    small = ours(random_csm(Shape(codebooks=2)))[0]
+    generator = torch.Generator().manual_seed(1)
+    asked = [Request(text_rows(torch.randint(0, 250, (20,), generator=generator), 2), SAMPLED)]
+    (wanted,), (got,) = spoken(Engine(small), asked), spoken(Engine(small, compile=True), asked)
+    assert torch.equal(wanted, got)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +13,7 @@ from torch import Tensor
 from csm_cli.engine.frame import next_frame
 from csm_cli.engine.graphed import CudaCapture, Graphed
 from csm_cli.engine.state import EXTENT_STEP, Shape, State, Views
+from csm_cli.errors import UsageError
 from csm_cli.model import CsmModel
 
 # Frames between two looks at what came out: on CUDA a look costs the time of a few launches, and a row that has ended
@@ -74,7 +77,12 @@ def _compiled(model: CsmModel, state: State) -> Callable[[Shape], None]:
 
     Guards would cost as much as the frame's kernels; the model and the state never change, so only shapes are told
     apart.
+
+    Raises:
+        UsageError: no C++ compiler, which compiling for a CPU needs.
     """
+    if model.device.type == "cpu" and not shutil.which(os.environ.get("CXX", "g++")):
+        raise UsageError("--compile needs a C++ compiler; install g++ or leave --compile out")
 
     def frame(rows: int, extent: int, top_k: int, depth_top_k: int) -> None:
         next_frame(model, state, state.views(model, Shape(rows, extent, top_k, depth_top_k)))

@@ -105,7 +105,8 @@ class Engine:
         uniforms = torch.stack([torch.stack(turn) for turn in drawn])  # [T, B, K]
         frames: list[Frame] = []
         for codes in self.runner.run(self._ready(rows), uniforms):  # [B, K]
-            frames += [self._record(index, row) for index, row in enumerate(codes) if slots[index].request]
+            told = zip(slots, codes, codes.tolist(), strict=True)  # numbers cost less to look at than tensors
+            frames += [self._record(slot, row, numbers) for slot, row, numbers in told if slot.request]
         return frames
 
     @torch.inference_mode()
@@ -163,23 +164,23 @@ class Engine:
             self._shape = None
         return count
 
-    def _drop(self, index: int) -> None:
+    def _drop(self, slot: Slot) -> None:
         """Frees a slot and forgets its cache, whose numbers would spoil what comes after them."""
+        index = self.slots.index(slot)
         self.state.backbone.clear_row(index)
         self.state.hidden[index] = 0
-        self.slots[index].request = None
-        self.slots[index] = Slot(self.model.config.codebooks)
-        self._shape = None
+        slot.request = None
+        self.slots[index], self._shape = Slot(self.model.config.codebooks), None
 
-    def _record(self, index: int, codes: Tensor) -> Frame:
-        slot, eos = self.slots[index], self.model.config.eos
-        request = slot.request
+    def _record(self, slot: Slot, codes: Tensor, numbers: list[int]) -> Frame:
+        """codes: [K]; numbers: the same."""
+        request, eos = slot.request, self.model.config.eos
         assert request is not None
-        if codes[0] == BROKEN:
-            self._drop(index)
+        if numbers[0] == BROKEN:
+            self._drop(slot)
             return Frame(request, codes, "broken")
         slot.frames.append(codes)
-        ended, capped = bool((codes == eos).all()), len(slot.frames) >= request.sampling.max_frames
+        ended, capped = all(number == eos for number in numbers), len(slot.frames) >= request.sampling.max_frames
         if not (ended or capped):
             return Frame(request, codes)
         slot.request, self._shape = None, None
