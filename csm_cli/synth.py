@@ -81,12 +81,14 @@ Event = Tick | Utterance | Failure
 
 
 class Synthesizer:
-    """A checkpoint made ready to speak on one device, `slots` conversations at a time."""
+    """A checkpoint made ready to speak on one device, `slots` conversations at a time; `compile` as for the engine."""
 
-    def __init__(self, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, slots: int = 1) -> None:
+    def __init__(
+        self, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, slots: int = 1, compile: bool = False
+    ) -> None:
         self.checkpoint = checkpoint
         self.prompter = Prompter(checkpoint.tokenizer_file, checkpoint.config)
-        self.engine = Engine(CsmModel(checkpoint.config, checkpoint.weights, device, dtype), slots)
+        self.engine = Engine(CsmModel(checkpoint.config, checkpoint.weights, device, dtype), slots, compile)
         self.device = device
         self._heard: dict[Recording, Tensor] = {}
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 Text = str | None
 
 
-def _model(flag: str, metavar: str, text: str) -> Any:
+def _model(flag: str, metavar: Text, text: str) -> Any:
     variable = "CSM_" + flag.removeprefix("--").upper()
     return typer.Option(flag, metavar=metavar, envvar=variable, help=text, rich_help_panel="Model")
 
@@ -48,6 +48,9 @@ class Speech:
     quantize: Annotated[str, _model("--quantize", "none|int8", "int8: layers in 8 bits, on a CPU; for csm-1b.")] = (
         "none"
     )
+    compile: Annotated[
+        bool, _model("--compile", None, "Frames through torch.compile: faster, after minutes at first.")
+    ] = False
     temperature: Annotated[Text, _generation("--temperature", "X", "How freely codes are drawn; 0 is greedy.")] = None
     top_k: Annotated[Text, _generation("--top-k", "N", "Draw from the N likeliest codes; 0 keeps all.")] = None
     depth_temperature: Annotated[

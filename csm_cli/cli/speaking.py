@@ -87,7 +87,7 @@ def open_synthesizer(job: Job, checkpoint: Checkpoint | None = None) -> Synthesi
     found = checkpoint or find_checkpoint(job)
     from csm_cli.synth import Synthesizer
 
-    synth = Synthesizer(found, *place(job.speech), job.slots)
+    synth = Synthesizer(found, *place(job.speech), job.slots, job.speech.compile)
     if rounded:
         from csm_cli.model.int8 import quantize
 
