@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from conftest import Result
 from numpy.typing import NDArray
 
 from csm_cli.state import State
+from csm_cli.takes import Take, Tape
 
 Csm = Callable[..., Result]
 SCRIPT = """
@@ -293,7 +295,8 @@ def test_an_interrupted_run_goes_on_where_it_was(edited: Csm, monkeypatch: pytes
         return add(self, *given)
 
     monkeypatch.setattr(State, "add", interrupted)
-    assert edited("One Two Three").code == 130
+    cut = edited("One Two Three")
+    assert cut.code == 130 and "2 turns are kept" in cut.err
     assert kept(edited("One Two Three")) == [True, True, False]
 
 
@@ -333,3 +336,17 @@ def test_subtitles_do_not_replace_the_script(csm: Csm, tmp_path: Path) -> None:
     (tmp_path / "talk.json").write_text('{"turns": [{"speaker": 0, "text": "Hi."}]}')
     result = csm("converse", tmp_path / "talk.json", "-o", tmp_path / "talk.wav", "--subs", "json")
     assert result.code == 2 and "talk.json is read by this run" in result.err
+
+
+def test_a_turn_that_fails_leaves_the_others_kept(edited: Csm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    end, count = Tape.end, iter(range(9))
+
+    def faulty(self: Tape, stop: str) -> Take:
+        take = end(self, stop)
+        return replace(take, fault="came out wrong") if next(count) == 1 else take
+
+    monkeypatch.setattr(Tape, "end", faulty)
+    failed = edited("One Two Three", "--retries", "0", "--seed", "5")
+    assert failed.code == 1 and "1 turn is kept" in failed.err and "--redo 2" in failed.err
+    assert not (tmp_path / "o.wav").exists()
+    assert kept(edited("One Two Three", "--redo", "2")) == [True, False, False]
