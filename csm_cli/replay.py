@@ -128,6 +128,11 @@ class Replay:
         self._now.append(entry)
         return replace(utterance, conversation=self.talk, turn=turn)
 
+    @property
+    def done(self) -> int:
+        """How many turns have come out."""
+        return len(self._now)
+
     def settle(self) -> None:
         """The track is written: turns that are not in it are forgotten."""
         self._state.only([entry for entry in self._now if entry.name])

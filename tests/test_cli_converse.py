@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from conftest import Result
 from numpy.typing import NDArray
 
 from csm_cli.state import State
+from csm_cli.takes import Take, Tape
 
 Csm = Callable[..., Result]
 SCRIPT = """
@@ -294,7 +296,8 @@ def test_an_interrupted_run_goes_on_where_it_was(edited: Csm, monkeypatch: pytes
         return add(self, *given)
 
     monkeypatch.setattr(State, "add", interrupted)
-    assert edited("One Two Three").code == 130
+    cut = edited("One Two Three")
+    assert cut.code == 130 and "2 turns are kept" in cut.err
     assert kept(edited("One Two Three")) == [True, True, False]
 
 
@@ -350,3 +353,17 @@ def test_a_report_has_a_row_for_each_turn(csm: Csm, tiny_checkpoint: Path, tmp_p
         ("1", "Hi there.", 0.4, 0.8),
     ]
     assert csm("converse", path, "-o", tmp_path / "s.wav", "--report", tmp_path).code == 2
+
+
+def test_a_turn_that_fails_leaves_the_others_kept(edited: Csm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    end, count = Tape.end, iter(range(9))
+
+    def faulty(self: Tape, stop: str) -> Take:
+        take = end(self, stop)
+        return replace(take, fault="came out wrong") if next(count) == 1 else take
+
+    monkeypatch.setattr(Tape, "end", faulty)
+    failed = edited("One Two Three", "--retries", "0", "--seed", "5")
+    assert failed.code == 1 and "1 turn is kept" in failed.err and "--redo 2" in failed.err
+    assert not (tmp_path / "o.wav").exists()
+    assert kept(edited("One Two Three", "--redo", "2")) == [True, False, False]

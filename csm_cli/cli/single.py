@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -61,7 +62,7 @@ def speak_one(order: Order) -> None:
             note(hint)
     synth = open_synthesizer(job, checkpoint)
     meter = Meter(job.conversations, synth.codec.frame_rate)
-    with drawn(meter, quiet):
+    with drawn(meter, quiet), _kept_at_least(replay, quiet):
         spoken = _take(synth, job, meter, replay)
     result = _result(spoken, order, synth)
     for index, kept in replay.kept.items() if replay else ():
@@ -101,6 +102,20 @@ def _hint(replay: Replay) -> str:
     numbers = runs([index + 1 for index in replay.stale])
     what = f"turns {numbers} are" if len(replay.stale) > 1 else f"turn {numbers} is"
     return f"{what} kept, though what is said before has changed; --cascade speaks all that follows a change again"
+
+
+@contextmanager
+def _kept_at_least(replay: Replay | None, quiet: bool) -> Iterator[None]:
+    """Tells what is kept where a run ends before its last turn."""
+    try:
+        yield
+    except (CsmError, KeyboardInterrupt) as end:
+        if replay and (done := replay.done) and not quiet:
+            again = (
+                f"--redo {done + 1} gives the next one new seeds" if isinstance(end, CsmError) else "it goes on there"
+            )
+            note(f"{done} turn{'s are' if done > 1 else ' is'} kept for when the same command runs again; {again}")
+        raise
 
 
 def _take(synth: Synthesizer, job: Job, meter: Meter, replay: Replay | None) -> Spoken:
