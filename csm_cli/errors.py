@@ -3,6 +3,7 @@
 CsmError                      1  generation failed
 ├── GenerationFailed          1  a take is empty or unusable
 ├── OutputFailed              1  a file could not be written to the end
+├── TrainingFailed            1  a loss that is not finite, or a missing library
 ├── UsageError                2  flags that contradict each other or hold an impossible value
 │   └── OutputRefused         2  the output is a directory, exists, or cannot be created
 ├── InputError                3  a text, script or audio file is missing, unreadable or invalid
@@ -41,6 +42,10 @@ class GenerationFailed(CsmError):
 
 
 class OutputFailed(CsmError):
+    pass
+
+
+class TrainingFailed(CsmError):
     pass
 
 
