@@ -19,7 +19,7 @@ FLOORS = [
     ["audio", "script", "checkpoint", "codec", "model"],
     ["batch"],
     ["track", "prompt", "engine", "takes"],
-    ["dialogue"],
+    ["dialogue", "data"],
     ["synth"],
     ["train"],
     ["bench"],
