@@ -60,7 +60,7 @@ class Trainer:
     def __init__(self, learner: Learner, plan: Optimization, accelerator: Accelerator) -> None:
         self.plan = plan
         self.accelerator = accelerator
-        self.bare = learner.to(accelerator.device)
+        self.bare = learner.to(accelerator.device).train()
         self.parameters = {name: p for name, p in self.bare.model.named_parameters() if p.requires_grad}
         self.optimizer = accelerator.prepare(_optimizer(list(self.parameters.values()), plan))
         self._learner = accelerator.prepare(self.bare)
@@ -78,7 +78,7 @@ class Trainer:
             group["lr"] = self.plan.learning_rate * self.plan.rate(self.step)
         torch.manual_seed(_mixed(self.plan.seed, self.step, self.accelerator.process_index))
         means = self._gradients(batches, guide_weight)
-        norm = self.accelerator.clip_grad_norm_(self.parameters.values(), self.plan.clip)
+        norm = self.accelerator.clip_grad_norm_(list(self.parameters.values()), self.plan.clip)
         if not torch.isfinite(torch.as_tensor(norm)):
             raise self._failed("gradients are", [name for batch in batches for name in batch.names])
         self.optimizer.step()
@@ -120,13 +120,15 @@ class Trainer:
         """Mean cross-entropy of each codebook [K] under the averaged weights, over the batches of all processes."""
         books = self.bare.model.config.num_codebooks
         sums = torch.zeros(2, books, dtype=torch.float64, device=self.accelerator.device)
+        self.bare.eval()
         with self.averaged():
-            for batch in batches:
-                found = self._learner(batch.to(self.accelerator.device))
+            for batch in batches:  # not through DDP, which waits where processes have different numbers of them
+                found = self.bare(batch.to(self.accelerator.device))
                 sums[0, 0] += found.backbone.sum()
                 sums[0, 1:] += found.depth.sum(dim=0)
                 sums[1, 0] += len(found.backbone)
                 sums[1, 1:] += len(found.depth)
+        self.bare.train()
         total = self.reduced(sums)
         means: list[float] = (total[0] / total[1].clamp(min=1)).tolist()
         return means
@@ -160,7 +162,7 @@ class Trainer:
     @torch.no_grad()
     def _follow(self) -> None:
         if self.average:
-            decay = min(self.plan.average_decay, (2 + self.step) / (11 + self.step))
+            decay = min(self.plan.average_decay, (1 + self.step) / (10 + self.step))
             torch._foreach_lerp_(list(self.average.values()), [p.detach() for p in self.parameters.values()], 1 - decay)
 
 
