@@ -8,6 +8,7 @@ CsmError                      1  generation failed
 │   └── OutputRefused         2  the output is a directory, exists, or cannot be created
 ├── InputError                3  a text, script or audio file is missing, unreadable or invalid
 │   ├── ScriptInvalid         3  every complaint about a script at once
+│   │   └── SettingsInvalid   3  the same about the settings of a training
 │   ├── AudioUnreadable       3
 │   └── PromptTooLong         3  text and context do not fit the model's window
 ├── ModelError                4
@@ -90,10 +91,18 @@ class Complaint:
 class ScriptInvalid(InputError):
     """All complaints about a script or manifest, sorted by place."""
 
+    outcome = "nothing was generated"
+
     def __init__(self, complaints: Sequence[Complaint]) -> None:
         self.complaints = tuple(sorted(complaints))
         count = len(self.complaints)
-        super().__init__(f"{count} error{'s' if count != 1 else ''}; nothing was generated")
+        super().__init__(f"{count} error{'s' if count != 1 else ''}; {self.outcome}")
+
+
+class SettingsInvalid(ScriptInvalid):
+    """All complaints about the settings of a training."""
+
+    outcome = "nothing was trained"
 
 
 class ModelError(CsmError):

@@ -16,6 +16,7 @@ from csm_cli.cli.doctor import doctor
 from csm_cli.cli.flat import flat
 from csm_cli.cli.merge import merge
 from csm_cli.cli.say import say
+from csm_cli.cli.train import train
 
 app = typer.Typer(
     name="csm",
@@ -24,7 +25,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-for command in (say, converse, batch, merge, check, doctor):
+for command in (say, converse, batch, merge, check, train, doctor):
     app.command()(flat(command))
 app.add_typer(bench)
 
