@@ -92,7 +92,7 @@ def test_the_loss_is_that_of_transformers(model: CsmForConditionalGeneration, se
 
 
 def test_context_is_heard_but_not_learned(model: CsmForConditionalGeneration) -> None:
-    """transformers learns every frame it is given the audio of, whatever its label; with labels [B, S, K] it does not."""
+    """transformers learns every frame whose audio it has, whatever its label; with labels [B, S, K] it does not."""
     ids, _, rows = conversation(model, 1)
     second = int((ids == AUDIO_EOS).nonzero()[0]) + 1
     labels = torch.where((ids == AUDIO) | (ids == AUDIO_EOS), ids, IGNORE)

@@ -63,7 +63,8 @@ def adapted(tensors: Tensors, name: str, tied: bool) -> Tensors:
             stored = _target(tensors, place, name)
             _fit(stored, pair, place, name)
             scale = _scale(config, module, pair.a.shape[0])
-            merged[place] = replace(stored, read=partial(_sum, stored, pair, scale))
+            # its file counts for what the checkpoint is; the model's own is known by the tensors that stay
+            merged[place] = replace(stored, read=partial(_sum, stored, pair, scale), file=pair.b.file)
     for place, stored in whole.items():
         if _target(tensors, place, name).shape != stored.shape:
             raise CheckpointInvalid(f"{name}: {place} is {list(stored.shape)}, not the model's: for another model")
@@ -111,7 +112,7 @@ def _fit(stored: Stored, pair: _Pair, place: str, name: str) -> None:
     shape = (inner, outer) if pair.embedding else (outer, inner)
     if stored.shape != shape or pair.a.shape[0] != pair.b.shape[-1]:
         raise CheckpointInvalid(
-            f"{name}: {place} is {list(shape)} there and {list(stored.shape)} in the model; name the model it was made for"
+            f"{name}: {place} is {list(shape)}, the model's {list(stored.shape)}; name the model it was made for"
         )
 
 

@@ -81,7 +81,7 @@ def open_checkpoint(model: str | None = None, revision: str | None = None, adapt
     sizes = _sizes(source, config)
     tensors = (converted if foreign else checked)(stored, sizes, str(file))
     return Checkpoint(
-        name=source.name,
+        name=source.name if adapter is None else f"{source.name} with {adapter}",
         config=sizes,
         codec_config=config["codec_config"],
         weights=Weights(tensors if adapter is None else adapted(tensors, adapter, sizes.tied)),

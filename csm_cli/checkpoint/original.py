@@ -109,9 +109,9 @@ def original_tensors(weights: Mapping[str, Tensor], config: ModelConfig) -> Iter
     Raises:
         CheckpointInvalid: two tables where the original format has one, or RoPE it has no place for.
     """
-    _refuse_rope(config)
     if not weights[BACKBONE_TABLE].equal(weights[DEPTH_TABLE]):
         raise CheckpointInvalid("the model has two audio tables, and Sesame's format holds one; export to transformers")
+    _refuse_rope(config)
     for name in weights:
         if name != DEPTH_TABLE:
             tensor = weights[name]

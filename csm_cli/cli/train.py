@@ -24,21 +24,23 @@ _MISSING = 'training needs {0}, which is not installed; pip install "csm-cli[tra
 
 
 def train(
-    config: Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="What to train, on what; see configs/finetune.")],
+    config: Annotated[
+        Path, typer.Argument(metavar="CONFIG.yaml", help="What to train, on what; see configs/finetune.")
+    ],
     cpu: Annotated[bool, typer.Option("--cpu", help="Train on the CPU even where there is a GPU.")] = False,
-    *,
-    telling: Telling,
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Only the folder's path.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of a failure.")] = False,
 ) -> None:
     """Train a model, or a LoRA adapter for it, on data that `csm data prepare` has made.
 
     Goes on where it was stopped. On several GPUs or machines: accelerate launch -m csm_cli train CONFIG.yaml
     """
-    set_up(telling)
+    set_up(Telling(quiet=quiet, debug=debug))
     run = _opened(config, cpu)
     from csm_cli.cli.training import Teller
 
     with _stopping() as stopped:
-        teller = Teller(run.steps, telling.quiet or not run.main)
+        teller = Teller(run.steps, quiet or not run.main)
         _follow(run, teller, stopped)
     if stopped:
         if run.main:

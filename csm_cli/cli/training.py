@@ -46,7 +46,8 @@ class Teller:
             self._begin(event)
         elif isinstance(event, Evaluated):
             books = " ".join(f"{value:.2f}" for value in event.codebooks)
-            note(f"step {event.step}: held-out loss {event.loss:.3f}{' (best)' if event.best else ''}, by codebook {books}")
+            best = ", the best so far" if event.best else ""
+            note(f"step {event.step}: held-out loss {event.loss:.3f}{best}; by codebook {books}")
         elif event.path.name != "last":
             note(f"step {event.step}: {event.path}")
 

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from numpy.typing import NDArray
-    from torch import Tensor
     from transformers import MimiModel
 
     from csm_cli.train.plan import StagePlan

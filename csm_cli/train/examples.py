@@ -32,7 +32,9 @@ def row_of(example: Example, prompter: Prompter) -> Row:
         turns = [prompter.turn_rows(turn.speaker, turn.text, turn.codes).numpy() for turn in example.turns]
     except InputError as problem:
         raise InputError(f"{example.id}: {problem}") from problem
-    learned = np.concatenate([np.full(len(turn), each.learned) for turn, each in zip(turns, example.turns, strict=True)])
+    learned = np.concatenate(
+        [np.full(len(turn), each.learned) for turn, each in zip(turns, example.turns, strict=True)]
+    )
     rows = np.concatenate(turns)
     text, codes = rows[:, -1], rows[:, :-1]
     is_text = text >= 0

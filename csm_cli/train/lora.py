@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -31,12 +32,15 @@ class Adapter:
             raise TrainingFailed('LoRA needs peft; pip install "csm-cli[train]"') from problem
         self._config = LoraConfig(
             r=plan.rank,
-            lora_alpha=plan.alpha,
+            lora_alpha=plan.alpha,  # type: ignore[arg-type]
             lora_dropout=plan.dropout,
             target_modules=_pattern(model, plan.targets),
             base_model_name_or_path=base,
         )
-        self._model: Any = get_peft_model(model, self._config)
+        model.name_or_path = base
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers in words that are going out of use
+            self._model: Any = get_peft_model(model, self._config)
 
     def save(self, folder: Path) -> None:
         """Writes adapter_config.json and adapter_model.safetensors; raises as `fresh_folder`."""
@@ -44,7 +48,7 @@ class Adapter:
 
         with fresh_folder(folder) as fresh:
             save_tensors(get_peft_model_state_dict(self._model), fresh / "adapter_model.safetensors")
-            replace(self._config, inference_mode=True).save_pretrained(fresh)
+            replace(self._config, inference_mode=True).save_pretrained(str(fresh))
 
 
 def _pattern(model: CsmForConditionalGeneration, targets: list[str]) -> str:

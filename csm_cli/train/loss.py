@@ -80,9 +80,8 @@ class Learner(nn.Module):
         table = self.model.backbone_model.embed_tokens.embed_audio_tokens.weight
         books, vocab = batch.codes.shape[-1], self.model.config.vocab_size
         offsets = torch.arange(books, device=table.device) * vocab
-        frames = F.embedding_bag((batch.codes + offsets).flatten(0, 1), table, mode="sum").unflatten(
-            0, batch.text.shape
-        )
+        summed = F.embedding_bag((batch.codes + offsets).flatten(0, 1), table, mode="sum")  # [B * S, H]
+        frames = summed.view(*batch.text.shape, -1)
         return torch.where(batch.is_text[..., None], self.model.embed_text_tokens(batch.text), frames)
 
     def _depth(self, hidden: Tensor, labels: Tensor) -> Tensor:

@@ -62,7 +62,7 @@ class Batch:
 
     @property
     def sizes(self) -> Tensor:
-        """[3] float64: weight of the frames the backbone learns, of those the depth decoder learns; guided positions."""
+        """[3] float64: weight of the frames that the backbone learns and the depth decoder; guided positions."""
         weights, learned = self.weights.double(), self.labels != IGNORE
         return torch.stack(
             (
@@ -117,7 +117,8 @@ def lesson(row: Row, plan: Lesson, random: np.random.Generator) -> Row:
 def _starts(row: Row) -> NDArray[Any]:
     """[S] of the first two frames of each learned turn."""
     after = np.concatenate([[False], row.is_text[:-1]])
-    return (row.labels[:, 0] != IGNORE) & (after | np.concatenate([[False], after[:-1]]))
+    starts: NDArray[Any] = (row.labels[:, 0] != IGNORE) & (after | np.concatenate([[False], after[:-1]]))
+    return starts
 
 
 def _corrupted(row: Row, plan: Lesson, random: np.random.Generator) -> NDArray[Any]:
@@ -126,4 +127,5 @@ def _corrupted(row: Row, plan: Lesson, random: np.random.Generator) -> NDArray[A
         return row.codes
     replaced = (random.random(len(row)) < plan.corrupt) & row.codes.any(axis=1)
     noise = random.integers(1, plan.codes, row.codes.shape)
-    return np.where(replaced[:, None], noise, row.codes)
+    spoiled: NDArray[Any] = np.where(replaced[:, None], noise, row.codes)
+    return spoiled

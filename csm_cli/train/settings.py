@@ -61,9 +61,9 @@ class Settings(_Strict):
     """A run of training; see configs/finetune/ for what to begin with.
 
     data: a folder that `csm data prepare` has made; output: the folder of the run. model: what is trained, the bundled
-    voice where none is named. batch_tokens: positions in a micro-batch of one process; accumulate: micro-batches a step.
-    average: decay of the averaged weights, which are what is evaluated and kept. depth_share, corrupt, start_weight: see
-    `rows.Lesson`. samples: sentences spoken every `sample_every` steps, tagged [n] or by speaker 0.
+    voice where none is named. batch_tokens: positions of a micro-batch in one process; a step has `accumulate` of them.
+    average: decay of the averaged weights, which are what is evaluated and kept. depth_share, corrupt and start_weight
+    are as in `rows.Lesson`. samples: sentences spoken every `sample_every` steps, tagged [n] or by speaker 0.
     """
 
     data: _Place
@@ -105,7 +105,7 @@ class Settings(_Strict):
         return {name: value for name, value in self.model_dump().items() if name not in free}
 
 
-_NESTED = {"lora": Lora, "scratch": Scratch}
+_NESTED: dict[str, type[_Strict]] = {"lora": Lora, "scratch": Scratch}
 
 
 def read_settings(path: Path) -> Settings:
@@ -135,7 +135,7 @@ def _settings(source: Source) -> Settings | None:
     given = dict(source.data)
     for name, kind in _NESTED.items():
         if isinstance(given.get(name), dict):
-            section = read(kind, source, given[name], (name,))
+            section: BaseModel | None = read(kind, source, given[name], (name,))
             given[name] = section.model_dump() if section is not None else {}
     settings = read(Settings, source, given, ())
     if settings is not None and settings.lora and settings.scratch:

@@ -38,8 +38,7 @@ class Subject:
         self.model.codec_model = torch.nn.Identity()  # prepared codes are all that is seen
         self._adapter = Adapter(self.model, settings.lora, base.name) if settings.lora else None
         if settings.checkpointing:
-            self.model.gradient_checkpointing_enable({"use_reentrant": False})
-            self.model.enable_input_require_grads() if settings.lora else None
+            _checkpoint_activations(self.model)
 
     def save(self, folder: Path) -> None:
         """The adapter, or the whole checkpoint in transformers' format. Raises as `write_checkpoint`."""
@@ -50,14 +49,25 @@ class Subject:
         write_checkpoint(trained, companions(self._settings.model, self._settings.revision), folder)
 
 
+def _checkpoint_activations(model: CsmForConditionalGeneration) -> None:
+    """transformers' own, which 5.23 calls by another name than 5.21."""
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
+
+
 def _loaded(checkpoint: Checkpoint) -> CsmForConditionalGeneration:
     weights = {name: tensor.float() for name, tensor in checkpoint.weights.items()}
-    config = CsmConfig.from_dict(dict(checkpoint.raw))
+    config = _config(checkpoint)
     return CsmForConditionalGeneration.from_pretrained(None, config=config, state_dict=weights, dtype=torch.float32)
 
 
 def _random(checkpoint: Checkpoint) -> CsmForConditionalGeneration:
-    return CsmForConditionalGeneration(CsmConfig.from_dict(dict(checkpoint.raw))).float()
+    return CsmForConditionalGeneration(_config(checkpoint)).float()
+
+
+def _config(checkpoint: Checkpoint) -> CsmConfig:
+    """transformers' own; which tables are tied is `tie_codebooks_embeddings` alone."""
+    return CsmConfig.from_dict({**checkpoint.raw, "tie_word_embeddings": False})
 
 
 def _resized(base: Checkpoint, scratch: Scratch) -> Checkpoint:

@@ -16,7 +16,7 @@ import torch
 from csm_cli.errors import CsmError, TrainingFailed
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from accelerate import Accelerator
     from torch import Tensor
@@ -31,9 +31,9 @@ NAMES = ("backbone", "depth", "guide")
 class Optimization:
     """How weights are changed in `steps` steps.
 
-    The learning rate warms up over `warm_up` steps and falls along a cosine to `floor` of itself. depth_weight: what the
-    depth decoder's loss counts beside the backbone's. average_decay: of the averaged weights, 0 for none. eight_bit:
-    AdamW's state in 8 bits, by bitsandbytes.
+    The learning rate warms up over `warm_up` steps and falls along a cosine to `floor` of itself. depth_weight: what
+    the depth decoder's loss counts beside the backbone's. average_decay: of the averaged weights, 0 for none.
+    eight_bit: AdamW's state in 8 bits, by bitsandbytes.
     """
 
     steps: int
@@ -116,7 +116,7 @@ class Trainer:
         )
 
     @torch.no_grad()
-    def evaluate(self, batches: Sequence[Batch]) -> list[float]:
+    def evaluate(self, batches: Iterable[Batch]) -> list[float]:
         """Mean cross-entropy of each codebook [K] under the averaged weights, over the batches of all processes."""
         books = self.bare.model.config.num_codebooks
         sums = torch.zeros(2, books, dtype=torch.float64, device=self.accelerator.device)
