@@ -140,6 +140,11 @@ def _promise(notes: str) -> float:
     return int(short[1]) / int(short[2]) if short and int(short[1]) not in _UNKNOWN_LENGTHS else 1.0
 
 
+def resample(audio: Audio, rate: int) -> Audio:
+    """The same sound at `rate` samples per second."""
+    return Audio(_resampled(audio.samples, audio.rate, rate), rate)
+
+
 def _resampled(samples: NDArray[np.float32], source_rate: int, rate: int) -> NDArray[np.float32]:
     if source_rate == rate:
         return samples

@@ -12,6 +12,7 @@ from csm_cli.cli.bench import bench
 from csm_cli.cli.check import check
 from csm_cli.cli.console import emit
 from csm_cli.cli.converse import converse
+from csm_cli.cli.data import data
 from csm_cli.cli.doctor import doctor
 from csm_cli.cli.export import export
 from csm_cli.cli.flat import flat
@@ -28,6 +29,7 @@ app = typer.Typer(
 )
 for command in (say, converse, batch, merge, check, train, export, doctor):
     app.command()(flat(command))
+app.add_typer(data)
 app.add_typer(bench)
 
 

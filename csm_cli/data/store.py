@@ -105,7 +105,7 @@ class StoreWriter:
         """
         shards = [_Shard(self.folder, number, self.coding.codebooks).counts for number in range(count)]
         index = {"version": VERSION, **asdict(self.coding), "shards": shards, **(about or {})}
-        write_atomically(self.folder / INDEX, json.dumps(index, ensure_ascii=False, indent=1).encode())
+        write_atomically(self.folder / INDEX, json.dumps(index, ensure_ascii=False).encode())
         for path in self.folder.glob("[0-9]*.*"):
             if path.suffix in (".safetensors", ".jsonl") and path.stem.isdigit() and int(path.stem) >= count:
                 path.unlink()

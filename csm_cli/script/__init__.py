@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from csm_cli.script.complain import complaint_lines
-from csm_cli.script.reader import read_either, read_manifest, read_script, script_from
+from csm_cli.script.reader import read_either, read_lines, read_manifest, read_script, script_from
 from csm_cli.script.say import parse_context, parse_say
 from csm_cli.script.schema import json_schema
 
@@ -13,6 +13,7 @@ __all__ = [
     "parse_context",
     "parse_say",
     "read_either",
+    "read_lines",
     "read_manifest",
     "read_script",
     "script_from",

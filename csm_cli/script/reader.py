@@ -89,6 +89,19 @@ def _manifest(path: Path | str, text: str) -> list[Conversation]:
     return items
 
 
+def read_lines(path: Path | str) -> Iterator[tuple[int, Conversation | ScriptInvalid]]:
+    """The lines of a JSONL manifest with their numbers, each a conversation or what is wrong with it.
+
+    Raises:
+        ScriptInvalid: the file cannot be read.
+    """
+    for source, number, item in _json_items(path, read_text(path)):
+        if source.complaints:
+            yield number, ScriptInvalid(source.complaints)
+        elif item is not None:
+            yield number, item
+
+
 def read_either(path: Path | str) -> list[Conversation]:
     """A script or a manifest, whichever the file is; the complaints are of the form with fewer of them.
 
