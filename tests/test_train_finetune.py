@@ -12,11 +12,13 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import Accelerator
+from conftest import save_checkpoint
 from safetensors.torch import load_file
 from tiny import BOS, Shape, random_csm
 from transformers import CsmForConditionalGeneration
 
 from csm_cli.checkpoint import open_checkpoint
+from csm_cli.data.encode import codec_identity
 from csm_cli.data.store import CodedTurn, Coding, Example, StoreWriter, open_store
 from csm_cli.errors import InputError, TrainingFailed, UsageError
 from csm_cli.prompt import Prompter
@@ -45,12 +47,8 @@ def examples(count: int = 14) -> list[Example]:
 
 
 @pytest.fixture(scope="session")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("data")
-    writer = StoreWriter(folder, Coding("tiny", BOOKS, 12.5))
-    writer.write(0, examples())
-    writer.finish(1)
-    return folder
+def data(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) -> Path:
+    return store(tmp_path_factory.mktemp("data"), tiny_checkpoint, *examples())
 
 
 @pytest.fixture
@@ -177,27 +175,33 @@ def test_a_loss_that_is_not_finite_stops_with_step_and_item(settings: Settings, 
     assert not (settings.folder / "last").exists()
 
 
-def store(folder: Path, *made: Example, books: int = BOOKS) -> Path:
-    writer = StoreWriter(folder, Coding("tiny", books, 12.5))
+def store(folder: Path, model: Path, *made: Example, books: int = BOOKS) -> Path:
+    writer = StoreWriter(folder, Coding(codec_identity(open_checkpoint(str(model))), books, 12.5))
     writer.write(0, made)
     writer.finish(1)
     return folder
 
 
 def test_data_that_cannot_be_trained_on_is_named(settings: Settings, tmp_path: Path) -> None:
-    codes = torch.ones(4, BOOKS, dtype=torch.int64)
+    codes, model = torch.ones(4, BOOKS, dtype=torch.int64), Path(str(settings.model))
     long = Example("long", (CodedTurn(0, "Hi.", codes.repeat(200, 1)),))
     heard = Example("heard", (CodedTurn(0, "Hi.", codes, learned=False),))
     silent = Example("silent", (CodedTurn(0, " ", codes),))
     for example, words in ((long, "long: has"), (heard, "heard: has no turn"), (silent, "silent: there is no text")):
-        folder = store(tmp_path / example.id, example)
+        folder = store(tmp_path / example.id, model, example)
         with pytest.raises(InputError, match=words):
             list(Run(changed(settings, data=str(folder)), cpu=True).events())
     with pytest.raises(InputError, match="no examples"):
-        Run(changed(settings, data=str(store(tmp_path / "none"))), cpu=True)
+        Run(changed(settings, data=str(store(tmp_path / "none", model))), cpu=True)
     few = Example("few", (CodedTurn(0, "Hi.", codes[:, :4]),))
     with pytest.raises(InputError, match="4 codebooks, the model 8"):
-        Run(changed(settings, data=str(store(tmp_path / "few", few, books=4))), cpu=True)
+        Run(changed(settings, data=str(store(tmp_path / "few", model, few, books=4))), cpu=True)
+
+
+def test_data_of_another_codec_is_refused(settings: Settings, tmp_path: Path) -> None:
+    moved = save_checkpoint(random_csm(Shape(), seed=1), tmp_path / "other")
+    with pytest.raises(InputError, match="prepared for another codec"):
+        Run(changed(settings, model=str(moved)), cpu=True)
 
 
 def test_batches_follow_from_the_seed_and_use_every_example(data: Path, tiny_checkpoint: Path) -> None:
@@ -257,7 +261,7 @@ def test_two_processes_have_the_gradients_of_one_with_twice_the_batch(
     (tmp_path / "two.py").write_text(TWO)
     here = Path(__file__).parent
     write_gradients(tmp_path)
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
     command = [*launch, str(tmp_path / "two.py"), str(here), str(tmp_path)]
     environment = os.environ | {"PYTHONPATH": str(here.parent), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)

@@ -16,6 +16,7 @@ from csm_cli.bench.sounds import Samples, nearest, voice_print
 from csm_cli.bench.takes import speak
 from csm_cli.checkpoint import open_checkpoint
 from csm_cli.codec import Codec
+from csm_cli.data.encode import codec_identity
 from csm_cli.data.store import CodedTurn, Coding, Example, StoreWriter
 from csm_cli.synth import Synthesizer
 from csm_cli.train.corpus import RATE, VOICES
@@ -84,7 +85,7 @@ def measure(settings: Settings, demo: Demo, tell: Callable[[str | Event], None])
 def _prepare(reference: Reference, checkpoint: Checkpoint, folder: Path, minutes: float) -> None:
     codec = _codec(checkpoint)
     made = list(_examples(reference, codec, minutes))
-    writer = StoreWriter(folder, Coding("bundled", codec.codebooks, codec.frame_rate))
+    writer = StoreWriter(folder, Coding(codec_identity(checkpoint), codec.codebooks, codec.frame_rate))
     writer.write(0, made)
     writer.finish(1)
 

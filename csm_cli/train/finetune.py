@@ -12,7 +12,9 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from csm_cli.data.store import open_store
+from csm_cli.checkpoint import Checkpoint
+from csm_cli.data.encode import codec_identity
+from csm_cli.data.store import Store, open_store
 from csm_cli.errors import InputError, UsageError
 from csm_cli.prompt import Prompter
 from csm_cli.train.examples import Deck, Portions, everything
@@ -84,7 +86,9 @@ class Run:
         self._prompter = Prompter(found.tokenizer_file, found.config)
         data = Path(settings.data).expanduser()
         portions = Portions(settings.batch_tokens, found.config.backbone.positions, settings.seed)
-        self._deck = Deck(open_store(data), self._prompter, portions, found.config.codebooks)
+        store = open_store(data)
+        _refuse_other_codec(store, found)
+        self._deck = Deck(store, self._prompter, portions, found.config.codebooks)
         self._held_out = open_store(data, held_out=True)
         self._lesson = Lesson(settings.depth_share, settings.corrupt, settings.start_weight, found.config.codes)
         self.trainer = Trainer(Learner(self.subject.model), _optimization(settings), self.accelerator)
@@ -212,6 +216,14 @@ def _optimization(settings: Settings) -> Optimization:
         eight_bit=settings.optimizer == "adamw8bit",
         seed=settings.seed,
     )
+
+
+def _refuse_other_codec(store: Store, checkpoint: Checkpoint) -> None:
+    """Raises InputError where the data was prepared with a codec whose codes mean something else."""
+    if store.codebooks == checkpoint.config.codebooks and store.coding.codec != codec_identity(checkpoint):
+        raise InputError(
+            f"the data was prepared for another codec than {checkpoint.name}'s; run csm data prepare with --model of it"
+        )
 
 
 def _due(step: int, every: int) -> bool:
