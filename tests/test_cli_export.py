@@ -33,6 +33,8 @@ def assert_says_the_same(one: Path, other: Path, adapter: Path | None = None) ->
     assert_same_codes("in csm", by_csm(open_checkpoint(str(other)), given), before)
 
 
+@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`:UserWarning")
+@pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers`:UserWarning")
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
 def test_an_adapter_is_merged(csm: Run, tiny_checkpoint: Path, tmp_path: Path) -> None:
     adapter = make_adapter(tiny_checkpoint, tmp_path / "adapter")

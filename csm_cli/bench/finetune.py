@@ -65,7 +65,7 @@ def measure(settings: Settings, demo: Demo, tell: Callable[[str | Event], None])
         tell(event)
     minutes, cpu_minutes = (time.monotonic() - began) / 60, (time.process_time() - processor) / 60
     tell("measuring what it has learned")
-    after = _figures(reference, open_checkpoint(settings.model, adapter=str(run.folder / "last")), texts)
+    after = _figures(reference, open_checkpoint(settings.model, adapter=str(run.folder / "best")), texts)
     return {
         "bench": "finetune",
         "voice": NEWCOMER.name,

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."
 _CODEC = "codec_model."
+_BASE = ".base_layer."  # peft keeps the model's own tensor too where a table or the last linear is adapted
 _PART = re.compile(r"(?P<module>.+)\.lora_(?P<embedding>embedding_)?(?P<side>[AB])(\.weight)?")
 _FOREIGN = ("use_dora", "fan_in_fan_out", "lora_bias", "target_parameters", "trainable_token_indices")
 
@@ -55,20 +56,20 @@ def adapted(tensors: Tensors, name: str, tied: bool) -> Tensors:
     _refuse_foreign(config, name)
     pairs, whole = _parts(read_weights(source, require(source, WEIGHTS)), name)
     merged = dict(tensors)
+    for place, stored in whole.items():
+        if _target(tensors, place, name).shape != stored.shape:
+            raise _misfit(name, place, stored.shape, tensors[place].shape)
+        merged[place] = stored
     for module, pair in pairs.items():
         place = f"{module}.weight"
         if module.startswith(_CODEC):
             _refuse_codec(pair, name)
         else:
-            stored = _target(tensors, place, name)
+            stored = _target(merged, place, name)
             _fit(stored, pair, place, name)
             scale = _scale(config, module, pair.a.shape[0])
             # its file counts for what the checkpoint is; the model's own is known by the tensors that stay
             merged[place] = replace(stored, read=partial(_sum, stored, pair, scale), file=pair.b.file)
-    for place, stored in whole.items():
-        if _target(tensors, place, name).shape != stored.shape:
-            raise CheckpointInvalid(f"{name}: {place} is {list(stored.shape)}, not the model's: for another model")
-        merged[place] = stored
     return _with_one_table(merged, tensors) if tied else merged
 
 
@@ -89,7 +90,7 @@ def _parts(stored: Tensors, name: str) -> tuple[dict[str, _Pair], dict[str, Stor
         place = key.removeprefix(_PREFIX)
         found = _PART.fullmatch(place)
         if found is None:
-            whole[place] = tensor
+            whole[place.replace(_BASE, ".")] = tensor
             continue
         halves.setdefault(found["module"], {})[found["side"]] = tensor
         if found["embedding"]:
@@ -111,9 +112,12 @@ def _fit(stored: Stored, pair: _Pair, place: str, name: str) -> None:
     inner, outer = pair.a.shape[-1], pair.b.shape[0]
     shape = (inner, outer) if pair.embedding else (outer, inner)
     if stored.shape != shape or pair.a.shape[0] != pair.b.shape[-1]:
-        raise CheckpointInvalid(
-            f"{name}: {place} is {list(shape)}, the model's {list(stored.shape)}; name the model it was made for"
-        )
+        raise _misfit(name, place, shape, stored.shape)
+
+
+def _misfit(name: str, place: str, found: tuple[int, ...], wanted: tuple[int, ...]) -> CheckpointInvalid:
+    sizes = f"{place} is {list(found)}, the model's {list(wanted)}"
+    return CheckpointInvalid(f"{name}: {sizes}; name the model it was made for")
 
 
 def _scale(config: Json, module: str, rank: int) -> float:

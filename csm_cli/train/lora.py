@@ -38,6 +38,7 @@ class Adapter:
             base_model_name_or_path=base,
         )
         model.name_or_path = base
+        model.config.tie_word_embeddings = False  # peft takes it for a tie of what it adapts; the tables stay one
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers in words that are going out of use
             self._model: Any = get_peft_model(model, self._config)
@@ -47,7 +48,9 @@ class Adapter:
         from peft import get_peft_model_state_dict
 
         with fresh_folder(folder) as fresh:
-            save_tensors(get_peft_model_state_dict(self._model), fresh / "adapter_model.safetensors")
+            save_tensors(
+                get_peft_model_state_dict(self._model, save_embedding_layers=False), fresh / "adapter_model.safetensors"
+            )
             replace(self._config, inference_mode=True).save_pretrained(str(fresh))
 
 
