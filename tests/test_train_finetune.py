@@ -148,10 +148,16 @@ def test_random_weights_in_other_sizes(settings: Settings) -> None:
     assert (found.backbone.layers, found.backbone.hidden, found.depth.layers) == (1, 32, 1)
 
 
-def test_checkpointing_and_bfloat16_learn_much_the_same(settings: Settings) -> None:
+def test_activation_checkpointing_changes_no_loss(settings: Settings) -> None:
     plain = losses(Run(settings, cpu=True).events())
     frugal = changed(settings, checkpointing=True, output=settings.output + "-frugal")
     torch.testing.assert_close(torch.tensor(losses(Run(frugal, cpu=True).events())), torch.tensor(plain))
+
+
+def test_eight_bits_need_a_library(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "bitsandbytes.optim", None)
+    with pytest.raises(TrainingFailed, match="needs bitsandbytes"):
+        Run(changed(settings, optimizer="adamw8bit"), cpu=True)
 
 
 def test_samples_are_spoken_on_the_way(settings: Settings) -> None:

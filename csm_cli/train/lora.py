@@ -6,6 +6,7 @@ import warnings
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from csm_cli.checkpoint.adapter import WEIGHTS
 from csm_cli.checkpoint.writing import fresh_folder, save_tensors
 from csm_cli.errors import TrainingFailed, UsageError
 
@@ -47,10 +48,9 @@ class Adapter:
         """Writes adapter_config.json and adapter_model.safetensors; raises as `fresh_folder`."""
         from peft import get_peft_model_state_dict
 
+        factors = get_peft_model_state_dict(self._model, save_embedding_layers=False)
         with fresh_folder(folder) as fresh:
-            save_tensors(
-                get_peft_model_state_dict(self._model, save_embedding_layers=False), fresh / "adapter_model.safetensors"
-            )
+            save_tensors(factors, fresh / WEIGHTS)
             replace(self._config, inference_mode=True).save_pretrained(str(fresh))
 
 
