@@ -66,7 +66,7 @@ def find_checkpoint(job: Job) -> Checkpoint:
     from csm_cli.checkpoint import open_checkpoint
 
     place(job.speech)  # before gigabytes are fetched
-    return open_checkpoint(job.speech.model, job.speech.revision)
+    return open_checkpoint(job.speech.model, job.speech.revision, job.speech.adapter)
 
 
 def place(speech: Speech) -> tuple[torch.device, torch.dtype]:
