@@ -94,7 +94,7 @@ def _examples(reference: Reference, codec: Codec, minutes: float) -> Iterator[Ex
     """Sentences that are not held out, until they last so many minutes."""
     seconds = 0.0
     for number, text in enumerate(training_texts(_SEED, training_words())):
-        samples = reference.newcomer(text, NEWCOMER)
+        samples = reference.speech(text, NEWCOMER)
         codes = codec.encode(torch.from_numpy(samples))
         held_out = number % _HELD_OUT == 0
         yield Example(f"{number:05}", (CodedTurn(_SPEAKER, text, codes),), held_out)
@@ -120,15 +120,15 @@ def _figures(reference: Reference, checkpoint: Checkpoint, texts: Sequence[str])
 def _codec_match(reference: Reference, checkpoint: Checkpoint, texts: Sequence[str]) -> float:
     """voice_match of the newcomer's own speech through the codec: what could be reached."""
     codec = _codec(checkpoint)
-    spoken = [torch.from_numpy(reference.newcomer(text, NEWCOMER)) for text in texts]
+    spoken = [torch.from_numpy(reference.speech(text, NEWCOMER)) for text in texts]
     return _matched(reference, [codec.decode(codec.encode(samples)).numpy() for samples in spoken], texts)
 
 
 def _matched(reference: Reference, takes: Sequence[Samples], texts: Sequence[str]) -> float:
     hits = []
     for take, text in zip(takes, texts, strict=True):
-        voices = [reference.speech(text, voice) for voice in range(len(VOICES))]
-        prints = np.stack([voice_print(each) for each in (*voices, reference.newcomer(text, NEWCOMER))])
+        voices = [reference.speech(text, voice) for voice in VOICES]
+        prints = np.stack([voice_print(each) for each in (*voices, reference.speech(text, NEWCOMER))])
         apart = ((prints - voice_print(take)) / reference.deviation) ** 2
         hits.append(int(apart.sum(axis=1).argmin()) == len(VOICES))
     return sum(hits) / len(hits)

@@ -11,16 +11,17 @@ import numpy as np
 from csm_cli.bench.sounds import Features, Samples, voice_print
 from csm_cli.errors import CsmError
 from csm_cli.train import lexicon
-from csm_cli.train.corpus import FRAME, RATE, VOICES, render
+from csm_cli.train.corpus import VOICES, spoken
 from csm_cli.train.espeak import Espeak, EspeakVoice
 from csm_cli.train.measure import features
 from csm_cli.train.text import WORD_LIST, held_out_sentences
 
-DEFAULT = 0
-"""The voice of `espeak-ng -v en-us` with its defaults, among the corpus's."""
+DEFAULT = EspeakVoice("en-us")
+"""The voice of `espeak-ng -v en-us` with its defaults."""
+
+_SEMITONE = 0.5  # what tells pitches apart, of voices that never change theirs
 
 _PRINTED = 24
-_TAIL = RATE // 10
 
 
 class Reference:
@@ -38,23 +39,15 @@ class Reference:
         if not WORD_LIST.exists():
             raise CsmError(f"{WORD_LIST} is missing, of which held-out sentences are made; apt install wamerican")
         self.texts = held_out_sentences()
-        self._features: dict[tuple[str, int], Features] = {}
+        self._features: dict[tuple[str, EspeakVoice], Features] = {}
         self._deviation: Features | None = None
 
-    def speech(self, text: str, voice: int = DEFAULT) -> Samples:
+    def speech(self, text: str, voice: EspeakVoice = DEFAULT) -> Samples:
         """A rendering at the corpus's rate, in whole frames."""
-        samples: Samples = render(self._espeak, text, voice)[1].astype(np.float32) / np.float32(32768)
+        samples: Samples = spoken(self._espeak, text, voice)[0].astype(np.float32) / np.float32(32768)
         return samples
 
-    def newcomer(self, text: str, voice: EspeakVoice) -> Samples:
-        """A rendering in a voice that is not the corpus's, in whole frames with silence behind."""
-        import soxr
-
-        speech = self._espeak.speak(text, voice)
-        samples = soxr.resample(speech.samples, speech.rate, RATE).astype(np.float32) / np.float32(32768)
-        return np.pad(samples, (0, _TAIL + -(len(samples) + _TAIL) % FRAME))
-
-    def features(self, text: str, voice: int = DEFAULT) -> Features:
+    def features(self, text: str, voice: EspeakVoice = DEFAULT) -> Features:
         """What `measure.distance` compares, of a rendering."""
         if (text, voice) not in self._features:
             self._features[text, voice] = features(self.speech(text, voice))
@@ -62,7 +55,7 @@ class Reference:
 
     def closest_voice(self, take: Samples, text: str) -> int:
         """The voice whose rendering of `text` has the nearest voice print, in deviations from text to text."""
-        prints = np.stack([voice_print(self.speech(text, voice)) for voice in range(len(VOICES))])  # [voices, 13]
+        prints = np.stack([voice_print(self.speech(text, voice)) for voice in VOICES])  # [voices, 13]
         apart = (prints - voice_print(take)) / self.deviation
         return int((apart**2).sum(axis=1).argmin())
 
@@ -70,9 +63,10 @@ class Reference:
     def deviation(self) -> Features:
         """How much a voice's prints differ from one text to the next: [13]."""
         if self._deviation is None:
-            texts, voices = self.texts[:_PRINTED], range(len(VOICES))
-            prints = np.array([[voice_print(self.speech(text, voice)) for text in texts] for voice in voices])
+            texts = self.texts[:_PRINTED]
+            prints = np.array([[voice_print(self.speech(text, voice)) for text in texts] for voice in VOICES])
             self._deviation = np.sqrt(prints.var(axis=1).mean(axis=0))
+            self._deviation[-1] = max(self._deviation[-1], _SEMITONE)
         return self._deviation
 
     def minimal_pairs(self, count: int = 20) -> list[tuple[str, str]]:

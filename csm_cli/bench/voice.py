@@ -13,7 +13,7 @@ import torch
 
 from csm_cli.audio import Audio, write_audio
 from csm_cli.bench.recognizer import MISSING, Recognizer, can_recognize
-from csm_cli.bench.reference import DEFAULT, Reference
+from csm_cli.bench.reference import Reference
 from csm_cli.bench.sounds import Features, Samples, cut_at_sentences, nearest
 from csm_cli.bench.takes import Take, after, alone, speak
 from csm_cli.train.corpus import RATE, VOICES
@@ -101,15 +101,14 @@ class VoiceBench:
         return _share(self._retrieved([take.samples for take in self._takes]))
 
     def minimal_pairs(self) -> Measured:
-        """Of two renderings that differ in one word, a take's nearer is its own; over espeak-ng's other voices."""
+        """Of two renderings that differ in one word, a take's nearer is its own; over the corpus's voices."""
         reference = self._reference
         pairs = reference.minimal_pairs()
         takes = speak(self._synth, alone([text for pair in pairs for text in pair]))
         mine, _ = _share(self._told_apart(pairs, [take.samples for take in takes]))
-        others = [voice for voice in range(len(VOICES)) if voice != DEFAULT]
-        spoken = [[reference.speech(text, voice) for pair in pairs for text in pair] for voice in others]
+        spoken = [[reference.speech(text, voice) for pair in pairs for text in pair] for voice in VOICES]
         theirs, _ = _share([hit for samples in spoken for hit in self._told_apart(pairs, samples)])
-        return _ratio(mine, theirs, "espeak-ng's other voices")
+        return _ratio(mine, theirs, "the corpus's voices")
 
     def recognizer_ratio(self) -> Measured:
         """pocketsphinx's choice among 20 sentences is right; over espeak-ng."""
@@ -132,7 +131,7 @@ class VoiceBench:
         with tempfile.TemporaryDirectory() as folder:
             takes = speak(self._synth, [self._in_voice(Path(folder), index) for index in range(len(self._texts))])
         value, note = _share(self._matched([take.samples for take in takes]))
-        spoken = [self._reference.speech(text, index % len(VOICES)) for index, text in enumerate(self._texts)]
+        spoken = [self._reference.speech(text, VOICES[index % len(VOICES)]) for index, text in enumerate(self._texts)]
         codec, _ = _share(self._matched([self._trip(samples) for samples in spoken]))
         return value, f"{note}; the codec's round trip of each voice: {codec:.2f}"
 
@@ -199,7 +198,7 @@ class VoiceBench:
         """Sentence `index` after the next one, which espeak-ng has said in voice `index` (modulo their number)."""
         said = self._reference.texts[(index + 1) % len(self._reference.texts)]
         path = folder / f"{index}.wav"
-        write_audio(path, Audio(self._reference.speech(said, index % len(VOICES)), RATE))
+        write_audio(path, Audio(self._reference.speech(said, VOICES[index % len(VOICES)]), RATE))
         return after(path, said, self._texts[index], index)
 
     def _matched(self, samples: Sequence[Samples]) -> list[bool]:

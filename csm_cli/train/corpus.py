@@ -59,16 +59,21 @@ class Utterance:
 
 
 def render(espeak: Espeak, text: str, voice: int) -> tuple[Utterance, NDArray[np.int16]]:
-    """Speak a text at 24 kHz, padded with at least 0.1 s of silence to whole frames; samples are [frames * 1920]."""
+    """A text in one of `VOICES`, as `spoken` has it."""
+    samples, words = spoken(espeak, text, VOICES[voice])
+    return Utterance(text, voice, len(samples) // FRAME, words), samples
+
+
+def spoken(espeak: Espeak, text: str, voice: EspeakVoice) -> tuple[NDArray[np.int16], tuple[tuple[int, float], ...]]:
+    """A text at 24 kHz, padded with at least 0.1 s of silence to whole frames [frames * 1920], and its word starts."""
     import soxr
 
-    speech = espeak.speak(text, VOICES[voice])
+    speech = espeak.speak(text, voice)
     samples = soxr.resample(speech.samples, speech.rate, RATE)
     frames = -(-(len(samples) + _TAIL) // FRAME)
-    padded = np.pad(samples, (0, frames * FRAME - len(samples)))
     scale = RATE / speech.rate / FRAME
     words = tuple((char, round(sample * scale, 2)) for char, sample in speech.words)
-    return Utterance(text, voice, frames, words), padded
+    return np.pad(samples, (0, frames * FRAME - len(samples))), words
 
 
 def make_corpus(folder: Path, plan: CorpusPlan) -> None:
