@@ -338,3 +338,17 @@ def test_tensors_that_do_not_fit_are_named(pair: Callable[[str], Pair], how: str
     made = pair("small frames")
     with pytest.raises(CheckpointInvalid, match=message):
         Codec.load(made.config, damaged(made.weights, how))
+
+
+def test_waveforms_encoded_together_are_each_as_alone(pair: Callable[[str], Pair]) -> None:
+    codec = pair("mimi's ratios").codec
+    clips = [noise(frames * codec.frame_samples) for frames in (3, 60, 1, 17)]
+    for clip, codes in zip(clips, codec.encode_many(clips), strict=True):
+        assert torch.equal(codes, codec.encode(clip))
+
+
+@pytest.mark.parametrize("shape", [(0,), (2, 1920), (1921,)])
+def test_only_whole_frames_are_encoded_together(pair: Callable[[str], Pair], shape: tuple[int, ...]) -> None:
+    codec = pair("mimi's ratios").codec
+    with pytest.raises(ValueError, match=r"expected samples \[T \* 1920\]"):
+        codec.encode_many([torch.zeros(1920), torch.zeros(shape)])

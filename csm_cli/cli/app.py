@@ -12,10 +12,14 @@ from csm_cli.cli.bench import bench
 from csm_cli.cli.check import check
 from csm_cli.cli.console import emit
 from csm_cli.cli.converse import converse
+from csm_cli.cli.data import data
 from csm_cli.cli.doctor import doctor
+from csm_cli.cli.export import export
 from csm_cli.cli.flat import flat
 from csm_cli.cli.merge import merge
 from csm_cli.cli.say import say
+from csm_cli.cli.script import script
+from csm_cli.cli.train import train
 
 app = typer.Typer(
     name="csm",
@@ -24,9 +28,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-for command in (say, converse, batch, merge, check, doctor):
+for command in (say, converse, batch, merge, check, train, export, doctor):
     app.command()(flat(command))
+app.add_typer(data)
 app.add_typer(bench)
+app.add_typer(script)
 
 
 @app.callback()

@@ -40,7 +40,7 @@ def decode(
     from csm_cli.bench.decode import measure
 
     ready, changes = _ready(bench)
-    _tell({**measure(ready, _load(bench, batch), _noting(bench.json), bench.compile), **changes}, bench.json)
+    tell({**measure(ready, _load(bench, batch), _noting(bench.json), bench.compile), **changes}, bench.json)
 
 
 def batch(
@@ -52,7 +52,7 @@ def batch(
     from csm_cli.bench.batch import measure
 
     ready, changes = _ready(bench)
-    _tell({**measure(ready, _load(bench, size), bench.compile), **changes}, bench.json)
+    tell({**measure(ready, _load(bench, size), bench.compile), **changes}, bench.json)
 
 
 def start(
@@ -64,7 +64,7 @@ def start(
     from csm_cli.bench.start import measure
 
     set_up(Telling(json=json))
-    _tell(measure(model, runs), json)
+    tell(measure(model, runs), json)
 
 
 def _load(bench: Bench, rows: int) -> Load:
@@ -93,7 +93,7 @@ def _noting(json: bool) -> Any:
     return (lambda line: None) if json else note
 
 
-def _tell(figures: Mapping[str, Any], json: bool) -> None:
+def tell(figures: Mapping[str, Any], json: bool) -> None:
     """A table for people, and the figures as the last line."""
     rounded = {name: round(value, 4) if isinstance(value, float) else value for name, value in figures.items()}
     if not json:

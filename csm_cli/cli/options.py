@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from csm_cli.errors import UsageError
 from csm_cli.types import Care, Options
+from csm_cli.wording import EASY, SHORTEST_PART
+
+if TYPE_CHECKING:
+    from csm_cli.verify import Whisper
 
 Text = str | None
 
@@ -37,6 +42,7 @@ class Speech:
     model: Annotated[
         Text, _model("--model", "ID|PATH", "Hugging Face id, directory or weights file; the bundled voice if none.")
     ] = None
+    adapter: Annotated[Text, _model("--adapter", "ID|PATH", "A LoRA adapter, merged into the model.")] = None
     revision: Annotated[Text, _model("--revision", "REV", "Commit, branch or tag of a Hugging Face id.")] = None
     device: Annotated[str, _model("--device", "NAME", "auto, cpu, cuda, cuda:N or mps.")] = "auto"
     dtype: Annotated[str, _model("--dtype", "NAME", "auto, float32, bfloat16 or float16.")] = "auto"
@@ -69,13 +75,62 @@ class Speech:
             rich_help_panel="Generation",
         ),
     ] = 2
+    takes: Annotated[
+        int,
+        typer.Option(
+            "--takes",
+            metavar="N",
+            min=1,
+            max=100,
+            envvar="CSM_TAKES",
+            help="Make N takes of each turn, each with the next seed, and keep the best.",
+            rich_help_panel="Generation",
+        ),
+    ] = 1
+    split: Annotated[
+        str, _generation("--split", "auto|off|N", "Speak longer texts in parts of whole sentences, of N characters.")
+    ] = "auto"
+    verify: Annotated[
+        bool, _generation("--verify", None, "Try again where a recognizer hears other words; needs csm-cli[verify].")
+    ] = False
+    verify_model: Annotated[
+        str,
+        typer.Option(
+            "--verify-model",
+            metavar="NAME",
+            envvar="CSM_VERIFY_MODEL",
+            help="faster-whisper's model: a size or a folder.",
+            rich_help_panel="Generation",
+        ),
+    ] = "base.en"
     no_trim: Annotated[
-        bool, _generation("--no-trim", None, "As the model makes it: no early end, no trimming, no retry.")
+        bool, _generation("--no-trim", None, "As the model makes it: no early end, trimming, splitting or retry.")
     ] = False
 
     @property
     def care(self) -> Care:
-        return Care() if self.no_trim else Care(trim=True, retries=self.retries)
+        """How takes are looked after.
+
+        Raises:
+            UsageError: an impossible --split, or flags that contradict each other.
+        """
+        most = _split(self.split)
+        if self.no_trim and (self.takes > 1 or self.verify):
+            flag = "--takes" if self.takes > 1 else "--verify"
+            raise UsageError(f"{flag} chooses among takes and --no-trim has none judged; keep one")
+        return Care() if self.no_trim else Care(True, self.retries, self.takes, most)
+
+    def recognizer(self) -> Whisper | None:
+        """Who listens to the takes, if somebody is to.
+
+        Raises:
+            UsageError: it is not installed.
+        """
+        if not self.verify:
+            return None
+        from csm_cli.verify import Whisper
+
+        return Whisper(self.verify_model)
 
     def flags(self) -> Options:
         """The generation options as given.
@@ -118,8 +173,14 @@ class Output:
 
     @property
     def path(self) -> Path | None:
-        """The output file; None for a pipe."""
-        return None if self.name == "-" else Path(self.name).expanduser()
+        """The output file; None for a pipe.
+
+        Raises:
+            UsageError: none was named, or one in the home of nobody.
+        """
+        from csm_cli.audio import home
+
+        return None if self.name == "-" else home(self.name)
 
 
 def is_int8(quantize: str) -> bool:
@@ -131,6 +192,15 @@ def is_int8(quantize: str) -> bool:
     if quantize not in ("none", "int8"):
         raise UsageError(f"--quantize takes none or int8, not {quantize!r}")
     return quantize == "int8"
+
+
+def _split(text: str) -> int:
+    """Characters of a part; 0 for none."""
+    if text in ("auto", "off"):
+        return EASY if text == "auto" else 0
+    if not re.fullmatch(r"[0-9]{1,6}", text) or int(text) < SHORTEST_PART:
+        raise UsageError(f"--split takes auto, off or characters from {SHORTEST_PART} on, not {text!r}")
+    return int(text)
 
 
 def environment() -> Options:

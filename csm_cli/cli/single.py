@@ -1,86 +1,191 @@
-"""One conversation to one file: the work of `say` and `converse`."""
+"""One conversation to its files: the work of `say` and `converse`."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from csm_cli import __version__
 from csm_cli.cli.console import emit_bytes, emit_json, emit_path, note, refuse_terminal, warn
+from csm_cli.cli.files import Files
 from csm_cli.cli.options import Output, Telling
 from csm_cli.cli.progress import Meter, drawn
-from csm_cli.cli.speaking import Job, Spoken, open_synthesizer, speak
-from csm_cli.cli.summary import cut, record, told, total
+from csm_cli.cli.report import dialogue_report
+from csm_cli.cli.speaking import Job, Spoken, find_checkpoint, open_synthesizer, speak
+from csm_cli.cli.summary import cut, record, runs, tags, told, total, window
 from csm_cli.errors import CsmError, UsageError
 
 if TYPE_CHECKING:
-    from csm_cli.synth import Synthesizer
+    from csm_cli.replay import Replay, Wish
+    from csm_cli.synth import Synthesizer, Utterance
 
 
-def check_outputs(output: Output, telling: Telling, more: Sequence[Path] = ()) -> None:
+def check_outputs(output: Output, telling: Telling, files: Files, read: Iterable[Path] = ()) -> None:
     """Refuses what could not be written, before a model is loaded.
 
     Raises:
-        UsageError: no output, two things on standard output, or a file that cannot be written.
+        UsageError: no output, two things on standard output, or a file that cannot be written or is in `read`.
     """
-    from csm_cli.audio import check_output
-
     if output.path is None:
         if telling.json:
             raise UsageError("-o - and --json both want standard output; name a file for one")
         refuse_terminal()
-    paths = [path for path in (output.path, *more) if path]
-    if len(set(paths)) < len(paths):
-        raise UsageError(f"{output.path} would be a turn's file too; name another -o or --turns-dir")
-    for path in paths:
-        check_output(path, not output.no_clobber)
+    files.check(not output.no_clobber, read)
 
 
-def speak_one(job: Job, output: Output, turn_files: Sequence[Path] = ()) -> None:
-    """Speaks a job's only conversation; nothing is written where a turn fails.
+@dataclass(frozen=True)
+class Order:
+    """What to speak, and where to.
 
-    turn_files: where each turn goes by itself; empty for nowhere.
+    wish: which turns are spoken again where others are kept; None keeps none. report: a page to look at.
     """
-    telling = job.telling
-    synth = open_synthesizer(job)
+
+    job: Job
+    files: Files
+    clobber: bool = True
+    wish: Wish | None = None
+    report: Path | None = None
+
+
+def speak_one(order: Order) -> None:
+    """Speaks a job's only conversation; nothing is written where a turn fails, but what is kept for the next run."""
+    job, files = order.job, order.files
+    quiet = job.telling.quiet
+    checkpoint = find_checkpoint(job)
+    replay = _replay(order, checkpoint)
+    if replay:
+        job = replace(job, conversations=[replay.conversation])
+        if not quiet and (hint := _hint(replay)):
+            note(hint)
+    synth = open_synthesizer(job, checkpoint)
     meter = Meter(job.conversations, synth.codec.frame_rate)
-    with drawn(meter, telling.quiet):
-        spoken = _take(synth, job, meter)
-    _write(spoken, output, turn_files)
-    _tell(spoken, output, telling, synth)
+    with drawn(meter, quiet), _kept_at_least(replay, quiet):
+        spoken = _take(synth, job, meter, replay)
+    result = _result(spoken, order, synth)
+    for index, kept in replay.kept.items() if replay else ():
+        result["turns"][index]["takes"] = list(kept.takes)
+    _write(spoken, order, synth, result)
+    if order.report:
+        dialogue_report(order.report, result, spoken.track.audio, spoken.conversation.title or spoken.conversation.id)
+    if replay:
+        replay.settle()
+    _tell(result, files, job.telling)
     for warning in cut(spoken):
         warn(warning)
-    if not telling.quiet:
-        name = output.path or "standard output"
-        note(f"{spoken.track.audio.duration:.1f} s written to {name}; {total(meter, synth)}")
+    if not quiet:
+        more = len(list(files)) - (1 if files.track else 0)
+        beside = f" and {more} more file{'s' if more > 1 else ''}" if more else ""
+        written = f"{_length(spoken, result)} written to {files.track or 'standard output'}{beside}"
+        note(f"{written}; {total(meter, synth)}; {window(spoken, synth)}")
 
 
-def _take(synth: Synthesizer, job: Job, meter: Meter) -> Spoken:
+def _replay(order: Order, checkpoint: Any) -> Replay | None:
+    if order.wish is None or order.files.track is None:
+        return None
+    from csm_cli.replay import Replay, Voice
+    from csm_cli.state import State
+
+    job = order.job
+    voice = Voice(checkpoint, job.flags, job.care, job.speech.verify)
+    return Replay(State.beside(order.files.track), job.conversations[0], voice, order.wish)
+
+
+def _hint(replay: Replay) -> str:
+    """What somebody may not expect of turns that are kept."""
+    if len(replay.kept) == sum(not turn.recording for turn in replay.talk.turns):
+        return "nothing has changed since the run before: all its turns are kept; --fresh speaks them again"
+    if not replay.stale:
+        return ""
+    numbers = runs([index + 1 for index in replay.stale])
+    what = f"turns {numbers} are" if len(replay.stale) > 1 else f"turn {numbers} is"
+    return f"{what} kept, though what is said before has changed; --cascade speaks all that follows a change again"
+
+
+@contextmanager
+def _kept_at_least(replay: Replay | None, quiet: bool) -> Iterator[None]:
+    """Tells what is kept where a run ends before its last turn."""
+    try:
+        yield
+    except (CsmError, KeyboardInterrupt) as end:
+        if replay and (done := replay.done) and not quiet:
+            again = (
+                f"--redo {done + 1} gives the next one new seeds" if isinstance(end, CsmError) else "it goes on there"
+            )
+            note(f"{done} turn{'s are' if done > 1 else ' is'} kept for when the same command runs again; {again}")
+        raise
+
+
+def _take(synth: Synthesizer, job: Job, meter: Meter, replay: Replay | None) -> Spoken:
     from csm_cli.synth import Failure
 
+    heard: list[Utterance] = []
+    hear: Callable[[Utterance], Utterance] = replay.hear if replay else lambda utterance: utterance
     for event in speak(synth, job, meter):
         if isinstance(event, Spoken):
-            return event
+            return replace(event, conversation=heard[0].conversation, utterances=tuple(heard))
         if isinstance(event, Failure):
             raise event.error
+        heard.append(hear(event))
         if not job.telling.quiet:
-            note(told(event))
+            note(told(heard[-1]))
     raise CsmError("the model stopped before the last turn; run again with --debug and report it")
 
 
-def _write(spoken: Spoken, output: Output, turn_files: Sequence[Path]) -> None:
-    from csm_cli.audio import encode_wav, write_audio
+def _result(spoken: Spoken, order: Order, synth: Synthesizer) -> dict[str, Any]:
+    """What --json and the sidecar say."""
+    track, target = spoken.track.audio, spoken.conversation.loudness
+    result = record(spoken, str(order.files.track), synth) | order.files.record()
+    if target is not None:
+        from csm_cli.loudness import loudness, true_peak
 
-    if output.path:
-        write_audio(output.path, spoken.track.audio, not output.no_clobber)
-    else:
-        emit_bytes(encode_wav(spoken.track.audio))
-    for path, utterance in zip(turn_files, spoken.utterances, strict=False):
-        write_audio(path, utterance.audio, not output.no_clobber)
+        measured = round(loudness(track.samples, track.rate), 2), round(true_peak(track.samples), 2)
+        result["loudness"] = {"target_lufs": target, "lufs": measured[0], "true_peak_dbtp": measured[1]}
+    return result
 
 
-def _tell(spoken: Spoken, output: Output, telling: Telling, synth: Synthesizer) -> None:
+def _write(spoken: Spoken, order: Order, synth: Synthesizer, result: dict[str, Any]) -> None:
+    """All files at once, or none."""
+    from csm_cli.audio import encode_wav, write_together
+
+    order.files.check(order.clobber)  # again: it may have been long
+    sidecar = {"csm": __version__, "synthetic": True, **_asked(order), **result}
+    write_together(order.files.contents(spoken, synth.checkpoint, sidecar))
+    if order.files.track is None:
+        name = spoken.conversation.title
+        emit_bytes(encode_wav(spoken.track.audio, tags(spoken.utterances, synth.checkpoint, name)))
+
+
+def _asked(order: Order) -> dict[str, Any]:
+    """What the run was asked for, for the sidecar."""
+    from dataclasses import asdict
+
+    from csm_cli.cli.plan import records
+
+    job, talk = order.job, order.job.conversations[0]
+    speech = job.speech
+    return {
+        "title": talk.title or None,
+        "script": {"context": records(talk.context), "turns": records(talk.turns), "tail": talk.tail},
+        "options": {"flags": asdict(job.flags), "script": asdict(talk.defaults)},
+        "care": asdict(job.care),
+        "verified": speech.verify,
+        "lexicon": dict(talk.lexicon),
+        "dtype": speech.dtype,
+        "quantize": speech.quantize,
+    }
+
+
+def _length(spoken: Spoken, result: dict[str, Any]) -> str:
+    seconds = f"{spoken.track.audio.duration:.1f} s"
+    level = result.get("loudness")
+    return f"{seconds} ({level['lufs']:.1f} LUFS, true peak {level['true_peak_dbtp']:.1f} dBTP)" if level else seconds
+
+
+def _tell(result: dict[str, Any], files: Files, telling: Telling) -> None:
     if telling.json:
-        emit_json(record(spoken, str(output.path), synth))
-    elif output.path:
-        emit_path(output.path)
+        emit_json(result)
+    elif files.track:
+        emit_path(files.track)

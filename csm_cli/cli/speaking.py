@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from csm_cli.cli.console import note, set_up
 from csm_cli.cli.options import Speech, Telling, environment, is_int8
 from csm_cli.errors import GenerationFailed
-from csm_cli.types import Conversation, Options, Turn
+from csm_cli.types import Care, Conversation, Options, Turn
 
 if TYPE_CHECKING:
     import torch
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from csm_cli.cli.progress import Meter
     from csm_cli.synth import Failure, Synthesizer, Utterance
     from csm_cli.track import Track
+    from csm_cli.verify import Recognizer
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,17 +39,23 @@ class Job:
     speech: Speech
     telling: Telling
     slots: int = 1
+    care: Care = field(default_factory=Care)
+    recognizer: Recognizer | None = None
 
 
-def plan(conversations: Sequence[Conversation], speech: Speech, telling: Telling, slots: int = 1) -> Job:
+def plan(conversations: Iterable[Conversation], speech: Speech, telling: Telling, slots: int = 1) -> Job:
     """A job; options from the environment come below each script's own.
 
     Raises:
-        UsageError: an impossible value, in a flag or in the environment.
+        UsageError: an impossible value, in a flag or in the environment, or a recognizer that is not installed.
     """
-    base = environment()
-    based = [replace(each, defaults=each.defaults.over(base)) for each in conversations]
-    return Job(based, speech.flags(), speech, telling, slots)
+    talks = list(based(conversations, environment()))
+    return Job(talks, speech.flags(), speech, telling, slots, speech.care, speech.recognizer())
+
+
+def based(conversations: Iterable[Conversation], base: Options) -> Iterator[Conversation]:
+    """Conversations with `base` below their own options."""
+    return (replace(each, defaults=each.defaults.over(base)) for each in conversations)
 
 
 def find_checkpoint(job: Job) -> Checkpoint:
@@ -58,11 +65,11 @@ def find_checkpoint(job: Job) -> Checkpoint:
         note(f"loading {job.speech.model or 'the bundled voice'} ...")
     from csm_cli.checkpoint import open_checkpoint
 
-    _place(job.speech)  # before gigabytes are fetched
-    return open_checkpoint(job.speech.model, job.speech.revision)
+    place(job.speech)  # before gigabytes are fetched
+    return open_checkpoint(job.speech.model, job.speech.revision, job.speech.adapter)
 
 
-def _place(speech: Speech) -> tuple[torch.device, torch.dtype]:
+def place(speech: Speech) -> tuple[torch.device, torch.dtype]:
     """Where and in what the model computes.
 
     Raises:
@@ -80,7 +87,7 @@ def open_synthesizer(job: Job, checkpoint: Checkpoint | None = None) -> Synthesi
     found = checkpoint or find_checkpoint(job)
     from csm_cli.synth import Synthesizer
 
-    synth = Synthesizer(found, *_place(job.speech), job.slots, job.speech.compile)
+    synth = Synthesizer(found, *place(job.speech), job.slots, job.speech.compile)
     if rounded:
         from csm_cli.model.int8 import quantize
 
@@ -88,29 +95,51 @@ def open_synthesizer(job: Job, checkpoint: Checkpoint | None = None) -> Synthesi
     return synth
 
 
-def speak(synth: Synthesizer, job: Job, meter: Meter) -> Iterator[Utterance | Spoken | Failure]:
+def speak(
+    synth: Synthesizer, job: Job, meter: Meter, talks: Iterable[Conversation] | None = None
+) -> Iterator[Utterance | Spoken | Failure]:
     """Utterances; each conversation when its last turn has come out, or what kept it from that.
+
+    talks: what is spoken in place of the job's own conversations, asked for as slots become free.
 
     `meter` sees every event. After its Failure, nothing more is heard of a conversation.
     """
-    from csm_cli.synth import Failure, Utterance
+    from csm_cli.synth import Failure, Tick, Utterance
 
-    said: dict[int, list[Utterance]] = {id(each): [] for each in job.conversations}
-    for event in synth.speak(job.conversations, job.flags, job.speech.care):
+    said: dict[int, list[Utterance]] = {}
+    for event in synth.speak(talks or job.conversations, job.flags, job.care, job.recognizer):
         meter.see(event)
-        utterances = said.get(id(event.conversation))
-        if utterances is None:
+        if isinstance(event, Tick):
             continue
+        talk = event.conversation
+        utterances = said.setdefault(id(talk), [])
+        if not _any_bad(utterances):
+            yield _outcome(event, len(utterances) + 1)
         if isinstance(event, Utterance):
             utterances.append(event)
-            if event.fault:
-                event = Failure(event.conversation, _bad(event, len(utterances)))
-            else:
-                yield event
-        over = len(utterances) == len(event.conversation.turns)
-        if isinstance(event, Failure) or over:
-            del said[id(event.conversation)]
-            yield event if isinstance(event, Failure) else _spoken(event.conversation, utterances)
+        given_up = isinstance(event, Failure) or (job.care.trim and _any_bad(utterances))
+        if given_up or len(utterances) == len(talk.turns):
+            del said[id(talk)]  # another conversation may get its place in memory
+            if not given_up and not _any_bad(utterances):
+                yield _spoken(talk, utterances)
+
+
+def _outcome(event: Utterance | Failure, number: int) -> Utterance | Failure:
+    """A turn without a good take is a failure."""
+    from csm_cli.synth import Failure, Utterance
+
+    if isinstance(event, Utterance) and event.fault:
+        return Failure(event.conversation, _bad(event, number))
+    return event
+
+
+def _any_bad(utterances: Sequence[Utterance]) -> bool:
+    return any(each.fault for each in utterances)
+
+
+def voice(turn: Turn) -> str:
+    """Whose voice a turn is in, as stems and subtitles name it."""
+    return turn.name or str(turn.speaker)
 
 
 def title(turn: Turn, number: int) -> str:
@@ -120,7 +149,7 @@ def title(turn: Turn, number: int) -> str:
 
 
 def _bad(utterance: Utterance, number: int) -> GenerationFailed:
-    tries = ", ".join(f"{take.fault} with seed {take.seed}" for take in utterance.takes)
+    tries = ", ".join(f"{take.fault} with seed {take.seed}" for take in utterance.takes if take.fault)
     kept = "" if utterance.stop == "empty" else ", or --no-trim to have it as it is"
     return GenerationFailed(f"{title(utterance.turn, number)} {tries}; try another --seed, more --retries{kept}")
 
@@ -128,5 +157,6 @@ def _bad(utterance: Utterance, number: int) -> GenerationFailed:
 def _spoken(conversation: Conversation, utterances: Sequence[Utterance]) -> Spoken:
     from csm_cli.track import Part, place
 
-    parts = [Part(each.audio.samples, each.turn.gap, each.turn.gain) for each in utterances]
-    return Spoken(conversation, tuple(utterances), place(parts, utterances[0].audio.rate, conversation.tail))
+    parts = [Part(each.audio.samples, each.turn.gap, each.turn.gain, voice(each.turn)) for each in utterances]
+    track = place(parts, utterances[0].audio.rate, conversation.tail, conversation.loudness)
+    return Spoken(conversation, tuple(utterances), track)

@@ -65,14 +65,36 @@ class Codec:
         """
         if samples.ndim != 1 or not len(samples):
             raise ValueError(f"expected samples [N] with N > 0, got {list(samples.shape)}")
+        return self._encode(samples[None])[0].contiguous()
+
+    @torch.inference_mode()
+    def encode_many(self, clips: Sequence[Tensor]) -> list[Tensor]:
+        """Codes [T, K] of each of several waveforms [N] of whole frames, encoded together.
+
+        Mimi is causal, so what pads a shorter one behind is not heard. Sums may be rounded otherwise than alone, and a
+        value between two codes may then fall to the other.
+
+        Raises:
+            ValueError: not rows of whole frames.
+        """
+        size = self.frame_samples
+        wrong = next((each for each in clips if each.ndim != 1 or not len(each) or len(each) % size), None)
+        if wrong is not None:
+            raise ValueError(f"expected samples [T * {size}] with T > 0, got {list(wrong.shape)}")
+        rows = nn.utils.rnn.pad_sequence(list(clips), batch_first=True)
+        codes = self._encode(rows)
+        return [row[: len(each) // size].contiguous() for row, each in zip(codes, clips, strict=True)]
+
+    def _encode(self, rows: Tensor) -> Tensor:
+        """[B, N] -> [B, T, K]"""
         memory: Memory = {}
-        pieces = torch.split(samples, _PIECE * self.frame_samples)
+        pieces = torch.split(rows, _PIECE * self.frame_samples, dim=-1)
         with _full_precision():
             codes = [self.modules.encode(self._here(piece), self.codebooks, memory) for piece in pieces]
-        return torch.cat(codes, dim=-1)[0].T.contiguous()
+        return torch.cat(codes, dim=-1).transpose(1, 2)
 
     def _here(self, samples: Tensor) -> Tensor:
-        return samples.to(self.device, torch.float32)[None]
+        return samples.to(self.device, torch.float32)
 
     def decode(self, codes: Tensor) -> Tensor:
         """The waveform [T * frame_samples] of codes [T, K].

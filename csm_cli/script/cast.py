@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from csm_cli.errors import Complaint, ScriptInvalid
 from csm_cli.script import schema
-from csm_cli.script.source import Keys, Source, control_trouble, read_text, shown, written
+from csm_cli.script.source import Keys, Source, read_text, shown, text_trouble, written
 from csm_cli.script.validate import near, read
 from csm_cli.types import Recording, Turn
 
@@ -86,7 +86,7 @@ def _voice(source: Source, name: str, speaker: schema.Speaker, path: Keys) -> Tu
     text = speaker.voice_text if speaker.voice_text is not None else _transcript(source, clip, path)
     if text is None:
         return None
-    trouble = control_trouble(text) if text.strip() else "the voice's text is empty"
+    trouble = text_trouble(text) if text.strip() else "the voice's text is empty"
     if trouble:
         source.complain((*path, "voice_text" if speaker.voice_text is not None else "voice"), trouble)
         return None
