@@ -96,7 +96,7 @@ def run(order: Order, load: Callable[[Job, Checkpoint], Synthesizer] = open_synt
     from csm_cli.script import Manifest
 
     shard = order.scope.part()
-    pattern, size = _pattern(order.output, shard), _size(order.batch_size)
+    size, pattern = _size(order.batch_size), _pattern(order.output, shard)
     job = plan((), order.speech, order.telling)
     work = _Work(Manifest(order.manifest), pattern, shard)
     total = work.check()
