@@ -160,8 +160,8 @@ def _cut_off(path: Path, promised: float, held: float) -> AudioUnreadable:
     return AudioUnreadable(f"{path}: is cut off: {message}")
 
 
-def check_output(path: Path, clobber: bool = True) -> None:
-    """Refuses an output that could not be written, before any work is done for it.
+def check_output(path: Path, clobber: bool = True, kind: str | None = None) -> None:
+    """Refuses an output that could not be written, before any work is done for it. kind: as `write_audio`'s.
 
     Raises:
         OutputRefused: no format by that suffix, a directory or device, a folder that cannot be made or written to, or
@@ -171,7 +171,7 @@ def check_output(path: Path, clobber: bool = True) -> None:
         _check_place(path, clobber)
     except OSError as error:
         raise OutputRefused(f"{path}: cannot be created ({error.strerror}); choose another name") from error
-    if path.suffix.lower() not in FORMATS:
+    if kind is None and path.suffix.lower() not in FORMATS:
         raise OutputRefused(f"{path}: no format by the suffix {path.suffix!r}; known: {', '.join(FORMATS)}")
 
 
@@ -191,20 +191,32 @@ def _check_place(path: Path, clobber: bool) -> None:
         raise OutputRefused(f"{path}: the folder {folder} cannot be written to")
 
 
-def write_audio(path: Path, audio: Audio, clobber: bool = True) -> None:
-    """Writes 16-bit WAV or FLAC by the suffix; the file appears whole or not at all. Missing folders are made.
+def write_audio(path: Path, audio: Audio, clobber: bool = True, kind: str | None = None) -> None:
+    """Writes 16 bits as "wav", "flac" or "pcm", by the suffix where `kind` is None; whole or not at all.
+
+    Missing folders are made.
 
     Raises:
         OutputRefused: as `check_output`.
         OutputFailed: the disk is full or failed.
     """
-    check_output(path, clobber)
-    write_atomically(path, _encoded(audio, FORMATS[path.suffix.lower()]))
+    check_output(path, clobber, kind)
+    write_atomically(path, encode(audio, kind or path.suffix.lower().removeprefix(".")))
 
 
 def encode_wav(audio: Audio) -> bytes:
     """A complete 16-bit WAV, for a pipe: libsndfile cannot mend the header of what has already gone through one."""
     return _encoded(audio, "WAV")
+
+
+def encode(audio: Audio, kind: str) -> bytes:
+    """A whole file of 16 bits: "wav", "flac" or "pcm"."""
+    return encode_pcm(audio.samples) if kind == "pcm" else _encoded(audio, kind.upper())
+
+
+def encode_pcm(samples: NDArray[np.float32]) -> bytes:
+    """Samples as 16-bit little-endian integers."""
+    return _pcm16(samples).astype("<i2").tobytes()
 
 
 def write_atomically(path: Path, data: bytes) -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from csm_cli.audio import Audio, read_audio
@@ -19,8 +22,11 @@ from csm_cli.engine import Engine, Frame, Request, Sampling, decode
 from csm_cli.errors import CsmError, GenerationFailed
 from csm_cli.model import CsmModel
 from csm_cli.prompt import Prompter
-from csm_cli.takes import Take, Tape, best
+from csm_cli.takes import CHUNK_SECONDS, STREAMED_SECONDS, Take, Tape, best
 from csm_cli.types import Care, Conversation, Options, Recording, Turn
+from csm_cli.voices import kept_codes
+
+log = logging.getLogger(__name__)
 
 _BROKEN = "the model produced numbers that are not finite; try --dtype float32 or bfloat16"
 RECORDINGS_KEPT = 256  # so that a long batch, each line with its own context, does not grow
@@ -57,6 +63,15 @@ class Tick:
     limit: int
 
 
+@dataclass(frozen=True, eq=False)
+class Sound:
+    """More of a turn's sound, float32 [N], where it was asked for as it is decoded; its `Utterance` follows."""
+
+    conversation: Conversation
+    turn: Turn
+    samples: NDArray[np.float32]
+
+
 @dataclass(frozen=True)
 class Failure:
     """A conversation that cannot go on: its turns so far came out, the rest will not."""
@@ -65,7 +80,7 @@ class Failure:
     error: CsmError
 
 
-Event = Tick | Utterance | Failure
+Event = Tick | Sound | Utterance | Failure
 
 
 class Synthesizer:
@@ -103,12 +118,23 @@ class Synthesizer:
         """A recording's codes [T, K], each file encoded once; the last hundreds are kept. Raises as `listen` does."""
         codes = self._heard.pop(recording, None)
         if codes is None:
-            samples = torch.from_numpy(self.listen(recording).samples)
-            codes = self.codec.encode(samples.to(self.device)).cpu()
+            codes = self._voice_codes(recording) if recording.voice else self._encoded(recording)
         self._heard[recording] = codes
         if len(self._heard) > RECORDINGS_KEPT:
             del self._heard[next(iter(self._heard))]
         return codes
+
+    def _voice_codes(self, recording: Recording) -> Tensor:
+        def encode() -> NDArray[np.int64]:
+            log.warning("voice %s: encoded for this codec, once", recording.voice)
+            codes: NDArray[np.int64] = self._encoded(recording).numpy()
+            return codes
+
+        return torch.from_numpy(kept_codes(recording.path, self.codec.mark, encode))
+
+    def _encoded(self, recording: Recording) -> Tensor:
+        samples = torch.from_numpy(self.listen(recording).samples)
+        return self.codec.encode(samples.to(self.device)).cpu()
 
     def hear(self, turn: Turn) -> Tensor:
         """The prompt rows [S, K + 1] of a turn that has a recording."""
@@ -147,7 +173,8 @@ class _Session:
                 self._events.append(Failure(dialogue.conversation, error))
                 continue
             if request:
-                self._active[request] = dialogue, Tape(self._synth.codec, dialogue.brief(self._care.trim))
+                chunk = STREAMED_SECONDS if self._care.stream else CHUNK_SECONDS
+                self._active[request] = dialogue, Tape(self._synth.codec, dialogue.brief(self._care.trim), chunk)
                 return request
         return None
 
@@ -159,6 +186,7 @@ class _Session:
             if not turn.recording:
                 return dialogue.request(synth.prompter.turn_rows(turn.speaker, turn.text, None))
             audio, codes = synth.listen(turn.recording), synth.codes(turn.recording)
+            self._sound(dialogue, audio.samples)
             self._events.append(Utterance(dialogue.conversation, turn, codes, audio, "recorded"))
             dialogue.hear(synth.hear(turn))
         return None
@@ -173,6 +201,7 @@ class _Session:
         if stop != "eos":
             early = tape.add(frame.codes)
             stop = stop or early
+            self._sound(dialogue, tape.fresh())
         if not stop:
             limit = frame.request.sampling.max_frames
             self._events.append(Tick(dialogue.conversation, _turn(dialogue), len(tape), limit))
@@ -180,10 +209,15 @@ class _Session:
         self._synth.engine.cancel(frame.request)
         del self._active[frame.request]
         dialogue.takes.append(tape.end(stop))
+        self._sound(dialogue, tape.fresh())
         if self._settled(dialogue, frame.request.sampling):
             self._settle(dialogue)
         else:
             self._ready.append(dialogue)
+
+    def _sound(self, dialogue: Dialogue, samples: NDArray[np.float32]) -> None:
+        if self._care.stream and len(samples):
+            self._events.append(Sound(dialogue.conversation, _turn(dialogue), samples))
 
     def _settled(self, dialogue: Dialogue, sampling: Sampling) -> bool:
         """Whether no other take is worth it: this one is good, all were tried, or all would be the same."""

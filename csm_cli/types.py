@@ -41,20 +41,25 @@ class Care:
     """How takes are looked after.
 
     trim: one that falls silent or gets stuck ends early, is trimmed, and all are judged. retries: so many more, each
-    with the next seed, where one is bad.
+    with the next seed, where one is bad. stream: sound is told of as it is decoded, so that nothing can be taken back.
     """
 
     trim: bool = False
     retries: int = 0
+    stream: bool = False
 
 
 @dataclass(frozen=True)
 class Recording:
-    """Recorded speech: a file, or the part of it from `start` to `end` in seconds."""
+    """Recorded speech: a file, or the part of it from `start` to `end` in seconds.
+
+    voice: the name of the saved voice it is, whose codes are kept.
+    """
 
     path: Path
     start: float | None = None
     end: float | None = None
+    voice: str = ""
 
 
 @dataclass(frozen=True)

@@ -87,13 +87,24 @@ class Result:
         return json.loads(self.out)
 
 
+@pytest.fixture(autouse=True)
+def home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder for saved voices and configuration."""
+    folder = tmp_path_factory.mktemp("home")
+    monkeypatch.setenv("CSM_HOME", str(folder))
+    return folder
+
+
 @pytest.fixture
 def csm(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
-    """Calls `csm` with these arguments, without the caller's CSM_ variables; the log is as before afterwards."""
+    """Calls `csm` with these arguments, without the caller's CSM_ variables; the log is as before afterwards.
+
+    Voices and configuration are those of `home`.
+    """
     log = logging.getLogger("csm_cli")
     for name in ("handlers", "level", "propagate"):
         monkeypatch.setattr(log, name, getattr(log, name))
-    for name in [name for name in os.environ if name.startswith("CSM_")]:
+    for name in [name for name in os.environ if name.startswith("CSM_") and name != "CSM_HOME"]:
         monkeypatch.delenv(name)
 
     def call(*arguments: object) -> Result:

@@ -15,8 +15,8 @@ PACKAGE = Path(__file__).parent.parent / "csm_cli"
 FLOORS = [
     ["errors"],
     ["types"],
-    ["config", "device"],
-    ["audio", "script", "checkpoint", "codec", "model"],
+    ["config", "device", "home", "settings"],
+    ["audio", "script", "checkpoint", "codec", "model", "voices", "player"],
     ["batch"],
     ["track", "prompt", "engine", "takes"],
     ["dialogue"],

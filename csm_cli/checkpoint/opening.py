@@ -48,20 +48,20 @@ class Checkpoint:
     revision: str | None
 
 
-def open_checkpoint(model: str | None = None, revision: str | None = None) -> Checkpoint:
-    """Opens the bundled voice (None), a directory or weights file, or a Hugging Face id.
+def open_checkpoint(model: str | None = None, revision: str | None = None, offline: bool = False) -> Checkpoint:
+    """Opens the bundled voice (None), a directory or weights file, or a Hugging Face id; `offline` if it is cached.
 
     Raises:
         ModelNotFound, ModelGated, ModelOffline: the checkpoint cannot be had.
         CheckpointInvalid: its files do not make a CSM.
         UsageError: a revision for a local checkpoint.
     """
-    source = locate(model, revision)
+    source = locate(model, revision, offline)
     config = _read_config(source)
     file = _weights_file(source, config)
     stored, codec = _split(read_weights(source, file))
     if foreign := is_original(stored):
-        config, codec = _with_mimi(config, stored, codec)
+        config, codec = _with_mimi(config, stored, codec, Repository(MIMI, offline=offline))
     elif not config:
         raise source.absent("config.json")
     sizes = _sizes(source, config)
@@ -72,7 +72,7 @@ def open_checkpoint(model: str | None = None, revision: str | None = None) -> Ch
         weights=Weights((converted if foreign else checked)(stored, sizes, str(file))),
         codec_weights=Weights(codec),
         tokenizer_file=_tokenizer_file(source, foreign),
-        defaults=_defaults(source),
+        defaults=published(source),
         revision=source.revision,
     )
 
@@ -120,9 +120,8 @@ def _split(stored: Tensors) -> tuple[Tensors, Tensors]:
     return model, codec
 
 
-def _with_mimi(config: Json, stored: Tensors, codec: Tensors) -> tuple[Json, Tensors]:
+def _with_mimi(config: Json, stored: Tensors, codec: Tensors, mimi: Repository) -> tuple[Json, Tensors]:
     """Adds what the original format leaves out: transformers' config and the published codec."""
-    mimi = Repository(MIMI)
     if "model_type" not in config:
         config = transformers_config(config, stored, read_json(require(mimi, "config.json")))
     return config, codec or read_weights(mimi, require(mimi, "model.safetensors"))
@@ -130,11 +129,14 @@ def _with_mimi(config: Json, stored: Tensors, codec: Tensors) -> tuple[Json, Ten
 
 def _tokenizer_file(source: Source, foreign: bool) -> Path:
     own = source.find("tokenizer.json")
-    return own or require(Repository(MIRROR) if foreign else source, "tokenizer.json")
+    return own or require(Repository(MIRROR, offline=source.offline) if foreign else source, "tokenizer.json")
 
 
-def _defaults(source: Source) -> Options:
-    """Options of generation_config.json; its length is not among them, since it is derived from the text."""
+def published(source: Source) -> Options:
+    """What a checkpoint was published with, by its generation_config.json.
+
+    Its length is not among that, since it is derived from the text.
+    """
     path = source.find("generation_config.json")
     config = read_json(path) if path else {}
     try:

@@ -11,6 +11,7 @@ import typer
 
 from csm_cli.batch import file_name
 from csm_cli.cli.console import emit, emit_json
+from csm_cli.cli.live import Live
 from csm_cli.cli.options import Output, Speech, Telling
 from csm_cli.cli.single import check_outputs, speak_one
 from csm_cli.cli.speaking import plan
@@ -28,6 +29,7 @@ def converse(
     *,
     speech: Speech,
     output: Output,
+    live: Live,
     telling: Telling,
 ) -> None:
     """Speak a dialogue as one track."""
@@ -36,12 +38,12 @@ def converse(
     conversation = read_script(script)
     turn_files = _turn_files(conversation, turns_dir) if turns_dir else []
     if output.output or not dry_run:
-        check_outputs(output, telling, turn_files)
+        live = check_outputs(output, telling, turn_files, live)
     job = plan([conversation], speech, telling)
     if dry_run:
         _print_plan(conversation, telling.json)
     else:
-        speak_one(job, output, turn_files)
+        speak_one(job, output, turn_files, live)
 
 
 def _turn_files(conversation: Conversation, folder: Path) -> list[Path]:

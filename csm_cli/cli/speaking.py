@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
 from csm_cli.cli.console import note, set_up
-from csm_cli.cli.options import Speech, Telling, environment, is_int8
+from csm_cli.cli.options import Speech, Telling, is_int8
 from csm_cli.errors import GenerationFailed
-from csm_cli.types import Conversation, Options, Turn
+from csm_cli.settings import options, read_settings
+from csm_cli.types import Care, Conversation, Options, Turn
 
 if TYPE_CHECKING:
     import torch
 
     from csm_cli.checkpoint import Checkpoint
     from csm_cli.cli.progress import Meter
-    from csm_cli.synth import Failure, Synthesizer, Utterance
+    from csm_cli.synth import Failure, Sound, Synthesizer, Utterance
     from csm_cli.track import Track
 
 
@@ -31,24 +32,51 @@ class Spoken:
 
 @dataclass(frozen=True)
 class Job:
-    """What is to be spoken, `slots` conversations at a time, by whom, and how it is told."""
+    """What is to be spoken, `slots` conversations at a time, by whom, and how it is told.
+
+    streamed: its sound is wanted as it is decoded.
+    """
 
     conversations: Sequence[Conversation]
     flags: Options
     speech: Speech
     telling: Telling
     slots: int = 1
+    streamed: bool = False
 
 
 def plan(conversations: Sequence[Conversation], speech: Speech, telling: Telling, slots: int = 1) -> Job:
-    """A job; options from the environment come below each script's own.
+    """A job; options from the environment and from configuration files come below each script's own.
 
     Raises:
-        UsageError: an impossible value, in a flag or in the environment.
+        UsageError: an impossible value, in a flag, in the environment or in a configuration file.
     """
-    base = environment()
-    based = [replace(each, defaults=each.defaults.over(base)) for each in conversations]
-    return Job(based, speech.flags(), speech, telling, slots)
+    flags, over, base = speech.flags(), speech.overrides(), options(read_settings())
+    if not telling.quiet:
+        _tell_unheard(conversations, flags, over)
+    based = [_between(each, over, base) for each in conversations]
+    return Job(based, flags, speech, telling, slots)
+
+
+def _between(talk: Conversation, over: Options, base: Options) -> Conversation:
+    """The conversation with `over` over its turns' options, and its defaults over `base`."""
+    turns = talk.turns
+    if over != Options():
+        turns = tuple(replace(turn, options=over.over(turn.options)) for turn in turns)
+    return replace(talk, turns=turns, defaults=talk.defaults.over(base))
+
+
+def _tell_unheard(conversations: Sequence[Conversation], flags: Options, over: Options) -> None:
+    """Says once which flags do not count for turns that have a value of their own."""
+    turns = [turn for each in conversations for turn in each.turns]
+    for name, given in asdict(flags).items():
+        if given is None or getattr(over, name) is not None:
+            continue
+        count = sum(getattr(turn.options, name) not in (None, given) for turn in turns)
+        if count:
+            flag = f"--{name.replace('_', '-')}"
+            whose = "turn that has its" if count == 1 else "turns that have their"
+            note(f"{flag} does not count for {count} {whose} own {name}; --override {name}=... does")
 
 
 def find_checkpoint(job: Job) -> Checkpoint:
@@ -59,7 +87,7 @@ def find_checkpoint(job: Job) -> Checkpoint:
     from csm_cli.checkpoint import open_checkpoint
 
     _place(job.speech)  # before gigabytes are fetched
-    return open_checkpoint(job.speech.model, job.speech.revision)
+    return open_checkpoint(job.speech.model, job.speech.revision, job.speech.offline)
 
 
 def _place(speech: Speech) -> tuple[torch.device, torch.dtype]:
@@ -88,16 +116,21 @@ def open_synthesizer(job: Job, checkpoint: Checkpoint | None = None) -> Synthesi
     return synth
 
 
-def speak(synth: Synthesizer, job: Job, meter: Meter) -> Iterator[Utterance | Spoken | Failure]:
+def speak(synth: Synthesizer, job: Job, meter: Meter) -> Iterator[Sound | Utterance | Spoken | Failure]:
     """Utterances; each conversation when its last turn has come out, or what kept it from that.
+
+    Before each utterance of a streamed job comes its sound, and no take is tried again.
 
     `meter` sees every event. After its Failure, nothing more is heard of a conversation.
     """
-    from csm_cli.synth import Failure, Utterance
+    from csm_cli.synth import Failure, Sound, Utterance
 
+    care = Care(stream=True) if job.streamed else job.speech.care
     said: dict[int, list[Utterance]] = {id(each): [] for each in job.conversations}
-    for event in synth.speak(job.conversations, job.flags, job.speech.care):
+    for event in synth.speak(job.conversations, job.flags, care):
         meter.see(event)
+        if isinstance(event, Sound):
+            yield event
         utterances = said.get(id(event.conversation))
         if utterances is None:
             continue

@@ -22,7 +22,7 @@ _STOPS = {
 }
 
 
-def record(spoken: Spoken, output: str, synth: Synthesizer) -> dict[str, Any]:
+def record(spoken: Spoken, output: str | None, synth: Synthesizer) -> dict[str, Any]:
     """A conversation's JSON object. `stop`: the least welcome of the turns'; `rtf`: compute time per time of audio."""
     made = _made(spoken.utterances)
     seconds = sum(each.audio.duration for each in made)
