@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,8 @@ from transformers import CsmForConditionalGeneration
 
 from csm_cli.cli import main
 from csm_cli.train.text import WORD_LIST
+
+pytest_plugins = ["fakehub"]
 
 TOKENS = {"<|begin_of_text|>": BOS, "<|end_of_text|>": EOS, "<|AUDIO|>": AUDIO, "<|audio_eos|>": AUDIO_EOS}
 
@@ -115,6 +118,43 @@ def csm(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> C
         return Result(code, out, err)
 
     return call
+
+
+@pytest.fixture
+def heard(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """A sounddevice whose only device keeps what is played: `chunks` at `rate`; without a device if `missing`."""
+    played = SimpleNamespace(chunks=[], rate=None, missing=False)
+
+    class PortAudioError(Exception):
+        pass
+
+    def check() -> None:
+        if played.missing:
+            raise PortAudioError("Error querying device -1")
+
+    class OutputStream:
+        def __init__(self, samplerate: int, channels: int, dtype: str) -> None:
+            check()
+            assert (channels, dtype) == (1, "float32")
+            played.rate = samplerate
+
+        def write(self, samples: np.ndarray[Any, Any]) -> None:
+            assert samples.shape[1:] == (1,) and samples.dtype == np.float32
+            played.chunks.append(samples[:, 0])
+
+        def __enter__(self) -> OutputStream:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+    def query_devices(kind: str) -> dict[str, str]:
+        check()
+        return {"name": f"a fake {kind}"}
+
+    module = SimpleNamespace(OutputStream=OutputStream, PortAudioError=PortAudioError, query_devices=query_devices)
+    monkeypatch.setitem(sys.modules, "sounddevice", module)
+    return played
 
 
 def write_tone(path: Path, seconds: float = 0.5, rate: int = 24000) -> Path:

@@ -39,18 +39,24 @@ def prepare(audio: Audio, text: str) -> Clip:
     """
     import librosa
 
-    levels: NDArray[np.float32] = librosa.feature.rms(y=audio.samples, frame_length=_WINDOW, hop_length=_HOP)[0]
-    if levels.max() < _SILENT:
+    if _levels(audio).max() < _SILENT:
         raise AudioUnreadable("the clip holds only silence; record it louder")
     _, (first, last) = librosa.effects.trim(audio.samples, top_db=_TRIM_DB, frame_length=_WINDOW, hop_length=_HOP)
     margin = round(_MARGIN * audio.rate)
     kept = Audio(audio.samples[max(0, first - margin) : last + margin], audio.rate)
     if kept.duration < SHORT:
         raise AudioUnreadable(f"the clip holds {kept.duration:.1f} s of speech; 5 to 15 s make a good voice")
-    return Clip(kept, tuple(_troubles(kept, levels, text)))
+    return Clip(kept, tuple(_troubles(kept, text)))
 
 
-def _troubles(audio: Audio, levels: NDArray[np.float32], text: str) -> Iterator[str]:
+def _levels(audio: Audio) -> NDArray[np.float32]:
+    import librosa
+
+    levels: NDArray[np.float32] = librosa.feature.rms(y=audio.samples, frame_length=_WINDOW, hop_length=_HOP)[0]
+    return levels
+
+
+def _troubles(audio: Audio, text: str) -> Iterator[str]:
     import numpy as np
 
     seconds = audio.duration
@@ -60,7 +66,7 @@ def _troubles(audio: Audio, levels: NDArray[np.float32], text: str) -> Iterator[
         yield f"{seconds:.1f} s of speech is long and takes room from every turn; 5 to 15 s are enough"
     if np.mean(np.abs(audio.samples) > _CLIPPED) > _CLIPPED_SHARE:
         yield "the clip is clipped; record it with less gain"
-    quiet, loud = np.percentile(levels, (5, 90))
+    quiet, loud = np.percentile(_levels(audio), (5, 90))
     if loud < 10 ** (_NOISY_DB / 20) * quiet:
         yield f"the clip is noisy: speech is {20 * np.log10(loud / quiet):.0f} dB over what is between words"
     letters = sum(char.isalnum() for char in text)
