@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Event
 from types import SimpleNamespace
 from typing import Any
 
@@ -122,8 +123,11 @@ def csm(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> C
 
 @pytest.fixture
 def heard(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
-    """A sounddevice whose only device keeps what is played: `chunks` at `rate`; without a device if `missing`."""
-    played = SimpleNamespace(chunks=[], rate=None, missing=False)
+    """A sounddevice whose only device keeps what is played: `chunks` at `rate`.
+
+    missing: there is none; gate: sound waits for it, once it has `begun`; missing_on_write: it goes away.
+    """
+    played = SimpleNamespace(chunks=[], rate=None, missing=False, missing_on_write=False, begun=Event(), gate=None)
 
     class PortAudioError(Exception):
         pass
@@ -139,6 +143,11 @@ def heard(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
             played.rate = samplerate
 
         def write(self, samples: np.ndarray[Any, Any]) -> None:
+            played.begun.set()
+            if played.missing_on_write:
+                raise PortAudioError("unplugged")
+            if played.gate:
+                played.gate.wait()
             assert samples.shape[1:] == (1,) and samples.dtype == np.float32
             played.chunks.append(samples[:, 0])
 

@@ -36,7 +36,11 @@ def imported(*arguments: object) -> set[str]:
     return {name.partition(".")[0] for name in err.splitlines()[-1].split()}
 
 
-@pytest.mark.parametrize("command", [[], ["say"], ["converse"], ["batch"], ["check"], ["doctor"]])
+COMMANDS = ["", "say", "converse", "batch", "check", "doctor", "voices", "voices add", "voices rm", "models"]
+COMMANDS += ["models pull", "config", "config show"]
+
+
+@pytest.mark.parametrize("command", [each.split() for each in COMMANDS])
 @pytest.mark.parametrize("flag", ["-h", "--help"])
 def test_every_command_has_help(csm: Csm, command: list[str], flag: str) -> None:
     result = csm(*command, flag)

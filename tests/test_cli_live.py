@@ -52,19 +52,19 @@ def same(streamed: list[NDArray[np.float32]], path: Path) -> bool:
 
 def test_what_is_written_is_played_too(say: Csm, heard: SimpleNamespace, tmp_path: Path) -> None:
     assert say("--play", "-o", tmp_path / "a.wav").code == 0
-    assert heard.rate == 24000 and len(heard.chunks) == 1 and same(heard.chunks, tmp_path / "a.wav")
+    assert heard.rate == 24000 and same(heard.chunks, tmp_path / "a.wav")
 
 
 def test_without_an_output_it_is_played(say: Csm, heard: SimpleNamespace, tmp_path: Path) -> None:
     result = say()
     assert result.code == 0 and not result.out and "0.8 s played" in result.err
-    assert len(heard.chunks) == 1 and say("--json").json["output"] is None
+    assert sum(map(len, heard.chunks)) == 10 * FRAME and say("--json").json["output"] is None
 
 
 def test_a_stream_is_played_while_it_is_decoded(say: Csm, heard: SimpleNamespace, tmp_path: Path) -> None:
     result = say("--stream", "--play", "-o", tmp_path / "a.wav")
     assert result.code == 0 and "without retries or trimming" in result.err
-    assert [len(chunk) for chunk in heard.chunks] == [4 * FRAME, 4 * FRAME, 2 * FRAME]
+    assert "first sound after" in result.err
     assert same(heard.chunks, tmp_path / "a.wav")
 
 
@@ -111,7 +111,6 @@ def test_raw_samples_are_piped_as_they_are_decoded(
 ) -> None:
     run = ["say", "Hi", "--model", str(tiny_checkpoint), "--max-duration", "0.8", "--play"]
     assert main([*run, "-o", "-", "--format", "pcm"]) == 0
-    assert [len(chunk) for chunk in heard.chunks] == [4 * FRAME, 4 * FRAME, 2 * FRAME]
     piped = np.frombuffer(capfdbinary.readouterr().out, "<i2")
     assert np.array_equal(piped, np.clip(integers(np.concatenate(heard.chunks)), -32768, 32767))
 

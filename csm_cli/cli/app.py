@@ -28,7 +28,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-_SPEAKING = ("say", "converse", "batch")
+_CONFIGURED = ("say", "converse", "batch", "voices", "models")  # `voices add` and `models pull` among them
 for command in (say, converse, batch, merge, check, doctor):
     app.command()(flat(command))
 for group in (voices, models, config, bench):
@@ -42,8 +42,9 @@ def top(
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of a failure.")] = False,
 ) -> None:
     """Speech from text, scripts and manifests with Sesame's Conversational Speech Model."""
-    if context.invoked_subcommand in _SPEAKING:
-        context.default_map = {context.invoked_subcommand: defaults(read_settings())}
+    if context.invoked_subcommand in _CONFIGURED:
+        values = defaults(read_settings())
+        context.default_map = {context.invoked_subcommand: values | {"add": values, "pull": values}}
     if version:
         emit(f"csm {__version__}")
     elif context.invoked_subcommand is None:

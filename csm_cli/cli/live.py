@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -65,15 +66,22 @@ class Live:
 
 
 class Stream:
-    """A conversation's sound in the order of its turns, with their gaps and gains, as it comes."""
+    """A conversation's sound in the order of its turns, with their gaps and gains, as it comes.
+
+    first: seconds until the first of it, None before that.
+    """
 
     def __init__(self, conversation: Conversation, rate: int, writes: Sequence[Write]) -> None:
+        self.first: float | None = None
+        self._opened = time.perf_counter()
         self._conversation, self._rate, self._writes = conversation, rate, writes
         self._begun: Turn | None = None
 
     def add(self, sound: Sound) -> None:
         import numpy as np
 
+        if self.first is None:
+            self.first = time.perf_counter() - self._opened
         if sound.turn is not self._begun:
             self._begun = sound.turn
             self._silence(sound.turn.gap)

@@ -70,6 +70,8 @@ def _streamed(synth: Synthesizer, job: Job, meter: Meter, live: Live, output: Ou
         stream = Stream(job.conversations[0], synth.codec.rate, writes)
         spoken = _take(synth, job, meter, stream)
         stream.end()
+    if not job.telling.quiet:
+        note(f"first sound after {stream.first or 0:.2f} s")
     return spoken
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from csm_cli.cli.console import emit, emit_json, note, set_up, warn
+from csm_cli.cli.console import emit, emit_json, emit_path, note, set_up, warn
 from csm_cli.cli.flat import flat
 from csm_cli.cli.options import Telling, voice_names
 from csm_cli.cli.say import read_words
@@ -40,7 +40,8 @@ class Given:
     end: Annotated[float | None, typer.Option("--end", metavar="SEC", help="Where it ends.")] = None
 
     def words(self, clip: Path) -> Words:
-        """Raises UsageError where the clip's words are given twice or nowhere; InputError where they are none."""
+        """Raises UsageError where the clip's words are given twice or nowhere; InputError where they cannot be said."""
+        from csm_cli.script.source import control_trouble
         from csm_cli.voices import Words
 
         if self.text is not None and self.text_file is not None:
@@ -52,6 +53,8 @@ class Given:
         text = " ".join((self.text if self.text is not None else read_words(str(file))).split())
         if not any(char.isalnum() for char in text):
             raise InputError("the clip's text is empty; write what the clip says")
+        if trouble := next(filter(None, map(control_trouble, (text, self.license, self.source))), ""):
+            raise InputError(f"{clip}: {trouble}")
         return Words(text, self.license, self.source)
 
 
@@ -90,9 +93,9 @@ def add(
     _encode(voice, codec)
     if telling.json:
         emit_json(_record(voice))
-    elif telling.quiet:
-        emit(name)
-    else:
+        return
+    emit_path(voice.audio)
+    if not telling.quiet:
         note(f"voice {name} saved, {made.audio.duration:.1f} s; speak with it: csm say -v {name} ...")
 
 
