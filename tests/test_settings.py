@@ -173,6 +173,13 @@ def test_show_says_where_every_value_is_from(
     }
 
 
+def test_show_says_which_flag_does_not_count(csm: Csm, here: Path) -> None:
+    (here / "a.yaml").write_text("turns:\n  - {speaker: 0, text: Hi, seed: 4}\n")
+    shown = csm("config", "show", "--script", "a.yaml", "--seed", "9")
+    assert "--seed does not count for 1 turn that has its own seed" in shown.err
+    assert [line.split() for line in shown.out.splitlines() if line.startswith("seed")] == [["seed", "9", "flag"]]
+
+
 def test_show_of_a_model_that_was_never_fetched_does_not_fetch_it(csm: Csm, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", "nowhere")
     shown = csm("config", "show", "--json", "--model", "some/model").json

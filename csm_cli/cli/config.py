@@ -11,10 +11,11 @@ import typer
 from csm_cli.cli.console import emit, emit_json
 from csm_cli.cli.flat import flat
 from csm_cli.cli.options import Speech
+from csm_cli.cli.speaking import tell_unheard
 from csm_cli.errors import ModelOffline
 from csm_cli.home import config_file
 from csm_cli.settings import KEYS, MODEL, PROJECT, json_schema, read_settings
-from csm_cli.types import Options
+from csm_cli.types import Conversation
 
 config = typer.Typer(name="config", help="Values, and where they come from.", no_args_is_help=True)
 Layer = Mapping[str, tuple[Any, str]]
@@ -44,13 +45,15 @@ def show(
     asked: Asked,
 ) -> None:
     """Every value that a command with these flags would speak with, and what set it."""
-    layers = _layers(context, speech, script)
+    talk = _read(script)
+    layers = _layers(context, speech, talk, f"{script}: defaults")
     found = {name: next(layer[name] for layer in layers if name in layer) for name in KEYS}
     if asked.json:
         emit_json({name: {"value": value, "source": source} for name, (value, source) in found.items()})
         return
     for name, (value, source) in found.items():
         emit(f"{name:<18} {_shown(name, value):<24} {source}")
+    tell_unheard([talk], speech.flags(), speech.overrides())
 
 
 @config.command()
@@ -77,7 +80,7 @@ def _shown(name: str, value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _layers(context: typer.Context, speech: Speech, script: str | None) -> list[Layer]:
+def _layers(context: typer.Context, speech: Speech, talk: Conversation, script: str) -> list[Layer]:
     """From the highest, but for the turns' own values, to what is built in."""
     given: dict[str, Any] = {name: getattr(speech, name) for name in MODEL if _typed(context, name)}
     settings: dict[str, tuple[Any, str]] = {name: (each.value, each.source) for name, each in read_settings().items()}
@@ -85,7 +88,7 @@ def _layers(context: typer.Context, speech: Speech, script: str | None) -> list[
     return [
         _layer(asdict(speech.overrides()), "--override"),
         _layer(asdict(speech.flags()) | given, "flag"),
-        _layer(_script_defaults(script), f"{script}: defaults"),
+        _layer(asdict(talk.defaults), script),
         settings,
         _published(model, revision),
         {name: (getattr(Speech, name), "built in") for name in MODEL} | {"model": ("bundled voice", "built in")},
@@ -102,10 +105,10 @@ def _typed(context: typer.Context, name: str) -> bool:
     return source is not None and source.name == "COMMANDLINE"
 
 
-def _script_defaults(script: str | None) -> Mapping[str, Any]:
+def _read(script: str | None) -> Conversation:
     from csm_cli.script import read_script
 
-    return asdict(read_script(script).defaults if script else Options())
+    return read_script(script) if script else Conversation(())
 
 
 def _published(model: str | None, revision: str | None) -> Layer:

@@ -30,7 +30,9 @@ FORMATS = ("wav", "flac", "pcm")
 class Live:
     """What else becomes of the sound."""
 
-    play: Annotated[bool, typer.Option("--play", help="Play it.", rich_help_panel="Output")] = False
+    play: Annotated[bool, typer.Option("--play", help="Play it, as it is without -o.", rich_help_panel="Output")] = (
+        False
+    )
     stream: Annotated[
         bool,
         typer.Option(

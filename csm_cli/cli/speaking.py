@@ -53,7 +53,7 @@ def plan(conversations: Sequence[Conversation], speech: Speech, telling: Telling
     """
     flags, over, base = speech.flags(), speech.overrides(), options(read_settings())
     if not telling.quiet:
-        _tell_unheard(conversations, flags, over)
+        tell_unheard(conversations, flags, over)
     based = [_between(each, over, base) for each in conversations]
     return Job(based, flags, speech, telling, slots)
 
@@ -66,7 +66,7 @@ def _between(talk: Conversation, over: Options, base: Options) -> Conversation:
     return replace(talk, turns=turns, defaults=talk.defaults.over(base))
 
 
-def _tell_unheard(conversations: Sequence[Conversation], flags: Options, over: Options) -> None:
+def tell_unheard(conversations: Sequence[Conversation], flags: Options, over: Options) -> None:
     """Says once which flags do not count for turns that have a value of their own."""
     turns = [turn for each in conversations for turn in each.turns]
     for name, given in asdict(flags).items():
