@@ -5,15 +5,24 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from csm_cli.errors import ConfigInvalid
+
 VARIABLE = "CSM_HOME"
 CONFIG = "config.toml"
 
 
 def data_folder() -> Path:
-    """$CSM_HOME, else the system's folder for a user's data."""
+    """$CSM_HOME, else the system's folder for a user's data.
+
+    Raises:
+        ConfigInvalid: the variable names the home of nobody.
+    """
     own = os.environ.get(VARIABLE)
     if own:
-        return Path(own).expanduser()
+        try:
+            return Path(own).expanduser()
+        except RuntimeError as problem:
+            raise ConfigInvalid(f"{VARIABLE}={own}: there is no such user; name a folder") from problem
     import platformdirs
 
     return platformdirs.user_data_path("csm", appauthor=False)

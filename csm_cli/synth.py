@@ -186,7 +186,8 @@ class _Session:
             if not turn.recording:
                 return dialogue.request(synth.prompter.turn_rows(turn.speaker, turn.text, None))
             audio, codes = synth.listen(turn.recording), synth.codes(turn.recording)
-            self._sound(dialogue, audio.samples)
+            if self._care.stream:
+                self._events.append(Sound(dialogue.conversation, turn, audio.samples))
             self._events.append(Utterance(dialogue.conversation, turn, codes, audio, "recorded"))
             dialogue.hear(synth.hear(turn))
         return None
@@ -201,7 +202,7 @@ class _Session:
         if stop != "eos":
             early = tape.add(frame.codes)
             stop = stop or early
-            self._sound(dialogue, tape.fresh())
+            self._stream(dialogue, tape)
         if not stop:
             limit = frame.request.sampling.max_frames
             self._events.append(Tick(dialogue.conversation, _turn(dialogue), len(tape), limit))
@@ -209,14 +210,15 @@ class _Session:
         self._synth.engine.cancel(frame.request)
         del self._active[frame.request]
         dialogue.takes.append(tape.end(stop))
-        self._sound(dialogue, tape.fresh())
+        self._stream(dialogue, tape)
         if self._settled(dialogue, frame.request.sampling):
             self._settle(dialogue)
         else:
             self._ready.append(dialogue)
 
-    def _sound(self, dialogue: Dialogue, samples: NDArray[np.float32]) -> None:
-        if self._care.stream and len(samples):
+    def _stream(self, dialogue: Dialogue, tape: Tape) -> None:
+        """Tells of what was decoded since the last time, where somebody wants to hear it at once."""
+        if self._care.stream and len(samples := tape.fresh()):
             self._events.append(Sound(dialogue.conversation, _turn(dialogue), samples))
 
     def _settled(self, dialogue: Dialogue, sampling: Sampling) -> bool:

@@ -96,6 +96,17 @@ def test_what_is_not_cached_lists_the_near_ones(csm: Csm, served: FakeHub) -> No
     assert csm("models", "where", ID).code == 0
 
 
+def test_what_cannot_be_removed_is_told(csm: Csm, served: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    csm("models", "pull", ID)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("shutil.rmtree", refuse)
+    result = csm("models", "rm", ID)
+    assert result.code == 1 and "could not be removed" in result.err and "freed" not in result.err
+
+
 def test_other_models_in_the_cache_are_not_ours(csm: Csm, served: FakeHub) -> None:
     folder = Path(csm("models", "pull", ID).out.strip())
     (folder / "config.json").unlink()

@@ -95,6 +95,12 @@ def test_a_file_that_is_a_folder_or_no_text_is_refused(here: Path) -> None:
         read_settings()
 
 
+def test_the_home_of_nobody_is_refused(csm: Csm, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CSM_HOME", "~nobody-of-that-name")
+    result = csm("voices", "list")
+    assert result.code == 2 and "there is no such user" in result.err and len(result.err.splitlines()) == 1
+
+
 def test_the_schema_knows_every_key(csm: Csm) -> None:
     schema = csm("config", "schema").json
     assert schema == json_schema() and set(schema["properties"]) == set(KEYS)

@@ -73,10 +73,10 @@ def remove(gone: Sequence[Snapshot]) -> int:
         OutputFailed: a file could not be removed.
     """
     strategy = _scan().delete_revisions(*(each.revision for each in gone))
-    try:
-        strategy.execute()
-    except OSError as problem:
-        raise OutputFailed(f"{problem.filename}: could not be removed ({problem.strerror})") from problem
+    strategy.execute()
+    for each in gone:  # what it could not remove, it only logs
+        if each.folder.exists():
+            raise OutputFailed(f"{each.folder}: could not be removed; see whose it is")
     return int(strategy.expected_freed_size)
 
 

@@ -65,7 +65,8 @@ def speak_one(job: Job, output: Output, turn_files: Sequence[Path] = (), live: L
 
 def _streamed(synth: Synthesizer, job: Job, meter: Meter, live: Live, output: Output) -> Spoken:
     if not job.telling.quiet:
-        note("streaming: takes are as the model makes them, without retries or trimming")
+        rate = synth.codec.rate
+        note(f"streaming at {rate} Hz: takes are as the model makes them, without retries or trimming")
     with opened(live, output, synth.codec.rate) as writes:
         stream = Stream(job.conversations[0], synth.codec.rate, writes)
         spoken = _take(synth, job, meter, stream)

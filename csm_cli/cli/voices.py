@@ -112,7 +112,7 @@ def _clip(path: Path, given: Given, words: Words, codec: Codec) -> Clip:
     from csm_cli.errors import AudioUnreadable
     from csm_cli.voices import prepare
 
-    audio = read_audio(path.expanduser(), codec.rate, given.start, given.end)
+    audio = read_audio(path, codec.rate, given.start, given.end)
     try:
         return prepare(audio, words.text)
     except AudioUnreadable as problem:
