@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: demo test format voice clean
+.PHONY: demo test format voice bench bench-gpu clean
 
 demo: $(VENV)/.installed
 	$(BIN)/csm converse samples/dialogue.yaml -o out/dialogue.wav
@@ -22,6 +22,23 @@ format: $(VENV)/.developed
 CONFIG ?= configs/voice/cpu.yaml
 voice: $(VENV)/.developed
 	$(BIN)/python -m csm_cli.train.voice $(CONFIG)
+
+# What the README says of speed, on one core. Minutes each; nothing else should run meanwhile.
+CSM := env OMP_NUM_THREADS=1 $(BIN)/csm bench
+bench: $(VENV)/.developed
+	$(CSM) decode --json
+	$(CSM) decode --compile --json
+	$(CSM) decode --context 1900 --json
+	$(CSM) batch --json
+	$(CSM) start --json
+	$(CSM) decode --model csm-1b-random --quantize int8 --frames 4 --json
+	$(CSM) decode --model csm-1b-random --quantize int8 --frames 4 --batch 16 --json
+
+bench-gpu: $(VENV)/.developed
+	$(BIN)/csm bench decode --device cuda --model csm-1b-random --context 500 --json
+	$(BIN)/csm bench decode --device cuda --model csm-1b-random --context 1900 --json
+	$(BIN)/csm bench decode --device cuda --model csm-1b-random --context 500 --compile --json
+	$(BIN)/csm bench batch --device cuda --model csm-1b-random --batch 32 --json
 
 clean:
 	rm -rf $(VENV) out build *.egg-info

@@ -7,9 +7,9 @@ import math
 import os
 import re
 import secrets
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +36,15 @@ class Audio:
     @property
     def duration(self) -> float:
         return len(self.samples) / self.rate
+
+
+@dataclass(frozen=True)
+class Tags:
+    """What a sound file says of itself: a WAV's INFO chunk (ISFT, ICMT, INAM), a FLAC's Vorbis comments."""
+
+    software: str = ""
+    comment: str = ""
+    title: str = ""
 
 
 @dataclass(frozen=True)
@@ -140,6 +149,11 @@ def _promise(notes: str) -> float:
     return int(short[1]) / int(short[2]) if short and int(short[1]) not in _UNKNOWN_LENGTHS else 1.0
 
 
+def resample(audio: Audio, rate: int) -> Audio:
+    """The same sound at `rate` samples per second."""
+    return Audio(_resampled(audio.samples, audio.rate, rate), rate)
+
+
 def _resampled(samples: NDArray[np.float32], source_rate: int, rate: int) -> NDArray[np.float32]:
     if source_rate == rate:
         return samples
@@ -161,18 +175,23 @@ def _cut_off(path: Path, promised: float, held: float) -> AudioUnreadable:
 
 
 def check_output(path: Path, clobber: bool = True, kind: str | None = None) -> None:
-    """Refuses an output that could not be written, before any work is done for it. kind: as `write_audio`'s.
+    """Refuses an output that could not be written, before any work is done for it. kind: as `encode_audio`'s.
 
     Raises:
         OutputRefused: no format by that suffix, a directory or device, a folder that cannot be made or written to, or
             an existing file where `clobber` is false.
     """
+    check_place(path, clobber)
+    if kind is None and path.suffix.lower() not in FORMATS:
+        raise OutputRefused(f"{path}: no format by the suffix {path.suffix!r}; known: {', '.join(FORMATS)}")
+
+
+def check_place(path: Path, clobber: bool = True) -> None:
+    """Refuses a file of any kind as `check_output` does one of sound."""
     try:
         _check_place(path, clobber)
     except OSError as error:
         raise OutputRefused(f"{path}: cannot be created ({error.strerror}); choose another name") from error
-    if kind is None and path.suffix.lower() not in FORMATS:
-        raise OutputRefused(f"{path}: no format by the suffix {path.suffix!r}; known: {', '.join(FORMATS)}")
 
 
 def _check_place(path: Path, clobber: bool) -> None:
@@ -191,27 +210,40 @@ def _check_place(path: Path, clobber: bool) -> None:
         raise OutputRefused(f"{path}: the folder {folder} cannot be written to")
 
 
-def write_audio(path: Path, audio: Audio, clobber: bool = True, kind: str | None = None) -> None:
-    """Writes 16 bits as "wav", "flac" or "pcm", by the suffix where `kind` is None; whole or not at all.
+def home(name: str) -> Path:
+    """The path of an output as somebody named it, `~` expanded.
 
-    Missing folders are made.
+    Raises:
+        OutputRefused: the home of nobody.
+    """
+    try:
+        return Path(name).expanduser()
+    except RuntimeError as error:
+        raise OutputRefused(f"{name}: there is no such user's home; name another folder") from error
+
+
+def write_audio(path: Path, audio: Audio, clobber: bool = True, tags: Tags | None = None) -> None:
+    """Writes 16-bit WAV or FLAC by the suffix; the file appears whole or not at all. Missing folders are made.
 
     Raises:
         OutputRefused: as `check_output`.
         OutputFailed: the disk is full or failed.
     """
-    check_output(path, clobber, kind)
-    write_atomically(path, encode(audio, kind or path.suffix.lower().removeprefix(".")))
+    check_output(path, clobber)
+    write_atomically(path, encode_audio(path, audio, tags))
 
 
-def encode_wav(audio: Audio) -> bytes:
-    """A complete 16-bit WAV, for a pipe: libsndfile cannot mend the header of what has already gone through one."""
-    return _encoded(audio, "WAV")
+def encode_audio(path: Path, audio: Audio, tags: Tags | None = None, kind: str | None = None) -> bytes:
+    """A complete 16-bit file in the format of `path`'s suffix, or of `kind`, as `encode`'s."""
+    return encode(audio, kind or path.suffix.lower().removeprefix("."), tags)
 
 
-def encode(audio: Audio, kind: str) -> bytes:
-    """A whole file of 16 bits: "wav", "flac" or "pcm"."""
-    return encode_pcm(audio.samples) if kind == "pcm" else _encoded(audio, kind.upper())
+def encode(audio: Audio, kind: str, tags: Tags | None = None) -> bytes:
+    """A complete 16-bit "wav", "flac" or "pcm", which is raw and has no place for tags.
+
+    Whole for a pipe too: libsndfile cannot mend the header of what has already gone through one.
+    """
+    return encode_pcm(audio.samples) if kind == "pcm" else _encoded(audio, kind.upper(), tags)
 
 
 def encode_pcm(samples: NDArray[np.float32]) -> bytes:
@@ -219,13 +251,35 @@ def encode_pcm(samples: NDArray[np.float32]) -> bytes:
     return _pcm16(samples).astype("<i2").tobytes()
 
 
-def write_atomically(path: Path, data: bytes) -> None:
+def write_atomically(path: Path, data: bytes, flush: bool = True) -> None:
     """Puts `data` at `path` through a temporary file beside it, so that no reader sees half of it.
+
+    flush: it is on the disk when this returns; else the caller sees to that.
 
     Raises:
         OutputRefused: the folder cannot be made or written to.
         OutputFailed: the disk is full or failed.
     """
+    write_together([(path, data)], flush)
+
+
+def write_together(files: Iterable[tuple[Path, bytes]], flush: bool = True) -> None:
+    """Puts all files in their places once every one has been written whole; raises as `write_atomically` does.
+
+    One file's bytes are asked for when those before it are on the disk, so that only one is held at a time.
+    """
+    with ExitStack() as temporaries:
+        staged = [temporaries.enter_context(_staged(path, data, flush)) for path, data in files]
+        for path, temporary, target in staged:
+            try:
+                temporary.replace(target)
+            except OSError as error:
+                raise OutputFailed(f"{path}: could not be replaced ({error.strerror}); choose another name") from error
+
+
+@contextmanager
+def _staged(path: Path, data: bytes, flush: bool) -> Iterator[tuple[Path, Path, Path]]:
+    """`path`, a file that holds `data` beside it, and where that belongs; it goes where it is not moved there."""
     target = path.resolve()  # through a link, not over it
     temporary = target.with_name(f".{secrets.token_hex(8)}.tmp")
     try:
@@ -234,20 +288,26 @@ def write_atomically(path: Path, data: bytes) -> None:
     except OSError as error:
         raise OutputRefused(f"{path}: cannot be created ({error.strerror}); choose another folder") from error
     try:
-        with file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(target)
-    except OSError as error:
-        raise OutputFailed(f"{path}: could not be written ({error.strerror}); nothing was left behind") from error
+        try:
+            with file:
+                file.write(data)
+                file.flush()
+                if flush:
+                    os.fsync(file.fileno())
+        except OSError as error:
+            raise OutputFailed(f"{path}: could not be written ({error.strerror}); nothing was left behind") from error
+        yield path, temporary, target
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def _encoded(audio: Audio, kind: str) -> bytes:
+def _encoded(audio: Audio, kind: str, tags: Tags | None) -> bytes:
     buffer = io.BytesIO()
-    soundfile.write(buffer, _pcm16(audio.samples), audio.rate, format=kind, subtype="PCM_16")
+    with soundfile.SoundFile(buffer, "w", audio.rate, channels=1, subtype="PCM_16", format=kind) as file:
+        for name, text in asdict(tags or Tags()).items():
+            if text:
+                setattr(file, name, text)
+        file.write(_pcm16(audio.samples))
     return buffer.getvalue()
 
 

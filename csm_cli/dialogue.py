@@ -2,39 +2,28 @@
 
 from __future__ import annotations
 
-import logging
 import secrets
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor
 
 from csm_cli.engine import Request, Sampling
 from csm_cli.errors import PromptTooLong
-from csm_cli.takes import Brief, Take
-from csm_cli.types import Conversation, Options, Turn
+from csm_cli.joint import Said
+from csm_cli.takes import Brief, Take, best
+from csm_cli.types import Care, Conversation, Options, Turn
+from csm_cli.window import Heard, Memory, Window
+from csm_cli.wording import breaths, length, respelled
 
-log = logging.getLogger(__name__)
-
-# `--max-duration auto`: nobody speaks slower than this, and a turn may pause this long besides.
+# `--max-duration auto`: nobody speaks slower than this, or than half as fast as usual for them, and a turn may pause
+# this long besides.
 SLOWEST_CHARACTERS_PER_SECOND = 5.0
+SLOWEST_OF_USUAL = 0.5
 GRACE_SECONDS = 3.0
 # Where the window leaves less than the automatic cap, a turn at this rate must still fit.
 USUAL_CHARACTERS_PER_SECOND = 12.0
-
-
-@dataclass(frozen=True)
-class Window:
-    """The model's window: positions in all, and frames per second of speech."""
-
-    positions: int
-    frame_rate: float
-
-    def frames(self, seconds: float) -> int:
-        """Whole frames in a duration, at least one."""
-        return max(1, int(seconds * self.frame_rate + 1e-6))
 
 
 @dataclass(frozen=True)
@@ -43,101 +32,166 @@ class Given:
 
     base: Options
     published: Options
+    care: Care = field(default_factory=Care)
+
+
+@dataclass
+class Hand:
+    """The turn in hand. parts: what is spoken of it at once, each with its own takes; said: those that are done.
+
+    takes: of the part in hand; tried: of the parts before it. started: when the first take was. positions: the most
+    the window held. forgotten: turns that left it; a turn's own number, where it is too long for it.
+    """
+
+    turn: Turn
+    options: Options
+    parts: tuple[str, ...]
+    said: list[Said] = field(default_factory=list)
+    takes: list[Take] = field(default_factory=list)
+    tried: list[Take] = field(default_factory=list)
+    started: float = 0.0
+    positions: int = 0
+    forgotten: list[int] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+    @property
+    def part(self) -> str | None:
+        """What is spoken now, as written; None at the end."""
+        return self.parts[len(self.said)] if len(self.said) < len(self.parts) else None
 
 
 class Dialogue:
-    """A conversation's prompt rows so far, its turn in hand and that turn's takes.
-
-    started: when the turn's first take was.
-    """
+    """A conversation's turns so far and its turn in hand, None at the end."""
 
     def __init__(self, conversation: Conversation, given: Given, window: Window) -> None:
         self.conversation = conversation
         self.seed = given.base.seed if given.base.seed is not None else secrets.randbelow(2**31)
-        self.started = 0.0
-        self.takes: list[Take] = []
-        self._given, self._window = given, window
-        self._context: list[Tensor] | None = None
-        self._past: list[Tensor] = []
+        self._given = given
+        self._memory = Memory(window)
+        self._voices = {turn.speaker for turn in conversation.context}
+        self._given_voices = bool(conversation.context)
+        self._begun = False
         self._index = 0
+        self.hand = self._take_up()
 
     def begin(self, hear: Callable[[Turn], Tensor]) -> None:
         """Hears the context turns, once."""
-        if self._context is None:
-            self._context = [hear(turn) for turn in self.conversation.context]
+        if not self._begun:
+            for turn in self.conversation.context:
+                self._memory.pin(Heard(0, turn.speaker, turn.text, hear(turn)))
+        self._begun = True
 
     @property
-    def turn(self) -> Turn | None:
-        """The turn to be spoken now; None at the end."""
-        turns = self.conversation.turns
-        return turns[self._index] if self._index < len(turns) else None
-
-    @property
-    def turn_seed(self) -> int:
+    def next_seed(self) -> int:
         """The seed of the next take: the turn's own or what follows from the conversation's, then one more each."""
-        turn = self.turn
-        own = turn.options.seed if turn else None
-        return (own if own is not None else self.seed + self._index) + len(self.takes)
+        hand = self._in_hand
+        own = hand.turn.options.seed
+        return (own if own is not None else self.seed + self._index) + len(hand.tried) + len(hand.takes)
 
-    def hear(self, rows: Tensor) -> None:
-        """The turn in hand is over; `rows` are its text and frames as later turns hear them."""
-        self._past.append(rows)
+    @property
+    def words(self) -> str:
+        """The part in hand as it is spelled for the model."""
+        return self._spelled(self._in_hand.part or "")
+
+    def skip(self, parts: Iterable[tuple[str, Tensor]]) -> None:
+        """The turn in hand was recorded: the text of each of its parts, and the rows of that and its frames."""
+        turn = self._in_hand.turn
+        self._voices.add(turn.speaker)
+        self._given_voices = self._given_voices or not (turn.recording and turn.recording.codes)
+        for text, rows in parts:
+            self._memory.add(Heard(self._index + 1, turn.speaker, text, rows))
+        self.close()
+
+    def keep(self, said: Said, rows: Tensor) -> None:
+        """A part is spoken; `rows` are its text and frames as later parts and turns hear them."""
+        hand = self._in_hand
+        self._memory.add(Heard(self._index + 1, hand.turn.speaker, self.words, rows))
+        self._voices.add(hand.turn.speaker)
+        hand.said.append(said)
+        hand.tried += hand.takes
+        hand.takes = []
+
+    def close(self) -> None:
+        """The turn in hand is over; the next is taken up."""
         self._index += 1
-        self.takes = []
+        self.hand = self._take_up()
 
-    def brief(self, watched: bool) -> Brief:
-        """What the next take of the turn in hand is asked for."""
-        turn = self.turn
-        assert turn is not None
-        return Brief(turn.text, self.turn_seed, bool(self._options().max_duration), watched)
+    def brief(self) -> Brief:
+        """What the next take is asked for."""
+        hand = self._in_hand
+        capped = bool(hand.options.max_duration)
+        return Brief(self.words, self.next_seed, capped, self._given.care.trim, part=len(hand.said) + 1)
+
+    def best(self) -> Take:
+        """The best take of the part in hand."""
+        hand, usual = self._in_hand, self._memory.rate(self._in_hand.turn.speaker)
+        expected = length(self.words) / usual * self._memory.window.frame_rate if usual else None
+        return best(hand.takes, expected)
 
     def request(self, text_rows: Tensor) -> Request:
-        """The engine's request for the turn in hand, whose text is `text_rows`.
+        """The engine's request for the part in hand, whose text is `text_rows`.
 
         Past turns leave, oldest first, where the window is full; context never does.
 
         Raises:
             PromptTooLong: context, text and longest duration do not fit the window.
         """
-        options = self._options()
-        limit, least = self._frames(options)
-        rows = self._rows(text_rows)
-        while len(rows) + least > self._window.positions and self._past:
-            self._past.pop(0)
-            log.warning("the window of %d positions is full: the oldest turn is forgotten", self._window.positions)
-            rows = self._rows(text_rows)
-        if (excess := len(rows) + least - self._window.positions) > 0:
+        hand, window = self._in_hand, self._memory.window
+        limit, least = self._frames(hand)
+        gone = self._memory.make_room(len(text_rows) + least, self._index + 1)
+        hand.forgotten += [turn for turn in gone if turn not in hand.forgotten]
+        rows = self._memory.prompt(text_rows)
+        if (excess := len(rows) + least - window.positions) > 0:
             raise PromptTooLong(self._too_long(excess))
-        limit = min(limit, self._window.positions - len(rows))
-        self.started = self.started if self.takes else time.perf_counter()
-        return Request(rows, _sampling(options, self.turn_seed, limit))
+        if not (hand.takes or hand.tried):
+            hand.started = time.perf_counter()
+            self._introduce(hand)
+        limit = min(limit, window.positions - len(rows))
+        return Request(rows, _sampling(hand.options, self.next_seed, limit))
 
-    def _options(self) -> Options:
-        turn = self.turn
-        assert turn is not None
-        return turn.options.over(self._given.base).completed(self._given.published)
+    @property
+    def _in_hand(self) -> Hand:
+        assert self.hand is not None
+        return self.hand
 
-    def _frames(self, options: Options) -> tuple[int, int]:
-        """The most frames the turn may take, and how many must fit the window."""
-        if options.max_duration:
-            frames = self._window.frames(options.max_duration)
+    def _take_up(self) -> Hand | None:
+        turns = self.conversation.turns
+        if self._index == len(turns):
+            return None
+        turn = turns[self._index]
+        options = turn.options.over(self._given.base).completed(self._given.published)
+        most = 0 if options.max_duration or turn.recording else self._given.care.split
+        return Hand(turn, options, breaths(turn.text, most))
+
+    def _spelled(self, text: str) -> str:
+        return respelled(text, self.conversation.lexicon)
+
+    def _introduce(self, hand: Hand) -> None:
+        """Warns where recordings were heard, but none of this speaker, who has said nothing yet either."""
+        speaker = hand.turn.speaker
+        if self._given_voices and speaker not in self._voices:
+            known = ", ".join(map(str, sorted(self._voices)))
+            hand.warnings.append(
+                f"speaker {speaker} is not among those heard before ({known}) and gets a voice of the model's choice"
+            )
+
+    def _frames(self, hand: Hand) -> tuple[int, int]:
+        """The most frames a take may have, and how many must fit the window."""
+        window = self._memory.window
+        if hand.options.max_duration:
+            frames = window.frames(hand.options.max_duration)
             return frames, frames
-        turn = self.turn
-        assert turn is not None
-        length = len(turn.text)
-        longest = self._window.frames(GRACE_SECONDS + length / SLOWEST_CHARACTERS_PER_SECOND)
-        return longest, self._window.frames(length / USUAL_CHARACTERS_PER_SECOND)
-
-    def _rows(self, text_rows: Tensor) -> Tensor:
-        return torch.cat((*(self._context or ()), *self._past, text_rows))
+        usual, characters = self._memory.rate(hand.turn.speaker), length(self.words)
+        slowest = usual * SLOWEST_OF_USUAL if usual else SLOWEST_CHARACTERS_PER_SECOND
+        longest = window.frames(GRACE_SECONDS + characters / slowest)
+        return longest, window.frames(characters / (usual or USUAL_CHARACTERS_PER_SECOND))
 
     def _too_long(self, excess: int) -> str:
-        turn = self.turn
-        assert turn is not None
-        where = f'turn {self._index + 1} ("{turn.text[:30]}{"..." if len(turn.text) > 30 else ""}")'
+        text, window = self._in_hand.turn.text, self._memory.window
+        where = f'turn {self._index + 1} ("{text[:30]}{"..." if len(text) > 30 else ""}")'
         return (
-            f"{where} is {excess} positions ({excess / self._window.frame_rate:.1f} s) too long for the model's window "
-            f"of {self._window.positions}; shorten its text, its context or --max-duration"
+            f"{where} is {excess} positions ({excess / window.frame_rate:.1f} s) too long for the model's window "
+            f"of {window.positions}; shorten its text, its context or --max-duration"
         )
 
 

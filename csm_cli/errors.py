@@ -32,6 +32,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 INTERRUPTED = 130
+COMPLAINTS_SHOWN = 200
 
 
 class CsmError(Exception):
@@ -95,12 +96,16 @@ class Complaint:
 
 
 class ScriptInvalid(InputError):
-    """All complaints about a script or manifest, sorted by place."""
+    """All complaints about a script or manifest, sorted by place; of very many the first.
 
-    def __init__(self, complaints: Sequence[Complaint]) -> None:
-        self.complaints = tuple(sorted(complaints))
-        count = len(self.complaints)
-        super().__init__(f"{count} error{'s' if count != 1 else ''}; nothing was generated")
+    count: how many there are; those given, where it is None.
+    """
+
+    def __init__(self, complaints: Sequence[Complaint], count: int | None = None) -> None:
+        self.complaints = tuple(sorted(complaints)[:COMPLAINTS_SHOWN])
+        self.count = len(complaints) if count is None else count
+        first = f", the first {len(self.complaints)} are above" if self.count > len(self.complaints) else ""
+        super().__init__(f"{self.count} error{'s' if self.count != 1 else ''}{first}; nothing was generated")
 
 
 class ModelError(CsmError):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import torch
 from tokenizers import Tokenizer
 
 from csm_cli.errors import CheckpointInvalid, InputError
@@ -52,6 +51,8 @@ class Prompter:
 
     def turn_rows(self, speaker: int, text: str, codes: Tensor | None = None) -> Tensor:
         """The rows of one turn [S, K+1]; with `codes` [T, K] a turn that was spoken, else one to be spoken."""
+        import torch
+
         ids = torch.tensor(self.text_ids(speaker, text))
         books = self._config.codebooks
         words = torch.full((len(ids), books + 1), UNUSED)
@@ -60,6 +61,8 @@ class Prompter:
 
     def _frame_rows(self, codes: Tensor) -> Tensor:
         """The rows of a turn's frames and of the frame that ends it, [T + 1, K+1]."""
+        import torch
+
         books = self._config.codebooks
         rows = torch.full((len(codes) + 1, books + 1), UNUSED)
         rows[:-1, :-1] = codes.reshape(len(codes), books)

@@ -17,14 +17,17 @@ from torch import Tensor
 from csm_cli.audio import Audio, read_audio
 from csm_cli.checkpoint import Checkpoint
 from csm_cli.codec import Codec
-from csm_cli.dialogue import Dialogue, Given, Window
+from csm_cli.dialogue import Dialogue, Given, Hand
 from csm_cli.engine import Engine, Frame, Request, Sampling, decode
 from csm_cli.errors import CsmError, GenerationFailed
+from csm_cli.joint import Piece, Said, join
 from csm_cli.model import CsmModel
 from csm_cli.prompt import Prompter
-from csm_cli.takes import CHUNK_SECONDS, STREAMED_SECONDS, Take, Tape, best
+from csm_cli.takes import CHUNK_SECONDS, STREAMED_SECONDS, Take, Tape, worst
 from csm_cli.types import Care, Conversation, Options, Recording, Turn
+from csm_cli.verify import Recognizer, verified
 from csm_cli.voices import kept_codes
+from csm_cli.window import Window
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +42,10 @@ class Utterance:
     codes: int64 [T, K]; stop: "eos" (the model ended it), "cap" (cut at the longest duration), "silence" or "repeat"
     (fell silent, or stuck to one sound, and was ended there), "empty" (it said nothing) or "recorded" (the script
     brought the audio). fault: what is wrong with it, "" for nothing. takes: all there were, this is the best of them.
-    seconds: time from the first prefill to the last sample.
+    seconds: time from the first prefill to the last sample. seed: with which it comes out like this again.
+    pieces: the parts in which it was spoken; codes are theirs joined, stop is the worst of theirs. positions: the most
+    the window held on the way. forgotten: numbers of the turns that left it for this one; its own, if its first parts
+    did. kept: by an earlier run, which ended it as `stop` says.
     """
 
     conversation: Conversation
@@ -51,11 +57,16 @@ class Utterance:
     seconds: float = 0.0
     fault: str = ""
     takes: tuple[Take, ...] = ()
+    pieces: tuple[Piece, ...] = ()
+    positions: int = 0
+    forgotten: tuple[int, ...] = ()
+    warnings: tuple[str, ...] = ()
+    kept: bool = False
 
 
 @dataclass(frozen=True)
 class Tick:
-    """A frame of a turn was decoded: `frames` so far, of at most `limit`."""
+    """A frame of a turn was decoded: `frames` so far, of at most `limit` before its next part or its end."""
 
     conversation: Conversation
     turn: Turn
@@ -84,12 +95,14 @@ Event = Tick | Sound | Utterance | Failure
 
 
 class Synthesizer:
-    """A checkpoint made ready to speak on one device, `slots` conversations at a time."""
+    """A checkpoint made ready to speak on one device, `slots` conversations at a time; `compile` as for the engine."""
 
-    def __init__(self, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, slots: int = 1) -> None:
+    def __init__(
+        self, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, slots: int = 1, compile: bool = False
+    ) -> None:
         self.checkpoint = checkpoint
         self.prompter = Prompter(checkpoint.tokenizer_file, checkpoint.config)
-        self.engine = Engine(CsmModel(checkpoint.config, checkpoint.weights, device, dtype), slots)
+        self.engine = Engine(CsmModel(checkpoint.config, checkpoint.weights, device, dtype), slots, compile)
         self.device = device
         self._heard: dict[Recording, Tensor] = {}
 
@@ -98,13 +111,20 @@ class Synthesizer:
         checkpoint, codebooks = self.checkpoint, self.checkpoint.config.codebooks
         return Codec.load(checkpoint.codec_config, checkpoint.codec_weights, self.device, codebooks)
 
-    def speak(self, conversations: Iterable[Conversation], flags: Options, care: Care | None = None) -> Iterator[Event]:
+    def speak(
+        self,
+        conversations: Iterable[Conversation],
+        flags: Options,
+        care: Care | None = None,
+        recognizer: Recognizer | None = None,
+    ) -> Iterator[Event]:
         """Speaks every turn of every conversation; utterances of one conversation come in order.
 
         Options count in this order: the turn's, `flags`, the script's defaults, the checkpoint's. Without `care`, takes
         are as the model makes them. With it, a conversation ends with the first turn that has no good take.
+        recognizer: listens to every take, which is bad if it says other words than its text.
         """
-        return _Session(self, flags, care or Care()).run(conversations)
+        return _Session(self, flags, care or Care(), recognizer).run(conversations)
 
     def listen(self, recording: Recording) -> Audio:
         """A recording at the codec's rate.
@@ -116,6 +136,8 @@ class Synthesizer:
 
     def codes(self, recording: Recording) -> Tensor:
         """A recording's codes [T, K], each file encoded once; the last hundreds are kept. Raises as `listen` does."""
+        if recording.codes:
+            return torch.from_numpy(np.load(recording.codes, allow_pickle=False).astype(np.int64))
         codes = self._heard.pop(recording, None)
         if codes is None:
             codes = self._voice_codes(recording) if recording.voice else self._encoded(recording)
@@ -136,6 +158,15 @@ class Synthesizer:
         samples = torch.from_numpy(self.listen(recording).samples)
         return self.codec.encode(samples.to(self.device)).cpu()
 
+    def parts(self, turn: Turn) -> Iterator[tuple[str, Tensor]]:
+        """A recorded turn's parts, each with its prompt rows [S, K + 1]."""
+        assert turn.recording is not None
+        codes = self.codes(turn.recording)
+        first = 0
+        for text, frames in turn.recording.parts or ((turn.text, len(codes)),):
+            yield text, self.prompter.turn_rows(turn.speaker, text, codes[first : first + frames])
+            first += frames
+
     def hear(self, turn: Turn) -> Tensor:
         """The prompt rows [S, K + 1] of a turn that has a recording."""
         assert turn.recording is not None
@@ -145,9 +176,9 @@ class Synthesizer:
 class _Session:
     """One call of `speak`: the takes under way, and what is to be told before the next frame."""
 
-    def __init__(self, synth: Synthesizer, flags: Options, care: Care) -> None:
-        self._synth, self._flags, self._care = synth, flags, care
-        self._window = Window(synth.engine.positions, synth.codec.frame_rate)
+    def __init__(self, synth: Synthesizer, flags: Options, care: Care, recognizer: Recognizer | None) -> None:
+        self._synth, self._flags, self._care, self._recognizer = synth, flags, care, recognizer
+        self._window = Window(synth.engine.positions, synth.codec.frame_rate, synth.checkpoint.memory)
         self._active: dict[Request, tuple[Dialogue, Tape]] = {}
         self._ready: deque[Dialogue] = deque()
         self._events: deque[Event] = deque()
@@ -161,7 +192,7 @@ class _Session:
         yield from self._events
 
     def _open(self, conversation: Conversation) -> Dialogue:
-        given = Given(self._flags.over(conversation.defaults), self._synth.checkpoint.defaults)
+        given = Given(self._flags.over(conversation.defaults), self._synth.checkpoint.defaults, self._care)
         return Dialogue(conversation, given, self._window)
 
     def _next(self, waiting: Iterator[Dialogue]) -> Request | None:
@@ -174,7 +205,7 @@ class _Session:
                 continue
             if request:
                 chunk = STREAMED_SECONDS if self._care.stream else CHUNK_SECONDS
-                self._active[request] = dialogue, Tape(self._synth.codec, dialogue.brief(self._care.trim), chunk)
+                self._active[request] = dialogue, Tape(self._synth.codec, dialogue.brief(), chunk)
                 return request
         return None
 
@@ -182,14 +213,15 @@ class _Session:
         """The request for the next turn without a recording; turns that have one pass on the way."""
         synth = self._synth
         dialogue.begin(synth.hear)
-        while turn := dialogue.turn:
+        while hand := dialogue.hand:
+            turn = hand.turn
             if not turn.recording:
-                return dialogue.request(synth.prompter.turn_rows(turn.speaker, turn.text, None))
+                return dialogue.request(synth.prompter.turn_rows(turn.speaker, dialogue.words, None))
             audio, codes = synth.listen(turn.recording), synth.codes(turn.recording)
             if self._care.stream:
                 self._events.append(Sound(dialogue.conversation, turn, audio.samples))
             self._events.append(Utterance(dialogue.conversation, turn, codes, audio, "recorded"))
-            dialogue.hear(synth.hear(turn))
+            dialogue.skip(synth.parts(turn))
         return None
 
     def _advance(self, frame: Frame) -> None:
@@ -203,15 +235,17 @@ class _Session:
             early = tape.add(frame.codes)
             stop = stop or early
             self._stream(dialogue, tape)
+        hand = _in_hand(dialogue)
+        hand.positions = max(hand.positions, len(frame.request.rows) + len(tape))
         if not stop:
-            limit = frame.request.sampling.max_frames
-            self._events.append(Tick(dialogue.conversation, _turn(dialogue), len(tape), limit))
+            before, limit = sum(len(said.take.codes) for said in hand.said), frame.request.sampling.max_frames
+            self._events.append(Tick(dialogue.conversation, hand.turn, before + len(tape), before + limit))
             return
         self._synth.engine.cancel(frame.request)
         del self._active[frame.request]
-        dialogue.takes.append(tape.end(stop))
+        hand.takes.append(self._verified(tape.end(stop), dialogue))
         self._stream(dialogue, tape)
-        if self._settled(dialogue, frame.request.sampling):
+        if self._settled(hand, frame.request.sampling):
             self._settle(dialogue)
         else:
             self._ready.append(dialogue)
@@ -219,35 +253,55 @@ class _Session:
     def _stream(self, dialogue: Dialogue, tape: Tape) -> None:
         """Tells of what was decoded since the last time, where somebody wants to hear it at once."""
         if self._care.stream and len(samples := tape.fresh()):
-            self._events.append(Sound(dialogue.conversation, _turn(dialogue), samples))
+            self._events.append(Sound(dialogue.conversation, _in_hand(dialogue).turn, samples))
 
-    def _settled(self, dialogue: Dialogue, sampling: Sampling) -> bool:
-        """Whether no other take is worth it: this one is good, all were tried, or all would be the same."""
+    def _verified(self, take: Take, dialogue: Dialogue) -> Take:
+        """`take` as the recognizer hears it, if there is one and nothing else is wrong with it already."""
+        if self._recognizer is None or take.fault:
+            return take
+        heard = self._recognizer.hear(Audio(take.samples, self._synth.codec.rate))
+        return verified(take, heard, (_in_hand(dialogue).part or "", dialogue.words))
+
+    def _settled(self, hand: Hand, sampling: Sampling) -> bool:
+        """Whether no other take is worth it: enough are made and one is good, all were tried, or all would be equal."""
         greedy = not (sampling.temperature or sampling.depth_temperature)
-        return not dialogue.takes[-1].fault or greedy or len(dialogue.takes) > self._care.retries
+        count, care = len(hand.takes), self._care
+        good = any(not take.fault for take in hand.takes)
+        return greedy or count >= (care.takes if good else care.takes + care.retries)
 
     def _settle(self, dialogue: Dialogue) -> None:
-        """Tells the turn in hand by its best take; the conversation goes on unless that is too bad to."""
-        turn, take = _turn(dialogue), best(dialogue.takes)
-        self._events.append(
-            Utterance(
-                conversation=dialogue.conversation,
-                turn=turn,
-                codes=take.codes,
-                audio=Audio(take.samples, self._synth.codec.rate),
-                stop=take.stop,
-                seed=take.seed,
-                seconds=time.perf_counter() - dialogue.started,
-                fault=take.fault,
-                takes=tuple(dialogue.takes),
-            )
-        )
-        if not (take.fault and self._care.trim):
-            dialogue.hear(self._synth.prompter.turn_rows(turn.speaker, turn.text, take.codes))
+        """The part in hand has its best take; the conversation goes on unless that is too bad to."""
+        hand, take = _in_hand(dialogue), dialogue.best()
+        said = Said(hand.part or "", take)
+        bad = bool(take.fault) and self._care.trim
+        rows = self._synth.prompter.turn_rows(hand.turn.speaker, dialogue.words, take.codes)
+        dialogue.keep(said, rows)
+        if bad or hand.part is None:
+            self._events.append(self._utterance(dialogue.conversation, hand))
+            dialogue.close()
+        if not bad:
             self._ready.append(dialogue)
 
+    def _utterance(self, conversation: Conversation, hand: Hand) -> Utterance:
+        kept, rate = [said.take for said in hand.said], self._synth.codec.rate
+        samples, pieces = join(hand.said, rate)
+        return Utterance(
+            conversation=conversation,
+            turn=hand.turn,
+            codes=torch.cat([take.codes for take in kept]),
+            audio=Audio(samples, rate),
+            stop=worst(take.stop for take in kept),
+            seed=kept[0].seed if len(hand.parts) == 1 else hand.tried[0].seed,
+            seconds=time.perf_counter() - hand.started,
+            fault=kept[-1].fault,
+            takes=tuple(hand.tried),
+            pieces=pieces,
+            positions=hand.positions,
+            forgotten=tuple(hand.forgotten),
+            warnings=tuple(hand.warnings),
+        )
 
-def _turn(dialogue: Dialogue) -> Turn:
-    turn = dialogue.turn
-    assert turn is not None
-    return turn
+
+def _in_hand(dialogue: Dialogue) -> Hand:
+    assert dialogue.hand is not None
+    return dialogue.hand

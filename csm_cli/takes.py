@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,11 +25,24 @@ FASTEST_LETTERS_PER_SECOND = 30.0
 _WORST_LAST = ("eos", "silence", "cap", "repeat", "empty")
 
 
+@dataclass(frozen=True)
+class Hearing:
+    """What a recognizer made of a take. error_rate: wrong, missing and added words per word of the text.
+
+    run: most words in a row that are wrong.
+    """
+
+    text: str
+    error_rate: float
+    run: int
+
+
 @dataclass(frozen=True, eq=False)
 class Take:
     """codes: int64 [T, K]; samples: float32 [T * frame_samples]; fault: what is wrong with it, "" for nothing.
 
-    stop: "eos", "cap", "silence", "repeat", or "empty" where nothing is left of it.
+    stop: "eos", "cap", "silence", "repeat", or "empty" where nothing is left of it. part: of its turn, from 1.
+    hearing: None where no recognizer was asked.
     """
 
     codes: Tensor
@@ -36,19 +50,22 @@ class Take:
     stop: str
     seed: int
     fault: str
+    part: int = 1
+    hearing: Hearing | None = None
 
 
 @dataclass(frozen=True)
 class Brief:
     """What a take was asked for. capped: somebody named its longest duration, so that reaching it is no fault.
 
-    watched: whether it ends when it has gone wrong, and is trimmed and judged.
+    watched: whether it ends when it has gone wrong, and is trimmed and judged. part: of its turn, from 1.
     """
 
     text: str
     seed: int
     capped: bool = False
     watched: bool = False
+    part: int = 1
 
 
 class Tape:
@@ -93,7 +110,7 @@ class Tape:
         codes = torch.stack(self._frames[:keep]) if keep else torch.empty(0, self._codec.codebooks, dtype=torch.int64)
         samples = np.concatenate((np.zeros(0, np.float32), *self._sound))[: keep * self._codec.frame_samples]
         fault = self._fault(stop, keep)
-        return Take(codes, samples, stop if keep else "empty", self._brief.seed, fault)
+        return Take(codes, samples, stop if keep else "empty", self._brief.seed, fault, self._brief.part)
 
     def _decode(self) -> None:
         new = self._frames[len(self._levels) :]
@@ -141,6 +158,27 @@ class Tape:
         return frames / self._codec.frame_rate
 
 
-def best(takes: Sequence[Take]) -> Take:
-    """The first without a fault, else the one that went wrong least."""
-    return min(takes, key=lambda take: (bool(take.fault), _WORST_LAST.index(take.stop)))
+def worst(stops: Iterable[str]) -> str:
+    """The least welcome of several reasons to stop."""
+    return max(stops, key=_WORST_LAST.index)
+
+
+def best(takes: Sequence[Take], frames: float | None = None) -> Take:
+    """Of those without a fault the one with the fewest wrong words, then the one whose length is likeliest.
+
+    Where all have one, that which went wrong least. frames: how long the speaker is expected to take; where that is
+    not known, as long as the good takes do in the middle.
+    """
+    lengths = [len(take.codes) for take in takes if not take.fault] or [1]
+    expected = frames or float(np.median(lengths))
+    return min(takes, key=lambda take: _demerits(take, expected))
+
+
+def _demerits(take: Take, frames: float) -> tuple[bool, int, float, float]:
+    errors = take.hearing.error_rate if take.hearing else 0.0
+    return (
+        bool(take.fault),
+        _WORST_LAST.index(take.stop),
+        errors,
+        abs(math.log(max(1, len(take.codes)) / max(1, frames))),
+    )

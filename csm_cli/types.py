@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
@@ -41,11 +42,15 @@ class Care:
     """How takes are looked after.
 
     trim: one that falls silent or gets stuck ends early, is trimmed, and all are judged. retries: so many more, each
-    with the next seed, where one is bad. stream: sound is told of as it is decoded, so that nothing can be taken back.
+    with the next seed, where none is good. takes: so many are made in any case, and the best is kept. split: a longer
+    text is spoken in parts of about so many characters; 0 keeps every turn whole. stream: sound is told of as it is
+    decoded, so that nothing can be taken back.
     """
 
     trim: bool = False
     retries: int = 0
+    takes: int = 1
+    split: int = 0
     stream: bool = False
 
 
@@ -53,12 +58,15 @@ class Care:
 class Recording:
     """Recorded speech: a file, or the part of it from `start` to `end` in seconds.
 
-    voice: the name of the saved voice it is, whose codes are kept.
+    codes: where its codes lie, a .npy [T, K], so that it need not be encoded. parts: where a turn was spoken in parts,
+    each as it was spelled, and its frames. voice: the name of the saved voice it is, whose codes are kept.
     """
 
     path: Path
     start: float | None = None
     end: float | None = None
+    codes: Path | None = None
+    parts: tuple[tuple[str, int], ...] = ()
     voice: str = ""
 
 
@@ -88,7 +96,8 @@ class Conversation:
     """Turns to be spoken in order, after `context` turns that are heard but not written.
 
     Every context turn has a recording; voice prompts come first. `tail`: seconds of silence after the last turn.
-    `defaults`: the script's own options, below flags and above the environment.
+    `defaults`: the script's own options, below flags and above the environment. `lexicon`: words and how they are
+    spelled for the model; texts keep them as written. `loudness`: of the track, in LUFS.
     """
 
     turns: tuple[Turn, ...]
@@ -97,3 +106,5 @@ class Conversation:
     title: str = ""
     tail: float = 0.0
     defaults: Options = field(default_factory=Options)
+    loudness: float | None = None
+    lexicon: Mapping[str, str] = field(default_factory=dict)

@@ -10,7 +10,18 @@ import pytest
 import soundfile
 from numpy.typing import NDArray
 
-from csm_cli.audio import Audio, check_output, encode_wav, probe, read_audio, write_atomically, write_audio
+from csm_cli.audio import (
+    Audio,
+    Tags,
+    check_output,
+    encode,
+    home,
+    probe,
+    read_audio,
+    write_atomically,
+    write_audio,
+    write_together,
+)
 from csm_cli.errors import AudioUnreadable, OutputFailed, OutputRefused
 
 RATE = 24000
@@ -249,6 +260,30 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(
 
 
 def test_a_wav_in_memory_is_complete() -> None:
-    samples, rate = soundfile.read(io.BytesIO(encode_wav(Audio(tone(), RATE))), dtype="float32")
+    samples, rate = soundfile.read(io.BytesIO(encode(Audio(tone(), RATE), "wav")), dtype="float32")
     assert rate == RATE
     assert np.abs(samples - tone()).max() < 1e-4
+
+
+@pytest.mark.parametrize("suffix", [".wav", ".flac"])
+def test_a_file_says_of_itself_what_it_is_told_to(tmp_path: Path, suffix: str) -> None:
+    comment = "synthetic speech; " + "seed: 1, " * 200
+    path = tmp_path / f"a{suffix}"
+    write_audio(path, Audio(np.full(50, 0.25, np.float32), 24000), tags=Tags("csm-cli 1", comment, "Folge é"))
+    with soundfile.SoundFile(path) as file:
+        assert (file.comment, file.title) == (comment, "Folge é") and file.software.startswith("csm-cli 1")
+    assert np.array_equal(read_audio(path, 24000).samples, np.full(50, 0.25, np.float32))
+
+
+def test_files_written_together_appear_together_or_not_at_all(tmp_path: Path) -> None:
+    write_together([(tmp_path / "a", b"1"), (tmp_path / "new" / "b", b"2")])
+    assert (tmp_path / "a").read_bytes() + (tmp_path / "new" / "b").read_bytes() == b"12"
+    with pytest.raises(OutputRefused):
+        write_together([(tmp_path / "a", b"3"), (tmp_path / "a" / "c", b"4")])
+    assert (tmp_path / "a").read_bytes() == b"1"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "new"]
+
+
+def test_the_home_of_nobody_is_no_place_for_an_output() -> None:
+    with pytest.raises(OutputRefused, match="no such user"):
+        home("~nobody-of-that-name/a.wav")

@@ -24,7 +24,7 @@ from csm_cli.errors import CsmError
 from csm_cli.synth import Utterance
 from csm_cli.train.corpus import RATE, VOICES
 from csm_cli.train.espeak import EspeakVoice, Speech
-from csm_cli.types import Conversation, Options, Turn
+from csm_cli.types import Care, Conversation, Options, Turn
 
 pytestmark = pytest.mark.espeak
 
@@ -67,7 +67,9 @@ class Speaker:
     def checkpoint(self) -> SimpleNamespace:
         return SimpleNamespace(name="tones", tokenizer_file=self.folder / "tokenizer.json")
 
-    def speak(self, conversations: Sequence[Conversation], flags: Options) -> Iterator[Utterance]:
+    def speak(
+        self, conversations: Sequence[Conversation], flags: Options, care: Care | None = None
+    ) -> Iterator[Utterance]:
         for each in conversations:
             samples, stop = self.voice(each, self.reference)
             codes = torch.zeros(len(samples) // 1920, 8)

@@ -278,3 +278,15 @@ def test_defaults_come_from_the_generation_config(
 def test_a_default_that_is_no_possible_number_is_named(folder: Path, values: dict[str, Any]) -> None:
     edit_json(folder / "generation_config.json", **values)
     assert "generation_config.json: temperature and top_k must be numbers >= 0" in complaint(folder)
+
+
+def test_positions_in_which_it_speaks_well_are_read(folder: Path) -> None:
+    assert open_checkpoint(str(folder)).memory == 0
+    edit_json(folder / "generation_config.json", csm_memory=200)
+    assert open_checkpoint(str(folder)).memory == 200
+
+
+@pytest.mark.parametrize("positions", [-1, "many", 1.5])
+def test_positions_that_cannot_be_are_named(folder: Path, positions: object) -> None:
+    edit_json(folder / "generation_config.json", csm_memory=positions)
+    assert "csm_memory must be a whole number >= 0" in complaint(folder)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import struct
 from collections.abc import Callable
@@ -29,6 +30,25 @@ def script(folder: Path, text: str) -> Path:
     path = folder / "script.yaml"
     path.write_text(text)
     return path
+
+
+CASES = sorted(path for path in (Path(__file__).parent / "cases").glob("*/*") if path.suffix != ".txt")
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_a_hostile_script_or_manifest_leaves_nothing_behind(
+    csm: Csm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(case, tmp_path)
+    batch = case.parent.name == "manifests"
+    output = "out/{id}.wav" if batch else "out/track.wav"
+    result = csm("batch" if batch else "converse", case.name, "-o", output, "--model", tmp_path / "none", "-q")
+    assert result.code == 3 and not result.out and "Traceback" not in result.err
+    *complaints, last = result.err.splitlines()
+    assert last.endswith("nothing was generated") and complaints
+    places = [re.match(rf"{re.escape(case.name)}(:\d+:\d+)? ", line) for line in complaints]
+    assert any(places) and [path.name for path in tmp_path.iterdir()] == [case.name]
 
 
 @pytest.mark.parametrize(
@@ -214,5 +234,5 @@ def test_broken_checkpoints(
 
 
 def test_a_text_that_does_not_fit_the_window(csm: Csm, tmp_path: Path, tiny_checkpoint: Path) -> None:
-    result = csm("say", "far " * 300, "-o", tmp_path / "a.wav", "--model", tiny_checkpoint)
+    result = csm("say", "far " * 300, "--split", "off", "-o", tmp_path / "a.wav", "--model", tiny_checkpoint)
     assert_one_line(result, 3, "too long for the model's window")

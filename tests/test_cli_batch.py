@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -114,6 +115,21 @@ def test_outputs_are_refused_before_anything_is_loaded(
     assert "loading" not in result.err and len(result.err.splitlines()) == 1 and not result.out
 
 
+def test_a_line_has_a_voice_of_its_own(csm: Csm, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    path = manifest(tmp_path, item("a", seed=1, voice="ash"), item("b", seed=1, voice="birch"), item("c", seed=1))
+    run(csm, tiny_checkpoint, path, tmp_path / "{id}.wav")
+    assert len({soundfile.read(tmp_path / f"{name}.wav")[0].tobytes() for name in "abc"}) == 3
+
+
+def test_flags_that_lines_do_not_hear_are_told_once(csm: Csm, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    path = manifest(tmp_path, *(item(f"{n}", max_duration=0.16) for n in range(4)))
+    told = run(csm, tiny_checkpoint, path, tmp_path / "{id}.wav", "--max-duration", "0.4", "--shard", "1/2")
+    assert told.err.count("--max-duration does not count for 2 turns that have their own") == 1
+    over = run(csm, tiny_checkpoint, path, tmp_path / "{id}.wav", "--override", "max_duration=0.24", "--json")
+    lines = [json.loads(line) for line in over.out.splitlines()]
+    assert "does not count" not in over.err and [line["duration_s"] for line in lines] == [0.24] * 4
+
+
 def test_no_output_is_a_usage_error(csm: Csm, tmp_path: Path) -> None:
     assert csm("batch", manifest(tmp_path, item("a"))).code == 2
 
@@ -203,22 +219,81 @@ def test_a_run_gives_up_when_told_to(
 def test_a_limit_leaves_the_rest_for_later(csm: Csm, tiny_checkpoint: Path, tmp_path: Path) -> None:
     path = manifest(tmp_path, *(item(name) for name in "abc"))
     first = run(csm, tiny_checkpoint, path, tmp_path / "{id}.wav", "--limit", 2)
-    assert first.code == 0 and "1 left for later" in first.err and len(first.out.splitlines()) == 2
+    assert first.code == 0 and "the rest left for later" in first.err and len(first.out.splitlines()) == 2
     assert run(csm, tiny_checkpoint, path, tmp_path / "{id}.wav", "--limit", 2).out == f"{tmp_path / 'c.wav'}\n"
 
 
-def test_shards_together_are_the_whole(csm: Csm, tiny_checkpoint: Path, tmp_path: Path) -> None:
-    path = manifest(tmp_path, *(item(f"{n}", temperature=1.0) for n in range(5)))
-    run(csm, tiny_checkpoint, path, tmp_path / "whole" / "{id}.wav", "--batch-size", 1)
-    for shard in ("1/2", "2/2"):
-        pattern = tmp_path / "part-{shard}" / "{id}.wav"
-        assert run(csm, tiny_checkpoint, path, pattern, "--shard", shard, "--batch-size", 1).code == 0
-    parts = {file.name: file.read_bytes() for file in tmp_path.glob("part-*/*.wav")}
-    assert parts == {file.name: file.read_bytes() for file in tmp_path.glob("whole/*.wav")}
-    assert [len(results(tmp_path / f"part-{n}")) for n in (1, 2)] == [3, 2]
+@pytest.mark.parametrize("size", [1, 4])
+def test_the_same_bytes_at_once_resumed_and_in_shards(
+    csm: Csm, tiny_checkpoint: Path, tmp_path: Path, size: int
+) -> None:
+    path = manifest(tmp_path, *(item(f"{n}", f"Hello {'again ' * n}.", temperature=1.0) for n in range(7)))
+
+    def spoken(name: str, *flags: object) -> None:
+        done = run(csm, tiny_checkpoint, path, tmp_path / name / "{id}.wav", "--batch-size", size, *flags)
+        assert done.code == 0, done.err
+
+    spoken("whole")
+    spoken("resumed", "--limit", 3)
+    spoken("resumed")
+    spoken("part-{shard}", "--shard", "1/2")
+    spoken("part-{shard}", "--shard", "2/2")
+    whole = {file.name: file.read_bytes() for file in tmp_path.glob("whole/*.wav")}
+    assert len(whole) == 7
+    assert {file.name: file.read_bytes() for file in tmp_path.glob("resumed/*.wav")} == whole
+    assert {file.name: file.read_bytes() for file in tmp_path.glob("part-*/*.wav")} == whole
+    assert [len(results(tmp_path / f"part-{n}")) for n in (1, 2)] == [4, 3]
     merged = csm("merge", tmp_path / "part-1", tmp_path / "part-2", "-o", tmp_path / "all")
-    assert merged.code == 0 and merged.out == f"{tmp_path / 'all' / 'results.jsonl'}\n" and "5 done" in merged.err
-    assert "5 done before" in run(csm, tiny_checkpoint, path, tmp_path / "all" / "{id}.wav").err
+    assert merged.code == 0 and merged.out == f"{tmp_path / 'all' / 'results.jsonl'}\n" and "7 done" in merged.err
+    assert "7 done before" in run(csm, tiny_checkpoint, path, tmp_path / "all" / "{id}.wav").err
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "1025", "many", "", "1.5", "²"])
+def test_an_impossible_batch_size_is_refused(csm: Csm, tmp_path: Path, text: str) -> None:
+    result = run(csm, tmp_path / "none", manifest(tmp_path, item("a")), tmp_path / "{id}.wav", "--batch-size", text)
+    assert result.code == 2 and "--batch-size takes auto or a whole number" in result.err
+
+
+def test_the_batch_size_that_fits_is_told(csm: Csm, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    told = run(csm, tiny_checkpoint, manifest(tmp_path, item("a")), tmp_path / "{id}.wav").err
+    assert re.search(r"up to \d items at once \(--batch-size auto: .* MB an item\)", told)
+
+
+def page_rows(path: Path) -> list[dict[str, Any]]:
+    found = re.search(r'<script id="data"[^>]*>(.*?)</script>', path.read_text(encoding="utf-8"), re.DOTALL)
+    assert found
+    rows: list[dict[str, Any]] = json.loads(found[1])
+    return rows
+
+
+def test_a_report_shows_all_that_is_recorded(csm: Csm, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    path = manifest(tmp_path, item("a"), item("bad", max_duration=100), item("b", "</script>"))
+    report = tmp_path / "pages" / "report.html"
+    for _ in range(2):  # the second run speaks nothing but the failure
+        assert run(csm, tiny_checkpoint, path, tmp_path / "out" / "{id}.wav", "--report", report).code == 5
+        rows = {row["id"]: row for row in page_rows(report)}
+        assert {name: row["status"] for name, row in rows.items()} == {"a": "ok", "b": "ok", "bad": "failed"}
+        assert rows["b"]["text"] == "</script>" and rows["a"]["audio"].startswith("data:audio/flac;base64,")
+        assert "too long" in rows["bad"]["warnings"][0] and rows["bad"]["speaker"] == "0"
+
+
+def test_a_report_of_much_sound_plays_the_files(
+    csm: Csm, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("csm_cli.report.EMBEDDED_SECONDS", 0.1)
+    path, report = manifest(tmp_path, item("ü a")), tmp_path / "pages" / "report.html"
+    assert run(csm, tiny_checkpoint, path, tmp_path / "out" / "{id}.wav", "--report", report).code == 0
+    (row,) = page_rows(report)
+    assert row["audio"] == "../out/%C3%BC%20a.wav" and row["picture"]
+
+
+@pytest.mark.parametrize("name", ["report.pdf", "folder", "file.txt/report.html", "folder.html"])
+def test_an_impossible_report_is_refused(csm: Csm, tmp_path: Path, name: str) -> None:
+    (tmp_path / "folder.html").mkdir()
+    (tmp_path / "file.txt").touch()
+    path = manifest(tmp_path, item("a"))
+    result = run(csm, tmp_path / "none", path, tmp_path / "{id}.wav", "--report", tmp_path / name)
+    assert result.code == 2 and len(result.err.splitlines()) == 1 and "loading" not in result.err
 
 
 def test_no_clobber_keeps_what_was_not_recorded(csm: Csm, tiny_checkpoint: Path, tmp_path: Path) -> None:

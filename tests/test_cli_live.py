@@ -106,6 +106,26 @@ def test_overlapping_turns_cannot_be_streamed(converse: Csm, heard: SimpleNamesp
     assert result.code == 2 and "turn 3 begins before the one before it ends" in result.err and not heard.chunks
 
 
+def test_a_stream_waits_for_no_loudness(converse: Csm, heard: SimpleNamespace) -> None:
+    result = converse(0.1, "--stream", "--loudness", "-19")
+    assert result.code == 2 and "--loudness goes by the whole track" in result.err and not heard.chunks
+    assert len(result.err.splitlines()) == 1
+
+
+def test_a_stream_plays_again_what_is_kept(converse: Csm, heard: SimpleNamespace, tmp_path: Path) -> None:
+    run = (0.1, "--stream", "--play", "-o", tmp_path / "a.wav")
+    converse(*run)
+    heard.chunks.clear()
+    assert "all its turns are kept" in converse(*run).err and same(heard.chunks, tmp_path / "a.wav")
+
+
+def test_a_format_holds_for_stems_and_not_for_turns(converse: Csm, tmp_path: Path) -> None:
+    beside = ("--stems", "--turns-dir", tmp_path / "turns")
+    assert converse(0.1, "-o", tmp_path / "a.out", "--format", "flac", *beside).code == 0
+    for name, form in {"a.out": "FLAC", "a.a.out": "FLAC", "turns/001-a.wav": "WAV"}.items():
+        assert soundfile.info(tmp_path / name).format == form
+
+
 def test_raw_samples_are_piped_as_they_are_decoded(
     tiny_checkpoint: Path, heard: SimpleNamespace, capfdbinary: pytest.CaptureFixture[bytes]
 ) -> None:
@@ -146,6 +166,7 @@ def test_a_format_counts_over_the_suffix(
         (["--stream", "-o", "a.wav"], "add --play, or -o - --format pcm"),
         (["--stream", "-o", "-"], "add --play, or -o - --format pcm"),
         (["--format", "pcm", "-o", "-", "--json"], "both want standard output"),
+        (["--stream", "--takes", "2"], "--takes chooses among takes and a stream cannot be taken back"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(say: Csm, heard: SimpleNamespace, flags: list[str], message: str) -> None:

@@ -6,14 +6,17 @@ import io
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
+import torch
 from conftest import Result, write_tone
 
 from csm_cli.cli import main
+from csm_cli.takes import Take, Tape
 
 Csm = Callable[..., Result]
 FRAME = 1920
@@ -129,7 +132,7 @@ def test_a_voice_is_the_speakers_first_context(say: Csm, tmp_path: Path, tone: P
     ways += [["--context", f"[{speaker}]{tone}=Hi there"] for speaker in (3, 4)]
     takes = []
     for way in ways:
-        assert say("Hi", "-s", "3", "-o", tmp_path / "a.wav", *way).code == 0
+        assert say("Hi", "-s", "3", "--seed", "1", "-o", tmp_path / "a.wav", *way).code == 0
         takes.append((tmp_path / "a.wav").read_bytes())
     assert takes[0] == takes[1] == takes[2] != takes[3]
 
@@ -202,4 +205,130 @@ def test_untrimmed_it_is_as_the_model_made_it(wild: Csm, tmp_path: Path) -> None
 def test_a_duration_that_was_asked_for_is_no_fault(wild: Csm, tmp_path: Path) -> None:
     told = wild("--max-duration", 0.4, "--json", "-o", tmp_path / "a.wav").json
     (take,) = told["turns"][0]["takes"]
-    assert take == {"seed": 7, "stop": "cap", "duration_s": 0.4, "fault": None}
+    assert take == {
+        "part": 1,
+        "seed": 7,
+        "stop": "cap",
+        "duration_s": 0.4,
+        "fault": None,
+        "heard": None,
+        "word_error_rate": None,
+    }
+
+
+@pytest.mark.parametrize("suffix", ["wav", "flac"])
+def test_the_file_says_that_it_is_synthetic_and_by_what(
+    say: Csm, tmp_path: Path, tiny_checkpoint: Path, suffix: str
+) -> None:
+    say("[0]Hi. [1]Hello!", "--seed", "7", "-o", tmp_path / f"a.{suffix}")
+    with soundfile.SoundFile(tmp_path / f"a.{suffix}") as file:
+        assert file.comment == f"synthetic speech; model: {tiny_checkpoint.name}; seed: 7-8"
+        assert file.software.startswith("csm-cli ")
+
+
+def test_the_home_of_nobody(say: Csm) -> None:
+    result = say("Hi", "-o", "~nobody-of-that-name/a.wav")
+    assert result.code == 2 and "no such user" in result.err
+
+
+LONG = "One is here. Two is here. Three is here."
+
+
+@pytest.fixture
+def parted(csm: Csm, mute_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> Csm:
+    """Every take is five frames of a tone, whatever the model says."""
+    monkeypatch.setattr("csm_cli.synth.Tape", Tone)
+    return lambda *arguments: csm("say", "--model", mute_checkpoint, "--seed", 7, *arguments)
+
+
+class Tone(Tape):
+    def end(self, stop: str) -> Take:
+        made = super().end(stop)
+        codes, samples = torch.ones(5, 8, dtype=torch.int64), np.full(5 * FRAME, 0.1, np.float32)
+        return replace(made, codes=codes, samples=samples, stop="eos", fault="")
+
+
+def test_a_long_text_is_spoken_in_parts_whose_times_are_told(parted: Csm, tmp_path: Path) -> None:
+    result = parted(LONG, "--split", 20, "--json", "-o", tmp_path / "a.wav")
+    (turn,) = result.json["turns"]
+    assert [part["text"] for part in turn["parts"]] == ["One is here.", "Two is here.", "Three is here."]
+    starts = [part["start_s"] for part in turn["parts"]]
+    assert starts == sorted(starts) and starts[0] == 0 and turn["parts"][-1]["end_s"] == turn["end_s"]
+    assert [(take["part"], take["seed"]) for take in turn["takes"]] == [(1, 7), (2, 8), (3, 9)]
+    assert turn["frames"] == 15 and "in 3 parts, seed 7" in result.err
+
+
+@pytest.mark.parametrize("flags", [["--split", "off"], ["--split", "20", "--no-trim"], [], ["--max-duration", "9"]])
+def test_what_is_not_to_be_parted_is_whole(parted: Csm, tmp_path: Path, flags: list[str]) -> None:
+    (turn,) = parted(LONG, *flags, "--json", "-o", tmp_path / "a.wav").json["turns"]
+    assert len(turn["parts"]) == len(turn["takes"]) == 1
+
+
+def test_takes_are_all_told(parted: Csm, tmp_path: Path) -> None:
+    result = parted("Hi", "--takes", 3, "--temperature", 1, "--json", "-o", tmp_path / "a.wav")
+    assert [take["seed"] for take in result.json["turns"][0]["takes"]] == [7, 8, 9]
+    assert ", 3 takes, seed 7" in result.err
+
+
+def test_a_speaker_no_context_has_is_warned_about(parted: Csm, tmp_path: Path, tone: Path) -> None:
+    result = parted("[0]Hi. [1]Ho. [0]Hi.", "--context", f"[1]{tone}=Hello", "--json", "-o", tmp_path / "a.wav")
+    (warning,) = result.json["warnings"]
+    assert warning.startswith('turn 1 (0: "Hi."): speaker 0 is not among those heard before (1)')
+    assert f"csm: {warning}" in result.err.splitlines()
+
+
+def test_the_windows_use_is_told(parted: Csm, tmp_path: Path) -> None:
+    result = parted("[0]Hi. [1]Ho.", "--json", "-o", tmp_path / "a.wav")
+    assert result.json["window"] == {"peak": 22, "positions": 512, "easy": 512, "forgotten": 0}
+    assert "window: peak 22 of 512 positions" in result.err
+
+
+def test_a_turn_that_leaves_the_window_is_told(say: Csm, tmp_path: Path) -> None:
+    words = "word " * 35  # a position a character
+    result = say(f"[0]{words} [1]{words} [0]{words}", "--json", "-o", tmp_path / "a.wav")
+    assert [turn["forgotten"] for turn in result.json["turns"]] == [[], [], [1]]
+    assert result.json["window"]["forgotten"] == 1
+    assert result.err.count(", turn 1 forgotten]") == 1 and "1 turn forgotten" in result.err
+
+
+class Ears:
+    """Hears another text than any."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def hear(self, audio: object) -> str:
+        return f"some words {self.name} made up"
+
+
+def test_what_says_other_words_fails_and_is_told(parted: Csm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("csm_cli.verify.Whisper", Ears)
+    flags = ["--verify", "--verify-model", "tiny", "--temperature", 1, "--retries", 1, "-o", tmp_path / "a.wav"]
+    result = parted("Hello there.", *flags)
+    assert result.code == 1 and not (tmp_path / "a.wav").exists()
+    assert result.err.count('was heard as "some words tiny made up"') == 2
+    assert "Traceback" not in result.err
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--split", "19"], "--split takes auto, off or characters from 20 on"),
+        (["--split", "-1"], "--split takes"),
+        (["--split", "²²"], "--split takes"),
+        (["--no-trim", "--takes", "2"], "keep one"),
+        (["--no-trim", "--verify"], "keep one"),
+        (["--takes", "0"], "--takes"),
+    ],
+)
+def test_impossible_ways_to_choose_takes_are_usage_errors(say: Csm, flags: list[str], message: str) -> None:
+    result = say("Hi", "-o", "a.wav", *flags)
+    assert result.code == 2 and message in result.err and "loading" not in result.err
+
+
+def test_a_missing_recognizer_is_said_before_anything_is_loaded(say: Csm, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("csm_cli.verify.find_spec", lambda name: None)
+    result = say("Hi", "-o", "a.wav", "--verify")
+    assert result.code == 2 and result.err.splitlines() == [
+        "csm: --verify needs a recognizer; pip install 'csm-cli[verify]'"
+    ]

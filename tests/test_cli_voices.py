@@ -40,7 +40,7 @@ def say(csm: Csm, tiny_checkpoint: Path, tmp_path: Path) -> Callable[..., bytes]
 
     def call(*flags: object) -> bytes:
         output = tmp_path / "said.wav"
-        run = ("say", "Hi", "--model", tiny_checkpoint, "--max-duration", "0.4", "-o", output)
+        run = ("say", "Hi", "--model", tiny_checkpoint, "--max-duration", "0.4", "--seed", "1", "-o", output)
         assert csm(*run, *flags).code == 0
         return output.read_bytes()
 
@@ -126,7 +126,7 @@ def test_it_is_encoded_once_for_each_codec(
 ) -> None:
     add("ana")
     other = save_checkpoint(random_csm(Shape(codebooks=4)), tmp_path / "other")
-    run = ("say", "Hi", "-v", "ana", "--max-duration", "0.4", "-o", tmp_path / "b.wav", "--model", other)
+    run = ("say", "Hi", "-v", "ana", "--max-duration", "0.4", "--seed", "1", "-o", tmp_path / "b.wav", "--model", other)
     assert "voice ana: encoded for this codec, once" in csm(*run).err
     first = (tmp_path / "b.wav").read_bytes()
 

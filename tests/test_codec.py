@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import CsmConfig, CsmForConditionalGeneration, CsmProcessor, MimiConfig, MimiModel, PreTrainedModel
 
 from csm_cli.checkpoint import open_checkpoint
-from csm_cli.codec import Codec
+from csm_cli.codec import Codec, push_all
 from csm_cli.codec.config import codec_config
 from csm_cli.errors import CheckpointInvalid
 
@@ -159,6 +159,38 @@ def test_two_decoders_of_one_codec_do_not_disturb_each_other(pair: Callable[[str
     rounds = [(one.push(a), two.push(b)) for a, b in zip(first.split(3), second.split(3), strict=True)]
     assert loudest_difference(torch.cat([a for a, _ in rounds]), codec.decode(first)) < 1e-5
     assert loudest_difference(torch.cat([b for _, b in rounds]), codec.decode(second)) < 1e-5
+
+
+def test_rows_of_any_age_and_length_are_decoded_together(pair: Callable[[str], Pair]) -> None:
+    """Each row as if it were alone: some begin while others go on, and one has nothing to say at times."""
+    codec = pair("small frames").codec
+    spoken = [random_codes(codec, frames) for frames in (90, 60, 40, 75)]
+    decoders, heard, at = [codec.decoder() for _ in spoken], [[] for _ in spoken], [0, -12, -30, -5]
+    for turn in range(20):
+        chunks = []
+        for row, codes in enumerate(spoken):
+            step = 12 if turn % 5 or row != 1 else 5
+            chunks.append(codes[max(0, at[row]) : max(0, at[row] + step)])
+            at[row] += step
+        for row, samples in enumerate(push_all(decoders, chunks)):
+            heard[row].append(samples)
+    for codes, parts in zip(spoken, heard, strict=True):
+        assert loudest_difference(torch.cat(parts), codec.decode(codes)) < 1e-5
+
+
+def test_many_rows_are_computed_a_few_at_a_time(pair: Callable[[str], Pair]) -> None:
+    codec = pair("mimi's ratios").codec
+    spoken = [random_codes(codec, 20) for _ in range(7)]
+    for codes, samples in zip(spoken, push_all([codec.decoder() for _ in spoken], spoken), strict=True):
+        assert loudest_difference(samples, codec.decode(codes)) < 1e-5
+
+
+def test_a_wrong_row_leaves_the_others_as_they_were(pair: Callable[[str], Pair]) -> None:
+    codec = pair("small frames").codec
+    decoders, codes = [codec.decoder(), codec.decoder()], random_codes(codec, 5)
+    with pytest.raises(ValueError, match="frame 0, codebook 0"):
+        push_all(decoders, [codes, codes - 100])
+    assert loudest_difference(decoders[0].push(codes), codec.decode(codes)) < 1e-5
 
 
 def test_no_frames_are_no_samples(pair: Callable[[str], Pair]) -> None:
@@ -319,3 +351,17 @@ def test_a_codec_is_known_by_what_encodes(tiny_checkpoint: Path) -> None:
 
     assert mark() == mark() == mark("decoder.") == mark("upsample.")
     assert len({mark(), mark("encoder."), mark("quantizer."), mark("downsample."), mark(codebooks=4)}) == 5
+
+
+def test_waveforms_encoded_together_are_each_as_alone(pair: Callable[[str], Pair]) -> None:
+    codec = pair("mimi's ratios").codec
+    clips = [noise(frames * codec.frame_samples) for frames in (3, 60, 1, 17)]
+    for clip, codes in zip(clips, codec.encode_many(clips), strict=True):
+        assert torch.equal(codes, codec.encode(clip))
+
+
+@pytest.mark.parametrize("shape", [(0,), (2, 1920), (1921,)])
+def test_only_whole_frames_are_encoded_together(pair: Callable[[str], Pair], shape: tuple[int, ...]) -> None:
+    codec = pair("mimi's ratios").codec
+    with pytest.raises(ValueError, match=r"expected samples \[T \* 1920\]"):
+        codec.encode_many([torch.zeros(1920), torch.zeros(shape)])

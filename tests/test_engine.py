@@ -173,7 +173,7 @@ def test_a_broken_row_costs_its_neighbours_nothing(model: CsmModel) -> None:
     engine, asked = Engine(model, slots=4), requests(4)
     for request in asked:
         engine.admit(request)
-    engine._hidden[1] = float("nan")
+    engine.state.hidden[1] = float("nan")
     frames: dict[Request, list[Tensor]] = {request: [] for request in asked}
     while engine.busy:
         for frame in engine.step():

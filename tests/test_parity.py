@@ -132,7 +132,7 @@ def test_logits_equal_transformers(shape: Shape) -> None:
         outputs = theirs(**inputs, output_hidden_states=True)
         cache = model.backbone.cache(1, len(given.rows))
         hidden = model.backbone(model.embed_rows(given.rows)[None], cache, Span(0, 1, 0, len(given.rows)))
-        torch.testing.assert_close(model.head(hidden), outputs.logits[..., : config.codes], atol=1e-4, rtol=0)
+        torch.testing.assert_close(model.head(hidden[0])[None], outputs.logits[..., : config.codes], atol=1e-4, rtol=0)
 
         last = outputs.hidden_states[-1][:, -1]
         padded = torch.nn.functional.pad(frame[:, :-1], (1, 0))

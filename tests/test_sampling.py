@@ -12,8 +12,9 @@ CPU = torch.device("cpu")
 def picks(logits: list[float], temperature: float, top_k: int, draws: int = 4000) -> torch.Tensor:
     """How often each code is chosen over evenly spread uniforms."""
     rows = torch.tensor(logits).expand(draws, -1)
-    filter_ = Filter.of([(temperature, top_k)] * draws, len(logits), CPU)
-    codes = filter_.pick(rows, (torch.arange(draws)[:, None] + 0.5) / draws)
+    filter_ = Filter(draws, len(logits), CPU)
+    pick = filter_.pick(draws, filter_.set([(temperature, top_k)] * draws))
+    codes = pick(rows, (torch.arange(draws)[:, None] + 0.5) / draws)
     return torch.bincount(codes, minlength=len(logits)) / draws
 
 
@@ -39,14 +40,15 @@ def test_a_top_k_beyond_the_codes_keeps_them_all() -> None:
 
 def test_rows_keep_their_own_options() -> None:
     logits = torch.tensor([[0.0, 1.0, 2.0]] * 3)
-    filter_ = Filter.of([(0, 50), (1.0, 1), (1.0, 3)], 3, CPU)
-    assert filter_.pick(logits, torch.full((3, 1), 0.99)).tolist() == [2, 2, 0]
+    filter_ = Filter(3, 3, CPU)
+    pick = filter_.pick(3, filter_.set([(0, 50), (1.0, 1), (1.0, 3)]))
+    assert pick(logits, torch.full((3, 1), 0.99)).tolist() == [2, 2, 0]
 
 
 def test_the_largest_uniform_stays_inside_the_top_k() -> None:
     logits = torch.randn(64, 100, generator=torch.Generator().manual_seed(0))
-    filter_ = Filter.of([(1.0, 5)] * 63 + [(1.0, 0)], 100, CPU)
-    codes = filter_.pick(logits, torch.full((64, 1), 1.0 - 2**-24))
+    filter_ = Filter(64, 100, CPU)
+    codes = filter_.pick(64, filter_.set([(1.0, 5)] * 63 + [(1.0, 0)]))(logits, torch.full((64, 1), 1.0 - 2**-24))
     kept = logits[:63].topk(5).indices
     assert (kept == codes[:63, None]).any(-1).all()
 

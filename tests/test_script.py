@@ -50,7 +50,7 @@ def script(desk: Path, text: str, name: str = "script.yaml") -> Conversation:
 
 def manifest(desk: Path, *lines: object) -> list[Conversation]:
     (desk / "m.jsonl").write_text("\n".join(json.dumps(line) for line in lines))
-    return read_manifest("m.jsonl")
+    return list(read_manifest("m.jsonl"))
 
 
 @pytest.mark.parametrize("case", BAD, ids=lambda path: f"{path.parent.name}/{path.stem}")
@@ -195,8 +195,29 @@ def test_a_header_gives_every_line_its_voices(desk: Path) -> None:
     ]
 
 
+def test_a_lexicon_respells_and_a_header_s_holds_for_every_line(desk: Path) -> None:
+    talk = script(desk, "lexicon: {Nguyen: win, 5: five}\nturns:\n  - 0: Ask Nguyen.\n")
+    assert talk.lexicon == {"Nguyen": "win", "5": "five"} and talk.turns[0].text == "Ask Nguyen."
+    own = {"lexicon": {"b": "bee"}, "turns": [{"0": "b"}]}
+    lines = manifest(desk, {"lexicon": {"a": "eh", "b": "be"}}, {"text": "a"}, own)
+    assert [line.lexicon for line in lines] == [{"a": "eh", "b": "be"}, {"a": "eh", "b": "bee"}]
+
+
+def test_a_speakers_seed_gives_each_turn_its_own_and_a_turns_counts_as_written(desk: Path) -> None:
+    text = """
+speakers: {ana: {id: 0, seed: 40}, ben: {id: 1}, cleo: {id: 2, seed: 9223372036854775807}}
+turns:
+  - ana: One.
+  - ben: Two.
+  - ana: Three.
+  - {speaker: ana, text: Four., seed: 7}
+  - cleo: Five.
+"""
+    assert [turn.options.seed for turn in script(desk, text).turns] == [40, None, 42, 7, 3]
+
+
 def test_standard_input_is_a_dash(desk: Path) -> None:
-    code = "from csm_cli.script import read_manifest as m; print(m('-')[0].turns[0].text)"
+    code = "from csm_cli.script import read_manifest as m; print(next(iter(m('-'))).turns[0].text)"
     run = subprocess.run([sys.executable, "-c", code], input=b'{"text": "Hi."}', capture_output=True, check=True)
     assert run.stdout.strip() == b"Hi."
 

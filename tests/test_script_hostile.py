@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import yaml
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from csm_cli.errors import ScriptInvalid
+from csm_cli.errors import COMPLAINTS_SHOWN, InputError, ScriptInvalid
 from csm_cli.script import complaint_lines, read_either, read_manifest, read_script
 from csm_cli.script.schema import TURN_FIELDS
 
@@ -34,7 +35,7 @@ scripts = st.fixed_dictionaries(
     {"turns": st.lists(entries, max_size=3)},
     optional={"context": st.lists(entries, max_size=2), "speakers": trees, "defaults": trees, "messages": trees},
 )
-fast = settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+fast = settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @pytest.fixture(autouse=True)
@@ -51,7 +52,7 @@ def reads_or_complains(read: Callable[[str], object], name: str, content: bytes)
         lines = complaint_lines(invalid)
         assert len(lines) == len(invalid.complaints) + 1
         assert all(line.isprintable() for line in lines)
-        extent = content.decode("utf-8", "replace").count("\n") + 2
+        extent = len(re.findall("[\r\n]", content.decode("utf-8", "replace"))) + 2
         for complaint in invalid.complaints:
             assert complaint.message
             assert (complaint.column > 0 and 0 < complaint.line <= extent) or complaint.file != name
@@ -87,6 +88,57 @@ def test_any_text(pieces: list[str]) -> None:
     raw = "".join(pieces).encode()
     for name in ("s.yaml", "s.json", "s.jsonl", "s.txt"):
         reads_or_complains(read_either, name, raw)
+
+
+cells = st.text(alphabet="ab0,;\"'\n\r\t #[]{}\x07\u2028é", max_size=12) | st.sampled_from(
+    [*WORDS, '"', "[0]Hi. [1]Ho."]
+)
+
+
+@settings(fast, max_examples=50)
+@given(st.sampled_from(["text", "id,text", "text,seed,speaker", "input,id"]), st.lists(st.lists(cells), max_size=6))
+@example("text", [["a" * 200_000]])
+@example("text", [["\r" * 1000]])
+def test_any_table_and_any_lines(header: str, rows: list[list[str]]) -> None:
+    raw = "\n".join([header, *map(",".join, rows)]).encode()
+    for name in ("m.csv", "m.tsv", "m.txt"):
+        reads_or_complains(read_either, name, raw)
+
+
+LONG = [
+    b"turns:\n  - 0: " + b"a b " * 750_000,
+    b"turns:\n- 0: [" + b"a," * 1_500_000,
+    b'{"turns": [' + b"1," * 1_500_000,
+    b'{"text": "' + b"[0]a " * 600_000 + b'"}',
+    b'{"speaker": 0, "text": "' + b"a" * 3_000_000 + b'"}',
+    b"{" * 5_000_000,
+    b"a " * 1_500_000,
+]
+
+
+@pytest.mark.parametrize("raw", LONG, ids=lambda raw: raw[:12].decode())
+def test_what_is_far_too_long_is_one_short_complaint(raw: bytes) -> None:
+    for name in ("s.yaml", "s.json", "s.jsonl", "m.txt"):
+        Path(name).write_bytes(raw)
+        with pytest.raises(ScriptInvalid) as caught:
+            read_either(name)
+        assert all(len(line) < 400 for line in complaint_lines(caught.value))
+
+
+def test_of_very_many_complaints_the_first_are_told_and_all_are_counted() -> None:
+    Path("m.jsonl").write_text('{"text": ""}\n' * 5000)
+    with pytest.raises(ScriptInvalid) as caught:
+        read_manifest("m.jsonl")
+    assert [complaint.line for complaint in caught.value.complaints] == list(range(1, COMPLAINTS_SHOWN + 1))
+    assert str(caught.value).startswith(f"5000 errors, the first {COMPLAINTS_SHOWN} are above; nothing")
+
+
+def test_a_file_that_changes_under_the_reader_is_noticed() -> None:
+    Path("m.jsonl").write_text('{"text": "Hi."}\n')
+    manifest = read_manifest("m.jsonl")
+    Path("m.jsonl").write_text('{"text": "Hi."}\n{"text": "Ho."}\n')
+    with pytest.raises(InputError, match="was changed while it was read"):
+        list(manifest)
 
 
 @fast

@@ -49,6 +49,12 @@ def fits(value: Any, schema: Any, root: dict[str, Any]) -> bool:
     return fits_inside(value, schema, root)
 
 
+def patterned(name: str, schema: dict[str, Any], other: Any) -> Any:
+    """The schema of a property that has none by its name."""
+    patterns = schema.get("patternProperties", {})
+    return next((each for pattern, each in patterns.items() if re.search(pattern, name)), other)
+
+
 def fits_inside(value: Any, schema: dict[str, Any], root: dict[str, Any]) -> bool:
     if isinstance(value, dict):
         properties = schema.get("properties", {})
@@ -57,7 +63,9 @@ def fits_inside(value: Any, schema: dict[str, Any], root: dict[str, Any]) -> boo
             schema.get("minProperties", 0) <= len(value) <= schema.get("maxProperties", len(value))
             and all(name in value for name in schema.get("required", []))
             and all(fits(name, schema.get("propertyNames", True), root) for name in value)
-            and all(fits(each, properties.get(name, other), root) for name, each in value.items())
+            and all(
+                fits(each, properties.get(name, patterned(name, schema, other)), root) for name, each in value.items()
+            )
         )
     if isinstance(value, list):
         return all(fits(each, schema.get("items", True), root) for each in value)
@@ -112,6 +120,14 @@ def test_every_form_of_a_turn_fits(turn: dict[str, Any]) -> None:
 )
 def test_what_is_no_turn_does_not_fit(turn: Any) -> None:
     assert not script_fits({"turns": [turn]})
+
+
+def test_a_lexicon_fits_where_its_words_are_words() -> None:
+    turns = [{"0": "Hi."}]
+    assert script_fits({"lexicon": {"Nguyen": "win"}, "turns": turns})
+    assert not script_fits({"lexicon": {"Nguyen": ["win"]}, "turns": turns})
+    assert not script_fits({"lexicon": ["Nguyen"], "turns": turns})
+    assert line_fits({"lexicon": {"Nguyen": "win"}})
 
 
 def test_batch_lines_fit() -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import json
 import sys
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -72,3 +74,17 @@ def test_standard_input_is_json_where_it_begins_with_a_brace(
 ) -> None:
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(typed.encode())))
     assert [item.turns[0].text for item in read_manifest("-")] == texts
+
+
+def test_memory_does_not_grow_with_a_manifest(tmp_path: Path) -> None:
+    """After its check, which keeps the ids."""
+    path = tmp_path / "long.jsonl"
+    with path.open("w") as file:
+        for number in range(4000):
+            print(json.dumps({"speaker": 0, "text": f"This is line {number} of very many."}), file=file)
+    manifest = read_manifest(path)
+    tracemalloc.start()
+    count = sum(1 for _ in manifest)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert count == 4000 and peak < 400_000

@@ -76,6 +76,10 @@ def test_a_file_that_cannot_be_used_says_why(here: Path, text: str, message: str
         'model = ""',
         'quantize = "int4"',
         "retries = 101",
+        "takes = 0",
+        "split = 5",
+        'split = "on"',
+        'verify = "maybe"',
         "offline = 2",
     ],
 )
@@ -158,7 +162,7 @@ def test_show_says_where_every_value_is_from(
     csm: Csm, here: Path, home: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (home / "config.toml").write_text(f'model = "{tiny_checkpoint}"\nseed = 3\n')
-    (here / "csm.toml").write_text("depth_top_k = 7\n")
+    (here / "csm.toml").write_text("depth_top_k = 7\nsplit = 80\n")
     (here / "a.yaml").write_text("defaults: {seed: 9}\nturns: [{0: Hi}]\n")
     monkeypatch.setenv("CSM_RETRIES", "4")
     shown = csm("config", "show", "--json", "--device", "cpu", "--override", "top_k=2", "--script", "a.yaml").json
@@ -174,7 +178,12 @@ def test_show_says_where_every_value_is_from(
         "device": ("cpu", "flag"),
         "dtype": ("auto", "built in"),
         "quantize": ("none", "built in"),
+        "compile": (False, "built in"),
         "retries": (4, "CSM_RETRIES"),
+        "takes": (1, "built in"),
+        "split": ("80", "csm.toml"),
+        "verify": (False, "built in"),
+        "verify_model": ("base.en", "built in"),
         "offline": (False, "built in"),
     }
 

@@ -13,6 +13,7 @@ from tiny import greedy
 from tiny import spoken as engine_codes
 
 import csm_cli.synth
+from csm_cli.audio import Audio
 from csm_cli.checkpoint import open_checkpoint
 from csm_cli.engine import Request
 from csm_cli.errors import AudioUnreadable, PromptTooLong
@@ -199,3 +200,118 @@ def test_a_take_that_ends_early_frees_its_slot_and_what_is_kept_is_heard(
     rows = [synth.prompter.turn_rows(0, "One.", first.codes), synth.prompter.turn_rows(1, "Two.", None)]
     (alone,) = engine_codes(synth.engine, [Request(torch.cat(rows), greedy(5))])
     assert torch.equal(alone[:2], second.codes)
+
+
+PARTS = Care(trim=True, retries=2, split=12)
+LONG = talk("One is here. Two is here. Three is here.", "And me.")
+
+
+class Ender(Tape):
+    """Ends every take after its fourth frame, with a fault where the seed is in `bad`."""
+
+    bad: tuple[int, ...] = ()
+
+    def add(self, codes: torch.Tensor) -> str | None:
+        super().add(codes)
+        return "silence" if len(self) == 4 else None
+
+    def end(self, stop: str) -> Take:
+        made = super().end(stop)
+        fault = "is bad" if made.seed in self.bad else ""
+        return replace(made, codes=torch.stack(self._frames), samples=np.full(4 * 1920, 0.5, np.float32), fault=fault)
+
+
+@pytest.fixture
+def ender(monkeypatch: pytest.MonkeyPatch) -> type[Ender]:
+    class Mine(Ender):
+        pass
+
+    monkeypatch.setattr(csm_cli.synth, "Tape", Mine)
+    return Mine
+
+
+def test_a_long_turn_comes_out_as_one(synth: Synthesizer, ender: type[Ender]) -> None:
+    ender.bad = (2,)
+    events = list(synth.speak([LONG], WILD, PARTS))
+    whole, after = spoken(events)
+    assert whole.turn.text == "One is here. Two is here. Three is here."
+    assert [piece.text for piece in whole.pieces] == ["One is here.", "Two is here.", "Three is here."]
+    assert [(take.part, take.seed) for take in whole.takes] == [(1, 1), (2, 2), (2, 3), (3, 4)]
+    kept = [whole.takes[index].codes for index in (0, 2, 3)]
+    assert torch.equal(whole.codes, torch.cat(kept))
+    assert (whole.seed, whole.stop, whole.fault) == (1, "silence", "")
+    assert [take.seed for take in after.takes] == [2, 3]
+    frames = [event.frames for event in events if isinstance(event, Tick)]
+    assert max(frames[:12]) == 11
+
+
+def test_a_split_turn_repeats_with_the_seed_it_reports(synth: Synthesizer, ender: type[Ender]) -> None:
+    ender.bad = (7,)
+    first, again = (spoken(list(synth.speak([LONG], replace(WILD, seed=seed), PARTS)))[0] for seed in (7, 7))
+    assert first.seed == 7
+    assert torch.equal(first.codes, again.codes)
+
+
+def test_later_parts_hear_the_earlier_ones(synth: Synthesizer, ender: type[Ender]) -> None:
+    whole = spoken(list(synth.speak([LONG], WILD, PARTS)))[0]
+    turns = tuple(Turn(0, piece.text) for piece in whole.pieces)
+    alone = spoken(list(synth.speak([Conversation(turns)], WILD, Care(trim=True))))
+    assert torch.equal(whole.codes, torch.cat([u.codes for u in alone]))
+
+
+def test_a_part_without_a_good_take_is_the_turns_fault(synth: Synthesizer, ender: type[Ender]) -> None:
+    ender.bad = (2, 3, 4)
+    (only,) = spoken(list(synth.speak([LONG], WILD, PARTS)))
+    assert only.fault == "is bad"
+    assert [take.seed for take in only.takes] == [1, 2, 3, 4]
+
+
+def test_of_several_takes_the_best_is_kept(synth: Synthesizer, ender: type[Ender]) -> None:
+    ender.bad = (1, 3)
+    (kept,) = spoken(list(synth.speak([talk("Hello.")], WILD, Care(trim=True, takes=3))))
+    assert [take.seed for take in kept.takes] == [1, 2, 3]
+    assert (kept.seed, kept.fault) == (2, "")
+
+
+def test_where_none_of_several_is_good_there_are_retries(synth: Synthesizer, ender: type[Ender]) -> None:
+    ender.bad = (1, 2, 3)
+    (kept,) = spoken(list(synth.speak([talk("Hello.")], WILD, Care(trim=True, takes=2, retries=2))))
+    assert ([take.seed for take in kept.takes], kept.seed) == ([1, 2, 3, 4], 4)
+
+
+class Ears:
+    """Hears these words, one take after another."""
+
+    def __init__(self, *words: str) -> None:
+        self.words = list(words)
+
+    def hear(self, audio: Audio) -> str:
+        assert audio.rate == 24000
+        return self.words.pop(0)
+
+
+def test_a_take_that_says_other_words_is_tried_again(synth: Synthesizer, ender: type[Ender]) -> None:
+    spelled = Conversation((Turn(0, "Hello Ana there."),), lexicon={"Ana": "Anna"})
+    (kept,) = spoken(list(synth.speak([spelled], WILD, CAREFUL, Ears("Something else.", "Hello Anna there"))))
+    assert (kept.seed, kept.fault) == (2, "")
+    assert [take.hearing.text for take in kept.takes if take.hearing] == ["Something else.", "Hello Anna there"]
+    assert kept.takes[0].fault.startswith("was heard as")
+
+
+def test_what_the_lexicon_respells_is_another_text_to_the_model_alone(synth: Synthesizer) -> None:
+    respelled = replace(talk("Hello Ana."), lexicon={"ana": "Anna"})
+    mine, same, other = (
+        spoken(list(synth.speak([each], SHORT)))[0] for each in (respelled, talk("Hello Anna."), talk("Hello Ana."))
+    )
+    assert mine.turn.text == "Hello Ana."
+    assert torch.equal(mine.codes, same.codes) and not torch.equal(mine.codes, other.codes)
+
+
+def test_how_full_the_window_was_is_told(synth: Synthesizer) -> None:
+    words = "word " * 35  # a position a character
+    first, second, third = spoken(list(synth.speak([talk(words, words, words)], SHORT)))
+    prompt = len(synth.prompter.text_ids(0, words))
+    assert first.positions == prompt + 5
+    assert second.positions == 2 * prompt + 1 + 2 * 5
+    assert third.positions == 2 * prompt + 1 + 2 * 5
+    assert [u.forgotten for u in (first, second, third)] == [(), (), (1,)]

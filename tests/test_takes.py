@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from csm_cli.takes import Brief, Take, Tape, best
+from csm_cli.takes import Brief, Hearing, Take, Tape, best, worst
 
 RATE, SAMPLES = 12.5, 4
 LOUD, SOFT, MUTE = 300, 20, 0
@@ -140,7 +141,25 @@ def take(stop: str, fault: str, seed: int) -> Take:
     return Take(torch.zeros(1, 2), np.zeros(SAMPLES, np.float32), stop, seed, fault)
 
 
-def test_the_best_tapeis_the_first_good_one_or_the_least_bad() -> None:
+def test_the_best_take_is_a_good_one_or_the_least_bad() -> None:
     bad = [take("empty", "x", 1), take("repeat", "x", 2), take("cap", "x", 3), take("cap", "x", 4)]
     assert best(bad).seed == 3
     assert best([*bad, take("silence", "", 5), take("eos", "", 6)]).fault == ""
+
+
+def long_take(frames: int, error_rate: float | None = None, fault: str = "") -> Take:
+    hearing = None if error_rate is None else Hearing("", error_rate, 1)
+    return replace(take("eos", fault, frames), codes=torch.zeros(frames, 2), hearing=hearing)
+
+
+def test_of_good_takes_the_fewest_wrong_words_count_then_the_likeliest_length() -> None:
+    assert len(best([long_take(20, 0.2), long_take(90, 0.0), long_take(30, 0.1)]).codes) == 90
+    assert len(best([long_take(20), long_take(90), long_take(30)]).codes) == 30
+    assert len(best([long_take(20), long_take(90), long_take(30)], frames=80).codes) == 90
+    assert len(best([long_take(20), long_take(90, fault="x"), long_take(95, fault="x")], frames=80).codes) == 20
+    assert len(best([long_take(20), long_take(20)]).codes) == 20
+
+
+def test_a_turn_has_the_worst_stop_of_its_parts() -> None:
+    assert worst(["eos", "silence", "eos"]) == "silence"
+    assert worst(["eos", "empty", "cap"]) == "empty"

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from csm_cli.track import Part, Span, place
+from csm_cli.loudness import loudness
+from csm_cli.track import Part, Span, matched, place
 
 RATE = 100
 
@@ -54,3 +55,49 @@ def test_the_parts_themselves_are_left_alone() -> None:
 def test_nothing_makes_an_empty_track() -> None:
     track = place([], RATE)
     assert (len(track.audio.samples), track.spans) == (0, ())
+
+
+def voices(seconds: float = 2.0) -> list[Part]:
+    """Two voices far apart in level, overlapping, one of them with a gain."""
+    random = np.random.default_rng(1)
+    levels = {"a": 0.3, "b": 0.02}
+    return [
+        Part(
+            (levels[voice] * random.standard_normal(round(seconds * 24000))).astype(np.float32), gap, gain, voice=voice
+        )
+        for voice, gap, gain in (("a", 0.0, 0.0), ("b", -0.5, -3.0), ("a", -0.2, 0.0))
+    ]
+
+
+@pytest.mark.parametrize("target", [None, -19.0, -12.0])
+def test_stems_add_up_to_the_track_to_the_last_bit(target: float | None) -> None:
+    track = place(voices(), 24000, tail=0.3, target=target)
+    stems = track.stems()
+    assert list(stems) == ["a", "b"]
+    steps = [np.rint(stem.samples * 32768) for stem in stems.values()]
+    assert {len(step) for step in steps} == {len(track.audio.samples)}
+    assert np.array_equal(sum(steps), np.clip(np.rint(track.audio.samples * 32768), -32768, 32767))
+    first, last = (round(moment * 24000) for moment in (track.spans[0].end, track.spans[2].start))
+    assert not steps[0][first:last].any() and steps[1][first:last].any()
+
+
+def test_a_turn_by_itself_is_as_it_sounds_in_the_track() -> None:
+    track = place(voices(), 24000, target=-16.0)
+    first = round(0.5 * 24000)
+    assert np.array_equal(track.turn(0).samples[:first], track.audio.samples[:first])
+
+
+def test_voices_are_matched_and_gains_stay() -> None:
+    parts = matched(voices(), 24000)
+    levels = [loudness(part.samples * np.float32(10 ** (part.gain / 20)), 24000) for part in parts]
+    assert levels[0] - levels[1] == pytest.approx(3.0, abs=0.1)
+    assert levels[0] == pytest.approx(levels[2], abs=0.5)
+
+
+def test_a_take_far_from_its_voices_level_is_brought_nearer() -> None:
+    random = np.random.default_rng(2)
+    loud = random.standard_normal(48000).astype(np.float32)
+    parts = matched([Part(loud * np.float32(level), voice="a") for level in (0.1, 0.1, 0.001, 0.08)], 24000)
+    levels = [loudness(part.samples * np.float32(10 ** (part.gain / 20)), 24000) for part in parts]
+    assert levels[0] - levels[2] <= 6.1
+    assert levels[0] - levels[3] == pytest.approx(1.9, abs=0.3)

@@ -20,7 +20,7 @@ def take(text: str = "Hi there.", frames: int = 6, voice: int = 0, seed: int = 0
 
 def test_a_turn_is_text_frames_and_one_frame_of_zeros() -> None:
     spoken = take()
-    text, is_text, codes, labels, _ = conversation([Turn(1, spoken, learned=True)])
+    text, is_text, codes, labels, *_ = conversation([Turn(1, spoken, learned=True)])
     ids = text_ids(1, "Hi there.")
     assert text[: len(ids)].tolist() == ids
     assert is_text.tolist() == [True] * len(ids) + [False] * 7
@@ -30,7 +30,7 @@ def test_a_turn_is_text_frames_and_one_frame_of_zeros() -> None:
 
 def test_a_context_turn_is_heard_but_not_learned() -> None:
     first, second = Turn(0, take(), learned=False), Turn(0, take(seed=1), learned=True)
-    _, _, codes, labels, guide = conversation([first, second])
+    _, _, codes, labels, _, guide = conversation([first, second])
     half = len(codes) // 2
     assert codes[:half].any() and (labels[:half] == IGNORE).all() and (guide[:half] == -1).all()
     assert (labels[half:] != IGNORE).any()
@@ -38,7 +38,7 @@ def test_a_context_turn_is_heard_but_not_learned() -> None:
 
 def test_the_guide_walks_through_the_text_from_word_to_word() -> None:
     ids = text_ids(0, "Hi there.")
-    guide = conversation([Turn(0, take(), learned=True)])[4]
+    guide = conversation([Turn(0, take(), learned=True)])[5]
     walk = guide[len(ids) - 1 : -1]
     assert (guide[: len(ids) - 1] == -1).all() and guide[-1] == -1
     assert (np.diff(walk) >= 0).all()

@@ -12,7 +12,7 @@ from transformers import CsmForConditionalGeneration
 from csm_cli.train.corpus import Utterance
 from csm_cli.train.data import Batch, Mixer, Take, Turn, collate, conversation
 from csm_cli.train.loop import ModelTrainer, schedule
-from csm_cli.train.model import GuidedAttention, LossOptions, losses, model_config
+from csm_cli.train.model import Aids, GuidedAttention, LossOptions, losses, model_config
 from csm_cli.train.plan import ModelPlan, StagePlan
 
 CODEC = {
@@ -61,7 +61,7 @@ def batch() -> Batch:
 
 def test_losses_are_those_of_transformers(model: CsmForConditionalGeneration) -> None:
     rows = batch()
-    found = losses(model, rows, LossOptions(corrupt=0.0, depth_share=1.0), None)
+    found = losses(model, rows, LossOptions(corrupt=0.0, depth_share=1.0), Aids())
     text = model.embed_text_tokens(rows.text)
     inputs = torch.where(rows.is_text[..., None], text, model.backbone_model.embed_tokens(rows.codes))
     expected = model(inputs_embeds=inputs, labels=rows.labels)
@@ -72,16 +72,29 @@ def test_losses_are_those_of_transformers(model: CsmForConditionalGeneration) ->
 
 def test_guided_attention_changes_no_output(model: CsmForConditionalGeneration) -> None:
     rows, options = batch(), LossOptions(corrupt=0.0, depth_share=1.0)
-    plain = losses(model, rows, options, None)
+    plain = losses(model, rows, options, Aids())
     guided = GuidedAttention((1,), width=1.5)
     model.backbone_model.set_attn_implementation(GuidedAttention.name)
-    found = losses(model, rows, options, guided)
+    found = losses(model, rows, options, Aids(guided))
     torch.testing.assert_close(found.backbone, plain.backbone)
     assert found.guide > 0 and plain.guide == 0
 
 
+def test_the_voice_head_reads_what_will_speak_and_nothing_else(model: CsmForConditionalGeneration) -> None:
+    head = torch.nn.Linear(BACKBONE["hidden_size"], 8)
+    options = LossOptions(corrupt=0.0, depth_share=1.0)
+    heard = [Turn(0, take, learned=False) for take in takes(1)]
+    spoken = [Turn(0, take, learned=True) for take in takes(1)]
+    found = losses(model, collate([conversation(heard + spoken)]), options, Aids(voice_head=head))
+    assert found.voice > 0
+    rows = collate([conversation(heard + spoken)])
+    assert (rows.voices >= 0).sum() == 2
+    assert rows.is_text[rows.voices >= 0].tolist() == [True, False]
+    assert losses(model, rows, options, Aids()).voice == 0
+
+
 def test_the_end_frame_is_always_learned_in_depth(model: CsmForConditionalGeneration) -> None:
-    found = losses(model, batch(), LossOptions(corrupt=0.0, depth_share=0.0), None)
+    found = losses(model, batch(), LossOptions(corrupt=0.0, depth_share=0.0), Aids())
     assert torch.isfinite(found.depth) and found.depth > 0
 
 

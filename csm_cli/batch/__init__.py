@@ -2,8 +2,8 @@
 
 from csm_cli.batch.fingerprint import Marker, Voice
 from csm_cli.batch.ledger import LEDGER, Ledger
-from csm_cli.batch.outputs import Item, Pattern, file_name
-from csm_cli.batch.plan import Choice, Plan, Shard, choose, sweep
+from csm_cli.batch.outputs import Item, Names, Pattern, file_name
+from csm_cli.batch.plan import Choice, Shard, Tally, characters, choose, sweeper
 
 __all__ = [
     "LEDGER",
@@ -11,11 +11,13 @@ __all__ = [
     "Item",
     "Ledger",
     "Marker",
+    "Names",
     "Pattern",
-    "Plan",
     "Shard",
+    "Tally",
     "Voice",
+    "characters",
     "choose",
     "file_name",
-    "sweep",
+    "sweeper",
 ]

@@ -5,27 +5,34 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from csm_cli.batch.outputs import Item
-from csm_cli.types import Conversation, Options, Recording, Turn
+from csm_cli.types import Care, Conversation, Options, Recording, Turn
+from csm_cli.wording import respelled
 
 if TYPE_CHECKING:
     from csm_cli.checkpoint import Checkpoint
 
-SCHEMA = 1  # one more whenever the same input is to sound different
+SCHEMA = 2  # one more whenever the same input is to sound different
+FILES_KEPT = 4096  # so that a long batch, each line with its own context, does not grow
 _SAMPLES, _SAMPLE_BYTES = 64, 16384
 
 
 @dataclass(frozen=True)
 class Voice:
-    """Who speaks, and how all items are spoken. flags: options above the script's own; trim: whether takes are."""
+    """Who speaks, and how all items are spoken.
+
+    flags: options above the script's own; care, verified: how takes are
+    chosen.
+    """
 
     checkpoint: Checkpoint
     flags: Options
-    trim: bool = False
+    care: Care = field(default_factory=Care)
+    verified: bool = False
 
 
 class Marker:
@@ -42,27 +49,29 @@ class Marker:
 
     def mark(self, item: Item) -> Item:
         """`item` with its fingerprint; its seed, where nobody gave one, comes from that."""
-        talk = item.conversation
+        talk, care = item.conversation, self._voice.care
         options = self._voice.flags.over(talk.defaults).completed(self._voice.checkpoint.defaults)
         parts: dict[str, Any] = {
             "schema": SCHEMA,
             "id": talk.id,
             "checkpoint": self._checkpoint,
             "options": _given(options),
-            "trim": self._voice.trim,
+            "care": [care.trim, care.takes, care.split, self._voice.verified],
             "tail": talk.tail,
+            "loudness": talk.loudness,
             "context": [self._turn(turn) for turn in talk.context],
-            "turns": [self._turn(turn) for turn in talk.turns],
+            "turns": [self._turn(turn, talk.lexicon) for turn in talk.turns],
         }
         sound = _digest(json.dumps(parts, sort_keys=True))
         mark = _digest(f"{sound} {item.file}")
         return replace(item, conversation=_seeded(talk, options, int(sound[:8], 16) >> 1), fingerprint=mark)
 
-    def _turn(self, turn: Turn) -> dict[str, Any]:
+    def _turn(self, turn: Turn, lexicon: Mapping[str, str] | None = None) -> dict[str, Any]:
         heard = turn.recording
         return {
             "speaker": turn.speaker,
             "text": turn.text,
+            "spelled": respelled(turn.text, lexicon or {}),
             "gap": turn.gap,
             "gain": turn.gain,
             "options": _given(turn.options),
@@ -72,6 +81,8 @@ class Marker:
     def _sound(self, recording: Recording) -> str:
         """What a recording's file holds; an unreadable one is told where it is read for its sound."""
         if recording.path not in self._files:
+            if len(self._files) >= FILES_KEPT:
+                del self._files[next(iter(self._files))]
             try:
                 with recording.path.open("rb") as file:
                     self._files[recording.path] = hashlib.file_digest(file, "sha256").hexdigest()
@@ -82,7 +93,7 @@ class Marker:
 
 def checkpoint_mark(checkpoint: Checkpoint) -> str:
     """What a checkpoint is, wherever it lies: its configs, and pieces from all over its weights and tokenizer."""
-    digest = hashlib.sha256(repr(checkpoint.config).encode())
+    digest = hashlib.sha256(repr((checkpoint.config, checkpoint.memory)).encode())
     digest.update(json.dumps(checkpoint.codec_config, sort_keys=True, default=str).encode())
     files = {*checkpoint.weights.files, *checkpoint.codec_weights.files, checkpoint.tokenizer_file}
     for name in sorted(files, key=lambda path: path.name):

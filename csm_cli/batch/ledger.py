@@ -1,11 +1,18 @@
-"""results.jsonl: one object per finished item, only ever appended to; the last one of an id counts."""
+"""results.jsonl: one object per finished item, only ever appended to; the last one of an id counts.
+
+An item counts as done when its line is on the disk, and its line is written when its sound is there. Lines go to the
+disk in groups, in a thread of their own: while one group is on its way the next gathers, so that no item waits for the
+disk. A process that is killed loses the lines of the last moment, never half of one: those items are spoken again, and
+sound the same.
+"""
 
 from __future__ import annotations
 
 import json
 import logging
 import os
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from io import BufferedRandom
 from pathlib import Path
@@ -13,13 +20,14 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from csm_cli.batch.scribe import Entrusted, Scribe
 from csm_cli.errors import InputError, OutputFailed, OutputRefused, UsageError
 
 LEDGER = "results.jsonl"
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Entry:
     """What is remembered of an item: how it ended ("ok", "failed"), and of what it was made."""
 
@@ -30,7 +38,7 @@ class Entry:
 class Ledger:
     """The ledger of a folder, held by one process until it is closed, or until the process dies in whatever way.
 
-    entries: by id, what the file says at opening and what was added since.
+    entries: by id, what the file says at opening.
 
     Raises:
         UsageError: another process holds it.
@@ -50,36 +58,48 @@ class Ledger:
             self.entries = {str(record["id"]): _entry(record) for record in self.records()}
             self._mend()
         except BaseException:
-            self.close()
+            self._file.close()
+            self._lock.release()
             raise
+        self._scribe = Scribe(self._file)
 
-    def append(self, record: Mapping[str, Any]) -> None:
-        """Adds a finished item; when this returns it is on the disk.
+    def append(self, record: Mapping[str, Any], sound: Path | None = None) -> None:
+        """Hands over a finished item, whose file is `sound`; within moments both are on the disk.
 
         Raises:
-            OutputFailed: the disk is full or failed; what was written of the line is cut at the next opening.
+            OutputFailed: the disk is full or failed; what was written of a line is cut at the next opening.
         """
         line = json.dumps(record, ensure_ascii=False).encode("utf-8", "surrogateescape") + b"\n"
-        try:
-            self._file.write(line)
-            self._file.flush()
-            os.fsync(self._file.fileno())
-        except OSError as error:
-            raise OutputFailed(f"{self.path}: {error.strerror}; make room and run again to go on") from error
-        self.entries[str(record["id"])] = _entry(record)
+        self._told(self._scribe.write, Entrusted(line, sound))
+
+    def settle(self) -> None:
+        """Waits until all that was handed over is on the disk. Raises as `append` does."""
+        self._told(self._scribe.wait)
 
     def close(self) -> None:
+        """Settles, and lets go of the folder. Raises as `append` does."""
         try:
-            self._file.close()
-        except OSError:  # what could not be written has been told when it was
-            _log.debug("%s: closed with a line unwritten", self.path)
-        self._lock.release()
+            self._told(self._scribe.close)
+        finally:
+            self._lock.release()
+
+    def _told(self, act: Callable[..., None], *arguments: Entrusted) -> None:
+        try:
+            act(*arguments)
+        except OSError as error:
+            raise OutputFailed(
+                f"{error.filename or self.path}: {error.strerror}; make room and run again to go on"
+            ) from error
 
     def __enter__(self) -> Ledger:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            self.close()
+        except OutputFailed:
+            if kind is None:
+                raise
 
     def _mend(self) -> None:
         """Cuts a last line that a killed process left unfinished."""
@@ -105,6 +125,12 @@ class Ledger:
                 )
             if whole:
                 yield found
+
+    def latest(self) -> Iterator[dict[str, Any]]:
+        """The result that counts of each item, once all that was handed over is on the disk."""
+        self.settle()
+        last = {str(record["id"]): number for number, record in enumerate(self.records())}
+        return (record for number, record in enumerate(self.records()) if last[str(record["id"])] == number)
 
 
 def _opened(path: Path) -> BufferedRandom:
@@ -140,4 +166,4 @@ def _is_record(found: Any) -> bool:
 
 
 def _entry(record: Mapping[str, Any]) -> Entry:
-    return Entry(str(record["status"]), str(record.get("fingerprint", "")))
+    return Entry(sys.intern(str(record["status"])), str(record.get("fingerprint", "")))

@@ -44,7 +44,7 @@ def _latest(folder: Path) -> list[Record]:
     if not (folder / LEDGER).is_file():
         raise InputError(f"{folder} has no {LEDGER}; name folders that csm batch has written to")
     with Ledger(folder) as ledger:
-        return list({str(record["id"]): record for record in ledger.records()}.values())
+        return list(ledger.latest())
 
 
 def _refuse_shared(chosen: dict[str, tuple[Path, Record]]) -> None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import re
 import string
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from csm_cli.errors import InputError, UsageError
+from csm_cli.errors import CsmError, InputError, UsageError
 from csm_cli.types import Conversation, Turn
 
 FIELDS = ("id", "index", "speaker", "shard")
@@ -61,31 +61,56 @@ class Pattern:
             if name not in (None, "shard"):
                 break
             lead += format(self.shard, spec or "") if name else ""
-        return Path(f"{lead}x").expanduser().parent
+        from csm_cli.audio import home
+
+        return home(f"{lead}x").parent
 
     def path(self, conversation: Conversation, index: int) -> Path:
+        from csm_cli.audio import home
+
         names = {"id": conversation.id, "index": index, "speaker": file_name(conversation.turns[0])}
-        return Path(self.text.format(**names, shard=self.shard)).expanduser()
+        return home(self.text.format(**names, shard=self.shard))
 
-    def items(self, conversations: Sequence[Conversation]) -> list[Item]:
-        """Each conversation with its file.
+    def item(self, conversation: Conversation, index: int) -> Item:
+        """A conversation, the index-th, with its file."""
+        path = self.path(conversation, index)
+        return Item(conversation, path, os.path.relpath(path, self.folder))
 
-        Raises:
-            InputError: two of them share a file.
-            OutputRefused: a file that cannot be written.
-        """
+    def items(self, conversations: Iterable[Conversation]) -> Iterator[Item]:
+        """Each conversation with its file."""
+        return (self.item(each, index) for index, each in enumerate(conversations, 1))
+
+
+class Names:
+    """Sees to it that every file of a batch can be written, and is one item's only. Of each name it keeps a number."""
+
+    def __init__(self) -> None:
+        self._seen: set[int] = set()
+        self._trouble: CsmError | None = None
+
+    def add(self, item: Item) -> None:
         from csm_cli.audio import check_output
 
-        owners: dict[str, str] = {}
-        folder = self.folder
-        named = ((each, self.path(each, index)) for index, each in enumerate(conversations, 1))
-        items = [Item(each, path, os.path.relpath(path, folder)) for each, path in named]
-        for item in items:
-            owner = owners.setdefault(os.path.normcase(item.path), item.id)
-            if owner != item.id:
-                raise InputError(f'"{owner}" and "{item.id}" would both be written to {item.path}; put {{id}} into -o')
+        name = hash(os.path.normcase(item.path))
+        try:
+            if name in self._seen:
+                raise InputError(
+                    f'"{item.id}" and a line before it would both be written to {item.path}; put {{id}} into -o'
+                )
             check_output(item.path)
-        return items
+        except CsmError as error:
+            self._trouble = self._trouble or error
+        self._seen.add(name)
+
+    def settle(self) -> None:
+        """Raises what was wrong with the first bad name.
+
+        Raises:
+            InputError: two items share a file.
+            OutputRefused: a file that cannot be written.
+        """
+        if self._trouble:
+            raise self._trouble
 
 
 def file_name(turn: Turn) -> str:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import islice
+from pathlib import Path
 
 from csm_cli.batch.ledger import Entry
 from csm_cli.batch.outputs import Item
 from csm_cli.errors import UsageError
+from csm_cli.types import Conversation
 
+FOLDERS_KEPT = 4096  # so that a batch with a folder for each item does not grow
 _TEMPORARY = re.compile(r"\.[0-9a-f]{16}\.tmp")  # as `audio.write_atomically` names what is not whole yet
 
 
@@ -38,15 +42,17 @@ class Shard:
 
     @classmethod
     def _slurm(cls, environment: Mapping[str, str]) -> Shard:
-        names = ("ID", "MIN", "COUNT", "STEP")
+        names = ("ID", "MIN", "MAX", "COUNT", "STEP")
         try:
-            task, first, count, step = (int(environment[f"SLURM_ARRAY_TASK_{name}"]) for name in names)
+            task, first, last, count, step = (int(environment[f"SLURM_ARRAY_TASK_{name}"]) for name in names)
         except (KeyError, ValueError) as error:
             raise UsageError("--shard slurm is for jobs of a Slurm array (sbatch --array=1-8); this is none") from error
+        if (last - first) // step + 1 != count:
+            raise UsageError("--shard slurm wants an array without holes, such as --array=1-8; else use --shard i/n")
         return cls((task - first) // step + 1, count)
 
-    def of(self, items: Sequence[Item]) -> list[Item]:
-        return list(items[self.index - 1 :: self.count])
+    def of(self, items: Iterable[Item]) -> Iterator[Item]:
+        return islice(items, self.index - 1, None, self.count)
 
 
 @dataclass(frozen=True)
@@ -58,29 +64,55 @@ class Choice:
     limit: int | None = None
 
 
-@dataclass(frozen=True)
-class Plan:
-    """items: what is spoken now; done: how many are, unchanged; left: how many there are beyond the limit."""
+@dataclass
+class Tally:
+    """How the items that came by so far were chosen.
 
-    items: tuple[Item, ...]
-    done: int
-    left: int
+    done: unchanged since they came out well. left: the limit was reached, and there are more. skipped: characters of
+    those not taken.
+    """
 
-
-def choose(items: Sequence[Item], entries: Mapping[str, Entry], choice: Choice) -> Plan:
-    """Done is what came out well, of the same fingerprint, and is still there; all else is to be spoken."""
-    fresh = [item for item in items if choice.force or not _done(item, entries.get(item.id))]
-    wanted = [item for item in fresh if not choice.failed or _failed(entries.get(item.id))]
-    taken = tuple(islice(wanted, choice.limit))
-    return Plan(taken, len(items) - len(fresh), len(wanted) - len(taken))
+    taken: int = 0
+    done: int = 0
+    left: bool = False
+    skipped: int = 0
 
 
-def sweep(items: Sequence[Item]) -> None:
-    """Removes files that a killed run had begun, from the folders where `items` will be written."""
-    for folder in {item.path.parent for item in items}:
-        for path in folder.glob(".*.tmp"):
-            if _TEMPORARY.fullmatch(path.name):
-                path.unlink(missing_ok=True)
+def choose(items: Iterable[Item], entries: Mapping[str, Entry], choice: Choice, tally: Tally) -> Iterator[Item]:
+    """What is to be spoken, as it comes by.
+
+    Done is what came out well, of the same fingerprint, and is still there.
+    """
+    for item in items:
+        entry = entries.get(item.id)
+        if not choice.force and _done(item, entry):
+            tally.done += 1
+        elif choice.failed and not _failed(entry):
+            pass
+        elif tally.taken == choice.limit:
+            tally.left = True
+            return
+        else:
+            tally.taken += 1
+            yield item
+            continue
+        tally.skipped += characters(item.conversation)
+
+
+def sweeper() -> Callable[[Path], None]:
+    """Removes files that a killed run had begun, from each folder before it is first written to."""
+    return lru_cache(FOLDERS_KEPT)(_sweep)
+
+
+def characters(conversation: Conversation) -> int:
+    """Of all turns that are to be spoken."""
+    return sum(len(turn.text) for turn in conversation.turns if not turn.recording)
+
+
+def _sweep(folder: Path) -> None:
+    for path in folder.glob(".*.tmp"):
+        if _TEMPORARY.fullmatch(path.name):
+            path.unlink(missing_ok=True)
 
 
 def _done(item: Item, entry: Entry | None) -> bool:

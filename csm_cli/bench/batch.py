@@ -11,18 +11,21 @@ from csm_cli.bench.timed import Load, Ready, Timed
 _ROUNDS = 4
 
 
-def measure(ready: Ready, load: Load) -> dict[str, Any]:
+def measure(ready: Ready, load: Load, compile: bool = False) -> dict[str, Any]:
     """Audio seconds per second of one row and of `load.batch`, codec included, and how many times more that is."""
-    one, many = Timed(ready, replace(load, batch=1)), Timed(ready, load)
+    one, many = Timed(ready, replace(load, batch=1), compile), Timed(ready, load, compile)
     share = -(-load.frames // _ROUNDS)
-    alone, together, codec = [], [], []
+    alone, together, codec, codecs, joined = [], [], [], [], []
     for _ in range(_ROUNDS):
         seconds, codes = one.frames(share)
         alone += seconds
-        together += many.frames(share)[0]
         codec.append(one.codec_frame(codes))
-    first = _throughput(ready, 1, median(alone), median(codec))
-    batched = _throughput(ready, load.batch, median(together), median(codec))
+        seconds, codes = many.frames(share)
+        together += seconds
+        codecs.append(many.codec_frame(codes))
+        joined.append(many.codec_frame(codes, together=True))
+    first = _throughput(ready, 1, median(alone) + median(codec))
+    batched = _throughput(ready, load.batch, median(together) + median(codecs))
     return {
         "bench": "batch",
         "model": ready.checkpoint.name,
@@ -32,13 +35,17 @@ def measure(ready: Ready, load: Load) -> dict[str, Any]:
         "frames": load.frames,
         "single_ms_per_frame": 1e3 * median(alone),
         "ms_per_frame": 1e3 * median(together),
-        "codec_ms_per_frame": 1e3 * median(codec),
+        "single_codec_ms_per_frame": 1e3 * median(codec),
+        "codec_ms_per_frame": 1e3 * median(codecs),
         "single_audio_seconds_per_second": first,
         "audio_seconds_per_second": batched,
+        "codec_together_ms_per_frame": 1e3 * median(joined),
         "gain": batched / first,
+        "gain_codec_together": _throughput(ready, load.batch, median(together) + median(joined)) / first,
         "gain_without_codec": load.batch * median(alone) / median(together),
     }
 
 
-def _throughput(ready: Ready, rows: int, frame: float, codec: float) -> float:
-    return rows / ((frame + rows * codec) * ready.codec.frame_rate)
+def _throughput(ready: Ready, rows: int, seconds: float) -> float:
+    """From seconds a frame of all rows."""
+    return rows / (seconds * ready.codec.frame_rate)

@@ -19,13 +19,13 @@ _PROMPTS = 3
 Figures = dict[str, Any]
 
 
-def measure(ready: Ready, load: Load, tell: Callable[[str], None]) -> Figures:
+def measure(ready: Ready, load: Load, tell: Callable[[str], None], compile: bool = False) -> Figures:
     """All figures, warm, as one flat record."""
-    timed = Timed(ready, load)
-    peak, graphs = peak_memory(ready.device), _graphs()
+    timed = Timed(ready, load, compile)
+    peak, graphs = peak_memory(ready.device), _graphs(timed)
     for _ in range(_PROMPTS):
         timed.frames(_WARM_UP)
-    captures = _graphs() - graphs
+    captures = _graphs(timed) - graphs
     tell("loading transformers ...")
     baselines = _baselines(ready, timed)
     tell(f"decoding {load.frames} frames on each side ...")
@@ -79,10 +79,10 @@ def _described(ready: Ready, load: Load) -> Figures:
 
 
 def _own(ready: Ready, load: Load, frame: float, codec: float) -> Figures:
-    """From seconds a frame of the whole batch, and seconds a frame of one row's codec."""
+    """From seconds a frame of the whole batch, of the model and of the codec."""
     config = ready.checkpoint.config
     floor = frame_bytes(config, ready.dtype) / bandwidth(config, ready.device)
-    rtf = (frame + load.batch * codec) * ready.codec.frame_rate
+    rtf = (frame + codec) * ready.codec.frame_rate
     return {
         "ms_per_frame": 1e3 * frame,
         "codec_ms_per_frame": 1e3 * codec,
@@ -104,8 +104,8 @@ def _compared(theirs: dict[str, float], ours: float) -> Figures:
     }
 
 
-def _graphs() -> int:
-    """How many graphs torch.compile has made so far in this process."""
+def _graphs(timed: Timed) -> int:
+    """How many graphs the engine has captured and torch.compile has made so far."""
     from torch._dynamo.utils import counters
 
-    return int(counters["stats"]["unique_graphs"])
+    return timed.engine.runner.captures + int(counters["stats"]["unique_graphs"])

@@ -5,24 +5,24 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from csm_cli.bench.timed import Load, Ready, Timed
+from csm_cli.bench.timed import Load, Ready, fresh_request
+from csm_cli.engine import Engine
 from csm_cli.model import CsmModel, Span
 from csm_cli.model.int8 import quantize
 
-_CONTEXT, _FRAMES = 20, 25
+_CONTEXT, _MOST = 20, 25
 
 
-def quantize_and_compare(ready: Ready) -> dict[str, float]:
+def quantize_and_compare(ready: Ready, frames: int = _MOST) -> dict[str, float]:
     """Rounds the model's layers to 8 bits and reads again, code by code, what it had said before.
 
     Both are given the same speech, so that one other choice does not become many. `codes_equal`: the share of likeliest
     codes that stay the same; `logits_error`: the root mean square error of the logits over their spread.
     """
-    exact = Timed(ready, Load(1, _CONTEXT, _FRAMES))
-    request = exact.request(_FRAMES)
-    exact.engine.release()
-    exact.engine.admit(request)
-    codes = torch.stack([exact.engine.step()[0].codes for _ in range(_FRAMES)])
+    frames = min(frames, _MOST)
+    engine, request = Engine(ready.model), fresh_request(ready, Load(1, _CONTEXT, frames), seed=1)
+    engine.admit(request)
+    codes = torch.stack([engine.step()[0].codes for _ in range(frames)])
     wanted = logits(ready.model, request.rows, codes)
     quantize(ready.model)
     got = logits(ready.model, request.rows, codes)

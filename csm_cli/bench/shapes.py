@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 RANDOM = "csm-1b-random"
 
 _NOWHERE = Path(RANDOM)
+_BLOCK = 1_000_003
 _ROPE = {"rope_type": "llama3", "rope_theta": 500000.0, "factor": 32.0}
 _BACKBONE_ROPE = {"low_freq_factor": 0.125, "high_freq_factor": 0.5, "original_max_position_embeddings": 1024}
 _DEPTH_ROPE = {"low_freq_factor": 0.001953125, "high_freq_factor": 0.0078125, "original_max_position_embeddings": 16}
@@ -74,10 +76,16 @@ def _stored(tensor: Tensor) -> Stored:
 
 
 def _draw(name: str, shape: tuple[int, ...]) -> Tensor:
-    """Ones for norms; the rest as a model is initialized."""
+    """Ones for norms; the rest as a model is initialized, a block of numbers again and again: drawing takes minutes.
+
+    The block's length is a prime, so that no two rows are the same.
+    """
     if len(shape) < 2:
         return torch.ones(shape)
-    return torch.empty(shape).normal_(std=0.02, generator=torch.Generator().manual_seed(crc32(name.encode())))
+    size = math.prod(shape)
+    generator = torch.Generator().manual_seed(crc32(name.encode()))
+    block = torch.empty(min(size, _BLOCK)).normal_(std=0.02, generator=generator)
+    return block.repeat(-(-size // len(block)))[:size].view(shape)
 
 
 def _codec_weights(config: CsmConfig) -> dict[str, Tensor]:

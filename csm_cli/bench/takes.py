@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from csm_cli.bench.sounds import Samples
-from csm_cli.types import Conversation, Options, Recording, Turn
+from csm_cli.types import Care, Conversation, Options, Recording, Turn
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -39,8 +39,8 @@ def after(context: Path, said: str, text: str, index: int) -> Conversation:
     return Conversation((_turn(speaker, text, index),), (Turn(speaker, said, recording=Recording(context)),))
 
 
-def speak(synth: Synthesizer, conversations: Sequence[Conversation]) -> list[Take]:
-    """A take of each conversation.
+def speak(synth: Synthesizer, conversations: Sequence[Conversation], care: Care | None = None) -> list[Take]:
+    """A take of each conversation, as the model makes it unless some `care` is taken.
 
     Raises:
         CsmError: one of them cannot be spoken.
@@ -48,7 +48,7 @@ def speak(synth: Synthesizer, conversations: Sequence[Conversation]) -> list[Tak
     from csm_cli.synth import Failure, Utterance
 
     said: dict[int, list[Utterance]] = {id(each): [] for each in conversations}
-    for event in synth.speak(conversations, Options()):
+    for event in synth.speak(conversations, Options(), care):
         if isinstance(event, Failure):
             raise event.error
         if isinstance(event, Utterance):

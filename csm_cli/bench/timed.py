@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from csm_cli.bench.floor import now
-from csm_cli.codec import Codec
+from csm_cli.codec import Codec, push_all
 from csm_cli.engine import Engine, Request, Sampling
 from csm_cli.errors import UsageError
 from csm_cli.model import CsmModel
+from csm_cli.takes import CHUNK_SECONDS
 
 if TYPE_CHECKING:
     from csm_cli.checkpoint import Checkpoint
@@ -47,32 +48,36 @@ class Ready:
 
 
 class Timed:
-    """An engine of its own for one load, warmed up.
+    """An engine of its own for one load, warmed up. compile: its frames go through torch.compile.
 
     Raises:
         UsageError: context and frames exceed the window.
     """
 
-    def __init__(self, ready: Ready, load: Load) -> None:
+    def __init__(self, ready: Ready, load: Load, compile: bool = False) -> None:
         window = ready.checkpoint.config.backbone.positions
         if load.context + load.frames > window:
             raise UsageError(f"{load.context} positions and {load.frames} frames exceed the window of {window}")
         self.ready, self.load = ready, load
-        self.engine = Engine(ready.model, load.batch)
+        self.engine = Engine(ready.model, load.batch, compile)
         self._seed = 0
+        self.engine.prepare(self.sampling(load.frames))
         self.codec_frame(self.frames(min(_WARM_UP, load.frames))[1])
 
     def frames(self, count: int) -> tuple[list[float], Tensor]:
-        """Seconds of each of `count` steps of the whole batch and the codes [T, K] of its first row."""
+        """Seconds of each of `count` frames of the whole batch and the codes [T, B, K]."""
         self.engine.release()
         for _ in range(self.load.batch):
             self.engine.admit(self.request(count))
-        seconds, codes = [], []
-        for _ in range(count):
+        seconds: list[float] = []
+        codes: list[Tensor] = []
+        while len(seconds) < count:
             started = now(self.ready.device)
-            codes.append(self.engine.step()[0].codes)
-            seconds.append(now(self.ready.device) - started)
-        return seconds, torch.stack(codes)
+            frames = torch.stack([frame.codes for frame in self.engine.step()])
+            frames = frames.view(-1, self.load.batch, frames.shape[-1])
+            seconds += [(now(self.ready.device) - started) / len(frames)] * len(frames)
+            codes.append(frames)
+        return seconds, torch.cat(codes)
 
     def first_audio(self) -> float:
         """Seconds from a fresh prompt to the samples of its first frame."""
@@ -82,31 +87,58 @@ class Timed:
         self.ready.codec.decoder().push(self.engine.step()[0].codes[None]).cpu()
         return now(self.ready.device) - started
 
-    def codec_frame(self, codes: Tensor) -> float:
-        """Seconds that one frame of these codes [T, K] takes to become sound."""
+    def codec_frame(self, codes: Tensor, together: bool = False) -> float:
+        """Seconds that a frame of all rows takes to become sound: codes [T, B, K], in the chunks that speaking takes.
+
+        Speaking decodes row by row: rows decoded together, which is faster, differ in the last bit.
+        """
+        codec = self.ready.codec
+        chunk = max(1, round(CHUNK_SECONDS * codec.frame_rate))
+        decoders = [codec.decoder() for _ in range(codes.shape[1])]
         started = now(self.ready.device)
-        self.ready.codec.decode(codes).cpu()
+        for piece in torch.split(codes, chunk):
+            rows = piece.unbind(1)
+            sound = (
+                push_all(decoders, rows)
+                if together
+                else [each.push(row) for each, row in zip(decoders, rows, strict=True)]
+            )
+            torch.stack(sound).cpu()
         return (now(self.ready.device) - started) / len(codes)
 
     def text(self) -> Tensor:
         """Text ids [S], others each time."""
         self._seed += 1
-        generator = torch.Generator().manual_seed(self._seed)
-        return torch.randint(0, _IDS, (self.load.context,), generator=generator)
+        return text_ids(self.load, self._seed)
 
     def sampling(self, frames: int) -> Sampling:
-        """The checkpoint's own."""
-        given = self.ready.checkpoint.defaults
-        temperature, top_k = given.temperature or 0.0, given.top_k or 0
-        depth_temperature = temperature if given.depth_temperature is None else given.depth_temperature
-        depth_top_k = top_k if given.depth_top_k is None else given.depth_top_k
-        return Sampling(temperature, top_k, depth_temperature, depth_top_k, self._seed, frames)
+        return published_sampling(self.ready, frames, self._seed)
 
     def request(self, frames: int) -> Request:
         """A fresh prompt."""
-        rows = torch.full((self.load.context, self.ready.checkpoint.config.codebooks + 1), -1)
-        rows[:, -1] = self.text()
-        return Request(rows, self.sampling(frames))
+        self._seed += 1
+        return fresh_request(self.ready, replace(self.load, frames=frames), self._seed)
+
+
+def text_ids(load: Load, seed: int) -> Tensor:
+    """[S]"""
+    return torch.randint(0, _IDS, (load.context,), generator=torch.Generator().manual_seed(seed))
+
+
+def published_sampling(ready: Ready, frames: int, seed: int) -> Sampling:
+    """The checkpoint's own."""
+    given = ready.checkpoint.defaults
+    temperature, top_k = given.temperature or 0.0, given.top_k or 0
+    depth_temperature = temperature if given.depth_temperature is None else given.depth_temperature
+    depth_top_k = top_k if given.depth_top_k is None else given.depth_top_k
+    return Sampling(temperature, top_k, depth_temperature, depth_top_k, seed, frames)
+
+
+def fresh_request(ready: Ready, load: Load, seed: int) -> Request:
+    """Of one row."""
+    rows = torch.full((load.context, ready.checkpoint.config.codebooks + 1), -1)
+    rows[:, -1] = text_ids(load, seed)
+    return Request(rows, published_sampling(ready, load.frames, seed))
 
 
 def peak_memory(device: torch.device) -> float:

@@ -17,6 +17,8 @@ from csm_cli.bench.reference import DEFAULT, Reference
 from csm_cli.bench.sounds import Features, Samples, cut_at_sentences, nearest
 from csm_cli.bench.takes import Take, after, alone, speak
 from csm_cli.train.corpus import RATE, VOICES
+from csm_cli.types import Care
+from csm_cli.wording import EASY
 
 if TYPE_CHECKING:
     from csm_cli.synth import Synthesizer
@@ -143,10 +145,10 @@ class VoiceBench:
         return self._recognized(self._trips)
 
     def long_text(self) -> Measured:
-        """Sentences found, in order, in a paragraph spoken as one text."""
+        """Sentences found, in order, in a paragraph spoken as one turn, as every command speaks it by default."""
         sentences = self._reference.paragraph()
         text = " ".join(sentences)
-        take = speak(self._synth, alone([text]))[0]
+        take = speak(self._synth, alone([text]), Care(trim=True, retries=2, split=EASY))[0]
         parts = cut_at_sentences(take.samples, [self._reference.features(sentence) for sentence in sentences])
         candidates = self._candidates(0)
         value, note = _share([nearest(part, candidates) == index for index, part in enumerate(parts)])

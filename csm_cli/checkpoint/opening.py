@@ -35,7 +35,8 @@ class Checkpoint:
 
     weights: by transformers' on-disk names; the audio table under both its names. codec_weights: the codec's, without
     the `codec_model.` prefix, not checked here. defaults: the generation options it was published with.
-    revision: the commit on Hugging Face, None for a local checkpoint.
+    revision: the commit on Hugging Face, None for a local checkpoint. memory: positions of its window in which it
+    speaks well (`csm_memory` in generation_config.json); 0 for all.
     """
 
     name: str
@@ -46,6 +47,30 @@ class Checkpoint:
     tokenizer_file: Path
     defaults: Options
     revision: str | None
+    memory: int = 0
+
+
+@dataclass(frozen=True)
+class Outline:
+    """What is known of a checkpoint without its weights."""
+
+    name: str
+    config: ModelConfig
+    tokenizer_file: Path
+
+
+def outline(model: str | None = None, revision: str | None = None, offline: bool = False) -> Outline:
+    """A checkpoint's sizes and tokenizer; its weights are neither fetched nor read where its config is whole.
+
+    Raises:
+        ModelError, UsageError: as `open_checkpoint`.
+    """
+    source = locate(model, revision, offline)
+    config = _read_config(source)
+    if "model_type" in config:
+        return Outline(source.name, _sizes(source, config), _tokenizer_file(source, foreign=False))
+    whole = open_checkpoint(model, revision, offline)
+    return Outline(whole.name, whole.config, whole.tokenizer_file)
 
 
 def open_checkpoint(model: str | None = None, revision: str | None = None, offline: bool = False) -> Checkpoint:
@@ -74,6 +99,7 @@ def open_checkpoint(model: str | None = None, revision: str | None = None, offli
         tokenizer_file=_tokenizer_file(source, foreign),
         defaults=published(source),
         revision=source.revision,
+        memory=_memory(source),
     )
 
 
@@ -153,6 +179,14 @@ def published(source: Source) -> Options:
         depth_temperature=None if depth_temperature == temperature else depth_temperature,
         depth_top_k=None if depth_top_k == top_k else depth_top_k,
     )
+
+
+def _memory(source: Source) -> int:
+    path = source.find("generation_config.json")
+    positions = read_json(path).get("csm_memory", 0) if path else 0
+    if not isinstance(positions, int) or positions < 0:
+        raise CheckpointInvalid(f"{path}: csm_memory must be a whole number >= 0, got {positions!r}")
+    return positions
 
 
 def _sampling(config: Json, prefix: str) -> tuple[float | None, int | None]:

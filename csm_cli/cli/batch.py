@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from csm_cli.batch import Choice, Item, Ledger, Marker, Pattern, Plan, Shard, Voice, choose, sweep
-from csm_cli.cli.console import emit_json, emit_path, note, warn
+from csm_cli.batch import Choice, Item, Ledger, Marker, Names, Pattern, Shard, Tally, Voice, characters, choose
+from csm_cli.cli.batch_run import Run
+from csm_cli.cli.console import note
 from csm_cli.cli.options import Output, Speech, Telling
-from csm_cli.cli.progress import Meter, drawn
-from csm_cli.cli.speaking import Job, Spoken, find_checkpoint, open_synthesizer, plan, speak
-from csm_cli.cli.summary import cut, record, told, total
-from csm_cli.errors import BatchPartlyFailed, CsmError, GenerationFailed, OutputFailed, UsageError
+from csm_cli.cli.report import ReportFile, report_path
+from csm_cli.cli.speaking import Job, Unheard, based, find_checkpoint, open_synthesizer, place, plan
+from csm_cli.errors import UsageError
 
 if TYPE_CHECKING:
     from csm_cli.checkpoint import Checkpoint
+    from csm_cli.script import Manifest
     from csm_cli.synth import Synthesizer
+
+_MOST = 1024
 
 
 def _part(*flags: str, text: str, **more: Any) -> Any:
@@ -54,11 +58,25 @@ class Scope:
         return Shard.read(self.shard, os.environ) if self.shard else Shard()
 
 
+@dataclass(frozen=True)
+class Order:
+    """A batch as it was asked for."""
+
+    manifest: str
+    batch_size: str
+    scope: Scope
+    speech: Speech
+    output: Output
+    telling: Telling
+    report: Path | None = None
+
+
 def batch(
     manifest: Annotated[str, typer.Argument(metavar="MANIFEST", help="JSONL, CSV or text lines; - is standard input.")],
     batch_size: Annotated[
-        int, typer.Option("--batch-size", metavar="N", min=1, max=1024, help="Items decoded together.")
-    ] = 8,
+        str, typer.Option("--batch-size", metavar="auto|N", help="Items decoded together; auto goes by free memory.")
+    ] = "auto",
+    report: ReportFile = None,
     *,
     scope: Scope,
     speech: Speech,
@@ -70,106 +88,81 @@ def batch(
     The output's fields are {id}, {index} (from 1), {speaker} and {shard}. What is done is recorded in results.jsonl
     beside the files; the same command again speaks the rest.
     """
-    from csm_cli.script import read_manifest
+    run(Order(manifest, batch_size, scope, speech, output, telling, report_path(report)))
 
-    shard = scope.part()
-    pattern = _pattern(output, shard)
-    conversations = read_manifest(manifest)
-    job = plan(conversations, speech, telling, batch_size)
-    items = shard.of(pattern.items(job.conversations))
+
+def run(order: Order, load: Callable[[Job, Checkpoint], Synthesizer] = open_synthesizer) -> None:
+    """Fills an order. Every line is checked before anything is loaded; `load` makes a synthesizer of a checkpoint."""
+    from csm_cli.script import Manifest
+
+    shard = order.scope.part()
+    size, pattern = _size(order.batch_size), _pattern(order.output, shard)
+    job = plan((), order.speech, order.telling)
+    work = _Work(Manifest(order.manifest), pattern, shard, order.speech)
+    unheard = Unheard(order.speech)
+    total = work.check(unheard)
+    if not order.telling.quiet:
+        unheard.tell()
     checkpoint = find_checkpoint(job)
-    marker = Marker(Voice(checkpoint, job.flags, speech.care.trim))
-    marked = [marker.mark(item) for item in items]
+    job = replace(job, slots=size or _auto(job, checkpoint))
+    marker, choice = Marker(Voice(checkpoint, job.flags, job.care, order.speech.verify)), order.scope.choice
     with Ledger(pattern.folder) as ledger:
-        chosen = choose(marked, ledger.entries, scope.choice)
-        if output.no_clobber:
-            _refuse_existing(chosen.items)
-        sweep(chosen.items)
-        _Run(job, chosen, ledger, scope.patience).go(checkpoint)
+        if order.output.no_clobber:
+            _refuse_existing(choose(work.items(marker), ledger.entries, choice, Tally()))
+        tally = Tally()
+        chosen = choose(work.items(marker), ledger.entries, choice, tally)
+        spoken = Run(job, ledger, tally, order.scope.patience, order.report)
+        spoken.go(chosen, lambda slots: load(replace(job, slots=slots), checkpoint), total)
 
 
-class _Run:
-    """One run over what is to be spoken; it gives up after `patience` failures."""
+@dataclass(frozen=True)
+class _Work:
+    """The lines of one shard of a manifest, where they go, and how they are spoken."""
 
-    def __init__(self, job: Job, chosen: Plan, ledger: Ledger, patience: float) -> None:
-        talks = [item.conversation for item in chosen.items]
-        self._job = replace(job, conversations=talks, slots=max(1, min(job.slots, len(talks))))
-        self._items = {id(item.conversation): item for item in chosen.items}
-        self._plan, self._ledger, self._patience = chosen, ledger, patience
-        self._written = 0
-        self._failed = 0
+    manifest: Manifest
+    pattern: Pattern
+    shard: Shard
+    speech: Speech
 
-    def go(self, checkpoint: Checkpoint) -> None:
-        if self._plan.items:
-            self._work(checkpoint)
-        elif not self._job.telling.quiet:
-            note(f"nothing to speak{self._beside()}")
-        self._raise_failures()
+    def check(self, unheard: Unheard) -> int:
+        """Reads every line of the manifest; returns how many characters the shard's have, which `unheard` sees.
 
-    def _work(self, checkpoint: Checkpoint) -> None:
-        synth = open_synthesizer(self._job, checkpoint)
-        meter = Meter(self._job.conversations, synth.codec.frame_rate)
-        try:
-            with drawn(meter, self._job.telling.quiet):
-                self._speak(synth, meter)
-        finally:
-            if not self._job.telling.quiet:
-                note(f"{self._written} of {len(self._items)} written{self._beside()}; {total(meter, synth)}")
+        Raises:
+            ScriptInvalid: with every complaint about every line.
+            InputError, OutputRefused: names that collide or cannot be written.
+        """
+        names, total = Names(), 0
+        for number, item in enumerate(self.pattern.items(self.manifest.checked())):
+            names.add(item)
+            if number % self.shard.count == self.shard.index - 1:
+                unheard.see(item.conversation)
+                total += characters(item.conversation)
+        names.settle()
+        return total
 
-    def _beside(self) -> str:
-        """What this run leaves alone."""
-        done = f"; {self._plan.done} done before" if self._plan.done else ""
-        return done + (f"; {self._plan.left} left for later" if self._plan.left else "")
+    def items(self, marker: Marker) -> Iterator[Item]:
+        return map(marker.mark, self.shard.of(self.pattern.items(based(self.manifest, self.speech))))
 
-    def _speak(self, synth: Synthesizer, meter: Meter) -> None:
-        from csm_cli.synth import Failure
 
-        for event in speak(synth, self._job, meter):
-            if isinstance(event, Spoken):
-                self._write(event, synth)
-            elif isinstance(event, Failure):
-                self._fail(self._items[id(event.conversation)], event.error)
-            if self._failed >= self._patience:
-                return
+def _size(text: str) -> int:
+    """0 for auto.
 
-    def _write(self, spoken: Spoken, synth: Synthesizer) -> None:
-        from csm_cli.audio import write_audio
+    Raises:
+        UsageError: neither that nor a number that makes sense.
+    """
+    size = 0 if text == "auto" else int(text) if text.isdecimal() and len(text) < 5 else -1
+    if not (size == 0 and text == "auto") and not 1 <= size <= _MOST:
+        raise UsageError(f"--batch-size takes auto or a whole number from 1 to {_MOST}, not {text!r}")
+    return size
 
-        item, telling = self._items[id(spoken.conversation)], self._job.telling
-        try:
-            write_audio(item.path, spoken.track.audio)
-        except OutputFailed:
-            raise  # a full disk would fail all the others too
-        except CsmError as error:
-            self._fail(item, error)
-            return
-        result = record(spoken, str(item.path), synth)
-        self._ledger.append(result | {"file": item.file, "fingerprint": item.fingerprint})
-        self._written += 1
-        if not telling.quiet:
-            for utterance in spoken.utterances:
-                note(f"{item.id}: {told(utterance)}")
-        for warning in cut(spoken):
-            warn(f"{item.id}: {warning}")
-        if telling.json:
-            emit_json(result)
-        else:
-            emit_path(item.path)
 
-    def _fail(self, item: Item, error: CsmError) -> None:
-        result = {"id": item.id, "status": "failed", "output": None, "error": str(error)}
-        self._ledger.append(result | {"fingerprint": item.fingerprint})
-        self._failed += 1
-        warn(f"{item.id}: {error}")
-        if self._job.telling.json:
-            emit_json(result)
+def _auto(job: Job, checkpoint: Checkpoint) -> int:
+    from csm_cli.engine.room import room
 
-    def _raise_failures(self) -> None:
-        if self._failed:
-            kind = BatchPartlyFailed if self._written or self._plan.done else GenerationFailed
-            rest = len(self._items) - self._written - self._failed
-            stopped = f", {rest} were not tried" if rest else ""
-            raise kind(f"{self._failed} of {len(self._items)} items failed{stopped}; the lines above say why")
+    found = room(checkpoint.config, checkpoint.weights.files, *place(job.speech))
+    if not job.telling.quiet:
+        note(f"up to {found.slots} items at once (--batch-size auto: {found})")
+    return found.slots
 
 
 def _pattern(output: Output, shard: Shard) -> Pattern:
@@ -180,7 +173,7 @@ def _pattern(output: Output, shard: Shard) -> Pattern:
     return Pattern(name, shard.index)
 
 
-def _refuse_existing(items: Sequence[Item]) -> None:
+def _refuse_existing(items: Iterator[Item]) -> None:
     from csm_cli.audio import check_output
 
     for item in items:

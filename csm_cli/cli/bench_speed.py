@@ -28,6 +28,7 @@ class Bench:
     context: Annotated[int, typer.Option(metavar="N", min=1, help="Positions before the first frame.")] = 100
     frames: Annotated[int, typer.Option(metavar="N", min=1, help="Frames decoded on each side.")] = 60
     quantize: Annotated[str, typer.Option(metavar="none|int8", help="int8: layers in 8 bits, on a CPU.")] = "none"
+    compile: Annotated[bool, typer.Option("--compile", help="Frames through torch.compile; minutes at first.")] = False
     json: Annotated[bool, typer.Option("--json", help="The figures as one JSON line, and nothing else.")] = False
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of a failure.")] = False
 
@@ -39,7 +40,7 @@ def decode(
     from csm_cli.bench.decode import measure
 
     ready, changes = _ready(bench)
-    _tell({**measure(ready, _load(bench, batch), _noting(bench.json)), **changes}, bench.json)
+    tell({**measure(ready, _load(bench, batch), _noting(bench.json), bench.compile), **changes}, bench.json)
 
 
 def batch(
@@ -51,7 +52,7 @@ def batch(
     from csm_cli.bench.batch import measure
 
     ready, changes = _ready(bench)
-    _tell({**measure(ready, _load(bench, size)), **changes}, bench.json)
+    tell({**measure(ready, _load(bench, size), bench.compile), **changes}, bench.json)
 
 
 def start(
@@ -63,7 +64,7 @@ def start(
     from csm_cli.bench.start import measure
 
     set_up(Telling(json=json))
-    _tell(measure(model, runs), json)
+    tell(measure(model, runs), json)
 
 
 def _load(bench: Bench, rows: int) -> Load:
@@ -84,15 +85,15 @@ def _ready(bench: Bench) -> tuple[Ready, dict[str, Any]]:
     _noting(bench.json)(f"loading {bench.model or 'the bundled voice'} ...")
     device = pick_device(bench.device)
     ready = Ready(open_for_bench(bench.model), device, pick_dtype(bench.dtype, device))
-    changes = quantize_and_compare(ready) if rounded else {}
-    return ready, {"quantize": bench.quantize, **changes}
+    changes = quantize_and_compare(ready, bench.frames) if rounded else {}
+    return ready, {"quantize": bench.quantize, "compile": bench.compile, **changes}
 
 
 def _noting(json: bool) -> Any:
     return (lambda line: None) if json else note
 
 
-def _tell(figures: Mapping[str, Any], json: bool) -> None:
+def tell(figures: Mapping[str, Any], json: bool) -> None:
     """A table for people, and the figures as the last line."""
     rounded = {name: round(value, 4) if isinstance(value, float) else value for name, value in figures.items()}
     if not json:

@@ -11,7 +11,7 @@ import typer
 from csm_cli.cli.console import emit, emit_json
 from csm_cli.cli.flat import flat
 from csm_cli.cli.options import Speech
-from csm_cli.cli.speaking import tell_unheard
+from csm_cli.cli.speaking import Unheard
 from csm_cli.errors import ModelOffline
 from csm_cli.home import config_file
 from csm_cli.settings import KEYS, MODEL, PROJECT, json_schema, read_settings
@@ -53,7 +53,9 @@ def show(
         return
     for name, (value, source) in found.items():
         emit(f"{name:<18} {_shown(name, value):<24} {source}")
-    tell_unheard([talk], speech.flags(), speech.overrides())
+    unheard = Unheard(speech)
+    unheard.see(talk)
+    unheard.tell()
 
 
 @config.command()

@@ -2,80 +2,159 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from csm_cli.batch import file_name
-from csm_cli.cli.console import emit, emit_json
+from csm_cli.cli.files import Files, stem_files, subtitle_files, turn_files
 from csm_cli.cli.live import Live
 from csm_cli.cli.options import Output, Speech, Telling
-from csm_cli.cli.single import check_outputs, speak_one
+from csm_cli.cli.plan import print_plan
+from csm_cli.cli.report import ReportFile, report_path
+from csm_cli.cli.single import Order, check_outputs, speak_one
 from csm_cli.cli.speaking import plan
-from csm_cli.types import Conversation, Turn
+from csm_cli.errors import UsageError
+from csm_cli.types import Conversation
+
+if TYPE_CHECKING:
+    from csm_cli.replay import Wish
+
+
+def _beside(*flags: str, text: str, metavar: str | None = None) -> Any:
+    return typer.Option(*flags, metavar=metavar, help=text, rich_help_panel="Beside the track")
+
+
+def _again(*flags: str, text: str, metavar: str | None = None) -> Any:
+    return typer.Option(*flags, metavar=metavar, help=text, rich_help_panel="Speaking again")
+
+
+@dataclass(frozen=True)
+class Beside:
+    """What is written beside the track, and how loud all of it is."""
+
+    loudness: Annotated[
+        float | None, _beside("--loudness", metavar="LUFS", text="EBU R128, such as -19; true peak under -1 dBTP.")
+    ] = None
+    stems: Annotated[
+        bool, _beside("--stems", text="Each speaker's own track, as OUT.ana.wav; they add up to the whole.")
+    ] = False
+    turns_dir: Annotated[
+        Path | None, _beside("--turns-dir", metavar="DIR", text="Each turn as it sounds, as DIR/001-ana.wav.")
+    ] = None
+    subs: Annotated[
+        str | None, _beside("--subs", metavar="FORMS", text="Turn times: srt, vtt, json, or several with commas.")
+    ] = None
+    sidecar: Annotated[bool, _beside("--sidecar/--no-sidecar", text="All there is to know of it, as OUT.wav.json.")] = (
+        True
+    )
+
+    def files(self, talk: Conversation, track: Path | None) -> Files:
+        """Raises UsageError where something should lie beside a track that is no file."""
+        folder = turn_files(talk, self.turns_dir) if self.turns_dir else ()
+        if track is None:
+            if self.stems or self.subs:
+                raise UsageError("--stems and --subs lie beside the track; name one with -o out.wav")
+            return Files(None, folder)
+        return Files(
+            track=track,
+            turns=folder,
+            stems=stem_files(talk, track) if self.stems else {},
+            subtitles=subtitle_files(self.subs, track) if self.subs else {},
+            sidecar=track.with_name(f"{track.name}.json") if self.sidecar else None,
+        )
+
+    def loud(self, talk: Conversation) -> Conversation:
+        """`talk` as loud as asked for.
+
+        Raises:
+            UsageError: an impossible value.
+        """
+        if self.loudness is None:
+            return talk
+        from csm_cli.loudness import LOUDEST, QUIETEST
+
+        if not (math.isfinite(self.loudness) and QUIETEST <= self.loudness <= LOUDEST):
+            raise UsageError(f"--loudness takes LUFS from {QUIETEST:g} to {LOUDEST:g}, not {self.loudness:g}")
+        return replace(talk, loudness=self.loudness)
+
+
+@dataclass(frozen=True)
+class Again:
+    """What of a run before is kept."""
+
+    redo: Annotated[
+        str | None, _again("--redo", metavar="TURNS", text="Speak these again with new seeds, as in 7,12-14.")
+    ] = None
+    cascade: Annotated[
+        bool, _again("--cascade", text="Where a turn is spoken again, speak all that follow again too.")
+    ] = False
+    fresh: Annotated[bool, _again("--fresh", text="Speak everything again; keep nothing of the run before.")] = False
+
+    def wish(self, talk: Conversation, track: Path | None) -> Wish:
+        """Raises UsageError where turns are named that cannot be spoken again."""
+        from csm_cli.replay import Wish
+
+        if self.redo and track is None:
+            raise UsageError("--redo goes by what is kept beside the track; name it with -o out.wav")
+        numbers = frozenset(_numbers(self.redo)) if self.redo else frozenset()
+        for number in sorted(numbers):
+            if not 1 <= number <= len(talk.turns):
+                raise UsageError(f"--redo {self.redo}: there is no turn {number}; the script has {len(talk.turns)}")
+            if talk.turns[number - 1].recording:
+                raise UsageError(f"--redo {self.redo}: turn {number} is a recording; leave it out")
+        return Wish(numbers, self.cascade, self.fresh)
 
 
 def converse(
     script: Annotated[str, typer.Argument(metavar="SCRIPT", help="YAML, JSON or JSONL; - is standard input.")],
-    turns_dir: Annotated[
-        Path | None, typer.Option("--turns-dir", metavar="DIR", help="Also write each turn, as DIR/001-ana.wav.")
-    ] = None,
     dry_run: Annotated[
-        bool, typer.Option("-n", "--dry-run", help="Print what would be spoken; nothing is loaded or written.")
+        bool, typer.Option("-n", "--dry-run", help="Print what would be spoken, and how long; the model is not loaded.")
     ] = False,
+    report: ReportFile = None,
     *,
+    beside: Beside,
+    again: Again,
     speech: Speech,
     output: Output,
     live: Live,
     telling: Telling,
 ) -> None:
-    """Speak a dialogue as one track."""
+    """Speak a dialogue as one track.
+
+    Turns are kept beside it as they come out, in .OUT.wav.csm: the same command again speaks only what has changed.
+    """
     from csm_cli.script import read_script
 
-    conversation = read_script(script)
-    turn_files = _turn_files(conversation, turns_dir) if turns_dir else []
-    if output.output or not dry_run:
-        live = check_outputs(output, telling, turn_files, live)
-    job = plan([conversation], speech, telling)
-    if dry_run:
-        _print_plan(conversation, telling.json)
-    else:
-        speak_one(job, output, turn_files, live)
-
-
-def _turn_files(conversation: Conversation, folder: Path) -> list[Path]:
-    return [folder / f"{number:03d}-{file_name(turn)}.wav" for number, turn in enumerate(conversation.turns, 1)]
-
-
-def _print_plan(conversation: Conversation, as_json: bool) -> None:
-    if as_json:
-        emit_json({"context": _records(conversation.context), "turns": _records(conversation.turns)})
+    talk = beside.loud(read_script(script))
+    job = plan([talk], speech, telling)
+    if not output.output and dry_run:
+        print_plan(job)
         return
-    for turn in conversation.context:
-        emit(f"  context  {_described(turn)}")
-    for number, turn in enumerate(conversation.turns, 1):
-        emit(f"{number:>9}  {_described(turn)}")
+    page = report_path(report)
+    files = replace(beside.files(talk, output.file), kind=live.format)
+    wish = again.wish(talk, output.file)
+    live = check_outputs(output, live, telling, files, _read(script, talk))
+    if dry_run:
+        print_plan(job)
+    else:
+        speak_one(Order(job, files, output, live, wish, page))
 
 
-def _records(turns: Sequence[Turn]) -> list[dict[str, Any]]:
-    return [
-        {
-            "id": turn.id or None,
-            "speaker": turn.name or str(turn.speaker),
-            "text": turn.text,
-            "audio": str(turn.recording.path) if turn.recording else None,
-            "gap": turn.gap,
-            "gain": turn.gain,
-            "options": {name: value for name, value in asdict(turn.options).items() if value is not None},
-        }
-        for turn in turns
-    ]
+def _read(script: str, talk: Conversation) -> Iterator[Path]:
+    if script != "-":
+        yield Path(script)
+    yield from (turn.recording.path for turn in (*talk.context, *talk.turns) if turn.recording)
 
 
-def _described(turn: Turn) -> str:
-    name = f"{turn.name} " if turn.name != str(turn.speaker) else ""
-    recorded = f"  [{turn.recording.path}]" if turn.recording else ""
-    return f"{name}[{turn.speaker}]  {' '.join(turn.text.split())}{recorded}"
+def _numbers(text: str) -> Iterator[int]:
+    for part in text.split(","):
+        found = re.fullmatch(r"\s*(\d{1,6})\s*(?:-\s*(\d{1,6}))?\s*", part)
+        first, last = (int(found[1]), int(found[2] or found[1])) if found else (1, 0)
+        if first > last:
+            raise UsageError(f"--redo takes numbers of turns, as in 7,12-14, not {text!r}")
+        yield from range(first, last + 1)

@@ -36,7 +36,9 @@ class Live:
     stream: Annotated[
         bool,
         typer.Option(
-            "--stream", help="Play or pipe it as it is decoded: no retries, no trimming.", rich_help_panel="Output"
+            "--stream",
+            help="Play or pipe it as it is decoded: no retries, trimming or parts.",
+            rich_help_panel="Output",
         ),
     ] = False
     format: Annotated[
@@ -104,7 +106,9 @@ class Stream:
 
 
 def check_stream(conversation: Conversation) -> None:
-    """Raises UsageError where turns overlap: what a listener has heard cannot be mixed with more."""
+    """Raises UsageError where what a listener has heard would have to be changed: turns overlap, or it is levelled."""
+    if conversation.loudness is not None:
+        raise UsageError("--loudness goes by the whole track, which no stream can wait for; leave out one of the two")
     for number, turn in enumerate(conversation.turns, 1):
         if turn.gap < 0:
             raise UsageError(

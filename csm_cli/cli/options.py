@@ -6,18 +6,22 @@ import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from csm_cli.errors import CsmError, UsageError
 from csm_cli.settings import GENERATION, parse
 from csm_cli.types import Care, Options
+from csm_cli.wording import EASY
+
+if TYPE_CHECKING:
+    from csm_cli.verify import Whisper
 
 Text = str | None
 
 
-def _model(flag: str, metavar: str, text: str) -> Any:
+def _model(flag: str, metavar: Text, text: str) -> Any:
     variable = "CSM_" + flag.removeprefix("--").upper()
     return typer.Option(flag, metavar=metavar, envvar=variable, help=text, rich_help_panel="Model")
 
@@ -43,6 +47,9 @@ class Speech:
     quantize: Annotated[str, _model("--quantize", "none|int8", "int8: layers in 8 bits, on a CPU; for csm-1b.")] = (
         "none"
     )
+    compile: Annotated[
+        bool, _model("--compile", None, "Frames through torch.compile: faster, after minutes at first.")
+    ] = False
     temperature: Annotated[Text, _generation("--temperature", "X", "How freely codes are drawn; 0 is greedy.")] = None
     top_k: Annotated[Text, _generation("--top-k", "N", "Draw from the N likeliest codes; 0 keeps all.")] = None
     depth_temperature: Annotated[
@@ -66,8 +73,39 @@ class Speech:
             rich_help_panel="Generation",
         ),
     ] = 2
+    takes: Annotated[
+        int,
+        typer.Option(
+            "--takes",
+            metavar="N",
+            min=1,
+            max=100,
+            envvar="CSM_TAKES",
+            help="Make N takes of each turn, each with the next seed, and keep the best.",
+            rich_help_panel="Generation",
+        ),
+    ] = 1
+    split: Annotated[
+        str, _generation("--split", "auto|off|N", "Speak longer texts in parts of whole sentences, of N characters.")
+    ] = "auto"
+    verify: Annotated[
+        bool,
+        _generation(
+            "--verify/--no-verify", None, "Try again where a recognizer hears other words; needs csm-cli[verify]."
+        ),
+    ] = False
+    verify_model: Annotated[
+        str,
+        typer.Option(
+            "--verify-model",
+            metavar="NAME",
+            envvar="CSM_VERIFY_MODEL",
+            help="faster-whisper's model: a size or a folder.",
+            rich_help_panel="Generation",
+        ),
+    ] = "base.en"
     no_trim: Annotated[
-        bool, _generation("--no-trim", None, "As the model makes it: no early end, no trimming, no retry.")
+        bool, _generation("--no-trim", None, "As the model makes it: no early end, trimming, splitting or retry.")
     ] = False
 
     override: Annotated[
@@ -81,7 +119,40 @@ class Speech:
 
     @property
     def care(self) -> Care:
-        return Care() if self.no_trim else Care(trim=True, retries=self.retries)
+        """How takes are looked after.
+
+        Raises:
+            UsageError: an impossible --split, or flags that contradict each other.
+        """
+        most = _characters(self.split)
+        if self.no_trim and (self.takes > 1 or self.verify):
+            flag = "--takes" if self.takes > 1 else "--verify"
+            raise UsageError(f"{flag} chooses among takes and --no-trim has none judged; keep one")
+        return Care() if self.no_trim else Care(True, self.retries, self.takes, most)
+
+    @property
+    def streamed_care(self) -> Care:
+        """How takes are looked after that are heard as they are made: not at all.
+
+        Raises:
+            UsageError: somebody asked for a choice among takes.
+        """
+        if self.takes > 1 or self.verify:
+            flag = "--takes" if self.takes > 1 else "--verify"
+            raise UsageError(f"{flag} chooses among takes and a stream cannot be taken back; keep one")
+        return Care(stream=True)
+
+    def recognizer(self) -> Whisper | None:
+        """Who listens to the takes, if somebody is to.
+
+        Raises:
+            UsageError: it is not installed.
+        """
+        if not self.verify:
+            return None
+        from csm_cli.verify import Whisper
+
+        return Whisper(self.verify_model)
 
     def flags(self) -> Options:
         """The generation options as given.
@@ -133,8 +204,14 @@ class Output:
 
     @property
     def path(self) -> Path | None:
-        """The output file; None for a pipe. Raises as `name` does."""
-        return None if self.name == "-" else Path(self.name).expanduser()
+        """The output file; None for a pipe.
+
+        Raises:
+            UsageError: none was named, or one in the home of nobody.
+        """
+        from csm_cli.audio import home
+
+        return None if self.name == "-" else home(self.name)
 
     @property
     def file(self) -> Path | None:
@@ -161,6 +238,12 @@ def voice_names(incomplete: str) -> list[str]:
         return [voice.name for voice in list_voices() if voice.name.startswith(incomplete)]
     except CsmError:  # a shell's prompt is no place to complain
         return []
+
+
+def _characters(split: str) -> int:
+    """Characters of a part; 0 for none."""
+    parse("split", split, "--split")
+    return {"auto": EASY, "off": 0}[split] if split in ("auto", "off") else int(split)
 
 
 def _override(text: str) -> tuple[str, str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -22,13 +22,19 @@ _NARROWEST, _WIDEST = 8, 30  # columns of the bar
 
 
 class Meter:
-    """Counts the frames and stops of a run; the rest is known from them. `frame_rate`: frames per second of audio."""
+    """Counts the frames and stops of a run; the rest is known from them.
 
-    def __init__(self, conversations: Sequence[Conversation], frame_rate: float) -> None:
+    frame_rate: frames per second of audio. characters: to be spoken in all, besides those of `conversations`.
+    """
+
+    def __init__(
+        self, conversations: Iterable[Conversation], frame_rate: float, characters: Callable[[], int] = int
+    ) -> None:
         self.frames = 0
         self.turn: Turn | None = None
         self.stops: Counter[str] = Counter()
         self._frame_rate = frame_rate
+        self._characters = characters
         self._expected = sum(self._guess(turn) for each in conversations for turn in each.turns)
         self._open: dict[int, int] = {}
         self._began = time.perf_counter()
@@ -42,19 +48,23 @@ class Meter:
             self.frames += event.frames - self._open.get(key, 0)
             self._open[key] = event.frames
         elif isinstance(event, Utterance):
-            self.stops[event.stop] += 1
+            kept = event.turn.recording and event.turn.recording.codes
+            self.stops["kept" if kept else event.stop] += 1
             if event.stop == "recorded":
                 return
             self.frames += len(event.codes) - self._open.pop(key, 0)
             self._expected += len(event.codes) - self._guess(event.turn)
 
     def _guess(self, turn: Turn) -> float:
-        return 0.0 if turn.recording else len(turn.text) / _CHARACTERS_PER_SECOND * self._frame_rate
+        return 0.0 if turn.recording else self._frames(len(turn.text))
+
+    def _frames(self, characters: int) -> float:
+        return characters / _CHARACTERS_PER_SECOND * self._frame_rate
 
     @property
     def expected(self) -> float:
         """Frames in all, as far as can be told from the texts that are still to be spoken."""
-        return max(self._expected, self.frames)
+        return max(self._expected + self._frames(self._characters()), self.frames)
 
     @property
     def seconds(self) -> float:

@@ -9,9 +9,10 @@ from typing import Annotated
 
 import typer
 
+from csm_cli.cli.files import Files
 from csm_cli.cli.live import Live
 from csm_cli.cli.options import Output, Speech, Telling, voice_names
-from csm_cli.cli.single import check_outputs, speak_one
+from csm_cli.cli.single import Order, check_outputs, speak_one
 from csm_cli.cli.speaking import plan
 from csm_cli.errors import InputError, ModelNotFound, UsageError
 from csm_cli.types import Conversation, Turn
@@ -48,11 +49,13 @@ def say(
     """Speak a text: TEXT, -f FILE or standard input."""
     from csm_cli.script import parse_context, parse_say
 
-    live = check_outputs(output, telling, live=live)
+    files = Files(output.file, kind=live.format)
+    live = check_outputs(output, live, telling, files)
     turns = parse_say(_text(text, file), speaker)
     heard = [_voice(voice, speaker)] if voice else []
     heard += [parse_context(each) for each in context or ()]
-    speak_one(plan([Conversation(turns, tuple(heard))], speech, telling), output, live=live)
+    job = plan([Conversation(turns, tuple(heard))], speech, telling)
+    speak_one(Order(job, files, output, live))
 
 
 def _text(text: str | None, file: str | None) -> str:

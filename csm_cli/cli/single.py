@@ -1,117 +1,237 @@
-"""One conversation to one file: the work of `say` and `converse`."""
+"""One conversation to its files: the work of `say` and `converse`."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from csm_cli import __version__
 from csm_cli.cli.console import emit_bytes, emit_json, emit_path, note, refuse_terminal, warn
+from csm_cli.cli.files import Files
 from csm_cli.cli.live import Live, Stream, check_stream, opened
 from csm_cli.cli.options import Output, Telling
 from csm_cli.cli.progress import Meter, drawn
-from csm_cli.cli.speaking import Job, Spoken, open_synthesizer, speak
-from csm_cli.cli.summary import cut, record, told, total
+from csm_cli.cli.report import dialogue_report
+from csm_cli.cli.speaking import Job, Spoken, find_checkpoint, open_synthesizer, speak
+from csm_cli.cli.summary import cut, record, runs, tags, told, total, window
 from csm_cli.errors import CsmError, UsageError
 
 if TYPE_CHECKING:
-    from csm_cli.synth import Synthesizer
+    from csm_cli.replay import Replay, Wish
+    from csm_cli.synth import Failure, Sound, Synthesizer, Utterance
 
 
-def check_outputs(output: Output, telling: Telling, more: Sequence[Path] = (), live: Live | None = None) -> Live:
+def check_outputs(output: Output, live: Live, telling: Telling, files: Files, read: Iterable[Path] = ()) -> Live:
     """Refuses what could not be written or played, before a model is loaded; returns what `live` comes to.
 
     Raises:
-        UsageError: no output, two things on standard output, or a file that cannot be written.
+        UsageError: two things on standard output, a stream to nowhere, or a file that cannot be written or is in
+            `read`.
+        SoundDeviceMissing: nothing to play on.
     """
-    from csm_cli.audio import check_output
-
-    settled = (live or Live()).settled(output)
+    settled = live.settled(output)
     if output.output == "-":
         if telling.json:
             raise UsageError("-o - and --json both want standard output; name a file for one")
         refuse_terminal()
-    if output.file:
-        check_output(output.file, not output.no_clobber, settled.format)
-    if output.file in more:
-        raise UsageError(f"{output.file} would be a turn's file too; name another -o or --turns-dir")
-    for path in more:
-        check_output(path, not output.no_clobber)
+    files.check(not output.no_clobber, read)
     return settled
 
 
-def speak_one(job: Job, output: Output, turn_files: Sequence[Path] = (), live: Live | None = None) -> None:
-    """Speaks a job's only conversation; nothing is written where a turn fails.
+@dataclass(frozen=True)
+class Order:
+    """What to speak, and where to.
 
-    turn_files: where each turn goes by itself; empty for nowhere. live: as `check_outputs` returned it.
+    live: as `check_outputs` returned it. wish: which turns are spoken again where others are kept; None keeps none.
+    report: a page to look at.
     """
-    telling, live = job.telling, live or Live()
-    job = replace(job, streamed=live.stream)
-    if live.stream:
-        check_stream(job.conversations[0])
-    synth = open_synthesizer(job)
+
+    job: Job
+    files: Files
+    output: Output
+    live: Live
+    wish: Wish | None = None
+    report: Path | None = None
+
+
+def speak_one(order: Order) -> None:
+    """Speaks a job's only conversation; nothing is written where a turn fails, but what is kept for the next run."""
+    order = _streamable(order) if order.live.stream else order
+    job, files, quiet = order.job, order.files, order.job.telling.quiet
+    checkpoint = find_checkpoint(job)
+    replay = _replay(order, checkpoint)
+    if replay:
+        job = replace(job, conversations=[replay.conversation])
+        if not quiet and (hint := _hint(replay)):
+            note(hint)
+    synth = open_synthesizer(job, checkpoint)
     meter = Meter(job.conversations, synth.codec.frame_rate)
-    with drawn(meter, telling.quiet):
-        spoken = _streamed(synth, job, meter, live, output) if live.stream else _take(synth, job, meter)
-    _write(spoken, output, live, turn_files)
-    _tell(spoken, output, telling, synth)
+    with drawn(meter, quiet), _kept_at_least(replay, quiet), _streaming(order, synth) as stream:
+        spoken = _take(speak(synth, job, meter), stream, replay, quiet)
+    result = _result(spoken, order, synth)
+    for index, kept in replay.kept.items() if replay else ():
+        result["turns"][index]["takes"] = list(kept.takes)
+    _write(spoken, order, synth, result)
+    if order.report:
+        dialogue_report(order.report, result, spoken.track.audio, spoken.conversation.title or spoken.conversation.id)
+    if replay:
+        replay.settle()
+    _tell(result, files, job.telling)
+    _play(spoken, order.live)
     for warning in cut(spoken):
         warn(warning)
-    if not telling.quiet:
-        where = f"written to {output.file or 'standard output'}" if output.output else "played"
-        note(f"{spoken.track.audio.duration:.1f} s {where}; {total(meter, synth)}")
+    if not quiet:
+        more = len(list(files)) - (1 if files.track else 0)
+        beside = f" and {more} more file{'s' if more > 1 else ''}" if more else ""
+        where = f"written to {files.track or 'standard output'}" if order.output.output else "played"
+        note(f"{_length(spoken, result)} {where}{beside}; {total(meter, synth)}; {window(spoken, synth)}")
 
 
-def _streamed(synth: Synthesizer, job: Job, meter: Meter, live: Live, output: Output) -> Spoken:
-    if not job.telling.quiet:
-        rate = synth.codec.rate
-        note(f"streaming at {rate} Hz: takes are as the model makes them, without retries or trimming")
-    with opened(live, output, synth.codec.rate) as writes:
-        stream = Stream(job.conversations[0], synth.codec.rate, writes)
-        spoken = _take(synth, job, meter, stream)
+def _streamable(order: Order) -> Order:
+    """The order with takes as a stream can have them; raises UsageError where it can have none."""
+    check_stream(order.job.conversations[0])
+    return replace(order, job=replace(order.job, care=order.job.speech.streamed_care))
+
+
+def _replay(order: Order, checkpoint: Any) -> Replay | None:
+    if order.wish is None or order.files.track is None:
+        return None
+    from csm_cli.replay import Replay, Voice
+    from csm_cli.state import State
+
+    job = order.job
+    voice = Voice(checkpoint, job.flags, job.care, job.speech.verify)
+    return Replay(State.beside(order.files.track), job.conversations[0], voice, order.wish)
+
+
+def _hint(replay: Replay) -> str:
+    """What somebody may not expect of turns that are kept."""
+    if len(replay.kept) == sum(not turn.recording for turn in replay.talk.turns):
+        return "nothing has changed since the run before: all its turns are kept; --fresh speaks them again"
+    if not replay.stale:
+        return ""
+    numbers = runs([index + 1 for index in replay.stale])
+    what = f"turns {numbers} are" if len(replay.stale) > 1 else f"turn {numbers} is"
+    return f"{what} kept, though what is said before has changed; --cascade speaks all that follows a change again"
+
+
+@contextmanager
+def _kept_at_least(replay: Replay | None, quiet: bool) -> Iterator[None]:
+    """Tells what is kept where a run ends before its last turn."""
+    try:
+        yield
+    except (CsmError, KeyboardInterrupt) as end:
+        if replay and (done := replay.done) and not quiet:
+            again = (
+                f"--redo {done + 1} gives the next one new seeds" if isinstance(end, CsmError) else "it goes on there"
+            )
+            note(f"{done} turn{'s are' if done > 1 else ' is'} kept for when the same command runs again; {again}")
+        raise
+
+
+@contextmanager
+def _streaming(order: Order, synth: Synthesizer) -> Iterator[Stream | None]:
+    """Where sound goes as it is decoded, if it does."""
+    if not order.live.stream:
+        yield None
+        return
+    rate, quiet = synth.codec.rate, order.job.telling.quiet
+    if not quiet:
+        note(f"streaming at {rate} Hz: takes are as the model makes them, without retries or trimming, and in one part")
+    with opened(order.live, order.output, rate) as writes:
+        stream = Stream(order.job.conversations[0], rate, writes)
+        yield stream
         stream.end()
-    if not job.telling.quiet:
+    if not quiet:
         note(f"first sound after {stream.first or 0:.2f} s")
-    return spoken
 
 
-def _take(synth: Synthesizer, job: Job, meter: Meter, stream: Stream | None = None) -> Spoken:
+def _take(
+    events: Iterable[Sound | Utterance | Spoken | Failure], stream: Stream | None, replay: Replay | None, quiet: bool
+) -> Spoken:
     from csm_cli.synth import Failure, Sound
 
-    for event in speak(synth, job, meter):
-        if isinstance(event, Spoken):
-            return event
+    heard: list[Utterance] = []
+    hear: Callable[[Utterance], Utterance] = replay.hear if replay else lambda utterance: utterance
+    for event in events:
         if isinstance(event, Sound):
             if stream:
                 stream.add(event)
             continue
+        if isinstance(event, Spoken):
+            return replace(event, conversation=heard[0].conversation, utterances=tuple(heard))
         if isinstance(event, Failure):
             raise event.error
-        if not job.telling.quiet:
-            note(told(event))
+        heard.append(hear(event))
+        if not quiet:
+            note(told(heard[-1]))
     raise CsmError("the model stopped before the last turn; run again with --debug and report it")
 
 
-def _write(spoken: Spoken, output: Output, live: Live, turn_files: Sequence[Path]) -> None:
-    from csm_cli.audio import encode, write_audio
+def _result(spoken: Spoken, order: Order, synth: Synthesizer) -> dict[str, Any]:
+    """What --json and the sidecar say."""
+    track, target = spoken.track.audio, spoken.conversation.loudness
+    output = str(order.files.track) if order.files.track else None
+    result = record(spoken, output, synth) | order.files.record()
+    if target is not None:
+        from csm_cli.loudness import loudness, true_peak
 
-    audio = spoken.track.audio
-    if output.file:
-        write_audio(output.file, audio, not output.no_clobber, live.format)
-    elif output.output and not live.stream:
-        emit_bytes(encode(audio, live.format or "wav"))
-    for path, utterance in zip(turn_files, spoken.utterances, strict=False):
-        write_audio(path, utterance.audio, not output.no_clobber)
+        measured = round(loudness(track.samples, track.rate), 2), round(true_peak(track.samples), 2)
+        result["loudness"] = {"target_lufs": target, "lufs": measured[0], "true_peak_dbtp": measured[1]}
+    return result
+
+
+def _write(spoken: Spoken, order: Order, synth: Synthesizer, result: dict[str, Any]) -> None:
+    """All files at once, or none."""
+    from csm_cli.audio import encode, write_together
+
+    order.files.check(not order.output.no_clobber)  # again: it may have been long
+    sidecar = {"csm": __version__, "synthetic": True, **_asked(order), **result}
+    write_together(order.files.contents(spoken, synth.checkpoint, sidecar))
+    if order.output.output == "-" and not order.live.stream:
+        said = tags(spoken.utterances, synth.checkpoint, spoken.conversation.title)
+        emit_bytes(encode(spoken.track.audio, order.live.format or "wav", said))
+
+
+def _play(spoken: Spoken, live: Live) -> None:
     if live.play and not live.stream:
         from csm_cli.player import open_player
 
-        with open_player(audio.rate) as player:
-            player.write(audio.samples)
+        with open_player(spoken.track.audio.rate) as player:
+            player.write(spoken.track.audio.samples)
 
 
-def _tell(spoken: Spoken, output: Output, telling: Telling, synth: Synthesizer) -> None:
+def _asked(order: Order) -> dict[str, Any]:
+    """What the run was asked for, for the sidecar."""
+    from dataclasses import asdict
+
+    from csm_cli.cli.plan import records
+
+    job, talk = order.job, order.job.conversations[0]
+    speech = job.speech
+    return {
+        "title": talk.title or None,
+        "script": {"context": records(talk.context), "turns": records(talk.turns), "tail": talk.tail},
+        "options": {"flags": asdict(job.flags), "script": asdict(talk.defaults)},
+        "care": asdict(job.care),
+        "verified": speech.verify,
+        "lexicon": dict(talk.lexicon),
+        "dtype": speech.dtype,
+        "quantize": speech.quantize,
+    }
+
+
+def _length(spoken: Spoken, result: dict[str, Any]) -> str:
+    seconds = f"{spoken.track.audio.duration:.1f} s"
+    level = result.get("loudness")
+    return f"{seconds} ({level['lufs']:.1f} LUFS, true peak {level['true_peak_dbtp']:.1f} dBTP)" if level else seconds
+
+
+def _tell(result: dict[str, Any], files: Files, telling: Telling) -> None:
     if telling.json:
-        emit_json(record(spoken, str(output.file) if output.file else None, synth))
-    elif output.file:
-        emit_path(output.file)
+        emit_json(result)
+    elif files.track:
+        emit_path(files.track)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from csm_cli.cli.console import note, set_up
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from csm_cli.cli.progress import Meter
     from csm_cli.synth import Failure, Sound, Synthesizer, Utterance
     from csm_cli.track import Track
+    from csm_cli.verify import Recognizer
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,51 +34,65 @@ class Spoken:
 
 @dataclass(frozen=True)
 class Job:
-    """What is to be spoken, `slots` conversations at a time, by whom, and how it is told.
-
-    streamed: its sound is wanted as it is decoded.
-    """
+    """What is to be spoken, `slots` conversations at a time, by whom, and how it is told."""
 
     conversations: Sequence[Conversation]
     flags: Options
     speech: Speech
     telling: Telling
     slots: int = 1
-    streamed: bool = False
+    care: Care = field(default_factory=Care)
+    recognizer: Recognizer | None = None
 
 
-def plan(conversations: Sequence[Conversation], speech: Speech, telling: Telling, slots: int = 1) -> Job:
+def plan(conversations: Iterable[Conversation], speech: Speech, telling: Telling, slots: int = 1) -> Job:
     """A job; options from the environment and from configuration files come below each script's own.
 
     Raises:
-        UsageError: an impossible value, in a flag, in the environment or in a configuration file.
+        UsageError: an impossible value, in a flag, in the environment or in a configuration file, or a recognizer that
+            is not installed.
     """
-    flags, over, base = speech.flags(), speech.overrides(), options(read_settings())
+    unheard = Unheard(speech)
+    talks = list(based(conversations, speech))
+    for talk in talks:
+        unheard.see(talk)
     if not telling.quiet:
-        tell_unheard(conversations, flags, over)
-    based = [_between(each, over, base) for each in conversations]
-    return Job(based, flags, speech, telling, slots)
+        unheard.tell()
+    return Job(talks, speech.flags(), speech, telling, slots, speech.care, speech.recognizer())
+
+
+def based(conversations: Iterable[Conversation], speech: Speech) -> Iterator[Conversation]:
+    """Conversations with `speech`'s overrides above their turns' options, and what is configured below their own."""
+    over, base = speech.overrides(), options(read_settings())
+    return (_between(each, over, base) for each in conversations)
 
 
 def _between(talk: Conversation, over: Options, base: Options) -> Conversation:
-    """The conversation with `over` over its turns' options, and its defaults over `base`."""
     turns = talk.turns
     if over != Options():
         turns = tuple(replace(turn, options=over.over(turn.options)) for turn in turns)
     return replace(talk, turns=turns, defaults=talk.defaults.over(base))
 
 
-def tell_unheard(conversations: Sequence[Conversation], flags: Options, over: Options) -> None:
-    """Says once which flags do not count for turns that have a value of their own."""
-    turns = [turn for each in conversations for turn in each.turns]
-    for name, given in asdict(flags).items():
-        if given is None or getattr(over, name) is not None:
-            continue
-        count = sum(getattr(turn.options, name) not in (None, given) for turn in turns)
-        if count:
-            flag = f"--{name.replace('_', '-')}"
-            whose = "turn that has its" if count == 1 else "turns that have their"
-            note(f"{flag} does not count for {count} {whose} own {name}; --override {name}=... does")
+class Unheard:
+    """Counts the turns for which a flag does not count, since they have a value of their own."""
+
+    def __init__(self, speech: Speech) -> None:
+        over = asdict(speech.overrides())
+        flags = asdict(speech.flags()).items()
+        self._flags = {name: given for name, given in flags if given is not None and over[name] is None}
+        self._counts: Counter[str] = Counter()
+
+    def see(self, talk: Conversation) -> None:
+        for name, given in self._flags.items():
+            self._counts[name] += sum(getattr(turn.options, name) not in (None, given) for turn in talk.turns)
+
+    def tell(self) -> None:
+        for name, count in self._counts.items():
+            if count:
+                flag = f"--{name.replace('_', '-')}"
+                whose = "turn that has its" if count == 1 else "turns that have their"
+                note(f"{flag} does not count for {count} {whose} own {name}; --override {name}=... does")
 
 
 def find_checkpoint(job: Job) -> Checkpoint:
@@ -86,11 +102,11 @@ def find_checkpoint(job: Job) -> Checkpoint:
         note(f"loading {job.speech.model or 'the bundled voice'} ...")
     from csm_cli.checkpoint import open_checkpoint
 
-    _place(job.speech)  # before gigabytes are fetched
+    place(job.speech)  # before gigabytes are fetched
     return open_checkpoint(job.speech.model, job.speech.revision, job.speech.offline)
 
 
-def _place(speech: Speech) -> tuple[torch.device, torch.dtype]:
+def place(speech: Speech) -> tuple[torch.device, torch.dtype]:
     """Where and in what the model computes.
 
     Raises:
@@ -108,7 +124,7 @@ def open_synthesizer(job: Job, checkpoint: Checkpoint | None = None) -> Synthesi
     found = checkpoint or find_checkpoint(job)
     from csm_cli.synth import Synthesizer
 
-    synth = Synthesizer(found, *_place(job.speech), job.slots)
+    synth = Synthesizer(found, *place(job.speech), job.slots, job.speech.compile)
     if rounded:
         from csm_cli.model.int8 import quantize
 
@@ -116,34 +132,54 @@ def open_synthesizer(job: Job, checkpoint: Checkpoint | None = None) -> Synthesi
     return synth
 
 
-def speak(synth: Synthesizer, job: Job, meter: Meter) -> Iterator[Sound | Utterance | Spoken | Failure]:
+def speak(
+    synth: Synthesizer, job: Job, meter: Meter, talks: Iterable[Conversation] | None = None
+) -> Iterator[Sound | Utterance | Spoken | Failure]:
     """Utterances; each conversation when its last turn has come out, or what kept it from that.
 
-    Before each utterance of a streamed job comes its sound, and no take is tried again.
+    talks: what is spoken in place of the job's own conversations, asked for as slots become free. Where the job's care
+    asks for a stream, each utterance comes after its sound.
 
     `meter` sees every event. After its Failure, nothing more is heard of a conversation.
     """
-    from csm_cli.synth import Failure, Sound, Utterance
+    from csm_cli.synth import Failure, Sound, Tick, Utterance
 
-    care = Care(stream=True) if job.streamed else job.speech.care
-    said: dict[int, list[Utterance]] = {id(each): [] for each in job.conversations}
-    for event in synth.speak(job.conversations, job.flags, care):
+    said: dict[int, list[Utterance]] = {}
+    for event in synth.speak(talks or job.conversations, job.flags, job.care, job.recognizer):
         meter.see(event)
         if isinstance(event, Sound):
             yield event
-        utterances = said.get(id(event.conversation))
-        if utterances is None:
+        if isinstance(event, Tick | Sound):
             continue
+        talk = event.conversation
+        utterances = said.setdefault(id(talk), [])
+        if not _any_bad(utterances):
+            yield _outcome(event, len(utterances) + 1)
         if isinstance(event, Utterance):
             utterances.append(event)
-            if event.fault:
-                event = Failure(event.conversation, _bad(event, len(utterances)))
-            else:
-                yield event
-        over = len(utterances) == len(event.conversation.turns)
-        if isinstance(event, Failure) or over:
-            del said[id(event.conversation)]
-            yield event if isinstance(event, Failure) else _spoken(event.conversation, utterances)
+        given_up = isinstance(event, Failure) or (job.care.trim and _any_bad(utterances))
+        if given_up or len(utterances) == len(talk.turns):
+            del said[id(talk)]  # another conversation may get its place in memory
+            if not given_up and not _any_bad(utterances):
+                yield _spoken(talk, utterances)
+
+
+def _outcome(event: Utterance | Failure, number: int) -> Utterance | Failure:
+    """A turn without a good take is a failure."""
+    from csm_cli.synth import Failure, Utterance
+
+    if isinstance(event, Utterance) and event.fault:
+        return Failure(event.conversation, _bad(event, number))
+    return event
+
+
+def _any_bad(utterances: Sequence[Utterance]) -> bool:
+    return any(each.fault for each in utterances)
+
+
+def voice(turn: Turn) -> str:
+    """Whose voice a turn is in, as stems and subtitles name it."""
+    return turn.name or str(turn.speaker)
 
 
 def title(turn: Turn, number: int) -> str:
@@ -153,7 +189,7 @@ def title(turn: Turn, number: int) -> str:
 
 
 def _bad(utterance: Utterance, number: int) -> GenerationFailed:
-    tries = ", ".join(f"{take.fault} with seed {take.seed}" for take in utterance.takes)
+    tries = ", ".join(f"{take.fault} with seed {take.seed}" for take in utterance.takes if take.fault)
     kept = "" if utterance.stop == "empty" else ", or --no-trim to have it as it is"
     return GenerationFailed(f"{title(utterance.turn, number)} {tries}; try another --seed, more --retries{kept}")
 
@@ -161,5 +197,6 @@ def _bad(utterance: Utterance, number: int) -> GenerationFailed:
 def _spoken(conversation: Conversation, utterances: Sequence[Utterance]) -> Spoken:
     from csm_cli.track import Part, place
 
-    parts = [Part(each.audio.samples, each.turn.gap, each.turn.gain) for each in utterances]
-    return Spoken(conversation, tuple(utterances), place(parts, utterances[0].audio.rate, conversation.tail))
+    parts = [Part(each.audio.samples, each.turn.gap, each.turn.gain, voice(each.turn)) for each in utterances]
+    track = place(parts, utterances[0].audio.rate, conversation.tail, conversation.loudness)
+    return Spoken(conversation, tuple(utterances), track)

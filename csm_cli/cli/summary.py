@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from csm_cli import __version__
 from csm_cli.cli.speaking import Spoken, title
 
 if TYPE_CHECKING:
+    from csm_cli.audio import Tags
+    from csm_cli.checkpoint import Checkpoint
     from csm_cli.cli.progress import Meter
+    from csm_cli.joint import Piece
     from csm_cli.synth import Synthesizer, Utterance
-    from csm_cli.takes import Take
+    from csm_cli.track import Span
 
 _STOPS = {
     "eos": "ended by the model",
@@ -18,13 +23,18 @@ _STOPS = {
     "silence": "ended where it fell silent",
     "repeat": "ended where it got stuck",
     "recorded": "recorded",
+    "kept": "kept from before",
     "empty": "empty",
 }
 
 
 def record(spoken: Spoken, output: str | None, synth: Synthesizer) -> dict[str, Any]:
-    """A conversation's JSON object. `stop`: the least welcome of the turns'; `rtf`: compute time per time of audio."""
-    made = _made(spoken.utterances)
+    """A conversation's JSON object.
+
+    `stop`: the least welcome of the turns'; `rtf`: compute time per time of audio; `forgotten`: turns that left the
+    model's window, by their numbers.
+    """
+    made = [each for each in _made(spoken.utterances) if not each.kept]
     seconds = sum(each.audio.duration for each in made)
     checkpoint = synth.checkpoint
     return {
@@ -34,31 +44,66 @@ def record(spoken: Spoken, output: str | None, synth: Synthesizer) -> dict[str, 
         "duration_s": round(spoken.track.audio.duration, 3),
         "rtf": round(sum(each.seconds for each in made) / seconds, 4) if seconds else None,
         "stop": _stop(spoken.utterances),
-        "seed": made[0].seed if made else None,
+        "seed": next((each.seed for each in _made(spoken.utterances)), None),
         "model": checkpoint.name,
         "revision": checkpoint.revision,
         "device": str(synth.device),
         "warnings": cut(spoken),
+        "window": _window(spoken.utterances, synth),
         "turns": [_turn(spoken, index) for index in range(len(spoken.utterances))],
     }
 
 
+def tags(utterances: Sequence[Utterance], checkpoint: Checkpoint, name: str = "") -> Tags:
+    """What a sound file says of itself: that it is synthetic, by which model and which seeds. `name`: its title."""
+    from csm_cli.audio import Tags
+
+    made = _made(utterances)
+    # where a local checkpoint lies is nobody else's business
+    model = f"{checkpoint.name} at {checkpoint.revision}" if checkpoint.revision else Path(checkpoint.name).name
+    recorded = f"; {len(utterances) - len(made)} of {len(utterances)} turns are recordings"
+    comment = f"synthetic speech; model: {model}; seed: {runs([each.seed for each in made])}"
+    if len(made) < len(utterances):
+        comment = comment + recorded if made else "recordings; no speech in this file was synthesized"
+    return Tags(f"csm-cli {__version__}", comment, name)
+
+
+def runs(numbers: Sequence[int]) -> str:
+    """Numbers in their order, those that follow one another as 1-8."""
+    found: list[list[int]] = []
+    for number in numbers:
+        if found and number == found[-1][-1] + 1:
+            found[-1] = [found[-1][0], number]
+        else:
+            found.append([number])
+    return ", ".join("-".join(map(str, run)) for run in found)
+
+
 def cut(spoken: Spoken) -> list[str]:
-    """A warning for each turn that did not end by itself."""
-    return [
-        f"{title(each.turn, number)} was cut after {each.audio.duration:.1f} s, before it had ended; "
-        f"give it a larger --max-duration or another --seed than {each.seed}"
-        for number, each in enumerate(spoken.utterances, 1)
-        if each.stop == "cap"
-    ]
+    """What each turn was warned about, and that it did not end by itself."""
+    warnings = []
+    for number, each in enumerate(spoken.utterances, 1):
+        warnings += [f"{title(each.turn, number)}: {warning}" for warning in each.warnings]
+        if each.stop == "cap":
+            warnings.append(
+                f"{title(each.turn, number)} was cut after {each.audio.duration:.1f} s, before it had ended; "
+                f"give it a larger --max-duration or another --seed than {each.seed}"
+            )
+    return warnings
 
 
 def told(utterance: Utterance) -> str:
     """One turn, as it came out."""
-    how = f"{utterance.audio.duration:.2f} s, {_STOPS[utterance.stop]}"
-    if utterance.stop != "recorded":
-        tries = f" at try {len(utterance.takes)}" if len(utterance.takes) > 1 else ""
+    how = f"{utterance.audio.duration:.2f} s, {_STOPS['kept' if utterance.kept else utterance.stop]}"
+    how += f" in {len(utterance.pieces)} parts" if len(utterance.pieces) > 1 else ""
+    if utterance.kept:
+        how += f", seed {utterance.seed}"
+    elif utterance.stop != "recorded":
+        tries = f", {len(utterance.takes)} takes" if len(utterance.takes) > max(1, len(utterance.pieces)) else ""
         how += f"{tries}, seed {utterance.seed}, RTF {utterance.seconds / utterance.audio.duration:.2f}"
+    if gone := utterance.forgotten:
+        which = f"turns {gone[0]} to {gone[-1]}" if gone[1:] else f"turn {gone[0]}"
+        how += f", {which} forgotten"
     return f"{utterance.turn.name or utterance.turn.speaker}: {' '.join(utterance.turn.text.split())}  [{how}]"
 
 
@@ -71,6 +116,29 @@ def total(meter: Meter, synth: Synthesizer) -> str:
     )
 
 
+def _window(utterances: Sequence[Utterance], synth: Synthesizer) -> dict[str, int]:
+    """The most positions of the model's window in use, of how many, and how many turns left it.
+
+    easy: beyond so many positions turns leave it.
+    """
+    positions = synth.engine.positions
+    return {
+        "peak": max(each.positions for each in utterances),
+        "positions": positions,
+        "easy": synth.checkpoint.memory or positions,
+        "forgotten": len({turn for each in utterances for turn in each.forgotten}),
+    }
+
+
+def window(spoken: Spoken, synth: Synthesizer) -> str:
+    """How full the model's window was."""
+    use = _window(spoken.utterances, synth)
+    count, easy = use["forgotten"], synth.checkpoint.memory
+    beyond = f" beyond {easy}, where this voice speaks well" if easy else ""
+    forgotten = f", {count} turn{'s' if count > 1 else ''} forgotten{beyond}" if count else ""
+    return f"window: peak {use['peak']} of {use['positions']} positions{forgotten}"
+
+
 def _made(utterances: Sequence[Utterance]) -> list[Utterance]:
     return [each for each in utterances if each.stop != "recorded"]
 
@@ -81,6 +149,8 @@ def _stop(utterances: Sequence[Utterance]) -> str:
 
 
 def _turn(spoken: Spoken, index: int) -> dict[str, Any]:
+    from csm_cli.replay import told as told_take
+
     utterance, span = spoken.utterances[index], spoken.track.spans[index]
     turn = utterance.turn
     made = utterance.stop != "recorded"
@@ -93,10 +163,17 @@ def _turn(spoken: Spoken, index: int) -> dict[str, Any]:
         "frames": len(utterance.codes),
         "stop": utterance.stop,
         "seed": utterance.seed if made else None,
-        "takes": [_take(take, utterance.audio.rate) for take in utterance.takes],
+        "kept": utterance.kept,
+        "forgotten": list(utterance.forgotten),
+        "parts": [_part(piece, span) for piece in utterance.pieces],
+        "takes": [told_take(take, utterance.audio.rate) for take in utterance.takes],
     }
 
 
-def _take(take: Take, rate: int) -> dict[str, Any]:
-    seconds = round(len(take.samples) / rate, 3)
-    return {"seed": take.seed, "stop": take.stop, "duration_s": seconds, "fault": take.fault or None}
+def _part(piece: Piece, span: Span) -> dict[str, Any]:
+    """Its times on the track."""
+    return {
+        "text": piece.text,
+        "start_s": round(span.start + piece.start, 3),
+        "end_s": round(span.start + piece.end, 3),
+    }

@@ -41,7 +41,7 @@ class Given:
 
     def words(self, clip: Path) -> Words:
         """Raises UsageError where the clip's words are given twice or nowhere; InputError where they cannot be said."""
-        from csm_cli.script.source import control_trouble
+        from csm_cli.script.source import text_trouble
         from csm_cli.voices import Words
 
         if self.text is not None and self.text_file is not None:
@@ -53,7 +53,7 @@ class Given:
         text = " ".join((self.text if self.text is not None else read_words(str(file))).split())
         if not any(char.isalnum() for char in text):
             raise InputError("the clip's text is empty; write what the clip says")
-        if trouble := next(filter(None, map(control_trouble, (text, self.license, self.source))), ""):
+        if trouble := next(filter(None, map(text_trouble, (text, self.license, self.source))), ""):
             raise InputError(f"{clip}: {trouble}")
         return Words(text, self.license, self.source)
 

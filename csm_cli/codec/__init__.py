@@ -1,5 +1,5 @@
 """Mimi, the codec between waveforms and codes (kyutai, arXiv 2410.00037), in plain torch and in both directions."""
 
-from csm_cli.codec.mimi import Codec, StreamingDecoder
+from csm_cli.codec.mimi import Codec, StreamingDecoder, push_all
 
-__all__ = ["Codec", "StreamingDecoder"]
+__all__ = ["Codec", "StreamingDecoder", "push_all"]

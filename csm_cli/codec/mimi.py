@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from csm_cli.codec.config import CodecConfig, codec_config
-from csm_cli.codec.layers import Conv, Memory, UpConv, decoder, encoder
+from csm_cli.codec.layers import Conv, Memory, UpConv, decoder, encoder, join, rows
 from csm_cli.codec.quantizer import SplitQuantizer
 from csm_cli.codec.transformer import Transformer
 from csm_cli.codec.weights import load_weights
@@ -79,14 +79,36 @@ class Codec:
         """
         if samples.ndim != 1 or not len(samples):
             raise ValueError(f"expected samples [N] with N > 0, got {list(samples.shape)}")
+        return self._encode(samples[None])[0].contiguous()
+
+    @torch.inference_mode()
+    def encode_many(self, clips: Sequence[Tensor]) -> list[Tensor]:
+        """Codes [T, K] of each of several waveforms [N] of whole frames, encoded together.
+
+        Mimi is causal, so what pads a shorter one behind is not heard. Sums may be rounded otherwise than alone, and a
+        value between two codes may then fall to the other.
+
+        Raises:
+            ValueError: not rows of whole frames.
+        """
+        size = self.frame_samples
+        wrong = next((each for each in clips if each.ndim != 1 or not len(each) or len(each) % size), None)
+        if wrong is not None:
+            raise ValueError(f"expected samples [T * {size}] with T > 0, got {list(wrong.shape)}")
+        rows = nn.utils.rnn.pad_sequence(list(clips), batch_first=True)
+        codes = self._encode(rows)
+        return [row[: len(each) // size].contiguous() for row, each in zip(codes, clips, strict=True)]
+
+    def _encode(self, rows: Tensor) -> Tensor:
+        """[B, N] -> [B, T, K]"""
         memory: Memory = {}
-        pieces = torch.split(samples, _PIECE * self.frame_samples)
+        pieces = torch.split(rows, _PIECE * self.frame_samples, dim=-1)
         with _full_precision():
             codes = [self.modules.encode(self._here(piece), self.codebooks, memory) for piece in pieces]
-        return torch.cat(codes, dim=-1)[0].T.contiguous()
+        return torch.cat(codes, dim=-1).transpose(1, 2)
 
     def _here(self, samples: Tensor) -> Tensor:
-        return samples.to(self.device, torch.float32)[None, None]
+        return samples.to(self.device, torch.float32)
 
     def decode(self, codes: Tensor) -> Tensor:
         """The waveform [T * frame_samples] of codes [T, K].
@@ -109,17 +131,10 @@ class StreamingDecoder:
         self._memory: Memory = {}
         self._frames = 0
 
-    @torch.inference_mode()
     def push(self, codes: Tensor) -> Tensor:
         """The samples [T * frame_samples] of the next codes [T, K]; raises as `Codec.decode` does."""
-        self._check(codes)
-        if not len(codes):
-            return torch.zeros(0, device=self._codec.device)
-        self._frames += len(codes)
-        columns = torch.split(codes.to(self._codec.device).T[None], _PIECE, dim=-1)  # [1, K, T]
-        with _full_precision():
-            pieces = [self._codec.modules.decode(piece, self._memory) for piece in columns]
-        return torch.cat(pieces, dim=-1)[0, 0]
+        (samples,) = push_all([self], [codes])
+        return samples
 
     def _check(self, codes: Tensor) -> None:
         codec = self._codec
@@ -131,6 +146,43 @@ class StreamingDecoder:
             found = int(codes[frame, codebook])
             where = f"frame {self._frames + frame}, codebook {codebook}"
             raise ValueError(f"{where} holds {found}; codes go from 0 to {codec.config.codes - 1}")
+
+
+@torch.inference_mode()
+def push_all(decoders: Sequence[StreamingDecoder], chunks: Sequence[Tensor]) -> list[Tensor]:
+    """Each decoder's samples [T * frame_samples] of its next codes [T, K]; chunks of one length are computed together.
+
+    Raises:
+        ValueError: as `Codec.decode` does, before any decoder has taken anything.
+    """
+    for each, codes in zip(decoders, chunks, strict=True):
+        each._check(codes)
+    alike: dict[tuple[int, bool], list[int]] = {}
+    for index, (each, codes) in enumerate(zip(decoders, chunks, strict=True)):
+        alike.setdefault((len(codes), not each._frames), []).append(index)
+    samples = [torch.zeros(0, device=each._codec.device) for each in decoders]
+    for (length, _), indices in alike.items():
+        most = max(1, _PIECE // max(1, length))
+        for group in (indices[start : start + most] for start in range(0, len(indices), most) if length):
+            together = _push_alike(
+                [decoders[index] for index in group], torch.stack([chunks[index] for index in group])
+            )
+            for index, row in zip(group, together, strict=True):
+                samples[index] = row
+    return samples
+
+
+def _push_alike(decoders: Sequence[StreamingDecoder], codes: Tensor) -> Tensor:
+    """[B, T * frame_samples] of [B, T, K]; either all decoders are at their start or none is."""
+    codec = decoders[0]._codec
+    memory = join([decoder._memory for decoder in decoders])
+    pieces = torch.split(codes.to(codec.device).transpose(1, 2), _PIECE, dim=-1)  # [B, K, T]
+    with _full_precision():
+        samples = torch.cat([codec.modules.decode(piece, memory) for piece in pieces], dim=-1)
+    for each, own in zip(decoders, rows(memory, len(decoders)), strict=True):
+        each._memory = own
+        each._frames += codes.shape[1]
+    return samples
 
 
 class _Mimi(nn.Module):
@@ -148,15 +200,15 @@ class _Mimi(nn.Module):
         self.decoder = decoder(config)
 
     def encode(self, samples: Tensor, codebooks: int, memory: Memory) -> Tensor:
-        """[B, 1, N] -> [B, K, T]"""
-        positions = self.encoder_transformer(self.encoder(samples, memory), memory)
+        """[B, N] -> [B, K, T]"""
+        positions = self.encoder_transformer(self.encoder(samples[:, :, None], memory), memory)
         return self.quantizer.encode(self.downsample(positions, memory), codebooks)
 
     def decode(self, codes: Tensor, memory: Memory) -> Tensor:
-        """[B, K, T] -> [B, 1, T * frame_samples]"""
+        """[B, K, T] -> [B, T * frame_samples]"""
         positions = self.upsample(self.quantizer.decode(codes), memory)
         samples: Tensor = self.decoder(self.decoder_transformer(positions, memory), memory)
-        return samples
+        return samples[:, :, 0]
 
 
 @contextmanager

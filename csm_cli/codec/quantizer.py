@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class SplitQuantizer(nn.Module):
-    """Latents [B, hidden, T] to codes [B, K, T] and back, for the first K codebooks of those the checkpoint holds."""
+    """Latents [B, T, hidden] to codes [B, K, T] and back, for the first K codebooks of those the checkpoint holds."""
 
     def __init__(self, config: CodecConfig) -> None:
         super().__init__()
@@ -44,7 +44,7 @@ class _Chain(nn.Module):
         self.output_proj = nn.Conv1d(dim, hidden, 1, bias=False) if dim != hidden else nn.Identity()
 
     def encode(self, latents: Tensor, codebooks: int) -> list[Tensor]:
-        left = self.input_proj(latents).transpose(1, 2)  # [B, T, D]
+        left = _projected(self.input_proj, latents)  # [B, T, D]
         codes = []
         for table in self._tables(codebooks):
             nearest = torch.cdist(left, table[None]).argmin(dim=-1)  # [B, T]
@@ -55,11 +55,15 @@ class _Chain(nn.Module):
     def decode(self, codes: Tensor) -> Tensor:
         tables = self._tables(codes.shape[1])
         found = [F.embedding(row, table) for row, table in zip(codes.unbind(1), tables, strict=True)]
-        latents: Tensor = self.output_proj(torch.stack(found).sum(dim=0).transpose(1, 2))
-        return latents
+        return _projected(self.output_proj, torch.stack(found).sum(dim=0))
 
     def _tables(self, codebooks: int) -> list[Tensor]:
         return [self.layers.get_buffer(f"{index}.codebook.embed") for index in range(codebooks)]
+
+
+def _projected(project: nn.Module, x: Tensor) -> Tensor:
+    """A convolution of width 1 over [B, T, C]."""
+    return F.linear(x, project.weight[:, :, 0]) if isinstance(project, nn.Conv1d) else x
 
 
 class _Codebook(nn.Module):

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Transformer(nn.Module):
-    """[B, C, N] -> [B, C, N]; positions go on from chunk to chunk."""
+    """[B, N, C] -> [B, N, C]; positions go on from chunk to chunk, each row's from where it is."""
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
@@ -22,29 +22,28 @@ class Transformer(nn.Module):
         self.layers = nn.ModuleList([_Layer(config) for _ in range(config.layers)])
 
     def forward(self, x: Tensor, memory: Memory) -> Tensor:
-        x = x.transpose(1, 2).contiguous()  # [B, N, C]
-        (start,) = memory.get(self) or (torch.zeros((), dtype=torch.int64),)
-        positions = torch.arange(x.shape[1], device=x.device) + int(start)
+        carried = self.config.window - 1 if self in memory else 0
+        (start,) = memory.get(self) or (torch.zeros(len(x), dtype=torch.int64, device=x.device),)  # [B]
         memory[self] = (start + x.shape[1],)
-        rotation = _rotation(positions, self.config)
-        mask = _mask(x.shape[1], min(int(start), self.config.window - 1), self.config.window, x.device)
+        steps = torch.arange(-carried, x.shape[1], device=x.device)
+        rotation = _rotation(start[:, None] + steps[carried:], self.config)
+        mask = _mask(steps, carried, self.config.window) & (start[:, None, None, None] + steps >= 0)
         for layer in self.layers:
             x = layer(x, rotation, mask, memory)
-        return x.transpose(1, 2).contiguous()
+        return x
 
 
 def _rotation(positions: Tensor, config: TransformerConfig) -> Tensor:
-    """RoPE's cosines and sines: [2, N, D], both halves of D alike."""
+    """RoPE's cosines and sines of positions [B, N]: [2, B, 1, N, D], both halves of D alike."""
     steps = torch.arange(0, config.head_dim, 2, dtype=torch.float32, device=positions.device)
     inverse = 1.0 / config.theta ** (steps / config.head_dim)
-    angles = (positions[:, None] * inverse).repeat(1, 2)
+    angles = (positions[:, None, :, None] * inverse).repeat(1, 1, 1, 2)
     return torch.stack([angles.cos(), angles.sin()])
 
 
-def _mask(length: int, carried: int, window: int, device: torch.device) -> Tensor:
+def _mask(steps: Tensor, carried: int, window: int) -> Tensor:
     """Which of the carried keys and the chunk's own each of its positions attends to: [N, carried + N]."""
-    keys = torch.arange(carried + length, device=device)
-    distance = keys[carried:, None] - keys
+    distance = steps[carried:, None] - steps
     return (distance >= 0) & (distance < window)
 
 
@@ -79,8 +78,7 @@ class _Attention(nn.Module):
         key, value = _rotate(self._heads(self.k_proj(x)), rotation), self._heads(self.v_proj(x))
         if self in memory:
             key, value = (torch.cat(pair, dim=2) for pair in zip(memory[self], (key, value), strict=True))
-        carried = min(self.config.window - 1, key.shape[2])
-        memory[self] = tuple(part[:, :, part.shape[2] - carried :].clone() for part in (key, value))
+        memory[self] = _newest(key, self.config.window - 1), _newest(value, self.config.window - 1)
         y = F.scaled_dot_product_attention(
             query, key, value, mask, enable_gqa=self.config.heads != self.config.kv_heads
         )  # [B, H, N, D]
@@ -89,6 +87,12 @@ class _Attention(nn.Module):
 
     def _heads(self, x: Tensor) -> Tensor:
         return x.view(*x.shape[:2], -1, self.config.head_dim).transpose(1, 2)  # [B, H, N, D]
+
+
+def _newest(states: Tensor, count: int) -> Tensor:
+    """[B, H, count, D]: the last ones, after zeros where there are too few."""
+    kept = states[:, :, max(0, states.shape[2] - count) :]
+    return F.pad(kept, (0, 0, count - kept.shape[2], 0)) if kept.shape[2] < count else kept.clone()
 
 
 def _rotate(x: Tensor, rotation: Tensor) -> Tensor:

@@ -21,6 +21,6 @@ def decode(engine: Engine, source: Callable[[], Request | None]) -> Iterator[Fra
                 engine.admit(request)
             if not engine.busy:
                 return
-            yield from engine.step()
+            yield from (frame for frame in engine.step() if not engine.cancelled(frame.request))
     finally:
         engine.release()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -39,34 +40,42 @@ class Uniforms:
         return self._drawn[offset]
 
 
-@dataclass(frozen=True)
 class Filter:
-    """Temperature and top-k of every row, for one of the two stages.
+    """Temperature and top-k of every row, for one of the two stages, in buffers that stay where they are.
 
-    temperature: [B, 1]; widest: the largest k; beyond: [B, widest], what lies outside a row's own k, None if nothing.
+    beyond: what is added to a row's likeliest codes, the nth to the nth: nothing within its own k.
     """
 
+    def __init__(self, rows: int, codes: int, device: torch.device) -> None:
+        self._codes = codes
+        self.temperature = torch.ones(rows, 1, device=device)
+        self.beyond = torch.zeros(rows, codes, device=device)
+
+    def set(self, pairs: Sequence[tuple[float, int]]) -> int:
+        """Takes (temperature, top_k) pairs of the first rows and returns the largest k; greedy is the top 1."""
+        ranks = torch.tensor([1 if not t else min(k or self._codes, self._codes) for t, k in pairs])
+        beyond = torch.arange(self._codes) >= ranks[:, None]
+        self.temperature[: len(pairs)] = torch.tensor([[t or 1.0] for t, _ in pairs]).to(self.temperature)
+        self.beyond[: len(pairs)] = torch.where(beyond, -math.inf, 0.0).to(self.beyond)
+        return int(ranks.max())
+
+    def pick(self, rows: int, widest: int) -> Pick:
+        return Pick(self.temperature[:rows], self.beyond[:rows, :widest])
+
+
+@dataclass(frozen=True)
+class Pick:
+    """A filter's part for some rows and the largest of their k. temperature: [B, 1]; beyond: [B, k]."""
+
     temperature: Tensor
-    widest: int
-    beyond: Tensor | None
+    beyond: Tensor
 
-    @classmethod
-    def of(cls, pairs: Sequence[tuple[float, int]], codes: int, device: torch.device) -> Filter:
-        """From (temperature, top_k) pairs; greedy is the top 1 at temperature 1."""
-        ranks = [1 if not t else min(k or codes, codes) for t, k in pairs]
-        widest = max(ranks)
-        temperature = torch.tensor([[t or 1.0] for t, _ in pairs], device=device)
-        beyond = torch.arange(widest) >= torch.tensor(ranks)[:, None]
-        return cls(temperature, widest, beyond.to(device) if min(ranks) < widest else None)
-
-    def pick(self, logits: Tensor, uniform: Tensor) -> Tensor:
+    def __call__(self, logits: Tensor, uniform: Tensor) -> Tensor:
         """[B, V] logits and [B, 1] uniforms to [B] codes: the inverse CDF over each row's top k."""
-        values, ids = logits.float().topk(self.widest)  # [B, k], falling
-        if self.widest == 1:
+        widest = self.beyond.shape[1]
+        values, ids = logits.float().topk(widest)  # [B, k], falling
+        if widest == 1:
             return ids[:, 0]
-        scaled = values / self.temperature
-        if self.beyond is not None:
-            scaled = scaled.masked_fill(self.beyond, float("-inf"))
-        cdf = scaled.softmax(-1).cumsum(-1)
-        chosen = torch.searchsorted(cdf, uniform * cdf[:, -1:]).clamp(max=self.widest - 1)  # beyond: not finite
+        cdf = torch.addcdiv(self.beyond, values, self.temperature).softmax(-1).cumsum(-1)
+        chosen = torch.searchsorted(cdf, uniform * cdf[:, -1:]).clamp_(max=widest - 1)  # beyond: not finite
         return ids.gather(-1, chosen)[:, 0]

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
-from csm_cli.engine.frame import BROKEN, Caches, Draw, next_frame
+from csm_cli.engine.frame import BROKEN
 from csm_cli.engine.request import Frame, Request
-from csm_cli.engine.sampling import Filter, Sampling, Uniforms
-from csm_cli.model import CsmModel, Scatter, Span
+from csm_cli.engine.runner import Runner
+from csm_cli.engine.sampling import Sampling, Uniforms
+from csm_cli.engine.state import Shape, State
+from csm_cli.model import CsmModel, Span
 
-EXTENT_STEP = 128
 IDLE = Sampling(temperature=0, top_k=1, depth_temperature=0, depth_top_k=1, seed=0, max_frames=0)
 
 
@@ -48,16 +51,17 @@ class Engine:
     """A model with `slots` rows of KV cache.
 
     A slot remembers what its cache holds: a request whose prompt begins with that prefills only what is new.
+    compile: frames go through torch.compile, which takes minutes the first time.
     """
 
-    def __init__(self, model: CsmModel, slots: int = 1) -> None:
+    def __init__(self, model: CsmModel, slots: int = 1, compile: bool = False) -> None:
         self.model = model
         self.positions = model.config.backbone.positions
         self.slots = [Slot(model.config.codebooks) for _ in range(slots)]
-        # One position more than the window: idle rows of a full cache write there.
-        self._caches = Caches(model, slots, self.positions + 1)
-        self._hidden = torch.zeros(slots, model.config.backbone.hidden, dtype=model.dtype, device=model.device)
-        self._filters: tuple[Filter, Filter] | None = None
+        self.state = State(model, slots)
+        self.runner = Runner(model, self.state, compile)
+        self._shape: Shape | None = None  # None: buffers do not say what the slots say
+        self._cancelled: set[Request] = set()
 
     @property
     def busy(self) -> list[int]:
@@ -83,41 +87,70 @@ class Engine:
         slot.prompt, slot.frames = rows[:start], []  # what is left of it if the prefill fails
         place = Span(index, index + 1, start, len(rows))
         embedded = self.model.embed_rows(rows[start:].to(self.model.device))[None]
-        self._hidden[index] = self.model.backbone(embedded, self._caches.backbone, place)[0, -1]
+        self.state.hidden[index] = self.model.backbone(embedded, self.state.backbone, place)[0, -1]
         slot.begin(request)
-        self._filters = None
+        self._shape = None
 
     @torch.inference_mode()
     def step(self) -> list[Frame]:
-        """One frame for every busy slot; a slot whose request ends with it becomes free, its cache kept."""
-        count = self._gather()
-        slots = self.slots[:count]
-        place = self.model.backbone.place(self._caches.backbone, self._where(slots))
-        codes, hidden = next_frame(self.model, self._caches, self._hidden[:count], place, self._draw(slots))
-        self._hidden[:count] = hidden
-        return [self._record(index, row) for index, row in enumerate(codes.cpu()) if self.slots[index].request]
+        """The next frames of every busy slot, one on a CPU, a few on CUDA, where waiting for each would cost.
+
+        A slot whose request ends becomes free, its cache kept; what was decoded beyond the end is dropped.
+        """
+        self._cancelled.clear()
+        rows = self._gather()
+        slots = self.slots[:rows]
+        burst = self.runner.burst
+        drawn = [[slot.uniforms.frame(len(slot.frames) + turn) for slot in slots] for turn in range(burst)]
+        uniforms = torch.stack([torch.stack(turn) for turn in drawn])  # [T, B, K]
+        frames: list[Frame] = []
+        for codes in self.runner.run(self._ready(rows), uniforms):  # [B, K]
+            told = zip(slots, codes, codes.tolist(), strict=True)  # numbers cost less to look at than tensors
+            frames += [self._record(slot, row, numbers) for slot, row, numbers in told if slot.request]
+        return frames
+
+    @torch.inference_mode()
+    def prepare(self, sampling: Sampling) -> None:
+        """Captures what requests sampled like this will need, so that nothing is left to do when they come."""
+        state = self.state
+        top_k = state.filter.set([(sampling.temperature, sampling.top_k)])
+        depth_top_k = state.depth_filter.set([(sampling.depth_temperature, sampling.depth_top_k)])
+        state.at.fill_(state.last)  # where nobody's keys are
+        self._shape = None
+        sizes = {min(1 << n, len(self.slots)) for n in range(len(self.slots).bit_length() + 1)}
+        for rows in sorted(sizes, reverse=True):
+            self.runner.prepare(rows, top_k, depth_top_k)
+
+    def cancelled(self, request: Request) -> bool:
+        """Whether it was cancelled since the last step, whose frames may hold more of it."""
+        return request in self._cancelled
 
     def cancel(self, request: Request) -> None:
         """Ends a request before it ends itself; its slot is free, its cache kept."""
+        self._cancelled.add(request)
         for slot in self.slots:
             if slot.request is request:
-                slot.request = None
-        self._filters = None
+                slot.request, self._shape = None, None
 
     def release(self) -> None:
         """Frees every slot; what the caches hold stays."""
         for slot in self.slots:
             slot.request = None
-        self._filters = None
+        self._shape = None
 
-    def _where(self, slots: list[Slot]) -> Span | Scatter:
-        """The position after each slot's last; a row alone needs no mask."""
-        lengths = [len(slot) for slot in slots]
-        if len(slots) == 1:
-            return Span(0, 1, lengths[0], lengths[0] + 1)
-        longest = max(lengths[index] for index in self.busy) + 1
-        extent = min(-(-longest // EXTENT_STEP) * EXTENT_STEP, self.positions + 1)
-        return Scatter(torch.tensor(lengths, device=self.model.device), extent)
+    def _ready(self, rows: int) -> Shape:
+        """The shape of the next frames of the first rows, after the buffers were told of them if they had to be."""
+        longest = max(len(self.slots[index]) for index in self.busy)
+        extent = self.runner.extent(longest + self.runner.burst)
+        if self._shape is None or self._shape.rows != rows:
+            slots, state = self.slots[:rows], self.state
+            samplings = [slot.sampling for slot in slots]
+            top_k = state.filter.set([(s.temperature, s.top_k) for s in samplings])
+            depth_top_k = state.depth_filter.set([(s.depth_temperature, s.depth_top_k) for s in samplings])
+            state.at[:rows] = torch.tensor([len(slot) for slot in slots]).to(state.at)
+            self._shape = Shape(rows, extent, top_k, depth_top_k)
+        self._shape = replace(self._shape, extent=extent)
+        return self._shape
 
     def _gather(self) -> int:
         """Moves busy slots down where that makes the batch smaller; returns its size, a power of two of rows."""
@@ -125,39 +158,30 @@ class Engine:
         count = min(1 << (len(busy) - 1).bit_length(), len(self.slots))
         for source in (index for index in busy if index >= count):
             target = next(index for index in range(count) if not self.slots[index].request)
-            self._caches.backbone.copy_row(source, target, len(self.slots[source]))
-            self._hidden[target] = self._hidden[source]
+            self.state.backbone.copy_row(source, target, len(self.slots[source]))
+            self.state.hidden[target] = self.state.hidden[source]
             self.slots[target], self.slots[source] = self.slots[source], Slot(self.model.config.codebooks)
-            self._filters = None
+            self._shape = None
         return count
 
-    def _draw(self, slots: list[Slot]) -> Draw:
-        device, codes = self.model.device, self.model.config.codes
-        if self._filters is None or len(self._filters[0].temperature) != len(slots):
-            samplings = [slot.sampling for slot in slots]
-            self._filters = (
-                Filter.of([(s.temperature, s.top_k) for s in samplings], codes, device),
-                Filter.of([(s.depth_temperature, s.depth_top_k) for s in samplings], codes, device),
-            )
-        return Draw(*self._filters, torch.stack([slot.uniforms.frame(len(slot.frames)) for slot in slots]).to(device))
-
-    def _drop(self, index: int) -> None:
+    def _drop(self, slot: Slot) -> None:
         """Frees a slot and forgets its cache, whose numbers would spoil what comes after them."""
-        self._caches.backbone.clear_row(index)
-        self._hidden[index] = 0
-        self.slots[index] = Slot(self.model.config.codebooks)
-        self._filters = None
+        index = self.slots.index(slot)
+        self.state.backbone.clear_row(index)
+        self.state.hidden[index] = 0
+        slot.request = None
+        self.slots[index], self._shape = Slot(self.model.config.codebooks), None
 
-    def _record(self, index: int, codes: Tensor) -> Frame:
-        slot, eos = self.slots[index], self.model.config.eos
-        request = slot.request
+    def _record(self, slot: Slot, codes: Tensor, numbers: list[int]) -> Frame:
+        """codes: [K]; numbers: the same."""
+        request, eos = slot.request, self.model.config.eos
         assert request is not None
-        if codes[0] == BROKEN:
-            self._drop(index)
+        if numbers[0] == BROKEN:
+            self._drop(slot)
             return Frame(request, codes, "broken")
         slot.frames.append(codes)
-        ended, capped = bool((codes == eos).all()), len(slot.frames) >= request.sampling.max_frames
+        ended, capped = all(number == eos for number in numbers), len(slot.frames) >= request.sampling.max_frames
         if not (ended or capped):
             return Frame(request, codes)
-        slot.request, self._filters = None, None
+        slot.request, self._shape = None, None
         return Frame(request, codes, "eos" if ended else "cap")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,21 +13,52 @@ from csm_cli.config import StackConfig
 
 
 class KvCache:
-    """Keys and values of every layer of one stack, [L, B, Hkv, C, D]; zeroed, since masked values are still read."""
+    """Keys, then values, of one stack: for each layer [B, 2 Hkv, C, D]; zeroed: masked values are still read.
+
+    Layers are tensors of their own: of one tensor for all, torch.compile copies the whole at every write.
+    """
 
     def __init__(self, config: StackConfig, rows: int, capacity: int, like: Tensor) -> None:
-        shape = (config.layers, rows, config.kv_heads, capacity, config.head_dim)
-        self.keys = torch.zeros(shape, dtype=like.dtype, device=like.device)
-        self.values = torch.zeros(shape, dtype=like.dtype, device=like.device)
+        shape = (rows, 2 * config.kv_heads, capacity, config.head_dim)
+        self.layers = [torch.zeros(shape, dtype=like.dtype, device=like.device) for _ in range(config.layers)]
 
     def clear_row(self, row: int) -> None:
-        for store in (self.keys, self.values):
-            store[:, row] = 0
+        for layer in self.layers:
+            layer[row] = 0
 
     def copy_row(self, source: int, target: int, length: int) -> None:
         """Copies the first `length` positions of one row over another."""
-        for store in (self.keys, self.values):
-            store[:, target, :, :length] = store[:, source, :, :length]
+        for layer in self.layers:
+            layer[target, :, :length] = layer[source, :, :length]
+
+
+@dataclass(frozen=True)
+class View:
+    """A layer's part of a cache at one place: where new keys and values go, and what is visible with them.
+
+    new: [B, 2 Hkv, S, D], or with an `index` [B, 2 Hkv, 1, D] into its positions, [B, 2 Hkv, C, D].
+    keys, values: [B, Hkv, end, D].
+    """
+
+    new: Tensor
+    keys: Tensor
+    values: Tensor
+    index: Tensor | None = None
+
+    def write(self, states: Tensor) -> None:
+        """Takes keys and values, [B, 2 Hkv, S, D]."""
+        if self.index is None:
+            self.new.copy_(states)
+        elif torch.compiler.is_compiling():  # a scatter would be compiled to a copy of the whole cache
+            rows = torch.arange(len(states), device=states.device)
+            self.new[rows, :, self.index[:, 0, 0, 0]] = states[:, :, 0]
+        else:
+            self.new.scatter_(2, self.index, states)
+
+
+def _view(new: Tensor, visible: Tensor, index: Tensor | None = None) -> View:
+    keys, values = visible.chunk(2, 1)
+    return View(new, keys, values, index)
 
 
 @dataclass(frozen=True)
@@ -46,18 +78,15 @@ class Span:
         """[b * S], row after row."""
         return torch.arange(self.start, self.end, device=device).repeat(self.last - self.first)
 
-    def mask(self, device: torch.device) -> Tensor | None:
+    def mask(self, like: Tensor) -> Tensor | None:
         """[S, end] of what each position may see; None where that is everything."""
         if self.length == 1:
             return None
-        return torch.ones(self.length, self.end, dtype=torch.bool, device=device).tril(self.start)
+        return torch.ones(self.length, self.end, dtype=torch.bool, device=like.device).tril(self.start)
 
-    def views(self, store: Tensor) -> list[View]:
-        """A view for each layer of [L, B, Hkv, C, D]; taken of all at once, since slicing costs as much as a kernel."""
-        rows = store[:, self.first : self.last]
-        new = rows[:, :, :, self.start : self.end].unbind()
-        visible = rows[:, :, :, : self.end].unbind()
-        return [View(*each) for each in zip(new, visible, strict=True)]
+    def views(self, cache: KvCache) -> list[View]:
+        rows = [layer[self.first : self.last] for layer in cache.layers]
+        return [_view(each[:, :, self.start : self.end], each[:, :, : self.end]) for each in rows]
 
 
 @dataclass(frozen=True)
@@ -75,46 +104,25 @@ class Scatter:
         """[B]"""
         return self.at
 
-    def mask(self, device: torch.device) -> Tensor:
-        """[B, 1, 1, extent] of what each row may see."""
-        return (torch.arange(self.extent, device=device) <= self.at[:, None])[:, None, None]
+    def mask(self, like: Tensor) -> Tensor:
+        """[B, 1, 1, extent] to be added to scores: nothing for what a row may see."""
+        beyond = torch.arange(self.extent, device=like.device) > self.at[:, None]
+        return torch.where(beyond, -math.inf, 0.0).to(like.dtype)[:, None, None]
 
-    def views(self, store: Tensor) -> list[View]:
-        rows = store[:, : len(self.at)]
-        index = self.at[:, None, None, None].expand(-1, store.shape[2], 1, store.shape[4])
-        visible = rows[:, :, :, : self.extent].unbind()
-        return [View(*each, index) for each in zip(rows.unbind(), visible, strict=True)]
-
-
-@dataclass(frozen=True)
-class View:
-    """A layer's keys or values at one place: where new ones go, and what is visible with them, [B, Hkv, end, D].
-
-    new: [B, Hkv, S, D], or with an `index` [B, Hkv, 1, D] into its positions, [B, Hkv, C, D].
-    """
-
-    new: Tensor
-    visible: Tensor
-    index: Tensor | None = None
-
-    def write(self, states: Tensor) -> Tensor:
-        """Writes [B, Hkv, S, D]; returns what is visible."""
-        if self.index is None:
-            self.new.copy_(states)
-        else:
-            self.new.scatter_(2, self.index, states)
-        return self.visible
+    def views(self, cache: KvCache) -> list[View]:
+        rows = [layer[: len(self.at)] for layer in cache.layers]
+        index = self.at[:, None, None, None].expand(-1, rows[0].shape[1], 1, rows[0].shape[3])
+        return [_view(each, each[:, :, : self.extent], index) for each in rows]
 
 
 @dataclass(frozen=True)
 class Place:
     """New positions of some rows, made ready for every layer of a stack: it can be used again and again.
 
-    length: S, positions per row. rope: cos and signed sin, [B * S, 1, 2, D / 2]. mask: what may be seen.
+    length: S, positions per row. rope: as `RopeTable.at` gives it. mask: what may be seen.
     """
 
     length: int
-    rope: tuple[Tensor, Tensor]
+    rope: Tensor
     mask: Tensor | None
-    keys: Sequence[View]
-    values: Sequence[View]
+    views: Sequence[View]

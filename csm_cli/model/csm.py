@@ -44,12 +44,13 @@ class CsmModel:
         self.backbone = Stack(config.backbone, cast, "backbone_model")
         self.depth = Stack(config.depth, cast, "depth_decoder.model")
         # What reads a stack holds the weight of the norm after it.
-        backbone_norm, depth_norm = cast["backbone_model.norm.weight"], cast["depth_decoder.model.norm.weight"]
+        backbone_norm = cast["backbone_model.norm.weight"] * self.backbone.gain
+        depth_norm = cast["depth_decoder.model.norm.weight"] * self.depth.gain
         projector = cast["depth_decoder.model.inputs_embeds_projector.weight"]
         self.projector = Linear(projector * backbone_norm)
         self.head = Linear(cast["lm_head.weight"][: config.codes] * backbone_norm)
         heads = cast["depth_decoder.codebooks_head.weight"][:, :, : config.codes]  # [K - 1, hidden, codes]
-        self.depth_heads = [Linear(head.T.contiguous() * depth_norm) for head in heads]
+        self.depth_heads = [Linear(head.T * depth_norm) for head in heads]
         # Table and projector are constant: the depth decoder's inputs are projected once.  [(K - 1) * V, hidden]
         depth_rows = cast["depth_decoder.model.embed_tokens.weight"][: (config.codebooks - 1) * config.vocab]
         self.depth_table = F.linear(depth_rows, projector)

@@ -33,6 +33,10 @@ class Int8Linear:
         sums = torch._int_mm((x / step).round_().to(torch.int8), self._weight)
         return step * self._step * sums
 
+    def onto(self, residual: Tensor, x: Tensor) -> Tensor:
+        """The same, added to [N, out]."""
+        return residual + self(x)
+
 
 def quantize(model: CsmModel) -> None:
     """Rounds the layers of both stacks to 8 bits, in place.
@@ -44,7 +48,7 @@ def quantize(model: CsmModel) -> None:
         raise UsageError("int8 is for a CPU in float32; add --device cpu --dtype float32, or leave --quantize out")
     for layer in (*model.backbone.layers, *model.depth.layers):
         for name in ("qkv", "out", "gate_up", "down"):
-            setattr(layer, name, Int8Linear(getattr(layer, name).weight))
+            setattr(layer, name, Int8Linear(getattr(layer, name).weight.T))
 
 
 def _step(rows: Tensor) -> Tensor:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from csm_cli.script.complain import complaint_lines
-from csm_cli.script.reader import read_either, read_manifest, read_script, script_from
+from csm_cli.script.manifest import Manifest, read_manifest
+from csm_cli.script.reader import read_either, read_script, script_from
 from csm_cli.script.say import parse_context, parse_say
 from csm_cli.script.schema import json_schema
 
 __all__ = [
+    "Manifest",
     "complaint_lines",
     "json_schema",
     "parse_context",

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from csm_cli.errors import Complaint, ModelError, ScriptInvalid
 from csm_cli.script import schema
-from csm_cli.script.source import Keys, Source, control_trouble, read_text, shown, written
+from csm_cli.script.source import Keys, Source, read_text, shown, text_trouble, written
 from csm_cli.script.validate import near, read
 from csm_cli.types import Recording, Turn
 from csm_cli.voices import find_voice, is_name
@@ -97,7 +97,7 @@ def voice_turn(source: Source, given: Voiced, who: tuple[int, str], path: Keys) 
     text = text if text is not None else _transcript(source, clip, path)
     if text is None:
         return None
-    trouble = control_trouble(text) if text.strip() else "the voice's text is empty"
+    trouble = text_trouble(text) if text.strip() else "the voice's text is empty"
     if trouble:
         source.complain((*path, "voice_text" if given.voice_text is not None else "voice"), trouble)
         return None

@@ -8,10 +8,12 @@ from pathlib import Path
 
 from csm_cli.errors import AudioUnreadable
 
+HEADERS_KEPT = 4096  # so that a long manifest, each line with its own audio, does not grow
+
 
 @dataclass
 class Files:
-    """Finds files beside a script; each header is read once."""
+    """Finds files beside a script; each header is read once, and the last thousands are kept."""
 
     base: Path
     _headers: dict[Path, float | str] = field(default_factory=dict)
@@ -26,6 +28,8 @@ class Files:
         """What is wrong with an audio file, or its part from `start` to `end` in seconds; empty where nothing is."""
         if path not in self._headers:
             self._headers[path] = _duration(path)
+            if len(self._headers) > HEADERS_KEPT:
+                del self._headers[next(iter(self._headers))]
         seconds = self._headers[path]
         if isinstance(seconds, str):
             return seconds

@@ -42,12 +42,6 @@ def parse_json(text: str, source: Source, line: int = 1, path: Keys = ()) -> Any
     return value
 
 
-def numbered_lines(text: str) -> list[tuple[int, str]]:
-    """The lines of a JSONL file that hold something, numbered from 1; lines that begin with # are comments."""
-    lines = ((number, line.strip(" \t\r")) for number, line in enumerate(text.split("\n"), 1))
-    return [(number, line) for number, line in lines if line and not line.startswith("#")]
-
-
 class _Reader:
     def __init__(self, text: str, source: Source, line: int) -> None:
         self.text = text
@@ -67,6 +61,8 @@ class _Reader:
     def value(self, start: int, path: Keys) -> Any:
         if len(path) > MAX_DEPTH:
             raise _Refused(start, path[:3], f"more than {MAX_DEPTH} levels deep")
+        if full := self.source.full:
+            raise _Refused(start, path[:1], full)
         self.source.values[path] = self.place(start)
         opening = self.text[start : start + 1]
         if opening == "{":

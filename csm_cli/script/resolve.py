@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -24,6 +24,18 @@ class Setting:
     options: Options = field(default_factory=Options)
     context: tuple[Turn, ...] = ()
     title: str = ""
+    loudness: float | None = None
+    lexicon: Mapping[str, str] = field(default_factory=dict)
+
+
+HEADLESS = Setting(Cast(known=False))  # the first line, perhaps a header, could not be parsed
+_HEAD = {"csm", "title", "speakers", "defaults"}
+_BODY = {"turns", "messages", "text", "input"}
+
+
+def is_header(data: object) -> bool:
+    """Whether the first line of a JSONL file is what all others have in common, not one of them."""
+    return isinstance(data, dict) and bool(_HEAD & data.keys()) and not _BODY & data.keys()
 
 
 def resolve_script(source: Source, name: str, base: Setting) -> Conversation | None:
@@ -48,7 +60,10 @@ def resolve_line(source: Source, setting: Setting, name: str) -> Conversation | 
 
 
 def resolve_setting(source: Source, outline: Any, base: Setting) -> Setting:
-    """The head of a script over `base`: its speakers replace those, its context follows, its defaults lie over."""
+    """The head of a script over `base`.
+
+    Its speakers replace those, its context follows, its defaults and its lexicon lie over.
+    """
     cast = base.cast
     if outline.speakers is not None:
         cast = read_cast(source, outline.speakers, ("speakers",))
@@ -62,7 +77,14 @@ def resolve_setting(source: Source, outline: Any, base: Setting) -> Setting:
         options=defaults.options().over(base.options),
         context=base.context + _context(source, outline.context, cast),
         title=outline.title or base.title,
+        loudness=base.loudness if defaults.loudness is None else defaults.loudness,
+        lexicon={**base.lexicon, **_lexicon(source, outline.lexicon)},
     )
+
+
+def _lexicon(source: Source, entries: Any) -> Mapping[str, str]:
+    given = None if entries is None else read(schema.Lexicon, source, entries, ("lexicon",))
+    return given.root if given else {}
 
 
 def _context(source: Source, entries: Sequence[Any] | None, cast: Cast) -> tuple[Turn, ...]:
@@ -85,7 +107,7 @@ def _dialogue(source: Source, outline: Any, setting: Setting, name: str) -> Conv
         source.complain(("messages" if outline.messages else "turns",), "there are no turns to speak")
     _context_first(source, drafts)
     _unique_ids(source, drafts)
-    pairs = [(draft, _turn(source, draft, setting.cast)) for draft in drafts]
+    pairs = [(draft, _turn(source, draft, setting.cast, at)) for at, draft in enumerate(drafts)]
     turns = [
         _timed(source, draft, turn, setting.gap, draft is spoken[0])
         for draft, turn in pairs
@@ -99,6 +121,8 @@ def _dialogue(source: Source, outline: Any, setting: Setting, name: str) -> Conv
         title=setting.title,
         tail=written_turns.tail,
         defaults=setting.options,
+        loudness=setting.loudness,
+        lexicon=setting.lexicon,
     )
 
 
@@ -112,6 +136,8 @@ def _line(source: Source, line: schema.Line, setting: Setting, name: str) -> Con
         id=line.id or name,
         title=setting.title,
         defaults=setting.options,
+        loudness=setting.loudness,
+        lexicon=setting.lexicon,
     )
 
 
@@ -144,8 +170,8 @@ def _line_voices(source: Source, line: schema.Line, cast: Cast, turns: Sequence[
     return (own,) if own else _voices(cast, turns)
 
 
-def _turn(source: Source, draft: Draft, cast: Cast) -> Turn | None:
-    """The turn of a draft, untimed; None where it has no speaker, text or audio to go by."""
+def _turn(source: Source, draft: Draft, cast: Cast, index: int = 0) -> Turn | None:
+    """The turn of a draft, untimed; None where it has no speaker, text or audio to go by. index: in its dialogue."""
     complaint = cast.complaint(draft.speaker)
     if complaint:
         source.complain(draft.speaker_at, complaint, at_key=draft.speaker_at == draft.text_at)
@@ -165,8 +191,13 @@ def _turn(source: Source, draft: Draft, cast: Cast) -> Turn | None:
         id=draft.id,
         recording=clip,
         gain=draft.gain + (speaker.gain or 0.0 if speaker else 0.0),
-        options=draft.options.over(speaker.options()) if speaker and clip is None else draft.options,
+        options=draft.options.over(_nth(speaker.options(), index)) if speaker and clip is None else draft.options,
     )
+
+
+def _nth(options: Options, index: int) -> Options:
+    """A speaker's options for their turn `index`: each has a seed of its own, as a conversation's turns have."""
+    return options if options.seed is None else replace(options, seed=(options.seed + index) % 2**63)
 
 
 def _timed(source: Source, draft: Draft, turn: Turn, gap: float, first: bool) -> Turn:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from csm_cli.errors import Complaint, ScriptInvalid, UsageError
 from csm_cli.script.files import Files
-from csm_cli.script.source import control_trouble
+from csm_cli.script.source import LONGEST_TEXT, text_trouble
 from csm_cli.types import Recording, Turn
 
 _TAG = re.compile(r"(?:^|(?<=\s))\[([0-9]{1,3})\]")
@@ -39,6 +39,8 @@ def parse_say(text: str, speaker: int) -> tuple[Turn, ...]:
     Raises:
         ScriptInvalid: a turn has no text, or one that cannot be spoken.
     """
+    if len(text) > LONGEST_TEXT:
+        raise ScriptInvalid([Complaint("<text>", 1, 1, "", text_trouble(text))])
     parts = split_tags(text, speaker)
     complaints = [
         Complaint("<text>", *_place(text, part.start), f"turns[{index}].text", trouble)
@@ -74,7 +76,7 @@ def parse_context(flag: str) -> Turn:
 
 
 def _trouble(text: str, nothing: str) -> str:
-    return control_trouble(text) if text.strip() else nothing
+    return text_trouble(text) if text.strip() else nothing
 
 
 def _place(text: str, offset: int) -> tuple[int, int]:

@@ -48,6 +48,7 @@ _ID = r"^[^/\\]{1,150}$"
 _FINITE = Field(allow_inf_nan=False)
 
 Words = Annotated[str, expects("text")]
+Word = Annotated[str, Field(pattern=r"\S"), expects("a word"), WithJsonSchema({"type": "string", "pattern": r"\S"})]
 Title = Annotated[str, BeforeValidator(_digits), expects("text")]
 Name = Annotated[_Label, expects("the name or number of a speaker")]
 Id = Annotated[
@@ -61,6 +62,7 @@ Moment = Annotated[float, Field(ge=0), _FINITE, expects("seconds >= 0")]
 Pause = Annotated[float, Field(ge=0), _FINITE, expects("seconds >= 0"), AfterValidator(_an_hour)]
 Offset = Annotated[float, Field(ge=-3600, le=3600), _FINITE, expects("seconds from -3600 to 3600")]
 Gain = Annotated[float, Field(ge=-60, le=60), _FINITE, expects("decibels from -60 to 60")]
+Loudness = Annotated[float, Field(ge=-70, le=-5), _FINITE, expects("loudness in LUFS from -70 to -5")]
 Temperature = Annotated[float, Field(ge=0, le=100), _FINITE, expects("a temperature from 0 to 100")]
 Count = Annotated[int, Field(ge=0, le=1_000_000), expects("a whole number >= 0")]
 Seed = Annotated[int, Field(ge=0, lt=2**63), expects("a whole number from 0 to 2^63-1")]

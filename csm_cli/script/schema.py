@@ -25,6 +25,7 @@ from csm_cli.script.scalars import (
     Gain,
     Id,
     Included,
+    Loudness,
     Moment,
     Name,
     Number,
@@ -34,6 +35,7 @@ from csm_cli.script.scalars import (
     Temperature,
     Title,
     Version,
+    Word,
     Words,
     expects,
     truth,
@@ -46,6 +48,7 @@ ALIASES = {
     "audio": ("audio_filepath", "file_name"),
 }
 TAG = "\0"  # begins the names of union members, which no field of a script can begin with
+KEY = "[key]"  # pydantic's last step to a key that is wrong itself
 OPTIONS = frozenset(field.name for field in fields(types.Options))
 
 
@@ -84,13 +87,21 @@ class _Options(_Fields):
 
 
 class Defaults(_Options):
-    """What holds where a turn says nothing. gap: seconds of silence between turns."""
+    """What holds where a turn says nothing. gap: seconds of silence between turns. loudness: of the track, in LUFS."""
 
     gap: Pause | None = None
+    loudness: Loudness | None = None
+
+
+class Lexicon(RootModel[dict[Word, Word]]):
+    """Words, and how each is spelled for the model; texts keep them as written."""
 
 
 class Speaker(_Options):
-    """id: the number the model reads. voice: a saved one, or audio with its words in `voice_text` or a .txt beside."""
+    """id: the number the model reads. voice: a saved one, or audio with its words in `voice_text` or a .txt beside.
+
+    seed: each turn has this one and its index in the dialogue added, so that no two are alike.
+    """
 
     id: Number
     voice: File | None = None
@@ -211,6 +222,7 @@ class _Outline(_Fields):
     csm: Version = "1"
     title: Title | None = None
     defaults: Any = None
+    lexicon: Any = None
     speakers: dict[str, Any] | None = None
     context: list[Any] | None = None
 
@@ -246,6 +258,7 @@ class _Entries(BaseModel):
     """What the outlines leave open, for the JSON Schema."""
 
     defaults: Defaults | None = None
+    lexicon: Lexicon | None = None
     speakers: dict[str, Speaker] | None = None
     context: list[Heard] | None = None
     turns: list[TurnEntry] | None = None

@@ -20,6 +20,8 @@ Place = tuple[int, int]
 STDIN = "<stdin>"
 REFUSED = object()  # stands for data that could not be parsed
 MAX_DEPTH = 32
+MAX_VALUES = 100_000
+LONGEST_TEXT = 100_000  # characters; two hours of speech
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
@@ -50,15 +52,22 @@ class Source:
     def complain_at(self, place: Place, path: Keys, message: str) -> None:
         self.complaints.append(Complaint(self.file, *place, written(path), message))
 
+    @property
+    def full(self) -> str:
+        """What is wrong where there are more values than anybody writes; empty where nothing is."""
+        return f"more than {MAX_VALUES} values; write so much as several files" if len(self.values) > MAX_VALUES else ""
+
     def text(self, value: str, path: Keys, place: Place) -> str:
         """`value`, or nothing and a complaint where it holds characters that no text has."""
-        if trouble := control_trouble(value):
+        if trouble := text_trouble(value):
             self.complain_at(place, path, trouble)
-        return _CONTROL.sub("", value)
+        return _CONTROL.sub("", value[:1000] if trouble else value)
 
 
-def control_trouble(text: str) -> str:
-    """What is wrong with a text that holds characters no text has; empty where it holds none."""
+def text_trouble(text: str) -> str:
+    """What is wrong with a text that is endless or holds characters no text has; empty where nothing is."""
+    if len(text) > LONGEST_TEXT:
+        return f"a text of {len(text)} characters, at most {LONGEST_TEXT}; break it into several"
     bad = _CONTROL.search(text)
     return f"control character U+{ord(bad[0]):04X} cannot be spoken; remove it" if bad else ""
 
@@ -97,7 +106,7 @@ def read_text(path: Path | str) -> str:
     try:
         raw = sys.stdin.buffer.read() if name == STDIN else Path(path).read_bytes()
     except (OSError, ValueError) as error:
-        raise _refused(name, (0, 0), _unreadable(error)) from error
+        raise _refused(name, (0, 0), unreadable(error)) from error
     if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         raise _refused(name, (0, 0), "expected UTF-8, got UTF-16; save the file as UTF-8")
     try:
@@ -108,7 +117,8 @@ def read_text(path: Path | str) -> str:
         raise _refused(name, place, f"byte 0x{raw[error.start]:02X} is not UTF-8; save the file as UTF-8") from error
 
 
-def _unreadable(error: Exception) -> str:
+def unreadable(error: Exception) -> str:
+    """Why a file cannot be read."""
     if isinstance(error, FileNotFoundError):
         return "no such file"
     if isinstance(error, IsADirectoryError):

@@ -4,40 +4,42 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from csm_cli.script.source import REFUSED, Place, Source
 
 _TEXT = ("text", "input")
 
 
-def plain_lines(text: str) -> Iterator[tuple[int, str]]:
+def plain_lines(lines: Iterable[str]) -> Iterator[tuple[int, str]]:
     """The lines that hold something, numbered from 1."""
-    for number, line in enumerate(text.split("\n"), 1):
+    for number, line in enumerate(lines, 1):
         if line.strip():
-            yield number, line.strip(" \t\r")
+            yield number, line
 
 
 def parse_plain(line: str, source: Source, number: int) -> None:
     """A line as the text of an item."""
-    place = (number, 1)
+    text = line.strip(" \t\r\n")
+    place = (number, 1 + line.index(text))
     source.values[()] = source.values["text",] = place
-    source.data = {"text": source.text(line, ("text",), place)}
+    source.data = {"text": source.text(text, ("text",), place)}
 
 
 class Table:
     """A CSV's rows; `names` are its header's, and an item has those whose cells are not empty."""
 
-    def __init__(self, text: str, delimiter: str) -> None:
+    def __init__(self, lines: Iterable[str], delimiter: str) -> None:
         self._delimiter = delimiter
-        self._lines = text.splitlines()
-        self._reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+        self._row = ""  # as it stands in the file
+        self._reader = csv.reader(self._kept(lines), delimiter=delimiter, strict=True)
         self._names: list[str] = []
 
     def rows(self) -> Iterator[tuple[int, list[str] | str]]:
         """The number of each row's first line, and its cells, or what is wrong with it; the first is the header."""
         while True:
             first = self._reader.line_num + 1
+            self._row = ""
             try:
                 cells = next(self._reader)
             except StopIteration:
@@ -70,9 +72,15 @@ class Table:
                 source.values[name,] = source.keys[name,] = place
                 source.data[name] = source.text(cell.strip(), (name,), place)
 
+    def _kept(self, lines: Iterable[str]) -> Iterator[str]:
+        for line in lines:
+            for part in io.StringIO(line, newline=""):  # a carriage return alone ends a line too
+                self._row += part
+                yield part
+
     def _places(self, cells: list[str], number: int) -> list[Place]:
         """Where cells begin: all at the row's beginning where quotes hide it."""
-        if self._lines[number - 1] != self._delimiter.join(cells):
+        if self._row.rstrip("\r\n") != self._delimiter.join(cells):
             return [(number, 1)] * len(cells)
         return [(number, 1 + sum(len(cell) + 1 for cell in cells[:at])) for at in range(len(cells))]
 

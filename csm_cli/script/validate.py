@@ -78,7 +78,7 @@ def _read(validate: Callable[[object], T], source: Source, part: _Part) -> T | N
 
 
 def _finding(raw: Any, part: _Part) -> _Finding:
-    loc = tuple(key for key in raw["loc"] if not str(key).startswith(schema.TAG))
+    loc = tuple(key for key in raw["loc"] if not str(key).startswith(schema.TAG) and key != schema.KEY)
     kind = next((str(key)[1:] for key in raw["loc"] if str(key).startswith(schema.TAG)), part.kind)
     return _Finding(raw["type"], loc, kind, raw["input"], raw.get("ctx", {}).get("words", ""))
 

@@ -89,6 +89,8 @@ class _Builder:
             raise _Refused(place, path, _QUOTE.format(mark))
         if len(path) > MAX_DEPTH:
             raise _Refused(place, path[:3], f"more than {MAX_DEPTH} levels deep")
+        if full := self.source.full:
+            raise _Refused(place, path[:1], full)
         self.source.values[path] = place
         if isinstance(event, yaml.MappingStartEvent):
             return self.mapping(path)

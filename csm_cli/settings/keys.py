@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from csm_cli.errors import UsageError
+from csm_cli.wording import SHORTEST_PART
 
 Value = str | int | float | bool
 
@@ -77,6 +79,19 @@ def _retries(text: str) -> int:
     return value
 
 
+def _takes(text: str) -> int:
+    value = _retries(text)
+    if not value:
+        raise ValueError(text)
+    return value
+
+
+def _split(text: str) -> str:
+    if text not in ("auto", "off") and not (re.fullmatch(r"[0-9]{1,6}", text) and int(text) >= SHORTEST_PART):
+        raise ValueError(text)
+    return text
+
+
 def _truth(text: str) -> bool:
     if text.lower() in ("true", "1", "yes", "on"):
         return True
@@ -101,6 +116,8 @@ _NUMBER: dict[str, Any] = {"type": "number", "minimum": 0}
 _WHOLE: dict[str, Any] = {"type": "integer", "minimum": 0, "maximum": 2**63 - 1}
 _SECONDS = {"anyOf": [{"const": "auto"}, {"type": "number", "exclusiveMinimum": 0, "maximum": 3600}]}
 _COUNT: dict[str, Any] = {"type": "integer", "minimum": 0, "maximum": 100}
+_TRUTH: dict[str, Any] = {"type": "boolean"}
+_PARTS = {"anyOf": [{"enum": ["auto", "off"]}, {"type": "integer", "minimum": SHORTEST_PART, "maximum": 999_999}]}
 
 GENERATION = {
     "temperature": Key(_number, "a number >= 0", "How freely codes are drawn; 0 is greedy.", _NUMBER),
@@ -118,7 +135,14 @@ MODEL = {
     "device": Key(_name, "auto, cpu, cuda, cuda:N or mps", "Where the model computes."),
     "dtype": Key(_name, "auto, float32, bfloat16 or float16", "In what it computes."),
     "quantize": Key(_quantize, "none or int8", "Layers in 8 bits, on a CPU.", {"enum": ["none", "int8"]}),
+    "compile": Key(_truth, "true or false", "Frames through torch.compile.", _TRUTH),
     "retries": Key(_retries, "a whole number from 0 to 100", "More takes where one is bad.", _COUNT),
-    "offline": Key(_truth, "true or false", "Use what is cached only.", {"type": "boolean"}),
+    "takes": Key(_takes, "a whole number from 1 to 100", "So many, and the best is kept.", _COUNT | {"minimum": 1}),
+    "split": Key(
+        _split, f"auto, off or characters from {SHORTEST_PART} on", "Longer texts are spoken in parts.", _PARTS
+    ),
+    "verify": Key(_truth, "true or false", "Try again where a recognizer hears other words.", _TRUTH),
+    "verify_model": Key(_name, "a size or a folder", "The recognizer: faster-whisper's model."),
+    "offline": Key(_truth, "true or false", "Use what is cached only.", _TRUTH),
 }
 KEYS = GENERATION | MODEL

@@ -33,10 +33,10 @@ _PROBE_WEIGHT, _COMMIT_WEIGHT = 0.5, 0.1
 
 
 class Crops:
-    """Random crops of the corpus: (waveforms [B, N] in -1..1, voices [B])."""
+    """Random crops of the corpus, every voice as often: (waveforms [B, N] in -1..1, voices [B])."""
 
     def __init__(self, folder: Path, frames: int, seed: int) -> None:
-        self._shards = [_spans(stem) for stem in shard_stems(folder)]
+        self._shards = [_Shard(stem) for stem in shard_stems(folder)]
         self._samples = frames * FRAME
         self._random = np.random.default_rng(seed)
 
@@ -45,20 +45,29 @@ class Crops:
         return torch.from_numpy(np.stack(rows)).float() / 32768, torch.tensor(voices)
 
     def _crop(self) -> tuple[NDArray[np.int16], int]:
-        samples, ends, voices = self._shards[self._random.integers(len(self._shards))]
-        position = self._random.integers(ends[-1])
-        index = int(np.searchsorted(ends, position, side="right"))
-        start, end = (0 if index == 0 else ends[index - 1]), ends[index]
-        if end - start > self._samples:
-            start = min(position, end - self._samples) if self._random.random() < 0.8 else start
-        crop = samples[start : min(end, start + self._samples)]
-        return np.pad(crop, (0, self._samples - len(crop))), int(voices[index])
+        """A place drawn by the samples of a voice; one crop in five begins where its utterance does."""
+        shard = self._shards[self._random.integers(len(self._shards))]
+        voice = self._random.choice(list(shard.utterances))
+        starts, ends = shard.utterances[voice]
+        reach = np.cumsum(ends - starts)
+        position = self._random.integers(reach[-1])
+        index = int(np.searchsorted(reach, position, side="right"))
+        start, end = starts[index], ends[index]
+        if end - start > self._samples and self._random.random() < 0.8:
+            start = min(end - (reach[index] - position), end - self._samples)
+        crop = shard.samples[start : min(end, start + self._samples)]
+        return np.pad(crop, (0, self._samples - len(crop))), int(voice)
 
 
-def _spans(stem: Path) -> tuple[NDArray[np.int16], NDArray[np.int64], NDArray[np.int64]]:
-    utterances, samples = load_shard(stem)
-    ends = np.cumsum([utterance.frames for utterance in utterances]) * FRAME
-    return samples, ends, np.array([utterance.voice for utterance in utterances])
+class _Shard:
+    """A shard's samples, and where each voice's utterances start and end in them."""
+
+    def __init__(self, stem: Path) -> None:
+        utterances, self.samples = load_shard(stem)
+        ends = np.cumsum([utterance.frames for utterance in utterances]) * FRAME
+        starts = np.concatenate(([0], ends[:-1]))
+        voices = np.array([utterance.voice for utterance in utterances])
+        self.utterances = {voice: (starts[voices == voice], ends[voices == voice]) for voice in np.unique(voices)}
 
 
 def build_codec(shape: dict[str, object]) -> MimiModel:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from csm_cli.train.plan import StagePlan
 
     Rows = tuple[NDArray[Any], ...]
-    """One sequence: text [S], is_text [S], codes [S, K], labels [S, K], guide [S]."""
+    """One sequence: text [S], is_text [S], codes [S, K], labels [S, K], voices [S], guide [S]."""
 
 IGNORE = -100
 
@@ -53,6 +53,7 @@ class Batch:
     """Padded conversations.
 
     text: [B, S] ids where `is_text`, codes: [B, S, K] elsewhere; labels: [B, S, K] codes to predict, or IGNORE;
+    voices: [B, S] the voice that is to be heard, where a learned turn's first two frames are predicted, or IGNORE;
     guide: [B, S] position of the byte heard in the next frame, or -1.
     """
 
@@ -60,6 +61,7 @@ class Batch:
     is_text: Tensor
     codes: Tensor
     labels: Tensor
+    voices: Tensor
     guide: Tensor
 
     def to(self, device: str) -> Batch:
@@ -126,11 +128,11 @@ def joined(takes: Sequence[Take]) -> Take:
 
 
 def conversation(turns: Sequence[Turn]) -> tuple[NDArray[np.int64], ...]:
-    """One sequence as (text [S], is_text [S], codes [S, K], labels [S, K], guide [S]); every turn ends in zeros."""
+    """One sequence as (text, is_text, codes, labels, voices, guide), as in `Rows`; every turn ends in zeros."""
     rows = [_turn_rows(turn) for turn in turns]
     offsets = np.cumsum([0, *(len(row[0]) for row in rows[:-1])])
-    guides = [np.where(row[4] >= 0, row[4] + offset, -1.0) for row, offset in zip(rows, offsets, strict=True)]
-    joined = [np.concatenate(parts) for parts in zip(*(row[:4] for row in rows), strict=True)]
+    guides = [np.where(row[5] >= 0, row[5] + offset, -1.0) for row, offset in zip(rows, offsets, strict=True)]
+    joined = [np.concatenate(parts) for parts in zip(*(row[:5] for row in rows), strict=True)]
     return *joined, np.concatenate(guides)
 
 
@@ -142,11 +144,12 @@ def _turn_rows(turn: Turn) -> Rows:
     text[:lead], is_text[:lead] = ids, True
     codes, labels = np.zeros((length, books), np.int64), np.full((length, books), IGNORE, np.int64)
     codes[lead:] = frames
-    guide = np.full(length, -1.0)
+    voices, guide = np.full(length, IGNORE, np.int64), np.full(length, -1.0)
     if turn.learned:
         labels[lead:] = frames
+        voices[lead - 1 : lead + 1] = turn.take.utterance.voice
         guide[lead - 1 : length - 1] = _heard_bytes(turn, len(frames))
-    return text, is_text, codes, labels, guide
+    return text, is_text, codes, labels, voices, guide
 
 
 def _heard_bytes(turn: Turn, frames: int) -> NDArray[np.float64]:
@@ -164,7 +167,7 @@ def _heard_bytes(turn: Turn, frames: int) -> NDArray[np.float64]:
 def collate(rows: Sequence[Rows]) -> Batch:
     """Pad conversations behind to the longest."""
     longest = max(len(row[0]) for row in rows)
-    fills = (0, False, 0, IGNORE, -1.0)
+    fills = (0, False, 0, IGNORE, IGNORE, -1.0)
     parts = []
     for index, fill in enumerate(fills):
         columns = [row[index] for row in rows]

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from csm_cli.train.corpus import VOICES
 from csm_cli.train.data import Mixer
-from csm_cli.train.model import GuidedAttention, LossOptions, losses
+from csm_cli.train.model import Aids, GuidedAttention, LossOptions, losses
 from csm_cli.train.progress import mean, report, save_atomically
 
 if TYPE_CHECKING:
@@ -48,6 +49,8 @@ class ModelTrainer:
         self.guided = GuidedAttention(tuple(plan.guided_layers), plan.guide_width)
         model.backbone_model.set_attn_implementation(GuidedAttention.name)
         self.parameters = {name: p for name, p in model.named_parameters() if not name.startswith("codec_model")}
+        self.voice_head = torch.nn.Linear(model.config.hidden_size, len(VOICES)).to(model.device)
+        self.parameters |= {f"voice_head.{name}": p for name, p in self.voice_head.named_parameters()}
         model.codec_model.requires_grad_(False)
         matrices = [p for p in self.parameters.values() if p.ndim >= 2]
         vectors = [p for p in self.parameters.values() if p.ndim < 2]
@@ -64,10 +67,11 @@ class ModelTrainer:
         guided = self.guided if guide_weight > 0 else None
         options = LossOptions(self.plan.corrupt, self.plan.depth_share, self.plan.start_weight)
         with self._autocast():
-            found = losses(self.model, batch.to(self.device), options, guided)
+            found = losses(self.model, batch.to(self.device), options, Aids(guided, self.voice_head))
         self.guided.targets = None
         self.optimizer.zero_grad(set_to_none=True)
-        torch.autograd.backward(found.backbone + found.depth + guide_weight * found.guide)
+        aids = self.plan.voice_weight * found.voice + guide_weight * found.guide
+        torch.autograd.backward(found.backbone + found.depth + aids)
         torch.nn.utils.clip_grad_norm_(self.parameters.values(), 1.0)
         self.optimizer.step()
         self._average()
@@ -78,7 +82,7 @@ class ModelTrainer:
     def evaluate(self, batches: Sequence[Batch]) -> dict[str, float]:
         """Losses of the averaged weights on held-out batches, nothing corrupted, every frame counted."""
         with self.averaged(), self._autocast():
-            rows = [losses(self.model, batch.to(self.device), LossOptions(0.0, 1.0), None) for batch in batches]
+            rows = [losses(self.model, batch.to(self.device), LossOptions(0.0, 1.0), Aids()) for batch in batches]
         return {name: sum(float(getattr(row, name)) for row in rows) / len(rows) for name in ("backbone", "depth")}
 
     def averaged(self) -> _Swapped:

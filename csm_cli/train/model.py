@@ -99,10 +99,11 @@ class GuidedAttention:
 
 @dataclass(frozen=True)
 class Losses:
-    """Mean cross-entropies of codebook 0 and of the others, and the guided attention's."""
+    """Mean cross-entropies of codebook 0, of the others, of the voice that is about to speak, and of the guide."""
 
     backbone: Tensor
     depth: Tensor
+    voice: Tensor
     guide: Tensor
 
 
@@ -118,16 +119,25 @@ class LossOptions:
     start_weight: float = 1.0
 
 
-def losses(
-    model: CsmForConditionalGeneration, batch: Batch, options: LossOptions, guided: GuidedAttention | None
-) -> Losses:
+@dataclass(frozen=True)
+class Aids:
+    """What helps in training and is not kept: guided attention, and a head [voices, H] that names the voice of a turn
+    before it begins, so that copying it from the context is learned early."""
+
+    guided: GuidedAttention | None = None
+    voice_head: nn.Linear | None = None
+
+
+def losses(model: CsmForConditionalGeneration, batch: Batch, options: LossOptions, aids: Aids) -> Losses:
     """The losses of a batch; each is a mean over what it counts."""
+    guided = aids.guided
     if guided is not None:
         guided.targets = batch.guide
     audio = model.backbone_model.embed_tokens(_corrupted(batch, options.corrupt))
     text = model.embed_text_tokens(batch.text)
     inputs = torch.where(batch.is_text[..., None], text, audio)  # [B, S, H]
     hidden = model.backbone_model(inputs_embeds=inputs, use_cache=False).last_hidden_state[:, :-1]
+    voice = _voice_loss(aids.voice_head, hidden, batch.voices[:, :-1])
     labels = batch.labels[:, 1:]
     learned = labels[..., 0] != IGNORE
     starts = (batch.is_text | batch.is_text.roll(1, dims=1))[:, :-1][learned]
@@ -137,7 +147,15 @@ def losses(
     kept = (labels == 0).all(dim=-1) | (starts & (options.start_weight > 1))
     chosen = kept | (torch.rand(len(kept), device=kept.device) < options.depth_share)
     guide = guided.loss() if guided is not None else torch.zeros((), device=hidden.device)
-    return Losses(backbone, _depth_loss(model, hidden[chosen], labels[chosen], weights[chosen]), guide)
+    return Losses(backbone, _depth_loss(model, hidden[chosen], labels[chosen], weights[chosen]), voice, guide)
+
+
+def _voice_loss(head: nn.Linear | None, hidden: Tensor, voices: Tensor) -> Tensor:
+    """Cross-entropy of the voices [B, S] that hidden states [B, S, H] are about to speak in."""
+    named = voices != IGNORE
+    if head is None or not named.any():
+        return torch.zeros((), device=hidden.device)
+    return F.cross_entropy(head(hidden[named]), voices[named])
 
 
 def _mean(values: Tensor, weights: Tensor) -> Tensor:

@@ -1,0 +1,48 @@
+"""csm bench lines: what a batch costs besides decoding."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from csm_cli.cli.batch import Order, Scope, run
+from csm_cli.cli.bench_speed import tell
+from csm_cli.cli.options import Output, Speech, Telling
+
+if TYPE_CHECKING:
+    from csm_cli.checkpoint import Checkpoint
+    from csm_cli.cli.speaking import Job
+    from csm_cli.synth import Synthesizer
+
+
+def lines(
+    count: Annotated[int, typer.Option("--count", metavar="N", min=1, help="Lines of the manifest.")] = 10_000,
+    folder: Annotated[
+        Path | None, typer.Option("--folder", metavar="DIR", help="Where it is written and removed again.")
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="The figures as one JSON line, and nothing else.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of a failure.")] = False,
+) -> None:
+    """Time and memory of a batch whose lines a stub speaks at once: reading, checking, writing, recording."""
+    from csm_cli.bench.lines import measure
+
+    with tempfile.TemporaryDirectory(dir=folder) as place:
+        figures = measure(count, Path(place), lambda manifest: _speak(manifest, debug))
+    tell(figures, json)
+
+
+def _speak(manifest: Path, debug: bool) -> None:
+    output = Output(str(manifest.with_suffix("") / "{id}.wav"))
+    with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere):
+        run(Order(str(manifest), "8", Scope(), Speech(), output, Telling(quiet=True, debug=debug)), _stub)
+
+
+def _stub(job: Job, checkpoint: Checkpoint) -> Synthesizer:
+    from csm_cli.bench.lines import Stub
+
+    return Stub(checkpoint)

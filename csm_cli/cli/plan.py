@@ -1,0 +1,96 @@
+"""What a dialogue would be, before it is spoken: `csm converse -n`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from csm_cli.cli.console import emit, emit_json, set_up
+from csm_cli.cli.speaking import Job
+from csm_cli.types import Turn
+
+if TYPE_CHECKING:
+    from csm_cli.budget import Cost
+
+
+def print_plan(job: Job) -> None:
+    """Turns, tokens, estimated length and window; of the model, only its config and tokenizer are read.
+
+    Raises:
+        ModelError: no such model.
+    """
+    set_up(job.telling)
+    from csm_cli.budget import Window, costs, length
+    from csm_cli.checkpoint import outline
+    from csm_cli.prompt import Prompter
+
+    talk = job.conversations[0]
+    model = outline(job.speech.model, job.speech.revision, job.speech.offline)
+    positions = model.config.backbone.positions
+    prompter = Prompter(model.tokenizer_file, model.config)
+    context, turns = costs(talk, prompter, Window(positions, job.flags, job.care.split))
+    seconds = length(talk, turns)
+    if job.telling.json:
+        both = ((talk.context, context), (talk.turns, turns))
+        heard, spoken = (
+            [mine | _budget(cost) for mine, cost in zip(records(each), of, strict=True)] for each, of in both
+        )
+        total = {
+            "model": model.name,
+            "window": positions,
+            "window_peak": _peak(turns),
+            "estimated_s": round(seconds, 1),
+        }
+        emit_json({**total, "context": heard, "turns": spoken})
+        return
+    for turn, cost in zip(talk.context, context, strict=True):
+        emit(f"  context  {_described(turn, cost)}")
+    for number, (turn, cost) in enumerate(zip(talk.turns, turns, strict=True), 1):
+        emit(f"{number:>9}  {_described(turn, cost)}")
+    emit(f"about {_clock(seconds)} in {len(turns)} turns; window: peak {_peak(turns)} of {positions} positions")
+
+
+def records(turns: Sequence[Turn]) -> list[dict[str, Any]]:
+    """Turns as a script's JSON would have them."""
+    return [
+        {
+            "id": turn.id or None,
+            "speaker": turn.name or str(turn.speaker),
+            "text": turn.text,
+            "audio": str(turn.recording.path) if turn.recording else None,
+            "gap": turn.gap,
+            "gain": turn.gain,
+            "options": {name: value for name, value in asdict(turn.options).items() if value is not None},
+        }
+        for turn in turns
+    ]
+
+
+def _budget(cost: Cost) -> dict[str, Any]:
+    return {
+        "tokens": cost.tokens,
+        "parts": cost.parts,
+        "estimated_s": round(cost.seconds, 2),
+        "positions": cost.positions,
+        "window": cost.window,
+        "forgotten": list(cost.forgotten),
+    }
+
+
+def _described(turn: Turn, cost: Cost) -> str:
+    name = f"{turn.name} " if turn.name != str(turn.speaker) else ""
+    long = f"{cost.seconds:.1f} s, {turn.recording.path}" if turn.recording else f"about {cost.seconds:.1f} s"
+    left = f", turn {', '.join(map(str, cost.forgotten))} forgotten" if cost.forgotten else ""
+    long += f" in {cost.parts} parts" if cost.parts > 1 else ""
+    text = " ".join(turn.text.split())
+    return f"{name}[{turn.speaker}]  {text}  [{long}; {cost.tokens} tokens, window {cost.window}{left}]"
+
+
+def _peak(turns: Sequence[Cost]) -> int:
+    return max(cost.window for cost in turns)
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes}:{rest:02d} min" if minutes else f"{rest} s"

@@ -1,0 +1,1 @@
+"""Recorded speech as training data: datasets of several forms read, checked, encoded once and kept as codes."""

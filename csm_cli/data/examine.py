@@ -1,0 +1,155 @@
+"""Whether recorded speech is fit to learn from. No torch here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from csm_cli.audio import Audio, AudioInfo, part_trouble, probe, read_audio
+from csm_cli.data.clips import Clip, Drop, Findings, Piece, Talk
+from csm_cli.errors import AudioUnreadable
+
+_FRAME_SECONDS = 0.02
+# A frame is silent below either level: of full scale, or of the loudest frame (-54 dBFS, -40 dB).
+SILENT, SILENT_BESIDE_LOUDEST = 2e-3, 1e-2
+# Sound is cut off where so many samples on end stand at full scale.
+FULL_SCALE, FLAT_SAMPLES = 0.995, 4
+# Letters and digits per second of speech; beyond, text and sound do not belong together.
+FASTEST, SLOWEST = 30.0, 1.0
+_GRACE_SECONDS = 3.0  # a short word may be drawn out
+_SLACK_SECONDS, _SLACK = 0.2, 0.02  # how far a dataset may be mistaken about a length
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What is learned from. Seconds; `pause`: the longest silence within; `clipped`: the share of samples cut off."""
+
+    shortest: float = 0.2
+    longest: float = 30.0
+    pause: float = 2.0
+    clipped: float = 0.001
+    lowest_rate: int = 8000
+
+
+class Unfit(Exception):
+    """Why a clip is left out: one of `REASONS`, and in so many words. seconds: its length, where that is known."""
+
+    def __init__(self, reason: str, detail: str, seconds: float = 0.0) -> None:
+        super().__init__(reason, detail, seconds)
+        self.reason, self.detail, self.seconds = reason, detail, seconds
+
+
+def hear(talk: Talk, limits: Limits) -> Iterator[Audio | Drop]:
+    """The sound of each clip of a conversation, or why it is left out."""
+    for clip in talk.clips:
+        try:
+            yield listen(clip, limits)
+        except Unfit as unfit:
+            yield Drop(talk.id, clip.place, unfit.reason, unfit.detail, round(unfit.seconds, 2))
+
+
+def examine(piece: Piece, limits: Limits) -> Findings:
+    """What of a piece could be learned from."""
+    found = Findings()
+    for item in piece:
+        if isinstance(item, Drop):
+            found.drops.append(item)
+            continue
+        for clip, sound in zip(item.clips, hear(item, limits), strict=True):
+            found.note(clip, sound if isinstance(sound, Drop) else sound.duration)
+    return found
+
+
+def listen(clip: Clip, limits: Limits) -> Audio:
+    """The sound of a clip at its own rate.
+
+    Raises:
+        Unfit: it should not be learned from.
+    """
+    if not any(char.isalnum() for char in clip.text):
+        raise Unfit("no text", f"its text is {clip.text!r}" if clip.text else "it has no text")
+    if clip.recording is None:
+        raise Unfit("no audio", "it names no sound file")
+    try:
+        info = probe(clip.recording.path)
+        seconds = _check_header(clip, info, limits)
+        part = (clip.recording.start, clip.recording.end)
+        audio = read_audio(clip.recording.path, info.rate, *part, longest=seconds + 1)
+    except AudioUnreadable as problem:
+        raise Unfit("unreadable", str(problem)) from problem
+    _check_sound(audio, clip.text, limits, seconds)
+    return audio
+
+
+def _check_header(clip: Clip, info: AudioInfo, limits: Limits) -> float:
+    """What can be known without reading the samples; returns the clip's seconds."""
+    heard = clip.recording
+    assert heard is not None
+    if trouble := part_trouble(info.duration, heard.start, heard.end, longest=float("inf")):
+        raise Unfit("unreadable", f"{heard.path}: {trouble}")
+    seconds = min(info.duration if heard.end is None else heard.end, info.duration) - (heard.start or 0.0)
+    if info.rate < limits.lowest_rate:
+        raise Unfit("wrong rate", f"{info.rate} samples per second, at least {limits.lowest_rate}", seconds)
+    if clip.rate is not None and clip.rate != info.rate:
+        raise Unfit("wrong rate", f"the dataset says {clip.rate}, the file {info.rate} samples per second", seconds)
+    if clip.duration is not None and abs(clip.duration - seconds) > _SLACK_SECONDS + _SLACK * seconds:
+        raise Unfit("wrong duration", f"the dataset says {clip.duration:.2f} s, the file {seconds:.2f} s", seconds)
+    if seconds < limits.shortest:
+        raise Unfit("too short", f"{seconds:.2f} s, at least {limits.shortest:g} s", seconds)
+    if seconds > limits.longest:
+        raise Unfit("too long", f"{seconds:.2f} s, at most {limits.longest:g} s", seconds)
+    return seconds
+
+
+def _check_sound(audio: Audio, text: str, limits: Limits, seconds: float) -> None:
+    cut = clipped_share(audio.samples)
+    if cut > limits.clipped:
+        raise Unfit("clipping", f"{cut:.1%} of the samples are cut off, at most {limits.clipped:.1%}", seconds)
+    silent = _silent(audio)
+    if silent.all():
+        raise Unfit("silence", "nothing is to be heard", seconds)
+    start, frames = _longest_run(silent)
+    if frames * _FRAME_SECONDS > limits.pause:
+        where = f"{frames * _FRAME_SECONDS:.1f} s of silence after {start * _FRAME_SECONDS:.1f} s"
+        raise Unfit("silence", f"{where}, at most {limits.pause:g} s", seconds)
+    letters = sum(char.isalnum() for char in text)
+    spoken = float((~silent).sum()) * _FRAME_SECONDS
+    if letters > FASTEST * (spoken + _FRAME_SECONDS):
+        raise Unfit("too much text", f"{letters} letters for {spoken:.2f} s of speech", seconds)
+    if letters < SLOWEST * (spoken - _GRACE_SECONDS):
+        raise Unfit("too little text", f"{letters} letters for {spoken:.2f} s of speech", seconds)
+
+
+def clipped_share(samples: NDArray[np.float32]) -> float:
+    """The share of samples [N] that stand at full scale beside others that do."""
+    starts, ends = _runs(np.abs(samples) >= FULL_SCALE)
+    lengths = ends - starts
+    return float(lengths[lengths >= FLAT_SAMPLES].sum()) / len(samples)
+
+
+def _silent(audio: Audio) -> NDArray[np.bool_]:
+    """Which frames of 20 ms are silent, a part frame at the end included."""
+    size = max(1, round(_FRAME_SECONDS * audio.rate))
+    firsts = np.arange(0, len(audio.samples), size)
+    counts = np.minimum(size, len(audio.samples) - firsts)
+    levels = np.sqrt(np.add.reduceat(np.square(audio.samples, dtype=np.float64), firsts) / counts)
+    silent: NDArray[np.bool_] = levels <= max(SILENT, SILENT_BESIDE_LOUDEST * float(levels.max()))
+    return silent
+
+
+def _longest_run(flags: NDArray[np.bool_]) -> tuple[int, int]:
+    """Where the longest run of true begins, and how long it is."""
+    starts, ends = _runs(flags)
+    if not len(starts):
+        return 0, 0
+    longest = int((ends - starts).argmax())
+    return int(starts[longest]), int(ends[longest] - starts[longest])
+
+
+def _runs(flags: NDArray[np.bool_]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Where runs of true begin, and where they have ended."""
+    edges = np.diff(np.concatenate(([0], flags.astype(np.int8), [0])))
+    return np.flatnonzero(edges == 1), np.flatnonzero(edges == -1)

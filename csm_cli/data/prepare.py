@@ -1,0 +1,146 @@
+"""Datasets to a store, piece by piece: what a run that was cut off has finished is not done again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from csm_cli.data.clips import Clip, Findings, Piece, Speakers, Talk
+from csm_cli.data.encode import Encoder, Recipe
+from csm_cli.data.spread import spread
+from csm_cli.data.store import StoreWriter
+from csm_cli.errors import InputError, OutputRefused, UsageError
+
+SCHEMA = 1  # one more whenever the same clips are to make other shards
+
+
+@dataclass(frozen=True)
+class Step:
+    """A piece that is done. done_before: by an earlier run. examples: how many it makes."""
+
+    found: Findings
+    examples: int
+    done_before: bool
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One piece, for whichever process makes its shard."""
+
+    number: int
+    piece: Piece
+    mark: str
+    recipe: Recipe
+    writer: StoreWriter
+    done: Step | None
+
+
+class Preparation:
+    """Makes the store of a recipe in a folder."""
+
+    def __init__(self, folder: Path, recipe: Recipe, workers: int = 1) -> None:
+        """Raises ModelError as `open_checkpoint`, UsageError or DeviceError as `pick_device`."""
+        self._folder, self._workers = folder, workers
+        self._recipe = replace(recipe, threads=1) if workers > 1 else recipe
+        encoder = _encoder(self._recipe)
+        self._writer = StoreWriter(folder, encoder.coding)
+        self._basis = _basis(encoder, recipe)
+        self._about = {
+            "model": encoder.checkpoint.name,
+            "revision": encoder.checkpoint.revision,
+            "window": encoder.window,
+            "held_out_share": recipe.held_out,
+        }
+
+    def run(self, pieces: Iterable[Piece], speakers: Speakers) -> Iterator[Step]:
+        """Each piece when it is on the disk; the store is finished after the last.
+
+        Raises:
+            InputError: nothing is left to learn from, or a dataset cannot be read.
+            UsageError: another run is at this folder.
+            OutputRefused, OutputFailed: it cannot be written; what was finished stays.
+            CsmError: a worker was killed.
+        """
+        with _locked(self._folder):
+            count = examples = 0
+            for step in spread(_make, self._jobs(pieces), self._workers):
+                count, examples = count + 1, examples + step.examples
+                yield step
+            if not examples:
+                raise InputError("nothing is left to learn from: every clip was left out, for the reasons told")
+            self._writer.finish(count, {**self._about, "speakers": speakers.names})
+
+    def _jobs(self, pieces: Iterable[Piece]) -> Iterator[_Job]:
+        for number, piece in enumerate(pieces):
+            mark = _mark(self._basis, piece)
+            note = self._writer.note(number)
+            done = Step(Findings.of(note), note["examples"], True) if note and note.get("mark") == mark else None
+            yield _Job(number, [] if done else piece, mark, self._recipe, self._writer, done)
+
+
+def _make(job: _Job) -> Step:
+    if job.done:
+        return job.done
+    examples, found = _encoder(job.recipe).encode(job.piece)
+    job.writer.write(job.number, examples, {"mark": job.mark, "examples": len(examples), **found.record()})
+    return Step(found, len(examples), False)
+
+
+@lru_cache(maxsize=1)
+def _encoder(recipe: Recipe) -> Encoder:
+    return Encoder(recipe)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Keeps others from the folder; the system lets go of it when the process ends, in whatever way."""
+    lock = FileLock(folder / ".lock", timeout=0)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except Timeout as error:
+        raise UsageError(f"{folder} is in use by another run; wait for it to end, or choose another folder") from error
+    except OSError as error:
+        raise OutputRefused(f"{folder}: cannot be written ({error.strerror}); choose another folder") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _basis(encoder: Encoder, recipe: Recipe) -> list[Any]:
+    """What else than its clips makes a shard what it is."""
+    with encoder.checkpoint.tokenizer_file.open("rb") as file:
+        tokenizer = hashlib.file_digest(file, "sha256").hexdigest()
+    return [SCHEMA, asdict(encoder.coding), encoder.window, tokenizer, asdict(recipe.limits), recipe.held_out]
+
+
+def _mark(basis: list[Any], piece: Piece) -> str:
+    """The same mark, the same shard. Of a sound file its name, size and date count, not the folder it lies in."""
+    parts = [
+        [item.id, [_clip_mark(clip) for clip in item.clips]] if isinstance(item, Talk) else [item.reason, item.detail]
+        for item in piece
+    ]
+    text = json.dumps([basis, parts])
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def _clip_mark(clip: Clip) -> list[Any]:
+    heard = clip.recording
+    said = [clip.speaker, clip.text, clip.learned, clip.duration, clip.rate]
+    if heard is None:
+        return said
+    try:
+        stat = heard.path.stat()
+        file = [stat.st_size, stat.st_mtime_ns]
+    except OSError:  # told where it is read
+        file = []
+    return [*said, heard.path.name, heard.start, heard.end, *file]

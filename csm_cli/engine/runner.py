@@ -1,0 +1,92 @@
+"""Frames run: as they are on a CPU, compiled if asked for, as CUDA graphs on CUDA."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from csm_cli.engine.frame import next_frame
+from csm_cli.engine.graphed import CudaCapture, Graphed
+from csm_cli.engine.state import EXTENT_STEP, Shape, State, Views
+from csm_cli.errors import UsageError
+from csm_cli.model import CsmModel
+
+# Frames between two looks at what came out: on CUDA a look costs the time of a few launches, and a row that has ended
+# goes on for at most so many frames less one, which are dropped.
+CUDA_BURST = 4
+_FIRST_EXTENT = 256
+
+
+class Runner:
+    """Runs frames of one model over one state."""
+
+    def __init__(self, model: CsmModel, state: State, compile: bool) -> None:
+        on_cuda = model.device.type == "cuda"
+        self.burst = CUDA_BURST if on_cuda else 1
+        self._few = on_cuda or compile
+        self._model, self._state = model, state
+        self._views: dict[Shape, Views] = {}
+        body = _compiled(model, state) if compile else self._body
+        kept = (state.hidden, state.at, state.codes)
+        self._frame = Graphed(body, kept, CudaCapture(model.device) if on_cuda else None)
+
+    @property
+    def captures(self) -> int:
+        return self._frame.captures
+
+    def extent(self, positions: int) -> int:
+        """How many positions are looked at where so many count.
+
+        In steps; where each extent costs a capture or a compilation, in doublings.
+        """
+        step = EXTENT_STEP
+        if self._few:
+            step = max(_FIRST_EXTENT, 1 << (positions - 1).bit_length())
+        return min(-(-positions // step) * step, self._state.capacity)
+
+    def prepare(self, rows: int, top_k: int, depth_top_k: int) -> None:
+        """Captures the graphs of so many rows for every extent, the largest first."""
+        extents = {self.extent(positions) for positions in range(1, self._state.last + self.burst + 1)}
+        for extent in sorted(extents, reverse=True):
+            self._frame.prepare(Shape(rows, extent, top_k, depth_top_k))
+
+    def run(self, shape: Shape, uniforms: Tensor) -> Tensor:
+        """Codes [T, B, K] on the CPU of frames drawn by uniforms [T, B, K]: the device is waited for once."""
+        state, rows = self._state, shape.rows
+        given = uniforms.to(state.uniforms.device, non_blocking=True)
+        codes = []
+        for each in given:
+            state.uniforms[:rows] = each
+            self._frame(shape)
+            codes.append(state.codes[:rows].clone())
+        return torch.stack(codes).cpu()
+
+    def _body(self, shape: Shape) -> None:
+        if shape not in self._views:
+            self._views[shape] = self._state.views(self._model, shape)
+        next_frame(self._model, self._state, self._views[shape])
+
+
+def _compiled(model: CsmModel, state: State) -> Callable[[Shape], None]:
+    """The frame through torch.compile, once for each shape; its views are taken within, since a compiler slices freely.
+
+    Guards would cost as much as the frame's kernels; the model and the state never change, so only shapes are told
+    apart.
+
+    Raises:
+        UsageError: no C++ compiler, which compiling for a CPU needs.
+    """
+    if model.device.type == "cpu" and not shutil.which(os.environ.get("CXX", "g++")):
+        raise UsageError("--compile needs a C++ compiler; install g++ or leave --compile out")
+
+    def frame(rows: int, extent: int, top_k: int, depth_top_k: int) -> None:
+        next_frame(model, state, state.views(model, Shape(rows, extent, top_k, depth_top_k)))
+
+    options: dict[str, Any] = {"guard_filter_fn": lambda guards: [guard.name.startswith("L[") for guard in guards]}
+    compiled = torch.compile(frame, dynamic=False, options=options)
+    return lambda shape: compiled(shape.rows, shape.extent, shape.top_k, shape.depth_top_k)

@@ -1,0 +1,133 @@
+"""How a dialogue's turns came out, kept beside its track.
+
+The folder `.out.wav.csm` holds state.json, and of each turn its sound (float32 WAV) and its codes (.npy, [T, K]).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import logging
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import soundfile
+
+from csm_cli.audio import write_atomically, write_together
+from csm_cli.types import Recording
+
+if TYPE_CHECKING:
+    from csm_cli.synth import Utterance
+
+_LOG = logging.getLogger(__name__)
+SCHEMA = 1  # one more whenever the same turn is to sound different
+RECORD = "state.json"
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A turn as it came out.
+
+    mark: of its text, speaker, options and model; heard: of all that was said before it, as it was heard; name: of its
+    sound and codes, and of their files. given: the seed somebody asked for; seed: the one that made it. parts: as in
+    `Recording`, then where each lies, as `Piece` has it; positions: the most the window held.
+    """
+
+    number: int
+    text: str
+    mark: str
+    heard: str
+    name: str
+    seed: int
+    given: int | None
+    stop: str
+    takes: tuple[dict[str, Any], ...] = ()
+    parts: tuple[tuple[str, int], ...] = ()
+    pieces: tuple[dict[str, Any], ...] = ()
+    positions: int = 0
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass
+class State:
+    """The kept turns of one output, the newest last."""
+
+    folder: Path
+    turns: list[Kept] = field(default_factory=list)
+
+    @classmethod
+    def beside(cls, output: Path) -> State:
+        """The state of an output; empty where there is none, or one of another version."""
+        folder = output.with_name(f".{output.name}.csm")
+        try:
+            record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+            return cls(folder, [_kept(each) for each in record["turns"]] if record["schema"] == SCHEMA else [])
+        except FileNotFoundError:
+            return cls(folder)
+        except (OSError, ValueError, LookupError, TypeError) as error:
+            _LOG.warning("%s cannot be read (%s): all turns are spoken again", folder / RECORD, error)
+            return cls(folder)
+
+    def add(self, turn: Kept, utterance: Utterance) -> Kept:
+        """Keeps the utterance of `turn`, at once; returns it with its name.
+
+        Raises:
+            OutputRefused, OutputFailed: the folder cannot be written to.
+        """
+        codes, samples = utterance.codes.numpy().astype(np.int16), utterance.audio.samples
+        named = replace(turn, name=_content(codes, samples))
+        array, sound = io.BytesIO(), io.BytesIO()
+        np.save(array, codes)
+        soundfile.write(sound, samples, utterance.audio.rate, format="WAV", subtype="FLOAT")
+        write_together(zip(self._files(named), (sound.getvalue(), array.getvalue()), strict=True))
+        self.turns.append(named)
+        self._write()
+        return named
+
+    def only(self, turns: list[Kept]) -> None:
+        """Forgets all other turns."""
+        self.turns = turns
+        if not turns:
+            return
+        self._write()
+        names = {turn.name for turn in turns}
+        for path in self.folder.iterdir():
+            if path.suffix in (".wav", ".npy") and path.stem not in names:
+                path.unlink(missing_ok=True)
+
+    def recording(self, turn: Kept) -> Recording:
+        sound, codes = self._files(turn)
+        return Recording(sound, codes=codes, parts=turn.parts)
+
+    def intact(self, turn: Kept) -> bool:
+        """Whether a turn's files are what was written; the log says where they are not."""
+        sound, codes = self._files(turn)
+        try:
+            samples, _ = soundfile.read(sound, dtype="float32")
+            good = _content(np.load(codes, allow_pickle=False), samples) == turn.name
+        except (OSError, ValueError, EOFError, soundfile.SoundFileError):
+            good = False
+        if not good:
+            _LOG.warning("what is kept of turn %d is damaged: it is spoken again", turn.number)
+        return good
+
+    def _files(self, turn: Kept) -> tuple[Path, Path]:
+        return self.folder / f"{turn.name}.wav", self.folder / f"{turn.name}.npy"
+
+    def _write(self) -> None:
+        record = {"schema": SCHEMA, "turns": [asdict(turn) for turn in self.turns]}
+        text = json.dumps(record, ensure_ascii=False, indent=1)
+        write_atomically(self.folder / RECORD, text.encode("utf-8", "replace"))
+
+
+def _kept(record: dict[str, Any]) -> Kept:
+    """Raises LookupError, TypeError or ValueError where it is none."""
+    lists = {name: tuple(record[name]) for name in ("takes", "pieces", "warnings")}
+    return Kept(**record | lists | {"parts": tuple((text, int(frames)) for text, frames in record["parts"])})
+
+
+def _content(codes: Any, samples: Any) -> str:
+    return hashlib.sha256(codes.tobytes() + samples.tobytes()).hexdigest()[:16]

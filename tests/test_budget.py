@@ -1,0 +1,47 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from conftest import write_tone
+
+from csm_cli.budget import Cost, Window, costs, length
+from csm_cli.checkpoint import outline
+from csm_cli.prompt import Prompter
+from csm_cli.types import Conversation, Options, Recording, Turn
+
+
+@pytest.fixture(scope="module")
+def prompter(tiny_checkpoint: Path) -> Prompter:
+    model = outline(str(tiny_checkpoint))
+    return Prompter(model.tokenizer_file, model.config)
+
+
+def talk(*texts: str) -> Conversation:
+    return Conversation(tuple(Turn(0, text) for text in texts))
+
+
+def test_a_turn_takes_its_tokens_its_frames_and_the_end(prompter: Prompter) -> None:
+    """One token a byte: "[0]" and 14 letters between begin and end of text; 14 letters are about a second."""
+    _, (cost,) = costs(talk("Hello there me"), prompter, Window(500, Options()))
+    assert (cost.tokens, cost.seconds, cost.positions, cost.window) == (19, 1.0, 19 + 12 + 1, 32)
+
+
+def test_recordings_are_as_long_as_they_are_and_caps_count(prompter: Prompter, tmp_path: Path) -> None:
+    heard = Turn(0, "Hi", recording=Recording(write_tone(tmp_path / "a.wav", 2.0), 0.4, 1.6))
+    spoken = replace(talk("word " * 50), context=(heard, replace(heard, recording=Recording(tmp_path / "a.wav"))))
+    context, (cost,) = costs(spoken, prompter, Window(500, Options(max_duration=3.0)))
+    assert [round(each.seconds, 3) for each in context] == [1.2, 2.0] and cost.seconds == 3.0
+    assert cost.heard == sum(each.positions for each in context)
+
+
+def test_what_a_full_window_forgets(prompter: Prompter) -> None:
+    _, found = costs(talk(*["Hello there me"] * 5), prompter, Window(100, Options()))
+    assert [(cost.forgotten, cost.window) for cost in found] == [((), 32), ((), 64), ((), 96), ((1,), 96), ((2,), 96)]
+
+
+def test_length_counts_gaps_overlaps_and_the_tail() -> None:
+    turns = tuple(replace(turn, gap=gap) for turn, gap in zip(talk("a", "b", "c").turns, (1.0, -2.5, 0.5), strict=True))
+    spans = [Cost(1, seconds, 0) for seconds in (3.0, 1.0, 0.25)]  # 1 to 4, 1.5 to 2.5, 3 to 3.25
+    assert length(Conversation(turns, tail=0.5), spans) == 4.5
