@@ -121,7 +121,7 @@ def _window(utterances: Sequence[Utterance], synth: Synthesizer) -> dict[str, in
 
     easy: beyond so many positions turns leave it.
     """
-    positions = synth.engine.positions
+    positions = synth.checkpoint.config.backbone.positions
     return {
         "peak": max(each.positions for each in utterances),
         "positions": positions,

@@ -29,7 +29,7 @@ class Setting:
 
 
 HEADLESS = Setting(Cast(known=False))  # the first line, perhaps a header, could not be parsed
-_HEAD = {"csm", "title", "speakers", "defaults"}
+_HEAD = {"csm", "title", "speakers", "defaults", "lexicon"}
 _BODY = {"turns", "messages", "text", "input"}
 
 
