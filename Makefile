@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: demo test format voice bench bench-gpu clean
+.PHONY: demo test format voice finetune-demo bench bench-gpu clean
 
 demo: $(VENV)/.installed
 	$(BIN)/csm converse samples/dialogue.yaml -o out/dialogue.wav
@@ -22,6 +22,10 @@ format: $(VENV)/.developed
 CONFIG ?= configs/voice/cpu.yaml
 voice: $(VENV)/.developed
 	$(BIN)/python -m csm_cli.train.voice $(CONFIG)
+
+# A voice never heard before, learned by LoRA from 10 minutes of speech: needs espeak-ng and wamerican.
+finetune-demo: $(VENV)/.developed
+	$(BIN)/csm bench finetune configs/finetune/demo.yaml
 
 # What the README says of speed, on one core. Minutes each; nothing else should run meanwhile.
 CSM := env OMP_NUM_THREADS=1 $(BIN)/csm bench

@@ -3,12 +3,14 @@
 CsmError                      1  generation failed
 ├── GenerationFailed          1  a take is empty or unusable
 ├── OutputFailed              1  a file could not be written to the end
+├── TrainingFailed            1  a loss that is not finite, or a missing library
 ├── UsageError                2  flags that contradict each other or hold an impossible value
 │   ├── OutputRefused         2  the output is a directory, exists, or cannot be created
 │   ├── ConfigInvalid         2  a configuration file cannot be read, or holds what there is not
 │   └── SoundDeviceMissing    2  nothing to play on
 ├── InputError                3  a text, script or audio file is missing, unreadable or invalid
 │   ├── ScriptInvalid         3  every complaint about a script at once
+│   │   └── SettingsInvalid   3  the same about the settings of a training
 │   ├── AudioUnreadable       3
 │   └── PromptTooLong         3  text and context do not fit the model's window
 ├── ModelError                4
@@ -46,6 +48,10 @@ class GenerationFailed(CsmError):
 
 
 class OutputFailed(CsmError):
+    pass
+
+
+class TrainingFailed(CsmError):
     pass
 
 
@@ -101,11 +107,19 @@ class ScriptInvalid(InputError):
     count: how many there are; those given, where it is None.
     """
 
+    outcome = "nothing was generated"
+
     def __init__(self, complaints: Sequence[Complaint], count: int | None = None) -> None:
         self.complaints = tuple(sorted(complaints)[:COMPLAINTS_SHOWN])
         self.count = len(complaints) if count is None else count
         first = f", the first {len(self.complaints)} are above" if self.count > len(self.complaints) else ""
-        super().__init__(f"{self.count} error{'s' if self.count != 1 else ''}{first}; nothing was generated")
+        super().__init__(f"{self.count} error{'s' if self.count != 1 else ''}{first}; {self.outcome}")
+
+
+class SettingsInvalid(ScriptInvalid):
+    """All complaints about the settings of a training."""
+
+    outcome = "nothing was trained"
 
 
 class ModelError(CsmError):

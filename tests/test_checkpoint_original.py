@@ -130,10 +130,10 @@ def our_logits(checkpoint: Checkpoint, rows: Tensor) -> tuple[Tensor, Tensor]:
         inputs = model.embed_rows(rows)[None]
         hidden = model.backbone(inputs, model.backbone.cache(1, len(rows)), Span(0, 1, 0, len(rows)))
         codes = rows[-1, :-2] + torch.arange(BOOKS - 1) * VOCAB
-        depth_inputs = torch.cat([model.projector(hidden[:, -2:-1]), model.depth_table[codes][None]], 1)
+        depth_inputs = torch.cat([model.projector(hidden[0, -2:-1]), model.depth_table[codes]])[None]
         mixed = model.depth(depth_inputs, model.depth.cache(1, BOOKS), Span(0, 1, 0, BOOKS))
-        depth = torch.stack([head(mixed[0, n + 1]) for n, head in enumerate(model.depth_heads)])
-        return model.head(hidden)[0], depth
+        depth = torch.stack([head(mixed[0, n + 1, None])[0] for n, head in enumerate(model.depth_heads)])
+        return model.head(hidden[0]), depth
 
 
 def both_logits(checkpoint: Checkpoint, folder: Path, rows: Tensor) -> Iterator[tuple[Tensor, Tensor]]:

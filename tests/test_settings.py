@@ -174,6 +174,7 @@ def test_show_says_where_every_value_is_from(
         "seed": (9, "a.yaml: defaults"),
         "max_duration": (None, "built in"),
         "model": (str(tiny_checkpoint), str(home / "config.toml")),
+        "adapter": (None, "built in"),
         "revision": (None, "built in"),
         "device": ("cpu", "flag"),
         "dtype": ("auto", "built in"),

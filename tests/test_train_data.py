@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from csm_cli.train.corpus import Utterance
-from csm_cli.train.data import IGNORE, Mixer, Take, Turn, collate, conversation, joined
+from csm_cli.train.data import Mixer, Take, Turn, conversation, joined
 from csm_cli.train.plan import StagePlan
+from csm_cli.train.rows import IGNORE, collate
 from csm_cli.train.tokenizer import text_ids
 
 
@@ -20,25 +21,25 @@ def take(text: str = "Hi there.", frames: int = 6, voice: int = 0, seed: int = 0
 
 def test_a_turn_is_text_frames_and_one_frame_of_zeros() -> None:
     spoken = take()
-    text, is_text, codes, labels, *_ = conversation([Turn(1, spoken, learned=True)])
+    row = conversation([Turn(1, spoken, learned=True)])
     ids = text_ids(1, "Hi there.")
-    assert text[: len(ids)].tolist() == ids
-    assert is_text.tolist() == [True] * len(ids) + [False] * 7
-    assert (codes[len(ids) : -1] == spoken.codes).all() and not codes[-1].any()
-    assert (labels[: len(ids)] == IGNORE).all() and (labels[len(ids) :] == codes[len(ids) :]).all()
+    assert row.text[: len(ids)].tolist() == ids
+    assert row.is_text.tolist() == [True] * len(ids) + [False] * 7
+    assert (row.codes[len(ids) : -1] == spoken.codes).all() and not row.codes[-1].any()
+    assert (row.labels[: len(ids)] == IGNORE).all() and (row.labels[len(ids) :] == row.codes[len(ids) :]).all()
 
 
 def test_a_context_turn_is_heard_but_not_learned() -> None:
     first, second = Turn(0, take(), learned=False), Turn(0, take(seed=1), learned=True)
-    _, _, codes, labels, _, guide = conversation([first, second])
-    half = len(codes) // 2
-    assert codes[:half].any() and (labels[:half] == IGNORE).all() and (guide[:half] == -1).all()
-    assert (labels[half:] != IGNORE).any()
+    row = conversation([first, second])
+    half = len(row) // 2
+    assert row.codes[:half].any() and (row.labels[:half] == IGNORE).all() and (row.guide[:half] == -1).all()
+    assert (row.labels[half:] != IGNORE).any()
 
 
 def test_the_guide_walks_through_the_text_from_word_to_word() -> None:
     ids = text_ids(0, "Hi there.")
-    guide = conversation([Turn(0, take(), learned=True)])[5]
+    guide = conversation([Turn(0, take(), learned=True)]).guide
     walk = guide[len(ids) - 1 : -1]
     assert (guide[: len(ids) - 1] == -1).all() and guide[-1] == -1
     assert (np.diff(walk) >= 0).all()
@@ -49,9 +50,9 @@ def test_the_guide_walks_through_the_text_from_word_to_word() -> None:
 def test_padding_is_neither_text_nor_learned() -> None:
     rows = [conversation([Turn(0, take(frames=frames), learned=True)]) for frames in (3, 6)]
     batch = collate(rows)
-    assert batch.labels.shape == (2, len(rows[1][0]), 4)
-    assert (batch.labels[0, len(rows[0][0]) :] == IGNORE).all()
-    assert (batch.guide[0, len(rows[0][0]) :] == -1).all()
+    assert batch.labels.shape == (2, len(rows[1]), 4)
+    assert (batch.labels[0, len(rows[0]) :] == IGNORE).all()
+    assert (batch.guide[0, len(rows[0]) :] == -1).all()
 
 
 def test_batches_stay_within_the_tokens_and_repeat_with_the_seed() -> None:

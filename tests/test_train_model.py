@@ -1,4 +1,4 @@
-"""The losses against transformers' own, guided attention, and that a step learns."""
+"""The bundled voice's training: guided attention, and that a step learns."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ import torch
 from transformers import CsmForConditionalGeneration
 
 from csm_cli.train.corpus import Utterance
-from csm_cli.train.data import Batch, Mixer, Take, Turn, collate, conversation
-from csm_cli.train.loop import ModelTrainer, schedule
-from csm_cli.train.model import Aids, GuidedAttention, LossOptions, losses, model_config
+from csm_cli.train.data import Mixer, Take, Turn, conversation
+from csm_cli.train.loop import voice_trainer
+from csm_cli.train.loss import Learner
+from csm_cli.train.model import GuidedAttention, model_config
 from csm_cli.train.plan import ModelPlan, StagePlan
+from csm_cli.train.rows import Batch, collate
 
 CODEC = {
     "hidden_size": 16,
@@ -59,59 +61,30 @@ def batch() -> Batch:
     return collate([conversation([Turn(0, take, learned=True)]) for take in takes()])
 
 
-def test_losses_are_those_of_transformers(model: CsmForConditionalGeneration) -> None:
-    rows = batch()
-    found = losses(model, rows, LossOptions(corrupt=0.0, depth_share=1.0), Aids())
-    text = model.embed_text_tokens(rows.text)
-    inputs = torch.where(rows.is_text[..., None], text, model.backbone_model.embed_tokens(rows.codes))
-    expected = model(inputs_embeds=inputs, labels=rows.labels)
-    torch.testing.assert_close(found.backbone, expected.backbone_loss)
-    # transformers divides the sum over all codebooks by what it counts in the shifted labels: the same mean
-    torch.testing.assert_close(found.depth, expected.depth_decoder_loss)
-
-
 def test_guided_attention_changes_no_output(model: CsmForConditionalGeneration) -> None:
-    rows, options = batch(), LossOptions(corrupt=0.0, depth_share=1.0)
-    plain = losses(model, rows, options, Aids())
+    rows = batch()
+    plain = Learner(model)(rows)
     guided = GuidedAttention((1,), width=1.5)
     model.backbone_model.set_attn_implementation(GuidedAttention.name)
-    found = losses(model, rows, options, Aids(guided))
+    found = Learner(model, guided)(rows, guide=True)
     torch.testing.assert_close(found.backbone, plain.backbone)
     assert found.guide > 0 and plain.guide == 0
 
 
-def test_the_voice_head_reads_what_will_speak_and_nothing_else(model: CsmForConditionalGeneration) -> None:
-    head = torch.nn.Linear(BACKBONE["hidden_size"], 8)
-    options = LossOptions(corrupt=0.0, depth_share=1.0)
-    heard = [Turn(0, take, learned=False) for take in takes(1)]
-    spoken = [Turn(0, take, learned=True) for take in takes(1)]
-    found = losses(model, collate([conversation(heard + spoken)]), options, Aids(voice_head=head))
-    assert found.voice > 0
-    rows = collate([conversation(heard + spoken)])
-    assert (rows.voices >= 0).sum() == 2
-    assert rows.is_text[rows.voices >= 0].tolist() == [True, False]
-    assert losses(model, rows, options, Aids()).voice == 0
-
-
-def test_the_end_frame_is_always_learned_in_depth(model: CsmForConditionalGeneration) -> None:
-    found = losses(model, batch(), LossOptions(corrupt=0.0, depth_share=0.0), Aids())
-    assert torch.isfinite(found.depth) and found.depth > 0
-
-
 def test_training_overfits_a_few_takes_and_follows_the_guide(model: CsmForConditionalGeneration) -> None:
-    trainer = ModelTrainer(model, PLAN)
+    trainer = voice_trainer(model, PLAN)
     batches = Mixer(takes(), 0, PLAN.tokens).batches(STAGES[0])
-    figures = [trainer.update(rows) for rows in itertools.islice(batches, 60)]
+    figures = [trainer.update([rows], guide_weight=0.3) for rows in itertools.islice(batches, 60)]
     assert figures[-1]["backbone"] < figures[0]["backbone"] / 2
     assert figures[-1]["guide"] < figures[0]["guide"]
 
 
 def test_a_trainer_goes_on_exactly_where_it_was_saved(model: CsmForConditionalGeneration) -> None:
-    first = ModelTrainer(model, PLAN)
-    first.update(batch())
+    first = voice_trainer(model, PLAN)
+    first.update([batch()])
     state = first.state()
     torch.manual_seed(1)
-    other = ModelTrainer(CsmForConditionalGeneration(model.config), PLAN)
+    other = voice_trainer(CsmForConditionalGeneration(model.config), PLAN)
     other.load(state)
     assert other.step == 1
     for name, parameter in first.parameters.items():
@@ -119,9 +92,9 @@ def test_a_trainer_goes_on_exactly_where_it_was_saved(model: CsmForConditionalGe
 
 
 def test_averaged_weights_are_swapped_in_and_out(model: CsmForConditionalGeneration) -> None:
-    trainer = ModelTrainer(model, PLAN)
+    trainer = voice_trainer(model, PLAN)
     for _ in range(3):
-        trainer.update(batch())
+        trainer.update([batch()])
     name = "lm_head.weight"
     before = trainer.parameters[name].detach().clone()
     average = trainer.average[name].clone()
@@ -131,6 +104,6 @@ def test_averaged_weights_are_swapped_in_and_out(model: CsmForConditionalGenerat
     assert not torch.equal(before, average)
 
 
-def test_the_schedule_warms_up_and_comes_down() -> None:
-    rates = [schedule(step, PLAN) for step in range(PLAN.steps)]
+def test_the_schedule_warms_up_and_comes_down(model: CsmForConditionalGeneration) -> None:
+    rates = [voice_trainer(model, PLAN).plan.rate(step) for step in range(PLAN.steps)]
     assert rates[0] < rates[4] and max(rates) == max(rates[:8]) and rates[-1] < 0.05

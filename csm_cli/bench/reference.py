@@ -11,8 +11,8 @@ import numpy as np
 from csm_cli.bench.sounds import Features, Samples, voice_print
 from csm_cli.errors import CsmError
 from csm_cli.train import lexicon
-from csm_cli.train.corpus import VOICES, render
-from csm_cli.train.espeak import Espeak
+from csm_cli.train.corpus import FRAME, RATE, VOICES, render
+from csm_cli.train.espeak import Espeak, EspeakVoice
 from csm_cli.train.measure import features
 from csm_cli.train.text import WORD_LIST, held_out_sentences
 
@@ -20,6 +20,7 @@ DEFAULT = 0
 """The voice of `espeak-ng -v en-us` with its defaults, among the corpus's."""
 
 _PRINTED = 24
+_TAIL = RATE // 10
 
 
 class Reference:
@@ -44,6 +45,14 @@ class Reference:
         """A rendering at the corpus's rate, in whole frames."""
         samples: Samples = render(self._espeak, text, voice)[1].astype(np.float32) / np.float32(32768)
         return samples
+
+    def newcomer(self, text: str, voice: EspeakVoice) -> Samples:
+        """A rendering in a voice that is not the corpus's, in whole frames with silence behind."""
+        import soxr
+
+        speech = self._espeak.speak(text, voice)
+        samples = soxr.resample(speech.samples, speech.rate, RATE).astype(np.float32) / np.float32(32768)
+        return np.pad(samples, (0, _TAIL + -(len(samples) + _TAIL) % FRAME))
 
     def features(self, text: str, voice: int = DEFAULT) -> Features:
         """What `measure.distance` compares, of a rendering."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from csm_cli.checkpoint.adapter import adapted
 from csm_cli.checkpoint.layout import checked
-from csm_cli.checkpoint.original import converted, is_original, transformers_config
+from csm_cli.checkpoint.original import CODEC_FILE, converted, is_original, transformers_config
 from csm_cli.checkpoint.source import MIMI, MIRROR, Repository, Source, locate, require
 from csm_cli.checkpoint.weights import Tensors, Weights, read_json, read_weights
 from csm_cli.config import ModelConfig, model_config
@@ -26,6 +27,16 @@ _WEIGHT_FILES = (
     "model.safetensors",
     "ckpt.pt",
 )
+_COMPANIONS = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "processor_config.json",
+    "preprocessor_config.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "generation_config.json",
+)
 _TEMPERATURE, _TOP_K = 0.9, 50
 
 
@@ -36,7 +47,7 @@ class Checkpoint:
     weights: by transformers' on-disk names; the audio table under both its names. codec_weights: the codec's, without
     the `codec_model.` prefix, not checked here. defaults: the generation options it was published with.
     revision: the commit on Hugging Face, None for a local checkpoint. memory: positions of its window in which it
-    speaks well (`csm_memory` in generation_config.json); 0 for all.
+    speaks well (`csm_memory` in generation_config.json); 0 for all. raw: config.json as transformers reads it.
     """
 
     name: str
@@ -48,6 +59,7 @@ class Checkpoint:
     defaults: Options
     revision: str | None
     memory: int = 0
+    raw: Json = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -69,12 +81,16 @@ def outline(model: str | None = None, revision: str | None = None, offline: bool
     config = _read_config(source)
     if "model_type" in config:
         return Outline(source.name, _sizes(source, config), _tokenizer_file(source, foreign=False))
-    whole = open_checkpoint(model, revision, offline)
+    whole = open_checkpoint(model, revision, offline=offline)
     return Outline(whole.name, whole.config, whole.tokenizer_file)
 
 
-def open_checkpoint(model: str | None = None, revision: str | None = None, offline: bool = False) -> Checkpoint:
+def open_checkpoint(
+    model: str | None = None, revision: str | None = None, adapter: str | None = None, *, offline: bool = False
+) -> Checkpoint:
     """Opens the bundled voice (None), a directory or weights file, or a Hugging Face id; `offline` if it is cached.
+
+    adapter: a directory or Hugging Face id of a LoRA adapter, merged into the weights as they are read.
 
     Raises:
         ModelNotFound, ModelGated, ModelOffline: the checkpoint cannot be had.
@@ -86,21 +102,36 @@ def open_checkpoint(model: str | None = None, revision: str | None = None, offli
     file = _weights_file(source, config)
     stored, codec = _split(read_weights(source, file))
     if foreign := is_original(stored):
-        config, codec = _with_mimi(config, stored, codec, Repository(MIMI, offline=offline))
+        config, codec = _with_mimi(source, config, stored, codec)
     elif not config:
         raise source.absent("config.json")
     sizes = _sizes(source, config)
+    tensors = (converted if foreign else checked)(stored, sizes, str(file))
     return Checkpoint(
-        name=source.name,
+        name=source.name if adapter is None else f"{source.name} with {adapter}",
         config=sizes,
         codec_config=config["codec_config"],
-        weights=Weights((converted if foreign else checked)(stored, sizes, str(file))),
+        weights=Weights(tensors if adapter is None else adapted(tensors, adapter, sizes.tied, offline)),
         codec_weights=Weights(codec),
         tokenizer_file=_tokenizer_file(source, foreign),
         defaults=published(source),
         revision=source.revision,
         memory=_memory(source),
+        raw=config,
     )
+
+
+def companions(model: str | None = None, revision: str | None = None, offline: bool = False) -> dict[str, Path]:
+    """The files beside a checkpoint's weights that transformers' processor and `generate` read, by name.
+
+    Where a checkpoint in Sesame's format has none, they are csm-1b's. Raises as `open_checkpoint`.
+    """
+    source = locate(model, revision, offline)
+    found = {name: path for name in _COMPANIONS if (path := source.find(name))}
+    if "tokenizer.json" in found or isinstance(source, Repository):
+        return found
+    mirror = Repository(MIRROR, offline=offline)
+    return {name: path for name in _COMPANIONS if (path := mirror.find(name))}
 
 
 def _read_config(source: Source) -> Json:
@@ -109,7 +140,7 @@ def _read_config(source: Source) -> Json:
     if path is None:
         if adapter := source.find("adapter_config.json"):
             base = read_json(adapter).get("base_model_name_or_path", "its base model")
-            raise CheckpointInvalid(f"{source.name} is an adapter for {base}, not a model; merge the two first")
+            raise CheckpointInvalid(f"{source.name} is an adapter for {base}, not a model; name it with --adapter")
         return {}
     config = read_json(path)
     if "backbone_flavor" not in config:
@@ -146,10 +177,14 @@ def _split(stored: Tensors) -> tuple[Tensors, Tensors]:
     return model, codec
 
 
-def _with_mimi(config: Json, stored: Tensors, codec: Tensors, mimi: Repository) -> tuple[Json, Tensors]:
-    """Adds what the original format leaves out: transformers' config and the published codec."""
+def _with_mimi(source: Source, config: Json, stored: Tensors, codec: Tensors) -> tuple[Json, Tensors]:
+    """Adds what the original format leaves out: transformers' config, and the codec beside it or the published one."""
+    mimi = Repository(MIMI, offline=source.offline)
     if "model_type" not in config:
         config = transformers_config(config, stored, read_json(require(mimi, "config.json")))
+    own = source.find(CODEC_FILE)
+    if own is not None:
+        return config, read_weights(source, own)
     return config, codec or read_weights(mimi, require(mimi, "model.safetensors"))
 
 

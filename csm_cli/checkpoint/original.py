@@ -12,16 +12,24 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from csm_cli.checkpoint.layout import BACKBONE, BACKBONE_TABLE, DEPTH, DEPTH_TABLE, matched
+from csm_cli.config import Rope
 from csm_cli.errors import CheckpointInvalid
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
     from torch import Tensor
 
     from csm_cli.checkpoint.weights import Stored, Tensors
     from csm_cli.config import Json, ModelConfig
 
+CODEC_FILE = "codec.safetensors"
+"""Beside original tensors, which include no codec: this program's own addition, which other readers pass over."""
+
 _HEAD_SIZES = {"llama-1B": 64, "llama-100M": 128}
-_ROPE = {"rope_type": "llama3", "rope_theta": 500000.0, "factor": 32.0}
+_FLAVORS = {"llama-1B": (16, 32, 8, 2048, 8192), "llama-100M": (4, 8, 2, 1024, 8192)}
+"""Layers, heads, key-value heads, hidden and intermediate size."""
+_ROPE: dict[str, Any] = {"rope_type": "llama3", "rope_theta": 500000.0, "factor": 32.0}
 _BACKBONE_ROPE = {**_ROPE, "low_freq_factor": 0.125, "high_freq_factor": 0.5, "original_max_position_embeddings": 1024}
 _DEPTH_ROPE = {
     **_ROPE,
@@ -87,6 +95,65 @@ def _halves(stored: Stored, head_dim: int) -> Tensor:
     weight = stored.read()  # [heads * head_dim, hidden]
     pairs = weight.view(-1, head_dim // 2, 2, weight.shape[-1])
     return pairs.transpose(1, 2).reshape(weight.shape)
+
+
+def _pairs(weight: Tensor, head_dim: int) -> Tensor:
+    """What `_halves` was made of."""
+    halves = weight.view(-1, 2, head_dim // 2, weight.shape[-1])
+    return halves.transpose(1, 2).reshape(weight.shape)
+
+
+def original_tensors(weights: Mapping[str, Tensor], config: ModelConfig) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of a CSM, given by transformers' names, under their original ones and in the original order of rows.
+
+    Raises:
+        CheckpointInvalid: two tables where the original format has one, or RoPE it has no place for.
+    """
+    if not weights[BACKBONE_TABLE].equal(weights[DEPTH_TABLE]):
+        raise CheckpointInvalid("the model has two audio tables, and Sesame's format holds one; export to transformers")
+    _refuse_rope(config)
+    for name in weights:
+        if name != DEPTH_TABLE:
+            tensor = weights[name]
+            if name.endswith(("q_proj.weight", "k_proj.weight")):
+                sizes = config.backbone if name.startswith(BACKBONE) else config.depth
+                tensor = _pairs(tensor, sizes.head_dim)
+            yield original_name(name), tensor
+
+
+def _refuse_rope(config: ModelConfig) -> None:
+    """Sesame's format does not say how positions turn: it has to be as its own model's."""
+    from csm_cli.model.stack import inverse_frequencies
+
+    for stack, rope in ((config.backbone, _BACKBONE_ROPE), (config.depth, _DEPTH_ROPE)):
+        own = Rope(
+            float(rope["rope_theta"]),
+            float(rope["factor"]),
+            float(rope["low_freq_factor"]),
+            float(rope["high_freq_factor"]),
+            int(rope["original_max_position_embeddings"]),
+        )
+        wanted, found = (inverse_frequencies(each, stack.head_dim) for each in (own, stack.rope))
+        if not wanted.allclose(found, rtol=1e-5, atol=0):
+            raise CheckpointInvalid("the model's RoPE is not csm-1b's, which Sesame's format takes for granted")
+
+
+def original_config(config: ModelConfig, raw: Json) -> dict[str, Any]:
+    """Sesame's config.json, beside transformers' own in the same object, as sesame/csm-1b has it."""
+    flavors: dict[str, Any] = {}
+    for name, sizes in (("backbone", config.backbone), ("decoder", config.depth)):
+        shape = (sizes.layers, sizes.heads, sizes.kv_heads, sizes.hidden, sizes.intermediate)
+        known = next((flavor for flavor, found in _FLAVORS.items() if found == shape), None)
+        flavors[f"{name}_flavor"] = known or "custom"
+        if known is None:
+            flavors[f"{name}_head_dim"] = sizes.head_dim
+    return {
+        **raw,
+        **flavors,
+        "text_vocab_size": config.text_vocab,
+        "audio_vocab_size": config.vocab,
+        "audio_num_codebooks": config.codebooks,
+    }
 
 
 def transformers_config(config: Json, stored: Tensors, codec: Json) -> dict[str, Any]:

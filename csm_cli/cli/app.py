@@ -15,11 +15,13 @@ from csm_cli.cli.console import emit
 from csm_cli.cli.converse import converse
 from csm_cli.cli.data import data
 from csm_cli.cli.doctor import doctor
+from csm_cli.cli.export import export
 from csm_cli.cli.flat import flat
 from csm_cli.cli.merge import merge
 from csm_cli.cli.models import models
 from csm_cli.cli.say import say
 from csm_cli.cli.script import script
+from csm_cli.cli.train import train
 from csm_cli.cli.voices import voices
 from csm_cli.settings import defaults, read_settings
 
@@ -31,7 +33,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 _CONFIGURED = ("say", "converse", "batch", "voices", "models")  # `voices add` and `models pull` among them
-for command in (say, converse, batch, merge, check, doctor):
+for command in (say, converse, batch, merge, check, train, export, doctor):
     app.command()(flat(command))
 for group in (voices, models, config, data, bench, script):
     app.add_typer(group)

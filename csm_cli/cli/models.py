@@ -53,7 +53,7 @@ def pull(
     from csm_cli.checkpoint import open_checkpoint
 
     set_up(Telling(quiet=quiet, verbose=verbose, debug=debug))
-    checkpoint = open_checkpoint(id, revision, offline)
+    checkpoint = open_checkpoint(id, revision, offline=offline)
     if not quiet:
         note(f"{id} is here, commit {checkpoint.revision or 'none: it is local'}; speak with it: --model {id}")
     emit(str(checkpoint.tokenizer_file.parent))

@@ -41,6 +41,7 @@ class Speech:
     model: Annotated[
         Text, _model("--model", "ID|PATH", "Hugging Face id, directory or weights file; the bundled voice if none.")
     ] = None
+    adapter: Annotated[Text, _model("--adapter", "ID|PATH", "A LoRA adapter, merged into the model.")] = None
     revision: Annotated[Text, _model("--revision", "REV", "Commit, branch or tag of a Hugging Face id.")] = None
     device: Annotated[str, _model("--device", "NAME", "auto, cpu, cuda, cuda:N or mps.")] = "auto"
     dtype: Annotated[str, _model("--dtype", "NAME", "auto, float32, bfloat16 or float16.")] = "auto"

@@ -102,8 +102,9 @@ def find_checkpoint(job: Job) -> Checkpoint:
         note(f"loading {job.speech.model or 'the bundled voice'} ...")
     from csm_cli.checkpoint import open_checkpoint
 
-    place(job.speech)  # before gigabytes are fetched
-    return open_checkpoint(job.speech.model, job.speech.revision, job.speech.offline)
+    speech = job.speech
+    place(speech)  # before gigabytes are fetched
+    return open_checkpoint(speech.model, speech.revision, speech.adapter, offline=speech.offline)
 
 
 def place(speech: Speech) -> tuple[torch.device, torch.dtype]:

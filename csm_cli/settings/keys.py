@@ -131,6 +131,7 @@ GENERATION = {
 }
 MODEL = {
     "model": Key(_name, "an id or a path", "Hugging Face id, directory or weights file."),
+    "adapter": Key(_name, "an id or a path", "A LoRA adapter, merged into the model."),
     "revision": Key(_name, "a commit, branch or tag", "Which of a Hugging Face id."),
     "device": Key(_name, "auto, cpu, cuda, cuda:N or mps", "Where the model computes."),
     "dtype": Key(_name, "auto, float32, bfloat16 or float16", "In what it computes."),

@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from csm_cli.train.corpus import FRAME, Utterance, load_shard
+from csm_cli.train.rows import IGNORE, Lesson, Row, lesson
+from csm_cli.train.rows import Batch as Batch
+from csm_cli.train.rows import collate as collate
 from csm_cli.train.tokenizer import text_ids
 
 if TYPE_CHECKING:
@@ -20,15 +23,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from numpy.typing import NDArray
-    from torch import Tensor
     from transformers import MimiModel
 
     from csm_cli.train.plan import StagePlan
-
-    Rows = tuple[NDArray[Any], ...]
-    """One sequence: text [S], is_text [S], codes [S, K], labels [S, K], voices [S], guide [S]."""
-
-IGNORE = -100
 
 
 @dataclass(frozen=True)
@@ -46,26 +43,6 @@ class Turn:
     speaker: int
     take: Take
     learned: bool
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Padded conversations.
-
-    text: [B, S] ids where `is_text`, codes: [B, S, K] elsewhere; labels: [B, S, K] codes to predict, or IGNORE;
-    voices: [B, S] the voice that is to be heard, where a learned turn's first two frames are predicted, or IGNORE;
-    guide: [B, S] position of the byte heard in the next frame, or -1.
-    """
-
-    text: Tensor
-    is_text: Tensor
-    codes: Tensor
-    labels: Tensor
-    voices: Tensor
-    guide: Tensor
-
-    def to(self, device: str) -> Batch:
-        return Batch(*(part.to(device) for part in vars(self).values()))
 
 
 @torch.no_grad()
@@ -127,16 +104,19 @@ def joined(takes: Sequence[Take]) -> Take:
     return Take(utterance, np.concatenate([take.codes for take in takes]))
 
 
-def conversation(turns: Sequence[Turn]) -> tuple[NDArray[np.int64], ...]:
-    """One sequence as (text, is_text, codes, labels, voices, guide), as in `Rows`; every turn ends in zeros."""
-    rows = [_turn_rows(turn) for turn in turns]
-    offsets = np.cumsum([0, *(len(row[0]) for row in rows[:-1])])
-    guides = [np.where(row[5] >= 0, row[5] + offset, -1.0) for row, offset in zip(rows, offsets, strict=True)]
-    joined = [np.concatenate(parts) for parts in zip(*(row[:5] for row in rows), strict=True)]
-    return *joined, np.concatenate(guides)
+def conversation(turns: Sequence[Turn]) -> Row:
+    """Turns one after another; every turn ends in a frame of zeros."""
+    rows = [_turn_row(turn) for turn in turns]
+    offsets = np.cumsum([0, *(len(row) for row in rows[:-1])])
+    guides = [np.where(row.guide >= 0, row.guide + offset, -1.0) for row, offset in zip(rows, offsets, strict=True)]
+    text, is_text, codes, labels, weights = (
+        np.concatenate([getattr(row, name) for row in rows])
+        for name in ("text", "is_text", "codes", "labels", "weights")
+    )
+    return Row(text, is_text, codes, labels, weights, np.concatenate(guides))
 
 
-def _turn_rows(turn: Turn) -> Rows:
+def _turn_row(turn: Turn) -> Row:
     ids = text_ids(turn.speaker, turn.take.utterance.text)
     frames = np.concatenate([turn.take.codes, np.zeros_like(turn.take.codes[:1])]).astype(np.int64)
     lead, length, books = len(ids), len(ids) + len(frames), frames.shape[1]
@@ -144,12 +124,11 @@ def _turn_rows(turn: Turn) -> Rows:
     text[:lead], is_text[:lead] = ids, True
     codes, labels = np.zeros((length, books), np.int64), np.full((length, books), IGNORE, np.int64)
     codes[lead:] = frames
-    voices, guide = np.full(length, IGNORE, np.int64), np.full(length, -1.0)
+    guide = np.full(length, -1.0)
     if turn.learned:
         labels[lead:] = frames
-        voices[lead - 1 : lead + 1] = turn.take.utterance.voice
         guide[lead - 1 : length - 1] = _heard_bytes(turn, len(frames))
-    return text, is_text, codes, labels, voices, guide
+    return Row(text, is_text, codes, labels, np.ones(length, np.float32), guide)
 
 
 def _heard_bytes(turn: Turn, frames: int) -> NDArray[np.float64]:
@@ -164,27 +143,18 @@ def _heard_bytes(turn: Turn, frames: int) -> NDArray[np.float64]:
     return prefix + heard
 
 
-def collate(rows: Sequence[Rows]) -> Batch:
-    """Pad conversations behind to the longest."""
-    longest = max(len(row[0]) for row in rows)
-    fills = (0, False, 0, IGNORE, IGNORE, -1.0)
-    parts = []
-    for index, fill in enumerate(fills):
-        columns = [row[index] for row in rows]
-        block = np.full((len(rows), longest, *columns[0].shape[1:]), fill, columns[0].dtype)
-        for target, column in zip(block, columns, strict=True):
-            target[: len(column)] = column
-        parts.append(torch.from_numpy(block))
-    return Batch(*parts)
-
-
 class Mixer:
-    """Endless batches of about `tokens` positions, conversations of like length together."""
+    """Endless batches of about `tokens` positions, conversations of like length together.
 
-    def __init__(self, takes: Sequence[Take], seed: int, tokens: int) -> None:
+    lesson: what of each conversation is learned; None for everything.
+    """
+
+    def __init__(self, takes: Sequence[Take], seed: int, tokens: int, lesson: Lesson | None = None) -> None:
         self._takes = takes
         self._random = random.Random(seed)
+        self._choices = np.random.default_rng(seed)
         self._tokens = tokens
+        self._lesson = lesson
 
     def batches(self, stage: StagePlan) -> Iterator[Batch]:
         """Batches of the conversations a stage asks for.
@@ -197,8 +167,8 @@ class Mixer:
         for take in fit:
             by_voice.setdefault(take.utterance.voice, []).append(take)
         while True:
-            pool: list[Rows] = []
-            while sum(len(row[0]) for row in pool) < 24 * self._tokens:
+            pool: list[Row] = []
+            while sum(map(len, pool)) < 24 * self._tokens:
                 kind = self._random.random()
                 take = self._random.choice(fit)
                 if kind < stage.dialogues:
@@ -208,9 +178,12 @@ class Mixer:
                     same = by_voice[take.utterance.voice]
                     take = joined(self._random.choices(same, k=self._random.randint(2, 7)))
                 pool.append(conversation([Turn(take.utterance.voice, take, learned=True)]))
-            batches = list(_grouped(sorted(pool, key=lambda row: len(row[0])), self._tokens))
+            batches = list(_grouped(sorted(pool, key=len), self._tokens))
             self._random.shuffle(batches)
-            yield from map(collate, batches)
+            yield from (collate([self._chosen(row) for row in rows]) for rows in batches)
+
+    def _chosen(self, row: Row) -> Row:
+        return row if self._lesson is None else lesson(row, self._lesson, self._choices)
 
     def _dialogue(self, by_voice: dict[int, list[Take]], stage: StagePlan) -> list[Turn]:
         """Two turns and more; a speaker's first turn is context only where its voice is drawn afresh."""
@@ -230,10 +203,10 @@ class Mixer:
         return turns
 
 
-def _grouped(rows: Sequence[Rows], tokens: int) -> Iterator[list[Rows]]:
-    group: list[Rows] = []
+def _grouped(rows: Sequence[Row], tokens: int) -> Iterator[list[Row]]:
+    group: list[Row] = []
     for row in rows:
-        if group and len(row[0]) * (len(group) + 1) > tokens:
+        if group and len(row) * (len(group) + 1) > tokens:
             yield group
             group = []
         group.append(row)

@@ -1,24 +1,19 @@
-"""The model under training: transformers' CSM, its two losses, and guided attention."""
+"""The bundled voice's model under training: transformers' CSM in its sizes, and guided attention."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from torch.nn import functional as F
-from transformers import AttentionInterface, AttentionMaskInterface, CsmConfig, CsmForConditionalGeneration
+from transformers import AttentionInterface, AttentionMaskInterface, CsmConfig
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from csm_cli.train.data import IGNORE
 from csm_cli.train.tokenizer import AUDIO, AUDIO_EOS, BEGIN, TEXT_VOCAB
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from csm_cli.train.data import Batch
 
 CODES = 512
 _SPECIAL_CODES = 3
@@ -76,9 +71,9 @@ class GuidedAttention:
         AttentionInterface.register(self.name, self._attend)
         AttentionMaskInterface.register(self.name, sdpa_mask)
 
-    def loss(self) -> Tensor:
-        """Mean over the guided layers since the last call."""
-        losses, self._losses = self._losses, []
+    def take_sum(self) -> Tensor:
+        """Sum over the targets, a mean over the guided layers; the targets are done with."""
+        losses, self._losses, self.targets = self._losses, [], None
         return torch.stack(losses).mean()
 
     def _attend(self, module: nn.Module, query: Tensor, key: Tensor, *rest: Any, **kwargs: Any) -> Any:
@@ -94,89 +89,4 @@ class GuidedAttention:
         scores = scores.masked_fill(places[None, :] > places[:, None], float("-inf"))[targets >= 0]  # [N, S]
         distance = (places[None, :] - targets[targets >= 0][:, None]) / self._width
         bell = torch.softmax(-0.5 * distance.square(), dim=-1)
-        return -(bell * scores.log_softmax(dim=-1).clamp(min=-30.0)).sum(dim=-1).mean()
-
-
-@dataclass(frozen=True)
-class Losses:
-    """Mean cross-entropies of codebook 0, of the others, of the voice that is about to speak, and of the guide."""
-
-    backbone: Tensor
-    depth: Tensor
-    voice: Tensor
-    guide: Tensor
-
-
-@dataclass(frozen=True)
-class LossOptions:
-    """Share of input frames replaced by random codes, and of frames whose other codebooks are learned.
-
-    start_weight: how much a turn's first two frames count: they alone show whose voice it is.
-    """
-
-    corrupt: float = 0.07
-    depth_share: float = 0.25
-    start_weight: float = 1.0
-
-
-@dataclass(frozen=True)
-class Aids:
-    """What helps in training and is not kept: guided attention, and a head [voices, H] that names the voice of a turn
-    before it begins, so that copying it from the context is learned early."""
-
-    guided: GuidedAttention | None = None
-    voice_head: nn.Linear | None = None
-
-
-def losses(model: CsmForConditionalGeneration, batch: Batch, options: LossOptions, aids: Aids) -> Losses:
-    """The losses of a batch; each is a mean over what it counts."""
-    guided = aids.guided
-    if guided is not None:
-        guided.targets = batch.guide
-    audio = model.backbone_model.embed_tokens(_corrupted(batch, options.corrupt))
-    text = model.embed_text_tokens(batch.text)
-    inputs = torch.where(batch.is_text[..., None], text, audio)  # [B, S, H]
-    hidden = model.backbone_model(inputs_embeds=inputs, use_cache=False).last_hidden_state[:, :-1]
-    voice = _voice_loss(aids.voice_head, hidden, batch.voices[:, :-1])
-    labels = batch.labels[:, 1:]
-    learned = labels[..., 0] != IGNORE
-    starts = (batch.is_text | batch.is_text.roll(1, dims=1))[:, :-1][learned]
-    hidden, labels = hidden[learned], labels[learned]  # [N, H], [N, K]
-    weights = 1.0 + (options.start_weight - 1.0) * starts
-    backbone = _mean(F.cross_entropy(model.lm_head(hidden).float(), labels[:, 0], reduction="none"), weights)
-    kept = (labels == 0).all(dim=-1) | (starts & (options.start_weight > 1))
-    chosen = kept | (torch.rand(len(kept), device=kept.device) < options.depth_share)
-    guide = guided.loss() if guided is not None else torch.zeros((), device=hidden.device)
-    return Losses(backbone, _depth_loss(model, hidden[chosen], labels[chosen], weights[chosen]), voice, guide)
-
-
-def _voice_loss(head: nn.Linear | None, hidden: Tensor, voices: Tensor) -> Tensor:
-    """Cross-entropy of the voices [B, S] that hidden states [B, S, H] are about to speak in."""
-    named = voices != IGNORE
-    if head is None or not named.any():
-        return torch.zeros((), device=hidden.device)
-    return F.cross_entropy(head(hidden[named]), voices[named])
-
-
-def _mean(values: Tensor, weights: Tensor) -> Tensor:
-    return (values * weights).sum() / weights.sum()
-
-
-def _depth_loss(model: CsmForConditionalGeneration, hidden: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
-    """Cross-entropy of codebooks 1..K-1 of frames [N, K] from the backbone's hidden states [N, H]."""
-    inputs = F.pad(labels[:, :-1], (1, 0))  # position 0 is replaced by the hidden state
-    everywhere = torch.ones_like(inputs)  # without a mask transformers misreads a single frame as packed sequences
-    logits = model.depth_decoder(
-        input_ids=inputs, backbone_last_hidden_state=hidden, attention_mask=everywhere, use_cache=False
-    ).logits
-    entropy = F.cross_entropy(logits.transpose(1, 2).float(), labels[:, 1:], reduction="none")  # [N, K-1]
-    return _mean(entropy.mean(dim=-1), weights)
-
-
-def _corrupted(batch: Batch, share: float) -> Tensor:
-    """Input codes with a share of the frames replaced at random; end frames stay."""
-    if share <= 0:
-        return batch.codes
-    replaced = (torch.rand(batch.text.shape, device=batch.text.device) < share) & (batch.codes != 0).any(dim=-1)
-    noise = torch.randint(1, CODES, batch.codes.shape, device=batch.codes.device)
-    return torch.where(replaced[..., None], noise, batch.codes)
+        return -(bell * scores.log_softmax(dim=-1).clamp(min=-30.0)).sum()

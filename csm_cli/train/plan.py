@@ -67,7 +67,6 @@ class ModelPlan:
     corrupt: float = 0.07
     depth_share: float = 0.25
     start_weight: float = 1.0
-    voice_weight: float = 0.0
     guided_layers: tuple[int, ...] = (1, 3)
     guide_width: float = 1.5
     guide_weight: float = 0.3

@@ -1,0 +1,91 @@
+"""csm train: learn a voice or a language from prepared data."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from csm_cli.cli.console import emit_path, note, set_up
+from csm_cli.cli.options import Telling
+from csm_cli.errors import INTERRUPTED, CsmError
+
+if TYPE_CHECKING:
+    from csm_cli.cli.training import Teller
+    from csm_cli.train.finetune import Run
+
+_MISSING = 'training needs {0}, which is not installed; pip install "csm-cli[train]"'
+
+
+def train(
+    config: Annotated[
+        Path, typer.Argument(metavar="CONFIG.yaml", help="What to train, on what; see configs/finetune.")
+    ],
+    cpu: Annotated[bool, typer.Option("--cpu", help="Train on the CPU even where there is a GPU.")] = False,
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Only the folder's path.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of a failure.")] = False,
+) -> None:
+    """Train a model, or a LoRA adapter for it, on data that `csm data prepare` has made.
+
+    Goes on where it was stopped. On several GPUs or machines: accelerate launch -m csm_cli train CONFIG.yaml
+    """
+    set_up(Telling(quiet=quiet, debug=debug))
+    run = _opened(config, cpu)
+    from csm_cli.cli.training import Teller
+
+    with _stopping() as stopped:
+        teller = Teller(run.steps, quiet or not run.main)
+        _follow(run, teller, stopped)
+    if stopped:
+        if run.main:
+            note(f"stopped after step {run.trainer.step}, which is saved; the same command goes on from there")
+        raise typer.Exit(INTERRUPTED)
+    if run.main:
+        best = run.folder / "best"
+        emit_path(best if best.is_dir() else run.folder / "last")
+
+
+def _opened(config: Path, cpu: bool) -> Run:
+    """Raises CsmError where the extra is not installed."""
+    try:
+        from csm_cli.train.settings import read_settings
+
+        settings = read_settings(config)
+        if os.environ.get("LOCAL_RANK", "0") == "0":
+            note(f"loading {settings.model or 'the bundled voice'} ...")
+        from csm_cli.train.finetune import Run
+
+        return Run(settings, cpu)
+    except ModuleNotFoundError as problem:
+        raise CsmError(_MISSING.format(problem.name)) from problem
+
+
+def _follow(run: Run, teller: Teller, stopped: list[int]) -> None:
+    with teller:
+        for event in run.events(lambda: bool(stopped)):
+            teller.tell(event)
+
+
+@contextmanager
+def _stopping() -> Iterator[list[int]]:
+    """A list that holds something once somebody asked to stop; asked a second time, the run ends at once."""
+    asked: list[int] = []
+
+    def ask(number: int, frame: object) -> None:
+        if asked:
+            raise KeyboardInterrupt
+        asked.append(number)
+        print("\nstopping after this step; again to stop at once", file=sys.stderr, flush=True)
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,94 @@
+"""The loss: cross-entropies of the backbone's code and of the depth decoder's, each a mean over its own targets.
+
+Equal to transformers' `model(**inputs).loss` where the same frames are chosen and both count alike. Source of learning
+the depth decoder on a random share of the frames: Sesame, "Crossing the uncanny valley of conversational voice", 2025.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from csm_cli.train.rows import IGNORE
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import CsmForConditionalGeneration
+
+    from csm_cli.train.model import GuidedAttention
+    from csm_cli.train.rows import Batch
+
+
+@dataclass(frozen=True)
+class Found:
+    """Cross-entropies in float32, with the weights and the rows of the batch they belong to.
+
+    backbone, backbone_weights, rows: [N], one for each learned frame; depth: [M, K - 1] and depth_weights: [M] of those
+    learned whole; guide: [] the guided attention's sum.
+    """
+
+    backbone: Tensor
+    backbone_weights: Tensor
+    rows: Tensor
+    depth: Tensor
+    depth_weights: Tensor
+    depth_rows: Tensor
+    guide: Tensor
+
+    def sums(self) -> Tensor:
+        """[3] what `Batch.sizes` divides into means."""
+        depth = self.depth.mean(dim=-1)
+        return torch.stack(
+            ((self.backbone * self.backbone_weights).sum(), (depth * self.depth_weights).sum(), self.guide)
+        )
+
+    def broken_rows(self) -> list[int]:
+        """Rows of the batch with a cross-entropy that is not finite."""
+        rows = torch.cat((self.rows[~self.backbone.isfinite()], self.depth_rows[~self.depth.isfinite().all(dim=-1)]))
+        return sorted(set(rows.tolist()))
+
+
+class Learner(nn.Module):
+    """transformers' CSM as a function from a batch to its cross-entropies; the codec has no part in it."""
+
+    def __init__(self, model: CsmForConditionalGeneration, guided: GuidedAttention | None = None) -> None:
+        super().__init__()
+        self.model = model
+        self._guided = guided
+
+    def forward(self, batch: Batch, guide: bool = False) -> Found:
+        """Cross-entropies of a batch on the model's device; `guide`: also those of the guided attention."""
+        guided = self._guided if guide else None
+        if guided is not None:
+            guided.targets = batch.guide
+        hidden = self.model.backbone_model(inputs_embeds=self._embed(batch), use_cache=False).last_hidden_state[:, :-1]
+        labels, weights = batch.labels[:, 1:], batch.weights[:, 1:].float()
+        first, whole = labels[..., 0] != IGNORE, labels[..., 1] != IGNORE
+        rows = torch.arange(len(labels), device=labels.device)[:, None].expand_as(first)
+        logits = self.model.lm_head(hidden[first]).float()
+        backbone = F.cross_entropy(logits, labels[..., 0][first], reduction="none")
+        depth = self._depth(hidden[whole], labels[whole])
+        pull = guided.take_sum() if guided is not None else torch.zeros((), device=hidden.device)
+        return Found(backbone, weights[first], rows[first], depth, weights[whole], rows[whole], pull)
+
+    def _embed(self, batch: Batch) -> Tensor:
+        """[B, S, H]: of a text id, or the sum over a frame's codes."""
+        table = self.model.backbone_model.embed_tokens.embed_audio_tokens.weight
+        books, vocab = batch.codes.shape[-1], self.model.config.vocab_size
+        offsets = torch.arange(books, device=table.device) * vocab
+        summed = F.embedding_bag((batch.codes + offsets).flatten(0, 1), table, mode="sum")  # [B * S, H]
+        frames = summed.view(*batch.text.shape, -1)
+        return torch.where(batch.is_text[..., None], self.model.embed_text_tokens(batch.text), frames)
+
+    def _depth(self, hidden: Tensor, labels: Tensor) -> Tensor:
+        """Cross-entropies [M, K - 1] of frames [M, K] after the backbone's hidden states [M, H]."""
+        inputs = F.pad(labels[:, :-1], (1, 0))  # position 0 is replaced by the hidden state
+        everywhere = torch.ones_like(inputs)  # without a mask transformers misreads a single frame as packed sequences
+        logits = self.model.depth_decoder(
+            input_ids=inputs, backbone_last_hidden_state=hidden, attention_mask=everywhere, use_cache=False
+        ).logits
+        return F.cross_entropy(logits.transpose(1, 2).float(), labels[:, 1:], reduction="none")

@@ -1,0 +1,143 @@
+"""What `csm train` is told: one YAML file, strict, every complaint with its line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+from csm_cli.errors import ScriptInvalid, SettingsInvalid
+from csm_cli.script.files import Files
+from csm_cli.script.scalars import Seed, Words, expects, truth
+from csm_cli.script.source import REFUSED, Source, read_text
+from csm_cli.script.validate import read
+from csm_cli.script.yaml_text import parse_yaml
+
+_Place = Annotated[str, Field(min_length=1), expects("a path")]
+_Count = Annotated[int, Field(ge=1, le=10**12), expects("a whole number >= 1")]
+_Every = Annotated[int, Field(ge=0, le=10**9), expects("a number of steps, 0 for never")]
+_Positive = Annotated[float, Field(gt=0, allow_inf_nan=False), expects("a number > 0")]
+_NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False), expects("a number >= 0")]
+_Share = Annotated[float, Field(ge=0, le=1), expects("a number from 0 to 1")]
+_Part = Annotated[float, Field(ge=0, lt=1), expects("a number from 0 to below 1")]
+_Switch = Annotated[bool, BeforeValidator(truth), Field(strict=True)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Lora(_Strict):
+    """An adapter is learned, the model stays. targets: the ends of the names of the linears that are adapted."""
+
+    rank: _Count = 16
+    alpha: _Positive = 32.0
+    dropout: _Part = 0.0
+    targets: list[Words] = Field(
+        default=[
+            "q_proj",
+            "k_proj",
+            "v_proj",
+            "o_proj",
+            "gate_proj",
+            "up_proj",
+            "down_proj",
+            "inputs_embeds_projector",
+            "lm_head",
+        ],
+        min_length=1,
+    )
+
+
+class Scratch(_Strict):
+    """The model's sizes with random weights. backbone, depth: sizes that differ, by their names in config.json."""
+
+    backbone: dict[str, _Count] = {}
+    depth: dict[str, _Count] = {}
+
+
+class Settings(_Strict):
+    """A run of training; see configs/finetune/ for what to begin with.
+
+    data: a folder that `csm data prepare` has made; output: the folder of the run. model: what is trained, the bundled
+    voice where none is named. batch_tokens: positions of a micro-batch in one process; a step has `accumulate` of them.
+    average: decay of the averaged weights, which are what is evaluated and kept. depth_share, corrupt and start_weight
+    are as in `rows.Lesson`. samples: sentences spoken every `sample_every` steps, tagged [n] or by speaker 0.
+    """
+
+    data: _Place
+    output: _Place
+    model: Words | None = None
+    revision: Words | None = None
+    lora: Lora | None = None
+    scratch: Scratch | None = None
+    steps: _Count
+    batch_tokens: _Count = 2048
+    accumulate: _Count = 1
+    learning_rate: _Positive = 1e-4
+    warm_up: _Every = 50
+    weight_decay: _NotNegative = 0.0
+    clip: _Positive = 1.0
+    average: _Part = 0.99
+    depth_share: _Share = 1 / 16
+    depth_weight: _NotNegative = 1.0
+    start_weight: _Positive = 1.0
+    corrupt: _Part = 0.0
+    optimizer: Annotated[Literal["adamw", "adamw8bit"], expects("adamw or adamw8bit")] = "adamw"
+    precision: Annotated[Literal["float32", "bfloat16"], expects("float32 or bfloat16")] = "float32"
+    checkpointing: _Switch = False
+    seed: Seed = 0
+    evaluate_every: _Every = 200
+    save_every: _Every = 200
+    sample_every: _Every = 0
+    samples: list[Words] = []
+    tensorboard: _Switch = False
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.output).expanduser()
+
+    @property
+    def what_is_learned(self) -> dict[str, Any]:
+        """All that a run cannot change on its way."""
+        free = {"output", "evaluate_every", "save_every", "sample_every", "samples", "tensorboard", "checkpointing"}
+        return {name: value for name, value in self.model_dump().items() if name not in free}
+
+
+_NESTED: dict[str, type[_Strict]] = {"lora": Lora, "scratch": Scratch}
+
+
+def read_settings(path: Path) -> Settings:
+    """The settings in a YAML file; paths in it are as seen from where the command runs.
+
+    Raises:
+        SettingsInvalid: every complaint, each with its place.
+    """
+    try:
+        source = Source(str(path), Files(path.parent))
+        parse_yaml(read_text(path), source)
+    except ScriptInvalid as problem:
+        raise SettingsInvalid(problem.complaints) from problem
+    settings = None
+    if source.data is not REFUSED:
+        settings = _settings(source)
+    if source.complaints or settings is None:
+        raise SettingsInvalid(source.complaints)
+    return settings
+
+
+def _settings(source: Source) -> Settings | None:
+    """Sections are read by themselves, so that complaints know their fields."""
+    if not isinstance(source.data, dict):
+        source.complain((), "expected settings (name: value)")
+        return None
+    given = dict(source.data)
+    for name, kind in _NESTED.items():
+        if isinstance(given.get(name), dict):
+            section: BaseModel | None = read(kind, source, given[name], (name,))
+            given[name] = section.model_dump() if section is not None else {}
+    settings = read(Settings, source, given, ())
+    if settings is not None and settings.lora and settings.scratch:
+        source.complain(("scratch",), "random weights cannot be adapted; keep lora or scratch", at_key=True)
+    return settings
