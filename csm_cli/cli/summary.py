@@ -28,7 +28,7 @@ _STOPS = {
 }
 
 
-def record(spoken: Spoken, output: str, synth: Synthesizer) -> dict[str, Any]:
+def record(spoken: Spoken, output: str | None, synth: Synthesizer) -> dict[str, Any]:
     """A conversation's JSON object.
 
     `stop`: the least welcome of the turns'; `rtf`: compute time per time of audio; `forgotten`: turns that left the
