@@ -116,7 +116,8 @@ def test_outputs_are_refused_before_anything_is_loaded(
 
 
 def test_no_output_is_a_usage_error(csm: Csm, tmp_path: Path) -> None:
-    assert csm("batch", manifest(tmp_path, item("a"))).code == 2
+    result = csm("batch", manifest(tmp_path, item("a")))
+    assert result.code == 2 and "-o 'out/{id}.wav'" in result.err
 
 
 def test_quiet_prints_paths_only(csm: Csm, tiny_checkpoint: Path, tmp_path: Path) -> None:

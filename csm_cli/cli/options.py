@@ -91,7 +91,7 @@ class Speech:
         str, _generation("--split", "auto|off|N", "Speak longer texts in parts of whole sentences, of N characters.")
     ] = "auto"
     verify: Annotated[
-        bool, _generation("--verify", None, "Try again where a recognizer hears other words; needs csm-cli[verify].")
+        bool, _generation("--verify", None, "Try again where a recognizer hears other words; needs csm-cli\\[verify].")
     ] = False
     verify_model: Annotated[
         str,
@@ -156,7 +156,10 @@ class Output:
     """Where the result goes."""
 
     output: Annotated[
-        Text, _output("-o", "--output", metavar="FILE", text="WAV or FLAC by the suffix; - is a WAV on a pipe.")
+        Text,
+        _output(
+            "-o", "--output", metavar="FILE", text="WAV or FLAC by the suffix; - is a WAV on a pipe, not for batch."
+        ),
     ] = None
     no_clobber: Annotated[bool, _output("--no-clobber", text="Refuse to replace an existing file.")] = False
 
