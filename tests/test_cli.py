@@ -178,7 +178,11 @@ def test_an_interrupt_keeps_what_is_finished(tiny_checkpoint: Path, tmp_path: Pa
     run.send_signal(signal.SIGINT)
     _, err = run.communicate(timeout=60)
     assert run.returncode == 130 and err.splitlines()[-1] == "csm: interrupted" and "Traceback" not in err
-    assert "1 written; the rest left for later" in err and (tmp_path / "short.wav").exists() and not list(tmp_path.glob(".*"))
+    assert (
+        "1 written; the rest left for later" in err
+        and (tmp_path / "short.wav").exists()
+        and not list(tmp_path.glob(".*"))
+    )
 
 
 def test_help_is_fast() -> None:
