@@ -84,9 +84,9 @@ class ModelPlan:
 class SamplingPlan:
     """The voice's default sampling, for `generation_config.json`; max_frames is a turn's cap."""
 
-    temperature: float = 0.6
+    temperature: float = 0.4
     top_k: int = 50
-    depth_temperature: float = 0.6
+    depth_temperature: float = 0.4
     depth_top_k: int = 50
     max_frames: int = 125
 
