@@ -11,6 +11,8 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Event
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -23,6 +25,8 @@ from transformers import CsmForConditionalGeneration
 
 from csm_cli.cli import main
 from csm_cli.train.text import WORD_LIST
+
+pytest_plugins = ["fakehub"]
 
 TOKENS = {"<|begin_of_text|>": BOS, "<|end_of_text|>": EOS, "<|AUDIO|>": AUDIO, "<|audio_eos|>": AUDIO_EOS}
 
@@ -92,13 +96,24 @@ class Result:
         return json.loads(self.out)
 
 
+@pytest.fixture(autouse=True)
+def home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder for saved voices and configuration."""
+    folder = tmp_path_factory.mktemp("home")
+    monkeypatch.setenv("CSM_HOME", str(folder))
+    return folder
+
+
 @pytest.fixture
 def csm(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
-    """Calls `csm` with these arguments, without the caller's CSM_ variables; the log is as before afterwards."""
+    """Calls `csm` with these arguments, without the caller's CSM_ variables; the log is as before afterwards.
+
+    Voices and configuration are those of `home`.
+    """
     log = logging.getLogger("csm_cli")
     for name in ("handlers", "level", "propagate"):
         monkeypatch.setattr(log, name, getattr(log, name))
-    for name in [name for name in os.environ if name.startswith("CSM_")]:
+    for name in [name for name in os.environ if name.startswith("CSM_") and name != "CSM_HOME"]:
         monkeypatch.delenv(name)
 
     def call(*arguments: object) -> Result:
@@ -109,6 +124,51 @@ def csm(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> C
         return Result(code, out, err)
 
     return call
+
+
+@pytest.fixture
+def heard(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """A sounddevice whose only device keeps what is played: `chunks` at `rate`.
+
+    missing: there is none; gate: sound waits for it, once it has `begun`; missing_on_write: it goes away.
+    """
+    played = SimpleNamespace(chunks=[], rate=None, missing=False, missing_on_write=False, begun=Event(), gate=None)
+
+    class PortAudioError(Exception):
+        pass
+
+    def check() -> None:
+        if played.missing:
+            raise PortAudioError("Error querying device -1")
+
+    class OutputStream:
+        def __init__(self, samplerate: int, channels: int, dtype: str) -> None:
+            check()
+            assert (channels, dtype) == (1, "float32")
+            played.rate = samplerate
+
+        def write(self, samples: np.ndarray[Any, Any]) -> None:
+            played.begun.set()
+            if played.missing_on_write:
+                raise PortAudioError("unplugged")
+            if played.gate:
+                played.gate.wait()
+            assert samples.shape[1:] == (1,) and samples.dtype == np.float32
+            played.chunks.append(samples[:, 0])
+
+        def __enter__(self) -> OutputStream:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+    def query_devices(kind: str) -> dict[str, str]:
+        check()
+        return {"name": f"a fake {kind}"}
+
+    module = SimpleNamespace(OutputStream=OutputStream, PortAudioError=PortAudioError, query_devices=query_devices)
+    monkeypatch.setitem(sys.modules, "sounddevice", module)
+    return played
 
 
 def write_tone(path: Path, seconds: float = 0.5, rate: int = 24000) -> Path:

@@ -32,6 +32,7 @@ def export(
     revision: Annotated[
         str | None, typer.Option("--revision", metavar="REV", help="Commit, branch or tag of a Hugging Face id.")
     ] = None,
+    offline: Annotated[bool, typer.Option("--offline", envvar="CSM_OFFLINE", help="Use what is cached only.")] = False,
     no_clobber: Annotated[bool, typer.Option("--no-clobber", help="Refuse to replace an existing folder.")] = False,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Only the folder's path.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of a failure.")] = False,
@@ -51,6 +52,6 @@ def export(
 
     if dtype != "auto" and dtype not in DTYPES:
         raise UsageError(f'unknown dtype "{dtype}"; use {", ".join(DTYPES)}, or leave it out')
-    found = open_checkpoint(model, revision, adapter)
-    write_checkpoint(found, companions(model, revision), output.expanduser(), form, DTYPES.get(dtype))
+    found = open_checkpoint(model, revision, adapter, offline=offline)
+    write_checkpoint(found, companions(model, revision, offline), output.expanduser(), form, DTYPES.get(dtype))
     emit_path(output)

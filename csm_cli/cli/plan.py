@@ -27,7 +27,7 @@ def print_plan(job: Job) -> None:
     from csm_cli.prompt import Prompter
 
     talk = job.conversations[0]
-    model = outline(job.speech.model, job.speech.revision)
+    model = outline(job.speech.model, job.speech.revision, job.speech.offline)
     positions = model.config.backbone.positions
     prompter = Prompter(model.tokenizer_file, model.config)
     context, turns = costs(talk, prompter, Window(positions, job.flags, job.care.split, model.memory))

@@ -28,7 +28,7 @@ _STOPS = {
 }
 
 
-def record(spoken: Spoken, output: str, synth: Synthesizer) -> dict[str, Any]:
+def record(spoken: Spoken, output: str | None, synth: Synthesizer) -> dict[str, Any]:
     """A conversation's JSON object.
 
     `stop`: the least welcome of the turns'; `rtf`: compute time per time of audio; `forgotten`: turns that left the
@@ -131,7 +131,7 @@ def _window(utterances: Sequence[Utterance], synth: Synthesizer) -> dict[str, in
 
     easy: beyond so many positions turns leave it.
     """
-    positions = synth.engine.positions
+    positions = synth.checkpoint.config.backbone.positions
     return {
         "peak": max(each.positions for each in utterances),
         "positions": positions,

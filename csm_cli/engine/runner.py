@@ -76,7 +76,7 @@ def _compiled(model: CsmModel, state: State) -> Callable[[Shape], None]:
     """The frame through torch.compile, once for each shape; its views are taken within, since a compiler slices freely.
 
     Guards would cost as much as the frame's kernels; the model and the state never change, so only shapes are told
-    apart.
+    apart. Tried and left: inductor's `cpp_wrapper`, 4.07 ms a frame of the bundled voice against 4.13 without.
 
     Raises:
         UsageError: no C++ compiler, which compiling for a CPU needs.
