@@ -131,7 +131,8 @@ def test_flags_that_lines_do_not_hear_are_told_once(csm: Csm, tiny_checkpoint: P
 
 
 def test_no_output_is_a_usage_error(csm: Csm, tmp_path: Path) -> None:
-    assert csm("batch", manifest(tmp_path, item("a"))).code == 2
+    result = csm("batch", manifest(tmp_path, item("a")))
+    assert result.code == 2 and "-o 'out/{id}.wav'" in result.err
 
 
 def test_quiet_prints_paths_only(csm: Csm, tiny_checkpoint: Path, tmp_path: Path) -> None:

@@ -64,11 +64,12 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class Outline:
-    """What is known of a checkpoint without its weights."""
+    """What is known of a checkpoint without its weights; memory: as in `Checkpoint`."""
 
     name: str
     config: ModelConfig
     tokenizer_file: Path
+    memory: int
 
 
 def outline(model: str | None = None, revision: str | None = None, offline: bool = False) -> Outline:
@@ -80,9 +81,9 @@ def outline(model: str | None = None, revision: str | None = None, offline: bool
     source = locate(model, revision, offline)
     config = _read_config(source)
     if "model_type" in config:
-        return Outline(source.name, _sizes(source, config), _tokenizer_file(source, foreign=False))
+        return Outline(source.name, _sizes(source, config), _tokenizer_file(source, foreign=False), _memory(source))
     whole = open_checkpoint(model, revision, offline=offline)
-    return Outline(whole.name, whole.config, whole.tokenizer_file)
+    return Outline(whole.name, whole.config, whole.tokenizer_file, whole.memory)
 
 
 def open_checkpoint(

@@ -167,8 +167,8 @@ def _auto(job: Job, checkpoint: Checkpoint) -> int:
 
 def _pattern(output: Output, shard: Shard) -> Pattern:
     """Raises UsageError where the output is none, a pipe, or has fields there are not."""
-    name = output.name
-    if output.path is None:
+    name = output.output
+    if not name or output.path is None:
         raise UsageError("batch writes files; name them as in -o 'out/{id}.wav'")
     return Pattern(name, shard.index)
 

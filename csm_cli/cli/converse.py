@@ -99,9 +99,9 @@ class Again:
         """Raises UsageError where turns are named that cannot be spoken again."""
         from csm_cli.replay import Wish
 
-        if self.redo and track is None:
+        if self.redo is not None and track is None:
             raise UsageError("--redo goes by what is kept beside the track; name it with -o out.wav")
-        numbers = frozenset(_numbers(self.redo)) if self.redo else frozenset()
+        numbers = frozenset(_numbers(self.redo)) if self.redo is not None else frozenset()
         for number in sorted(numbers):
             if not 1 <= number <= len(talk.turns):
                 raise UsageError(f"--redo {self.redo}: there is no turn {number}; the script has {len(talk.turns)}")

@@ -79,7 +79,7 @@ class Encoding:
     ] = 0.02
 
 
-Sources = Annotated[list[Path], typer.Argument(metavar="SOURCE...", help="Folders, manifests and scripts.")]
+Sources = Annotated[list[Path], typer.Argument(metavar="SOURCE", help="Folders, manifests and scripts.")]
 Jobs = Annotated[int, typer.Option("-j", "--jobs", metavar="N", min=1, max=256, help="Processes that work at once.")]
 
 

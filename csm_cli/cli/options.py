@@ -92,7 +92,7 @@ class Speech:
     verify: Annotated[
         bool,
         _generation(
-            "--verify/--no-verify", None, "Try again where a recognizer hears other words; needs csm-cli[verify]."
+            "--verify/--no-verify", None, "Try again where a recognizer hears other words; needs csm-cli\\[verify]."
         ),
     ] = False
     verify_model: Annotated[
@@ -188,7 +188,10 @@ class Output:
     """Where the result goes."""
 
     output: Annotated[
-        Text, _output("-o", "--output", metavar="FILE", text="WAV or FLAC by the suffix; - is a WAV on a pipe.")
+        Text,
+        _output(
+            "-o", "--output", metavar="FILE", text="WAV or FLAC by the suffix; - is a WAV on a pipe, not for batch."
+        ),
     ] = None
     no_clobber: Annotated[bool, _output("--no-clobber", text="Refuse to replace an existing file.")] = False
 

@@ -17,7 +17,7 @@ from csm_cli.cli.progress import Meter, drawn
 from csm_cli.cli.report import dialogue_report
 from csm_cli.cli.speaking import Job, Spoken, find_checkpoint, open_synthesizer, speak
 from csm_cli.cli.summary import cut, record, runs, tags, told, total, window
-from csm_cli.errors import CsmError, UsageError
+from csm_cli.errors import CsmError, GenerationFailed, UsageError
 
 if TYPE_CHECKING:
     from csm_cli.replay import Replay, Wish
@@ -87,7 +87,7 @@ def speak_one(order: Order) -> None:
         more = len(list(files)) - (1 if files.track else 0)
         beside = f" and {more} more file{'s' if more > 1 else ''}" if more else ""
         where = f"written to {files.track or 'standard output'}" if order.output.output else "played"
-        note(f"{_length(spoken, result)} {where}{beside}; {total(meter, synth)}; {window(spoken, synth)}")
+        note(f"{_length(spoken, result)} {where}{beside}; {total(meter, synth)}; {window(result['window'])}")
 
 
 def _streamable(order: Order) -> Order:
@@ -125,9 +125,8 @@ def _kept_at_least(replay: Replay | None, quiet: bool) -> Iterator[None]:
         yield
     except (CsmError, KeyboardInterrupt) as end:
         if replay and (done := replay.done) and not quiet:
-            again = (
-                f"--redo {done + 1} gives the next one new seeds" if isinstance(end, CsmError) else "it goes on there"
-            )
+            bad = isinstance(end, GenerationFailed)
+            again = f"--redo {done + 1} gives the next one new seeds" if bad else "it goes on there"
             note(f"{done} turn{'s are' if done > 1 else ' is'} kept for when the same command runs again; {again}")
         raise
 

@@ -87,9 +87,9 @@ class SamplingPlan:
     max_frames: a turn's cap. memory: positions of the window in which it speaks well, 0 for all.
     """
 
-    temperature: float = 0.6
+    temperature: float = 0.4
     top_k: int = 50
-    depth_temperature: float = 0.6
+    depth_temperature: float = 0.4
     depth_top_k: int = 50
     max_frames: int = 125
     memory: int = 0
