@@ -56,7 +56,7 @@ def _rows(
 def product(x: Tensor, weight: Tensor, step: Tensor) -> Tensor:
     """As `plain.product`."""
     (rows, inputs), outputs = x.shape, len(weight)
-    y = x.new_empty(rows, outputs)
+    x, y = x.contiguous(), x.new_empty(rows, outputs)
     if rows == 1:
         _one_row[(triton.cdiv(outputs, _OUT),)](x, weight, step, y, outputs, inputs, _OUT, _IN)
         return y
