@@ -9,7 +9,6 @@ weight-only `_weight_int8pack_mm` on a CPU, slower than float32 from 16 rows on.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from functools import partial
 
@@ -36,7 +35,7 @@ class Int8Linear:
         """[N, in] to [N, out]"""
         step = _step(x)
         sums = torch._int_mm((x / step).round_().to(torch.int8), self._weight)
-        return step * self._step * sums
+        return sums.float().mul_(self._step).mul_(step)
 
     def onto(self, residual: Tensor, x: Tensor) -> Tensor:
         """The same, added to [N, out]."""
@@ -90,6 +89,5 @@ def _rounded(weight: Tensor, step: Tensor) -> Tensor:
 
 
 def _step(rows: Tensor) -> Tensor:
-    """[N, 1], by which each row fills -127 to 127."""
-    largest: Tensor = torch.linalg.vector_norm(rows, math.inf, dim=-1, keepdim=True)
-    return largest.clamp_(min=_LEAST).div_(127)
+    """[N, 1], by which each row fills -127 to 127. The infinity norm takes eight times as long on a CPU."""
+    return rows.abs().amax(-1, keepdim=True).clamp_(min=_LEAST).div_(127)
