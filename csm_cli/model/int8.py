@@ -74,7 +74,7 @@ def quantize(model: CsmModel) -> None:
 def _rounding(model: CsmModel) -> Callable[[Tensor], Projection]:
     if model.device.type == "cuda":
         if not has_triton():
-            raise UsageError("int8 on CUDA needs triton; install it or leave --quantize out")
+            raise UsageError("int8 on CUDA needs triton and a C compiler; install both or leave --quantize out")
         return partial(Int8Weight, product=kernels_for(model.device).product)
     if model.device.type != "cpu" or model.dtype != torch.float32:
         raise UsageError(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import os
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import cache
@@ -34,7 +36,9 @@ def kernels_for(device: torch.device) -> Kernels:
 
 @cache
 def has_triton() -> bool:
-    return importlib.util.find_spec("triton") is not None
+    """Whether Triton is installed, and a C compiler with it, which it needs to launch kernels."""
+    compilers = (os.environ.get("CC", "gcc"), "clang")
+    return importlib.util.find_spec("triton") is not None and any(map(shutil.which, compilers))
 
 
 def fused() -> Kernels:
