@@ -24,6 +24,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import CsmForConditionalGeneration
 
 from csm_cli.cli import main
+from csm_cli.model.kernels import has_triton
 from csm_cli.train.text import WORD_LIST
 
 pytest_plugins = ["fakehub"]
@@ -54,17 +55,29 @@ def save_checkpoint(model: CsmForConditionalGeneration, folder: Path) -> Path:
     return folder
 
 
+def lacking() -> dict[str, str]:
+    """Markers whose tests need what is not here, and what that is."""
+    needs = {
+        "chromium": (bool(shutil.which("chromium")), "chromium is not installed"),
+        "espeak": (
+            bool(ctypes.util.find_library("espeak-ng")) and WORD_LIST.exists(),
+            "espeak-ng or wamerican is not installed",
+        ),
+        "gpu": (torch.cuda.is_available(), "there is no CUDA device"),
+        "triton": (
+            has_triton() and (torch.cuda.is_available() or os.environ.get("TRITON_INTERPRET") == "1"),
+            "triton is not installed, or there is neither a CUDA device nor TRITON_INTERPRET=1",
+        ),
+    }
+    return {marker: reason for marker, (there, reason) in needs.items() if not there}
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Some tests need a program that using csm does not: espeak-ng for the voice's training, a browser for reports."""
-    if not shutil.which("chromium"):
+    """Some tests need what using csm does not: espeak-ng for the voice's training, a browser for reports, a GPU."""
+    for marker, reason in lacking().items():
         for item in items:
-            if item.get_closest_marker("chromium"):
-                item.add_marker(pytest.mark.skip(reason="chromium is not installed"))
-    if ctypes.util.find_library("espeak-ng") and WORD_LIST.exists():
-        return
-    for item in items:
-        if item.get_closest_marker("espeak"):
-            item.add_marker(pytest.mark.skip(reason="espeak-ng or wamerican is not installed"))
+            if item.get_closest_marker(marker):
+                item.add_marker(pytest.mark.skip(reason=reason))
 
 
 @pytest.fixture(scope="session")

@@ -45,7 +45,7 @@ class Speech:
     revision: Annotated[Text, _model("--revision", "REV", "Commit, branch or tag of a Hugging Face id.")] = None
     device: Annotated[str, _model("--device", "NAME", "auto, cpu, cuda, cuda:N or mps.")] = "auto"
     dtype: Annotated[str, _model("--dtype", "NAME", "auto, float32, bfloat16 or float16.")] = "auto"
-    quantize: Annotated[str, _model("--quantize", "none|int8", "int8: layers in 8 bits, on a CPU; for csm-1b.")] = (
+    quantize: Annotated[str, _model("--quantize", "none|int8", "int8: layers in 8 bits, CPU or CUDA; for csm-1b.")] = (
         "none"
     )
     compile: Annotated[
