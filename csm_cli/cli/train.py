@@ -36,7 +36,7 @@ def train(
     Goes on where it was stopped. On several GPUs or machines: accelerate launch -m csm_cli train CONFIG.yaml
     """
     set_up(Telling(quiet=quiet, debug=debug))
-    run = _opened(config, cpu)
+    run = _opened(config, cpu, quiet)
     from csm_cli.cli.training import Teller
 
     with _stopping() as stopped:
@@ -51,13 +51,13 @@ def train(
         emit_path(best if best.is_dir() else run.folder / "last")
 
 
-def _opened(config: Path, cpu: bool) -> Run:
+def _opened(config: Path, cpu: bool, quiet: bool) -> Run:
     """Raises CsmError where the extra is not installed."""
     try:
         from csm_cli.train.settings import read_settings
 
         settings = read_settings(config)
-        if os.environ.get("LOCAL_RANK", "0") == "0":
+        if not quiet and os.environ.get("RANK", "0") == "0":
             note(f"loading {settings.model or 'the bundled voice'} ...")
         from csm_cli.train.finetune import Run
 
