@@ -7,6 +7,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -19,8 +20,28 @@ from csm_cli.errors import INTERRUPTED, CsmError
 if TYPE_CHECKING:
     from csm_cli.cli.training import Teller
     from csm_cli.train.finetune import Run
+    from csm_cli.train.settings import Settings
 
 _MISSING = 'training needs {0}, which is not installed; pip install "csm-cli[train]"'
+
+
+@dataclass(frozen=True)
+class Base:
+    """What is trained where the file of settings names no model, and how it is come by."""
+
+    model: Annotated[
+        str | None,
+        typer.Option(metavar="ID|PATH", envvar="CSM_MODEL", help="If CONFIG names none; else the bundled voice."),
+    ] = None
+    revision: Annotated[
+        str | None, typer.Option(metavar="REV", envvar="CSM_REVISION", help="Commit, branch or tag of that model.")
+    ] = None
+    offline: Annotated[bool, typer.Option("--offline", envvar="CSM_OFFLINE", help="Use what is cached only.")] = False
+
+    def completed(self, settings: Settings) -> Settings:
+        if settings.model is not None:
+            return settings
+        return settings.model_copy(update={"model": self.model, "revision": settings.revision or self.revision})
 
 
 def train(
@@ -30,13 +51,15 @@ def train(
     cpu: Annotated[bool, typer.Option("--cpu", help="Train on the CPU even where there is a GPU.")] = False,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Only the folder's path.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of a failure.")] = False,
+    *,
+    base: Base,
 ) -> None:
     """Train a model, or a LoRA adapter for it, on data that `csm data prepare` has made.
 
     Goes on where it was stopped. On several GPUs or machines: accelerate launch -m csm_cli train CONFIG.yaml
     """
     set_up(Telling(quiet=quiet, debug=debug))
-    run = _opened(config, cpu, quiet)
+    run = _opened(config, cpu, quiet, base)
     from csm_cli.cli.training import Teller
 
     with _stopping() as stopped:
@@ -51,17 +74,17 @@ def train(
         emit_path(best if best.is_dir() else run.folder / "last")
 
 
-def _opened(config: Path, cpu: bool, quiet: bool) -> Run:
+def _opened(config: Path, cpu: bool, quiet: bool, base: Base) -> Run:
     """Raises CsmError where the extra is not installed."""
     try:
         from csm_cli.train.settings import read_settings
 
-        settings = read_settings(config)
+        settings = base.completed(read_settings(config))
         if not quiet and os.environ.get("RANK", "0") == "0":
             note(f"loading {settings.model or 'the bundled voice'} ...")
         from csm_cli.train.finetune import Run
 
-        return Run(settings, cpu)
+        return Run(settings, cpu, base.offline)
     except ModuleNotFoundError as problem:
         raise CsmError(_MISSING.format(problem.name)) from problem
 

@@ -76,7 +76,7 @@ Event = Begun | Stepped | Evaluated | Kept
 class Run:
     """A model, its data and the folder where its state lies; `main` is false in all processes but one."""
 
-    def __init__(self, settings: Settings, cpu: bool = False) -> None:
+    def __init__(self, settings: Settings, cpu: bool = False, offline: bool = False) -> None:
         """Raises InputError for data that cannot be trained on, and as `Subject` and `Deck` do."""
         self.settings = settings
         self.folder = settings.folder
@@ -84,7 +84,7 @@ class Run:
             mixed_precision="bf16" if settings.precision == "bfloat16" else "no", cpu=cpu or None
         )
         self.main = self.accelerator.is_main_process
-        self.subject = Subject(settings)
+        self.subject = Subject(settings, offline)
         found = self.subject.checkpoint
         self._prompter = Prompter(found.tokenizer_file, found.config)
         data = Path(settings.data).expanduser()
