@@ -48,11 +48,13 @@ def test_an_interrupted_run_is_saved(csm: Run, config: Path, tmp_path: Path, mon
     def interrupting(self: training.Teller, event: object) -> None:
         tell(self, event)  # type: ignore[arg-type]
         if isinstance(event, Stepped) and event.step == 1:
-            os.kill(os.getpid(), signal.SIGINT)
+            for _ in range(2):  # the terminal's, and the same again from a launcher
+                os.kill(os.getpid(), signal.SIGINT)
 
     monkeypatch.setattr(training.Teller, "tell", interrupting)
     result = csm("train", config, "--cpu")
     assert result.code == 130 and "stopped after step 2, which is saved" in result.err
+    assert result.err.count("again to stop at once") == 1
     assert (tmp_path / "my run" / "last" / "adapter_config.json").exists()
     monkeypatch.undo()
     assert "going on from step 2" in csm("train", config, "--cpu").err

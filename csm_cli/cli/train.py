@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from csm_cli.train.finetune import Run
     from csm_cli.train.settings import Settings
 
+_ECHO = 1.0  # seconds in which a launcher passes on the Ctrl-C that the terminal has sent already
 _MISSING = 'training needs {0}, which is not installed; pip install "csm-cli[train]"'
 
 
@@ -80,7 +82,7 @@ def _opened(config: Path, cpu: bool, quiet: bool, base: Base) -> Run:
         from csm_cli.train.settings import read_settings
 
         settings = base.completed(read_settings(config))
-        if not quiet and os.environ.get("RANK", "0") == "0":
+        if not quiet and _first():
             note(f"loading {settings.model or 'the bundled voice'} ...")
         from csm_cli.train.finetune import Run
 
@@ -89,22 +91,28 @@ def _opened(config: Path, cpu: bool, quiet: bool, base: Base) -> Run:
         raise CsmError(_MISSING.format(problem.name)) from problem
 
 
-def _follow(run: Run, teller: Teller, stopped: list[int]) -> None:
+def _follow(run: Run, teller: Teller, stopped: list[float]) -> None:
     with teller:
         for event in run.events(lambda: bool(stopped)):
             teller.tell(event)
 
 
+def _first() -> bool:
+    """Whether this is the process that tells, of those that a launcher has started."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 @contextmanager
-def _stopping() -> Iterator[list[int]]:
+def _stopping() -> Iterator[list[float]]:
     """A list that holds something once somebody asked to stop; asked a second time, the run ends at once."""
-    asked: list[int] = []
+    asked: list[float] = []
 
     def ask(number: int, frame: object) -> None:
-        if asked:
+        asked.append(time.monotonic())
+        if asked[-1] - asked[0] > _ECHO:
             raise KeyboardInterrupt
-        asked.append(number)
-        print("\nstopping after this step; again to stop at once", file=sys.stderr, flush=True)
+        if len(asked) == 1 and _first():
+            print("\nstopping after this step; again to stop at once", file=sys.stderr, flush=True)
 
     before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
