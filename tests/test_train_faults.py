@@ -306,3 +306,11 @@ def test_an_adapter_that_a_kill_left_aside_is_back(csm: Csm, begun: Path, tmp_pa
     assert csm("train", begun, "--cpu", "-q").code == 0
     assert not {"best.old", "best.new", ".0.tmp"} & names(run)
     assert open_checkpoint(model, adapter=str(run / "best"))
+
+
+def test_a_state_is_read_whatever_the_name_of_the_device(
+    csm: Csm, begun: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of several processes on CPUs, accelerate calls theirs cpu:0, which torch cannot read a file to."""
+    monkeypatch.setattr("accelerate.Accelerator.device", torch.device("cpu", 0))
+    assert csm("train", begun, "--cpu", "-q").code == 0

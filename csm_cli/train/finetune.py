@@ -206,7 +206,7 @@ class Run:
         if not path.exists():
             return
         try:
-            state: dict[str, Any] = torch.load(path, map_location=self.accelerator.device, weights_only=True)
+            state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
             before = state["settings"]
         except Exception as problem:  # what unpickling raises is not bounded
             raise InputError(f"{path} is damaged ({type(problem).__name__}); remove it to begin anew") from problem
