@@ -32,7 +32,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-_CONFIGURED = ("say", "converse", "batch", "voices", "models")  # `voices add` and `models pull` among them
+_CONFIGURED = ("say", "converse", "batch", "voices", "models", "data", "train", "export")
+_WITHIN = ("add", "pull", "prepare")  # commands of those groups
 for command in (say, converse, batch, merge, check, train, export, doctor):
     app.command()(flat(command))
 for group in (voices, models, config, data, bench, script):
@@ -48,7 +49,9 @@ def top(
     """Speech from text, scripts and manifests with Sesame's Conversational Speech Model."""
     if context.invoked_subcommand in _CONFIGURED:
         values = defaults(read_settings())
-        context.default_map = {context.invoked_subcommand: values | {"add": values, "pull": values}}
+        if context.invoked_subcommand == "export":
+            values.pop("dtype", None)  # in what a model computes, not in what it is written
+        context.default_map = {context.invoked_subcommand: values | dict.fromkeys(_WITHIN, values)}
     if version:
         emit(f"csm {__version__}")
     elif context.invoked_subcommand is None:
