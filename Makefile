@@ -40,6 +40,7 @@ bench: $(VENV)/.developed
 
 bench-gpu: $(VENV)/.developed
 	$(BIN)/csm bench decode --device cuda --model csm-1b-random --context 500 --json
+	$(BIN)/csm bench decode --device cuda --model csm-1b-random --context 500 --quantize int8 --json
 	$(BIN)/csm bench decode --device cuda --model csm-1b-random --context 1900 --json
 	$(BIN)/csm bench decode --device cuda --model csm-1b-random --context 500 --compile --json
 	$(BIN)/csm bench batch --device cuda --model csm-1b-random --batch 32 --json

@@ -174,15 +174,15 @@ def _cut_off(path: Path, promised: float, held: float) -> AudioUnreadable:
     return AudioUnreadable(f"{path}: is cut off: {message}")
 
 
-def check_output(path: Path, clobber: bool = True) -> None:
-    """Refuses an output that could not be written, before any work is done for it.
+def check_output(path: Path, clobber: bool = True, kind: str | None = None) -> None:
+    """Refuses an output that could not be written, before any work is done for it. kind: as `encode_audio`'s.
 
     Raises:
         OutputRefused: no format by that suffix, a directory or device, a folder that cannot be made or written to, or
             an existing file where `clobber` is false.
     """
     check_place(path, clobber)
-    if path.suffix.lower() not in FORMATS:
+    if kind is None and path.suffix.lower() not in FORMATS:
         raise OutputRefused(f"{path}: no format by the suffix {path.suffix!r}; known: {', '.join(FORMATS)}")
 
 
@@ -233,14 +233,22 @@ def write_audio(path: Path, audio: Audio, clobber: bool = True, tags: Tags | Non
     write_atomically(path, encode_audio(path, audio, tags))
 
 
-def encode_audio(path: Path, audio: Audio, tags: Tags | None = None) -> bytes:
-    """A complete 16-bit file in the format of `path`'s suffix."""
-    return _encoded(audio, FORMATS[path.suffix.lower()], tags)
+def encode_audio(path: Path, audio: Audio, tags: Tags | None = None, kind: str | None = None) -> bytes:
+    """A complete 16-bit file in the format of `path`'s suffix, or of `kind`, as `encode`'s."""
+    return encode(audio, kind or path.suffix.lower().removeprefix("."), tags)
 
 
-def encode_wav(audio: Audio, tags: Tags | None = None) -> bytes:
-    """A complete 16-bit WAV, for a pipe: libsndfile cannot mend the header of what has already gone through one."""
-    return _encoded(audio, "WAV", tags)
+def encode(audio: Audio, kind: str, tags: Tags | None = None) -> bytes:
+    """A complete 16-bit "wav", "flac" or "pcm", which is raw and has no place for tags.
+
+    Whole for a pipe too: libsndfile cannot mend the header of what has already gone through one.
+    """
+    return encode_pcm(audio.samples) if kind == "pcm" else _encoded(audio, kind.upper(), tags)
+
+
+def encode_pcm(samples: NDArray[np.float32]) -> bytes:
+    """Samples as 16-bit little-endian integers."""
+    return _pcm16(samples).astype("<i2").tobytes()
 
 
 def write_atomically(path: Path, data: bytes, flush: bool = True) -> None:

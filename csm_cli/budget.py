@@ -17,11 +17,15 @@ _CHARACTERS_PER_SECOND = 14.0  # about what people say
 
 @dataclass(frozen=True)
 class Window:
-    """positions: the model's; options: above the script's own; split: characters of a part, as in `Care`."""
+    """positions: the model's; options: above the script's own; split: characters of a part, as in `Care`.
+
+    easy: beyond so many positions past turns leave; 0 for all there are.
+    """
 
     positions: int
     options: Options
     split: int = 0
+    easy: int = 0
 
 
 @dataclass(frozen=True)
@@ -68,7 +72,7 @@ def _spoken(talk: Conversation, prompter: Prompter, window: Window, pinned: int)
     for number, turn in enumerate(talk.turns, 1):
         cost = _cost(turn, prompter, window, talk.lexicon)
         forgotten: list[int] = []
-        while past and pinned + sum(size for _, size in past) + cost.positions > window.positions:
+        while past and pinned + sum(size for _, size in past) + cost.positions > (window.easy or window.positions):
             forgotten.append(past.pop(0)[0])
         heard = pinned + sum(size for _, size in past)
         yield replace(cost, heard=heard, forgotten=tuple(forgotten))

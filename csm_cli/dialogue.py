@@ -94,11 +94,19 @@ class Dialogue:
         return self._spelled(self._in_hand.part or "")
 
     def skip(self, parts: Iterable[tuple[str, Tensor]]) -> None:
-        """The turn in hand was recorded: the text of each of its parts, and the rows of that and its frames."""
-        turn = self._in_hand.turn
+        """The turn in hand was recorded: the text of each of its parts, and the rows of that and its frames.
+
+        What left the window for a turn that an earlier run has spoken leaves it here too, so that later turns hear as
+        much of the past as they did then.
+        """
+        hand, turn = self._in_hand, self._in_hand.turn
+        kept = bool(turn.recording and turn.recording.codes)
         self._voices.add(turn.speaker)
-        self._given_voices = self._given_voices or not (turn.recording and turn.recording.codes)
+        self._given_voices = self._given_voices or not kept
         for text, rows in parts:
+            if kept:
+                asked = int((rows[:, -1] >= 0).sum()) + self._frames(hand, text)[1]
+                self._memory.make_room(asked, self._index + 1)
             self._memory.add(Heard(self._index + 1, turn.speaker, text, rows))
         self.close()
 
@@ -137,7 +145,7 @@ class Dialogue:
             PromptTooLong: context, text and longest duration do not fit the window.
         """
         hand, window = self._in_hand, self._memory.window
-        limit, least = self._frames(hand)
+        limit, least = self._frames(hand, self.words)
         gone = self._memory.make_room(len(text_rows) + least, self._index + 1)
         hand.forgotten += [turn for turn in gone if turn not in hand.forgotten]
         rows = self._memory.prompt(text_rows)
@@ -175,13 +183,13 @@ class Dialogue:
                 f"speaker {speaker} is not among those heard before ({known}) and gets a voice of the model's choice"
             )
 
-    def _frames(self, hand: Hand) -> tuple[int, int]:
-        """The most frames a take may have, and how many must fit the window."""
+    def _frames(self, hand: Hand, words: str) -> tuple[int, int]:
+        """The most frames a take of `words` may have, and how many must fit the window."""
         window = self._memory.window
         if hand.options.max_duration:
             frames = window.frames(hand.options.max_duration)
             return frames, frames
-        usual, characters = self._memory.rate(hand.turn.speaker), length(self.words)
+        usual, characters = self._memory.rate(hand.turn.speaker), length(words)
         slowest = usual * SLOWEST_OF_USUAL if usual else SLOWEST_CHARACTERS_PER_SECOND
         longest = window.frames(GRACE_SECONDS + characters / slowest)
         return longest, window.frames(characters / (usual or USUAL_CHARACTERS_PER_SECOND))

@@ -5,7 +5,9 @@ CsmError                      1  generation failed
 ├── OutputFailed              1  a file could not be written to the end
 ├── TrainingFailed            1  a loss that is not finite, or a missing library
 ├── UsageError                2  flags that contradict each other or hold an impossible value
-│   └── OutputRefused         2  the output is a directory, exists, or cannot be created
+│   ├── OutputRefused         2  the output is a directory, exists, or cannot be created
+│   ├── ConfigInvalid         2  a configuration file cannot be read, or holds what there is not
+│   └── SoundDeviceMissing    2  nothing to play on
 ├── InputError                3  a text, script or audio file is missing, unreadable or invalid
 │   ├── ScriptInvalid         3  every complaint about a script at once
 │   │   └── SettingsInvalid   3  the same about the settings of a training
@@ -15,7 +17,9 @@ CsmError                      1  generation failed
 │   ├── ModelNotFound         4  nothing there by that name
 │   ├── ModelGated            4  a licence has to be accepted first
 │   ├── ModelOffline          4  no network and nothing cached
-│   └── CheckpointInvalid     4  tensors or config that do not make a CSM
+│   ├── CheckpointInvalid     4  tensors or config that do not make a CSM
+│   ├── VoiceNotFound         4  no voice of that name
+│   └── VoiceInvalid          4  a saved voice whose files cannot be used
 ├── BatchPartlyFailed         5  some items were written, some failed
 └── DeviceError               6
     ├── DeviceMissing         6  a known device this machine lacks
@@ -56,6 +60,14 @@ class UsageError(CsmError):
 
 
 class OutputRefused(UsageError):
+    pass
+
+
+class ConfigInvalid(UsageError):
+    pass
+
+
+class SoundDeviceMissing(UsageError):
     pass
 
 
@@ -127,6 +139,14 @@ class ModelOffline(ModelError):
 
 
 class CheckpointInvalid(ModelError):
+    pass
+
+
+class VoiceNotFound(ModelError):
+    pass
+
+
+class VoiceInvalid(ModelError):
     pass
 
 

@@ -50,7 +50,11 @@ class Prompter:
         return [self._begin, *encoding.ids, self._end]
 
     def turn_rows(self, speaker: int, text: str, codes: Tensor | None = None) -> Tensor:
-        """The rows of one turn [S, K+1]; with `codes` [T, K] a turn that was spoken, else one to be spoken."""
+        """The rows of one turn [S, K+1]; with `codes` [T, K] a turn that was spoken, else one to be spoken.
+
+        Raises:
+            InputError: a text that cannot be spoken, codes the model does not have.
+        """
         import torch
 
         ids = torch.tensor(self.text_ids(speaker, text))
@@ -63,7 +67,10 @@ class Prompter:
         """The rows of a turn's frames and of the frame that ends it, [T + 1, K+1]."""
         import torch
 
-        books = self._config.codebooks
+        books, vocab = self._config.codebooks, self._config.vocab
+        low, high = (int(codes.min()), int(codes.max())) if codes.numel() else (0, 0)
+        if low < 0 or high >= vocab:
+            raise InputError(f"codes from {low} to {high}, the model's end at {vocab - 1}; encode the sound again")
         rows = torch.full((len(codes) + 1, books + 1), UNUSED)
         rows[:-1, :-1] = codes.reshape(len(codes), books)
         rows[-1, :-1] = self._config.eos

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -10,6 +11,7 @@ from functools import cached_property
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from csm_cli.audio import Audio, read_audio
@@ -21,10 +23,13 @@ from csm_cli.errors import CsmError, GenerationFailed
 from csm_cli.joint import Piece, Said, join
 from csm_cli.model import CsmModel
 from csm_cli.prompt import Prompter
-from csm_cli.takes import Take, Tape, worst
+from csm_cli.takes import CHUNK_SECONDS, STREAMED_SECONDS, Take, Tape, worst
 from csm_cli.types import Care, Conversation, Options, Recording, Turn
 from csm_cli.verify import Recognizer, verified
+from csm_cli.voices import kept_codes
 from csm_cli.window import Window
+
+log = logging.getLogger(__name__)
 
 _BROKEN = "the model produced numbers that are not finite; try --dtype float32 or bfloat16"
 RECORDINGS_KEPT = 256  # so that a long batch, each line with its own context, does not grow
@@ -69,6 +74,15 @@ class Tick:
     limit: int
 
 
+@dataclass(frozen=True, eq=False)
+class Sound:
+    """More of a turn's sound, float32 [N], where it was asked for as it is decoded; its `Utterance` follows."""
+
+    conversation: Conversation
+    turn: Turn
+    samples: NDArray[np.float32]
+
+
 @dataclass(frozen=True)
 class Failure:
     """A conversation that cannot go on: its turns so far came out, the rest will not."""
@@ -77,7 +91,7 @@ class Failure:
     error: CsmError
 
 
-Event = Tick | Utterance | Failure
+Event = Tick | Sound | Utterance | Failure
 
 
 class Synthesizer:
@@ -126,12 +140,23 @@ class Synthesizer:
             return torch.from_numpy(np.load(recording.codes, allow_pickle=False).astype(np.int64))
         codes = self._heard.pop(recording, None)
         if codes is None:
-            samples = torch.from_numpy(self.listen(recording).samples)
-            codes = self.codec.encode(samples.to(self.device)).cpu()
+            codes = self._voice_codes(recording) if recording.voice else self._encoded(recording)
         self._heard[recording] = codes
         if len(self._heard) > RECORDINGS_KEPT:
             del self._heard[next(iter(self._heard))]
         return codes
+
+    def _voice_codes(self, recording: Recording) -> Tensor:
+        def encode() -> NDArray[np.int64]:
+            log.warning("voice %s: encoded for this codec, once", recording.voice)
+            codes: NDArray[np.int64] = self._encoded(recording).numpy()
+            return codes
+
+        return torch.from_numpy(kept_codes(recording.path, self.codec.mark, encode))
+
+    def _encoded(self, recording: Recording) -> Tensor:
+        samples = torch.from_numpy(self.listen(recording).samples)
+        return self.codec.encode(samples.to(self.device)).cpu()
 
     def parts(self, turn: Turn) -> Iterator[tuple[str, Tensor]]:
         """A recorded turn's parts, each with its prompt rows [S, K + 1]."""
@@ -179,7 +204,8 @@ class _Session:
                 self._events.append(Failure(dialogue.conversation, error))
                 continue
             if request:
-                self._active[request] = dialogue, Tape(self._synth.codec, dialogue.brief())
+                chunk = STREAMED_SECONDS if self._care.stream else CHUNK_SECONDS
+                self._active[request] = dialogue, Tape(self._synth.codec, dialogue.brief(), chunk)
                 return request
         return None
 
@@ -192,6 +218,8 @@ class _Session:
             if not turn.recording:
                 return dialogue.request(synth.prompter.turn_rows(turn.speaker, dialogue.words, None))
             audio, codes = synth.listen(turn.recording), synth.codes(turn.recording)
+            if self._care.stream:
+                self._events.append(Sound(dialogue.conversation, turn, audio.samples))
             self._events.append(Utterance(dialogue.conversation, turn, codes, audio, "recorded"))
             dialogue.skip(synth.parts(turn))
         return None
@@ -206,6 +234,7 @@ class _Session:
         if stop != "eos":
             early = tape.add(frame.codes)
             stop = stop or early
+            self._stream(dialogue, tape)
         hand = _in_hand(dialogue)
         hand.positions = max(hand.positions, len(frame.request.rows) + len(tape))
         if not stop:
@@ -215,10 +244,16 @@ class _Session:
         self._synth.engine.cancel(frame.request)
         del self._active[frame.request]
         hand.takes.append(self._verified(tape.end(stop), dialogue))
+        self._stream(dialogue, tape)
         if self._settled(hand, frame.request.sampling):
             self._settle(dialogue)
         else:
             self._ready.append(dialogue)
+
+    def _stream(self, dialogue: Dialogue, tape: Tape) -> None:
+        """Tells of what was decoded since the last time, where somebody wants to hear it at once."""
+        if self._care.stream and len(samples := tape.fresh()):
+            self._events.append(Sound(dialogue.conversation, _in_hand(dialogue).turn, samples))
 
     def _verified(self, take: Take, dialogue: Dialogue) -> Take:
         """`take` as the recognizer hears it, if there is one and nothing else is wrong with it already."""

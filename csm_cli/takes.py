@@ -14,6 +14,7 @@ from torch import Tensor
 from csm_cli.codec import Codec
 
 CHUNK_SECONDS = 0.96  # decoded at a time: as cheap for a frame as all at once
+STREAMED_SECONDS = 0.32  # where somebody listens
 SILENCE_SECONDS = 2.0  # so much silence ends a take
 PAUSE_SECONDS = 0.24  # so much of it stays
 REPEAT_SECONDS = 0.96  # one sound, unchanged for so long, ends a take
@@ -70,11 +71,12 @@ class Brief:
 class Tape:
     """A take on its way: frames are added, and their sound follows in chunks."""
 
-    def __init__(self, codec: Codec, brief: Brief) -> None:
-        self._codec, self._brief = codec, brief
+    def __init__(self, codec: Codec, brief: Brief, chunk_seconds: float = CHUNK_SECONDS) -> None:
+        self._codec, self._brief, self._chunk = codec, brief, chunk_seconds
         self._decoder = codec.decoder()
         self._frames: list[Tensor] = []
         self._sound: list[NDArray[np.float32]] = []
+        self._told = 0
         self._levels: list[float] = []
         self._same = 0
 
@@ -87,7 +89,7 @@ class Tape:
         self._same = self._same + 1 if repeated else 1
         self._frames.append(codes)
         stuck = self._same >= self._count(REPEAT_SECONDS)
-        if not stuck and len(self._frames) % self._count(CHUNK_SECONDS):
+        if not stuck and len(self._frames) % self._count(self._chunk):
             return None
         self._decode()
         if not self._brief.watched:
@@ -95,6 +97,11 @@ class Tape:
         if stuck and not self._silent(self._levels):
             return "repeat"
         return "silence" if self._silent(self._levels) >= self._count(SILENCE_SECONDS) else None
+
+    def fresh(self) -> NDArray[np.float32]:
+        """The sound that was decoded since this was last asked."""
+        new, self._told = self._sound[self._told :], len(self._sound)
+        return np.concatenate((np.zeros(0, np.float32), *new))
 
     def end(self, stop: str) -> Take:
         """The take, which ended for the reason `stop`."""

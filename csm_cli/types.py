@@ -43,13 +43,15 @@ class Care:
 
     trim: one that falls silent or gets stuck ends early, is trimmed, and all are judged. retries: so many more, each
     with the next seed, where none is good. takes: so many are made in any case, and the best is kept. split: a longer
-    text is spoken in parts of about so many characters; 0 keeps every turn whole.
+    text is spoken in parts of about so many characters; 0 keeps every turn whole. stream: sound is told of as it is
+    decoded, so that nothing can be taken back.
     """
 
     trim: bool = False
     retries: int = 0
     takes: int = 1
     split: int = 0
+    stream: bool = False
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ class Recording:
     """Recorded speech: a file, or the part of it from `start` to `end` in seconds.
 
     codes: where its codes lie, a .npy [T, K], so that it need not be encoded. parts: where a turn was spoken in parts,
-    each as it was spelled, and its frames.
+    each as it was spelled, and its frames. voice: the name of the saved voice it is, whose codes are kept.
     """
 
     path: Path
@@ -65,6 +67,7 @@ class Recording:
     end: float | None = None
     codes: Path | None = None
     parts: tuple[tuple[str, int], ...] = ()
+    voice: str = ""
 
 
 @dataclass(frozen=True)

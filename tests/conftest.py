@@ -11,6 +11,8 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Event
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,7 +24,10 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import CsmForConditionalGeneration
 
 from csm_cli.cli import main
+from csm_cli.model.kernels import has_triton
 from csm_cli.train.text import WORD_LIST
+
+pytest_plugins = ["fakehub"]
 
 TOKENS = {"<|begin_of_text|>": BOS, "<|end_of_text|>": EOS, "<|AUDIO|>": AUDIO, "<|audio_eos|>": AUDIO_EOS}
 
@@ -50,17 +55,29 @@ def save_checkpoint(model: CsmForConditionalGeneration, folder: Path) -> Path:
     return folder
 
 
+def lacking() -> dict[str, str]:
+    """Markers whose tests need what is not here, and what that is."""
+    needs = {
+        "chromium": (bool(shutil.which("chromium")), "chromium is not installed"),
+        "espeak": (
+            bool(ctypes.util.find_library("espeak-ng")) and WORD_LIST.exists(),
+            "espeak-ng or wamerican is not installed",
+        ),
+        "gpu": (torch.cuda.is_available(), "there is no CUDA device"),
+        "triton": (
+            has_triton() and (torch.cuda.is_available() or os.environ.get("TRITON_INTERPRET") == "1"),
+            "triton is not installed, or there is neither a CUDA device nor TRITON_INTERPRET=1",
+        ),
+    }
+    return {marker: reason for marker, (there, reason) in needs.items() if not there}
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Some tests need a program that using csm does not: espeak-ng for the voice's training, a browser for reports."""
-    if not shutil.which("chromium"):
+    """Some tests need what using csm does not: espeak-ng for the voice's training, a browser for reports, a GPU."""
+    for marker, reason in lacking().items():
         for item in items:
-            if item.get_closest_marker("chromium"):
-                item.add_marker(pytest.mark.skip(reason="chromium is not installed"))
-    if ctypes.util.find_library("espeak-ng") and WORD_LIST.exists():
-        return
-    for item in items:
-        if item.get_closest_marker("espeak"):
-            item.add_marker(pytest.mark.skip(reason="espeak-ng or wamerican is not installed"))
+            if item.get_closest_marker(marker):
+                item.add_marker(pytest.mark.skip(reason=reason))
 
 
 @pytest.fixture(scope="session")
@@ -92,13 +109,24 @@ class Result:
         return json.loads(self.out)
 
 
+@pytest.fixture(autouse=True)
+def home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder for saved voices and configuration."""
+    folder = tmp_path_factory.mktemp("home")
+    monkeypatch.setenv("CSM_HOME", str(folder))
+    return folder
+
+
 @pytest.fixture
 def csm(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
-    """Calls `csm` with these arguments, without the caller's CSM_ variables; the log is as before afterwards."""
+    """Calls `csm` with these arguments, without the caller's CSM_ variables; the log is as before afterwards.
+
+    Voices and configuration are those of `home`.
+    """
     log = logging.getLogger("csm_cli")
     for name in ("handlers", "level", "propagate"):
         monkeypatch.setattr(log, name, getattr(log, name))
-    for name in [name for name in os.environ if name.startswith("CSM_")]:
+    for name in [name for name in os.environ if name.startswith("CSM_") and name != "CSM_HOME"]:
         monkeypatch.delenv(name)
 
     def call(*arguments: object) -> Result:
@@ -109,6 +137,51 @@ def csm(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> C
         return Result(code, out, err)
 
     return call
+
+
+@pytest.fixture
+def heard(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """A sounddevice whose only device keeps what is played: `chunks` at `rate`.
+
+    missing: there is none; gate: sound waits for it, once it has `begun`; missing_on_write: it goes away.
+    """
+    played = SimpleNamespace(chunks=[], rate=None, missing=False, missing_on_write=False, begun=Event(), gate=None)
+
+    class PortAudioError(Exception):
+        pass
+
+    def check() -> None:
+        if played.missing:
+            raise PortAudioError("Error querying device -1")
+
+    class OutputStream:
+        def __init__(self, samplerate: int, channels: int, dtype: str) -> None:
+            check()
+            assert (channels, dtype) == (1, "float32")
+            played.rate = samplerate
+
+        def write(self, samples: np.ndarray[Any, Any]) -> None:
+            played.begun.set()
+            if played.missing_on_write:
+                raise PortAudioError("unplugged")
+            if played.gate:
+                played.gate.wait()
+            assert samples.shape[1:] == (1,) and samples.dtype == np.float32
+            played.chunks.append(samples[:, 0])
+
+        def __enter__(self) -> OutputStream:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+    def query_devices(kind: str) -> dict[str, str]:
+        check()
+        return {"name": f"a fake {kind}"}
+
+    module = SimpleNamespace(OutputStream=OutputStream, PortAudioError=PortAudioError, query_devices=query_devices)
+    monkeypatch.setitem(sys.modules, "sounddevice", module)
+    return played
 
 
 def write_tone(path: Path, seconds: float = 0.5, rate: int = 24000) -> Path:

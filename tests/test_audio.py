@@ -14,7 +14,7 @@ from csm_cli.audio import (
     Audio,
     Tags,
     check_output,
-    encode_wav,
+    encode,
     home,
     probe,
     read_audio,
@@ -260,7 +260,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(
 
 
 def test_a_wav_in_memory_is_complete() -> None:
-    samples, rate = soundfile.read(io.BytesIO(encode_wav(Audio(tone(), RATE))), dtype="float32")
+    samples, rate = soundfile.read(io.BytesIO(encode(Audio(tone(), RATE), "wav")), dtype="float32")
     assert rate == RATE
     assert np.abs(samples - tone()).max() < 1e-4
 

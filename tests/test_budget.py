@@ -41,6 +41,11 @@ def test_what_a_full_window_forgets(prompter: Prompter) -> None:
     assert [(cost.forgotten, cost.window) for cost in found] == [((), 32), ((), 64), ((), 96), ((1,), 96), ((2,), 96)]
 
 
+def test_past_turns_leave_beyond_what_is_easy(prompter: Prompter) -> None:
+    _, found = costs(talk(*["Hello there me"] * 3), prompter, Window(500, Options(), easy=70))
+    assert [(cost.forgotten, cost.window) for cost in found] == [((), 32), ((), 64), ((1,), 64)]
+
+
 def test_length_counts_gaps_overlaps_and_the_tail() -> None:
     turns = tuple(replace(turn, gap=gap) for turn, gap in zip(talk("a", "b", "c").turns, (1.0, -2.5, 0.5), strict=True))
     spans = [Cost(1, seconds, 0) for seconds in (3.0, 1.0, 0.25)]  # 1 to 4, 1.5 to 2.5, 3 to 3.25

@@ -2,133 +2,20 @@
 
 from __future__ import annotations
 
-import json
+import errno
 import os
 import shutil
-import socket
 import subprocess
 import sys
-import threading
-import zlib
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from functools import partial
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import huggingface_hub
 import pytest
-from tiny import Shape, random_csm
+from fakehub import COMMIT, ID, FakeHub, dead_server
 
 from csm_cli.checkpoint import open_checkpoint
-from csm_cli.errors import CheckpointInvalid, ModelError, ModelGated, ModelNotFound, ModelOffline
-
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
-ID = "someone/voice"
-
-
-@dataclass
-class FakeHub:
-    """Folders served as repositories; `asked` are the files asked for, `token` opens the gated ones."""
-
-    repositories: dict[str, Path] = field(default_factory=dict)
-    gated: set[str] = field(default_factory=set)
-    asked: list[str] = field(default_factory=list)
-    token: str = "hf_secret"
-    url: str = ""
-
-
-class Handler(BaseHTTPRequestHandler):
-    """HEAD and GET of /OWNER/NAME/resolve/REVISION/FILE, with the headers and error codes of huggingface.co."""
-
-    def __init__(self, hub: FakeHub, *rest: Any) -> None:
-        self.hub = hub
-        super().__init__(*rest)
-
-    def do_HEAD(self) -> None:
-        self.answer(body=False)
-
-    def do_GET(self) -> None:
-        self.answer(body=True)
-
-    def answer(self, body: bool) -> None:
-        owner, name, _, revision, file = self.path.strip("/").split("/", 4)
-        repository = f"{owner}/{name}"
-        self.hub.asked.append(file)
-        folder = self.hub.repositories.get(repository)
-        if folder is None:
-            return self.refuse(401, "RepoNotFound")
-        if repository in self.hub.gated and self.headers["Authorization"] != f"Bearer {self.hub.token}":
-            return self.refuse(401, "GatedRepo")
-        if revision not in ("main", COMMIT):
-            return self.refuse(404, "RevisionNotFound")
-        if not (folder / file).is_file():
-            return self.refuse(404, "EntryNotFound")
-        return self.send((folder / file).read_bytes(), body)
-
-    def refuse(self, status: int, code: str) -> None:
-        self.send_response(status)
-        self.send_header("X-Error-Code", code)
-        self.send_header("X-Repo-Commit", COMMIT)
-        self.send_header("Content-Length", "0")
-        self.end_headers()
-
-    def send(self, content: bytes, body: bool) -> None:
-        self.send_response(200)
-        self.send_header("ETag", f'"{zlib.crc32(content):x}"')
-        self.send_header("X-Repo-Commit", COMMIT)
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        if body:
-            self.wfile.write(content)
-
-    def log_message(self, format: str, *args: object) -> None:
-        pass
-
-
-@pytest.fixture
-def server() -> Iterator[FakeHub]:
-    hub = FakeHub()
-    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, hub)) as server:
-        hub.url = f"http://127.0.0.1:{server.server_port}"
-        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-        yield hub
-        server.shutdown()
-
-
-@pytest.fixture
-def point_to(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str], None]:
-    """Points huggingface_hub, whose constants are read once from the environment, to a server and an empty cache."""
-    constants = huggingface_hub.constants
-
-    def point(url: str) -> None:
-        monkeypatch.setattr(constants, "ENDPOINT", url)
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}")
-
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_IMPLICIT_TOKEN", True)
-    return point
-
-
-@pytest.fixture
-def hub(server: FakeHub, point_to: Callable[[str], None]) -> FakeHub:
-    point_to(server.url)
-    return server
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """As csm-1b is published: shards the config names, and another format's weights under the usual name."""
-    folder = tmp_path_factory.mktemp("whole")
-    random_csm(Shape(codebooks=4, codes=32)).save_pretrained(folder, max_shard_size="200KB")
-    index = "transformers.safetensors.index.json"
-    (folder / "model.safetensors.index.json").rename(folder / index)
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"transformers_weights": index}))
-    (folder / "tokenizer.json").write_text("{}")
-    (folder / "model.safetensors").write_text("never fetched")
-    return folder
+from csm_cli.errors import CheckpointInvalid, ModelError, ModelGated, ModelNotFound, ModelOffline, OutputFailed
 
 
 def complaint(kind: type[ModelError], model: str = ID, revision: str | None = None) -> str:
@@ -171,13 +58,6 @@ def test_files_that_may_be_absent_may_be_absent_offline(
     open_checkpoint(ID)
     point_to(dead_server())
     assert open_checkpoint(ID).defaults.temperature == 0.9
-
-
-def dead_server() -> str:
-    """The address of a port nobody listens on."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return f"http://127.0.0.1:{free.getsockname()[1]}"
 
 
 def test_no_network_and_nothing_cached(point_to: Callable[[str], None]) -> None:
@@ -250,3 +130,24 @@ def test_the_environment_says_which_hub_cache_and_token(server: FakeHub, whole: 
         )
         assert Path(done.stdout.strip()).is_relative_to(tmp_path)
         variables["HF_ENDPOINT"] = dead_server()
+
+
+def test_offline_nothing_is_asked_for(hub: FakeHub, whole: Path) -> None:
+    hub.repositories[ID] = whole
+    with pytest.raises(ModelOffline, match="--offline"):
+        open_checkpoint(ID, offline=True)
+    assert hub.asked == []
+    open_checkpoint(ID)
+    hub.asked.clear()
+    assert open_checkpoint(ID, offline=True).revision == COMMIT and hub.asked == []
+
+
+def test_a_full_disk_says_what_to_do(hub: FakeHub, whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub.repositories[ID] = whole
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", full)
+    with pytest.raises(OutputFailed, match="make room, or set HF_HOME"):
+        open_checkpoint(ID)

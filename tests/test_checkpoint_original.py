@@ -61,7 +61,7 @@ def companions(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def hub(companions: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(opening, "Repository", lambda name: Folder(companions, name))
+    monkeypatch.setattr(opening, "Repository", lambda name, **_: Folder(companions, name))
 
 
 @pytest.fixture(params=["model.safetensors", "ckpt.pt"])

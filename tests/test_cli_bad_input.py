@@ -8,6 +8,7 @@ import shutil
 import struct
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -67,7 +68,8 @@ def test_outputs(csm: Csm, tmp_path: Path, tiny_checkpoint: Path, output: str, m
     assert_one_line(result, 2, message)
 
 
-def test_no_output(csm: Csm) -> None:
+def test_no_output(csm: Csm, heard: SimpleNamespace) -> None:
+    heard.missing = True
     assert_one_line(csm("say", "Hi"), 2, "add -o out.wav")
 
 

@@ -115,8 +115,24 @@ def test_outputs_are_refused_before_anything_is_loaded(
     assert "loading" not in result.err and len(result.err.splitlines()) == 1 and not result.out
 
 
+def test_a_line_has_a_voice_of_its_own(csm: Csm, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    path = manifest(tmp_path, item("a", seed=1, voice="ash"), item("b", seed=1, voice="birch"), item("c", seed=1))
+    run(csm, tiny_checkpoint, path, tmp_path / "{id}.wav")
+    assert len({soundfile.read(tmp_path / f"{name}.wav")[0].tobytes() for name in "abc"}) == 3
+
+
+def test_flags_that_lines_do_not_hear_are_told_once(csm: Csm, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    path = manifest(tmp_path, *(item(f"{n}", max_duration=0.16) for n in range(4)))
+    told = run(csm, tiny_checkpoint, path, tmp_path / "{id}.wav", "--max-duration", "0.4", "--shard", "1/2")
+    assert told.err.count("--max-duration does not count for 2 turns that have their own") == 1
+    over = run(csm, tiny_checkpoint, path, tmp_path / "{id}.wav", "--override", "max_duration=0.24", "--json")
+    lines = [json.loads(line) for line in over.out.splitlines()]
+    assert "does not count" not in over.err and [line["duration_s"] for line in lines] == [0.24] * 4
+
+
 def test_no_output_is_a_usage_error(csm: Csm, tmp_path: Path) -> None:
-    assert csm("batch", manifest(tmp_path, item("a"))).code == 2
+    result = csm("batch", manifest(tmp_path, item("a")))
+    assert result.code == 2 and "-o 'out/{id}.wav'" in result.err
 
 
 def test_quiet_prints_paths_only(csm: Csm, tiny_checkpoint: Path, tmp_path: Path) -> None:

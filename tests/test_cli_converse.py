@@ -72,6 +72,13 @@ def test_a_dry_run_prints_the_plan(csm: Csm, tiny_checkpoint: Path, script: Path
     assert total == "about 3 s in 3 turns; window: peak 76 of 512 positions"
 
 
+def test_the_plan_tells_what_the_window_forgets(csm: Csm, tmp_path: Path) -> None:
+    """The bundled voice forgets long before its window is full."""
+    (tmp_path / "s.yaml").write_text("turns:\n" + "  - 0: We can walk down to the river now.\n" * 9)
+    lines = csm("converse", tmp_path / "s.yaml", "-n").out.splitlines()
+    assert ", turn 7 forgotten]" in "".join(lines[:-1]) and lines[-1].endswith("where this voice speaks well")
+
+
 def test_the_plan_as_json(csm: Csm, tiny_checkpoint: Path, script: Path) -> None:
     plan = csm("converse", script, "-n", "--json", "--model", tiny_checkpoint).json
     assert [turn["text"] for turn in plan["turns"]] == ["Hello.", "Really?", "Not once."]
@@ -196,6 +203,7 @@ def test_loudness_by_flag_over_script(converse: Csm, script: Path) -> None:
         (["--subs", "srt", "-o", "-"], "beside the track"),
         (["--redo", "1", "-o", "-"], "beside the track"),
         (["--redo", "x"], "numbers of turns"),
+        (["--redo", ""], "numbers of turns"),
         (["--redo", "2-1"], "numbers of turns"),
         (["--redo", "4"], "there is no turn 4"),
         (["--redo", "1-3"], "is a recording"),

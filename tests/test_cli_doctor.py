@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from conftest import Result
@@ -17,6 +19,24 @@ def test_says_what_there_is(csm: Csm) -> None:
     assert found["packages"]["transformers"] != "missing"
     assert {"WAV", "FLAC"} <= set(found["sound"]["reads"])
     assert set(found["hub"]) == {"cache", "token", "offline"}
+
+
+def test_says_what_is_the_users_own(
+    csm: Csm, home: Path, heard: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CSM_SEED", "3")
+    found = csm("doctor", "--json").json
+    assert found["playing"] == {"device": "a fake output"}
+    assert found["yours"] == {
+        "voices": str(home / "voices"),
+        "saved": [],
+        "config": str(home / "config.toml"),
+        "set": ["seed by CSM_SEED"],
+    }
+    heard.missing = True
+    (home / "config.toml").write_text("seeds = 3")
+    found = csm("doctor", "--json").json
+    assert "no sound device" in found["playing"]["error"] and "did you mean seed" in found["yours"]["error"]
 
 
 def test_as_text(csm: Csm) -> None:

@@ -291,6 +291,13 @@ def test_a_turn_that_leaves_the_window_is_told(say: Csm, tmp_path: Path) -> None
     assert result.err.count(", turn 1 forgotten]") == 1 and "1 turn forgotten" in result.err
 
 
+def test_a_turns_own_parts_are_not_told_as_other_turns(csm: Csm, tmp_path: Path) -> None:
+    text = "The old house by the river was empty all winter. Then a young woman came with two dogs and her brother."
+    result = csm("say", text, "--json", "--seed", "1", "-o", tmp_path / "a.wav")
+    assert ", its first parts forgotten]" in result.err and "turn 1 forgotten" not in result.err
+    assert result.json["window"]["forgotten"] == 0
+
+
 class Ears:
     """Hears another text than any."""
 

@@ -8,8 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from conftest import Result
+from safetensors.torch import load_file
 from test_train_finetune import examples, store
 
 from csm_cli.cli import training
@@ -46,11 +48,13 @@ def test_an_interrupted_run_is_saved(csm: Run, config: Path, tmp_path: Path, mon
     def interrupting(self: training.Teller, event: object) -> None:
         tell(self, event)  # type: ignore[arg-type]
         if isinstance(event, Stepped) and event.step == 1:
-            os.kill(os.getpid(), signal.SIGINT)
+            for _ in range(2):  # the terminal's, and the same again from a launcher
+                os.kill(os.getpid(), signal.SIGINT)
 
     monkeypatch.setattr(training.Teller, "tell", interrupting)
     result = csm("train", config, "--cpu")
     assert result.code == 130 and "stopped after step 2, which is saved" in result.err
+    assert result.err.count("again to stop at once") == 1
     assert (tmp_path / "my run" / "last" / "adapter_config.json").exists()
     monkeypatch.undo()
     assert "going on from step 2" in csm("train", config, "--cpu").err
@@ -64,3 +68,33 @@ def test_failures_are_one_line(csm: Run, config: Path, tmp_path: Path) -> None:
     assert result.code == 3 and "make it with csm data prepare" in result.err
     config.write_text(text + "model_: x\n")
     assert "did you mean" in csm("train", config).err
+
+
+def test_settings_stand_in_for_what_is_left_open(
+    csm: Run, config: Path, tmp_path: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config.write_text("".join(line for line in config.open() if not line.startswith("model")))
+    assert csm("train", config, "--cpu", "-q").code == 3  # the bundled voice's codec is another
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "csm.toml").write_text(f'model = "{tiny_checkpoint}"\ndtype = "bfloat16"\n')
+    trained = csm("train", config, "--cpu", "-q")
+    assert trained.code == 0
+    assert csm("export", "--adapter", trained.out.strip(), "-o", "merged", "-q").code == 0
+    weights = load_file(tmp_path / "merged" / "model.safetensors")
+    assert weights["lm_head.weight"].dtype == torch.float32
+    assert weights["lm_head.weight"].shape == load_file(tiny_checkpoint / "model.safetensors")["lm_head.weight"].shape
+
+
+@pytest.mark.parametrize("command", ["train", "data", "export"])
+def test_what_is_offline_asks_nobody(csm: Run, config: Path, tmp_path: Path, tone: Path, command: str) -> None:
+    settings = yaml.safe_load(config.read_text()) | {"model": "nobody/nothing"}
+    config.write_text(yaml.safe_dump(settings))
+    (tmp_path / "rows.jsonl").write_text('{"audio_filepath": "tone.wav", "text": "Hi."}\n')
+    result = {
+        "train": lambda: csm("train", config, "--cpu", "--offline"),
+        "data": lambda: csm(
+            "data", "prepare", tmp_path / "rows.jsonl", "-o", tmp_path / "d", "--model", "nobody/nothing", "--offline"
+        ),
+        "export": lambda: csm("export", "nobody/nothing", "-o", tmp_path / "e", "--offline"),
+    }[command]()
+    assert result.code == 4 and "nobody/nothing" in result.err.splitlines()[-1]

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import CsmConfig, CsmForConditionalGeneration, CsmProcessor, MimiConfig, MimiModel, PreTrainedModel
 
+from csm_cli.checkpoint import open_checkpoint
 from csm_cli.codec import Codec, push_all
 from csm_cli.codec.config import codec_config
 from csm_cli.errors import CheckpointInvalid
@@ -338,6 +339,18 @@ def test_tensors_that_do_not_fit_are_named(pair: Callable[[str], Pair], how: str
     made = pair("small frames")
     with pytest.raises(CheckpointInvalid, match=message):
         Codec.load(made.config, damaged(made.weights, how))
+
+
+def test_a_codec_is_known_by_what_encodes(tiny_checkpoint: Path) -> None:
+    checkpoint = open_checkpoint(str(tiny_checkpoint))
+    weights = dict(checkpoint.codec_weights)
+
+    def mark(changed: str = "", codebooks: int = 8) -> str:
+        new = {name: tensor * (1.5 if changed and name.startswith(changed) else 1) for name, tensor in weights.items()}
+        return Codec.load(checkpoint.codec_config, new, codebooks=codebooks).mark
+
+    assert mark() == mark() == mark("decoder.") == mark("upsample.")
+    assert len({mark(), mark("encoder."), mark("quantizer."), mark("downsample."), mark(codebooks=4)}) == 5
 
 
 def test_waveforms_encoded_together_are_each_as_alone(pair: Callable[[str], Pair]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from csm_cli.dialogue import Dialogue, Given
 from csm_cli.errors import PromptTooLong
 from csm_cli.joint import Said
 from csm_cli.takes import Brief, Take
-from csm_cli.types import Care, Conversation, Options, Turn
+from csm_cli.types import Care, Conversation, Options, Recording, Turn
 from csm_cli.window import Window
 
 BASE = Options(temperature=0.9, top_k=50, seed=100)
@@ -121,6 +122,19 @@ def test_the_oldest_turns_leave_a_full_window_at_once_and_context_stays() -> Non
     assert dialogue.hand.forgotten == [1, 2]
     dialogue.request(rows(60))
     assert dialogue.hand.forgotten == [1, 2]
+
+
+def test_a_turn_that_is_kept_makes_others_leave_as_it_did_when_it_was_spoken() -> None:
+    talk = Conversation((Turn(0, "One."), Turn(0, "Two.", options=Options(max_duration=12.0)), Turn(0, "Three.")))
+    fresh = opened(talk)
+    spoken(fresh, rows(60))
+    fresh.request(rows(10))
+    spoken(fresh, rows(10))
+    kept = Recording(Path("kept.wav"), codes=Path("kept.npy"))
+    again = opened(replace(talk, turns=(*(replace(turn, recording=kept) for turn in talk.turns[:2]), talk.turns[2])))
+    again.skip([("One.", rows(60))])
+    again.skip([("Two.", rows(10))])
+    assert len(again.request(rows(10)).rows) == len(fresh.request(rows(10)).rows) == 20
 
 
 LONG = "The first sentence is short. The second one is a little longer. The third."

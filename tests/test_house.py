@@ -15,8 +15,8 @@ PACKAGE = Path(__file__).parent.parent / "csm_cli"
 FLOORS = [
     ["errors"],
     ["types", "wording"],
-    ["config", "device"],
-    ["audio", "subtitles", "script", "checkpoint", "codec", "model"],
+    ["config", "device", "home", "settings"],
+    ["audio", "subtitles", "script", "checkpoint", "codec", "model", "voices", "player"],
     ["batch", "loudness"],
     ["track", "prompt", "engine", "takes", "report"],
     ["budget", "joint", "verify", "window"],

@@ -44,9 +44,9 @@ def test_slots_are_a_power_of_two_that_fits_beside_the_weights(
 def test_a_slot_is_as_large_as_its_caches(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     opened = open_checkpoint(str(tiny_checkpoint))
     engine = Engine(CsmModel(opened.config, opened.weights, CPU, torch.float32), 2)
-    backbone = engine._caches.backbone
-    each = (backbone.keys.nbytes + backbone.values.nbytes) / 2
-    assert each <= fitting(tiny_checkpoint, monkeypatch, None, CPU).slot_bytes < 1.2 * each
+    caches = (engine.state.backbone, engine.state.depth)
+    each = sum(layer.nbytes for cache in caches for layer in cache.layers) / 2
+    assert fitting(tiny_checkpoint, monkeypatch, None, CPU).slot_bytes == each
 
 
 def test_this_machine_has_some_memory() -> None:

@@ -279,3 +279,10 @@ def test_reading_a_script_needs_no_torch() -> None:
     path = str(SAMPLES / "dialogue.yaml")
     run = subprocess.run([sys.executable, "-c", code, path], capture_output=True, check=True)
     assert run.stdout.strip() == b"False"
+
+
+def test_subtitles_are_no_script_and_say_what_makes_one_of_them(desk: Path) -> None:
+    (desk / "talk.srt").write_text("1\n00:00:00,000 --> 00:00:01,000\nHi.\n")
+    with pytest.raises(ScriptInvalid) as caught:
+        read_script("talk.srt")
+    assert "csm script convert" in caught.value.complaints[0].message

@@ -147,6 +147,7 @@ def test_the_result_passes_check(csm: Csm, tmp_path: Path, text: str) -> None:
     (tmp_path / "in").write_text(text, encoding="utf-8")
     result = csm("script", "convert", tmp_path / "in", "-o", tmp_path / "new" / "out.yaml")
     assert result.code == 0 and result.out == f"{tmp_path / 'new' / 'out.yaml'}\n"
+    assert f"csm converse {tmp_path / 'new' / 'out.yaml'} -o out.wav" in result.err
     assert csm("check", tmp_path / "new" / "out.yaml").code == 0
     assert csm("script", "convert", tmp_path / "in").out == (tmp_path / "new" / "out.yaml").read_text(encoding="utf-8")
 

@@ -26,7 +26,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[CsmForConditiona
     model.codec_model = build_codec(CODEC)
     SplitQuantizer(model.codec_model).start(torch.randn(600, 16), iterations=2)
     folder = tmp_path_factory.mktemp("voice") / "voice"
-    export_voice(model, SamplingPlan(temperature=0.5, top_k=7, max_frames=4), folder)
+    export_voice(model, SamplingPlan(temperature=0.5, top_k=7, max_frames=4, memory=90), folder)
     return model, folder
 
 
@@ -50,7 +50,7 @@ def test_config_and_default_sampling(exported: tuple[CsmForConditionalGeneration
     assert (config["dtype"], config["tie_word_embeddings"]) == ("float32", False)
     generation = json.loads((exported[1] / "generation_config.json").read_text())
     assert (generation["temperature"], generation["top_k"], generation["max_new_tokens"]) == (0.5, 7, 4)
-    assert generation["depth_decoder_max_new_tokens"] == 3
+    assert generation["depth_decoder_max_new_tokens"] == 3 and generation["csm_memory"] == 90
 
 
 def test_the_tokenizer_is_bytes_between_begin_and_end(exported: tuple[CsmForConditionalGeneration, Path]) -> None:

@@ -6,6 +6,7 @@ from dataclasses import replace
 from statistics import median
 from typing import Any
 
+from csm_cli.bench.floor import clock
 from csm_cli.bench.timed import Load, Ready, Timed
 
 _ROUNDS = 4
@@ -30,6 +31,7 @@ def measure(ready: Ready, load: Load, compile: bool = False) -> dict[str, Any]:
         "bench": "batch",
         "model": ready.checkpoint.name,
         "device": ready.device.type,
+        "clock": clock(ready.device),
         "batch": load.batch,
         "context": load.context,
         "frames": load.frames,

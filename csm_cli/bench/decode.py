@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from csm_cli.bench.baseline import Baseline
-from csm_cli.bench.floor import bandwidth, frame_bytes
+from csm_cli.bench.floor import bandwidth, clock, frame_bytes
 from csm_cli.bench.timed import Load, Ready, Timed, peak_memory
 
 _ROUND = 10  # frames: short, so that what else the machine does meets both sides
@@ -71,6 +71,7 @@ def _described(ready: Ready, load: Load) -> Figures:
         "model": ready.checkpoint.name,
         "device": ready.device.type,
         "threads": torch.get_num_threads(),
+        "clock": clock(ready.device),
         "dtype": str(ready.dtype).removeprefix("torch."),
         "batch": load.batch,
         "context": load.context,

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from csm_cli.bench.timed import Load, Ready, fresh_request
-from csm_cli.engine import Engine
+from csm_cli.engine import Engine, decode
 from csm_cli.model import CsmModel, Span
 from csm_cli.model.int8 import quantize
 
@@ -21,8 +21,8 @@ def quantize_and_compare(ready: Ready, frames: int = _MOST) -> dict[str, float]:
     """
     frames = min(frames, _MOST)
     engine, request = Engine(ready.model), fresh_request(ready, Load(1, _CONTEXT, frames), seed=1)
-    engine.admit(request)
-    codes = torch.stack([engine.step()[0].codes for _ in range(frames)])
+    prompts = iter([request])
+    codes = torch.stack([frame.codes for frame in decode(engine, lambda: next(prompts, None))])
     wanted = logits(ready.model, request.rows, codes)
     quantize(ready.model)
     got = logits(ready.model, request.rows, codes)

@@ -44,14 +44,14 @@ class _Pair:
         return product.T if self.embedding else product
 
 
-def adapted(tensors: Tensors, name: str, tied: bool) -> Tensors:
+def adapted(tensors: Tensors, name: str, tied: bool, offline: bool = False) -> Tensors:
     """`tensors` with the adapter called `name`, a directory or Hugging Face id, merged into them in float32.
 
     Raises:
         ModelNotFound, ModelGated, ModelOffline: the adapter cannot be had.
         CheckpointInvalid: it is none, of a kind that is not merged here, or for another model.
     """
-    source = locate(name)
+    source = locate(name, offline=offline)
     config = read_json(require(source, CONFIG))
     _refuse_foreign(config, name)
     pairs, whole = _parts(read_weights(source, require(source, WEIGHTS)), name)

@@ -64,29 +64,32 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class Outline:
-    """What is known of a checkpoint without its weights."""
+    """What is known of a checkpoint without its weights; memory: as in `Checkpoint`."""
 
     name: str
     config: ModelConfig
     tokenizer_file: Path
+    memory: int
 
 
-def outline(model: str | None = None, revision: str | None = None) -> Outline:
+def outline(model: str | None = None, revision: str | None = None, offline: bool = False) -> Outline:
     """A checkpoint's sizes and tokenizer; its weights are neither fetched nor read where its config is whole.
 
     Raises:
         ModelError, UsageError: as `open_checkpoint`.
     """
-    source = locate(model, revision)
+    source = locate(model, revision, offline)
     config = _read_config(source)
     if "model_type" in config:
-        return Outline(source.name, _sizes(source, config), _tokenizer_file(source, foreign=False))
-    whole = open_checkpoint(model, revision)
-    return Outline(whole.name, whole.config, whole.tokenizer_file)
+        return Outline(source.name, _sizes(source, config), _tokenizer_file(source, foreign=False), _memory(source))
+    whole = open_checkpoint(model, revision, offline=offline)
+    return Outline(whole.name, whole.config, whole.tokenizer_file, whole.memory)
 
 
-def open_checkpoint(model: str | None = None, revision: str | None = None, adapter: str | None = None) -> Checkpoint:
-    """Opens the bundled voice (None), a directory or weights file, or a Hugging Face id.
+def open_checkpoint(
+    model: str | None = None, revision: str | None = None, adapter: str | None = None, *, offline: bool = False
+) -> Checkpoint:
+    """Opens the bundled voice (None), a directory or weights file, or a Hugging Face id; `offline` if it is cached.
 
     adapter: a directory or Hugging Face id of a LoRA adapter, merged into the weights as they are read.
 
@@ -95,7 +98,7 @@ def open_checkpoint(model: str | None = None, revision: str | None = None, adapt
         CheckpointInvalid: its files do not make a CSM.
         UsageError: a revision for a local checkpoint.
     """
-    source = locate(model, revision)
+    source = locate(model, revision, offline)
     config = _read_config(source)
     file = _weights_file(source, config)
     stored, codec = _split(read_weights(source, file))
@@ -109,26 +112,26 @@ def open_checkpoint(model: str | None = None, revision: str | None = None, adapt
         name=source.name if adapter is None else f"{source.name} with {adapter}",
         config=sizes,
         codec_config=config["codec_config"],
-        weights=Weights(tensors if adapter is None else adapted(tensors, adapter, sizes.tied)),
+        weights=Weights(tensors if adapter is None else adapted(tensors, adapter, sizes.tied, offline)),
         codec_weights=Weights(codec),
         tokenizer_file=_tokenizer_file(source, foreign),
-        defaults=_defaults(source),
+        defaults=published(source),
         revision=source.revision,
         memory=_memory(source),
         raw=config,
     )
 
 
-def companions(model: str | None = None, revision: str | None = None) -> dict[str, Path]:
+def companions(model: str | None = None, revision: str | None = None, offline: bool = False) -> dict[str, Path]:
     """The files beside a checkpoint's weights that transformers' processor and `generate` read, by name.
 
     Where a checkpoint in Sesame's format has none, they are csm-1b's. Raises as `open_checkpoint`.
     """
-    source = locate(model, revision)
+    source = locate(model, revision, offline)
     found = {name: path for name in _COMPANIONS if (path := source.find(name))}
     if "tokenizer.json" in found or isinstance(source, Repository):
         return found
-    mirror = Repository(MIRROR)
+    mirror = Repository(MIRROR, offline=offline)
     return {name: path for name in _COMPANIONS if (path := mirror.find(name))}
 
 
@@ -177,7 +180,7 @@ def _split(stored: Tensors) -> tuple[Tensors, Tensors]:
 
 def _with_mimi(source: Source, config: Json, stored: Tensors, codec: Tensors) -> tuple[Json, Tensors]:
     """Adds what the original format leaves out: transformers' config, and the codec beside it or the published one."""
-    mimi = Repository(MIMI)
+    mimi = Repository(MIMI, offline=source.offline)
     if "model_type" not in config:
         config = transformers_config(config, stored, read_json(require(mimi, "config.json")))
     own = source.find(CODEC_FILE)
@@ -188,11 +191,14 @@ def _with_mimi(source: Source, config: Json, stored: Tensors, codec: Tensors) ->
 
 def _tokenizer_file(source: Source, foreign: bool) -> Path:
     own = source.find("tokenizer.json")
-    return own or require(Repository(MIRROR) if foreign else source, "tokenizer.json")
+    return own or require(Repository(MIRROR, offline=source.offline) if foreign else source, "tokenizer.json")
 
 
-def _defaults(source: Source) -> Options:
-    """Options of generation_config.json; its length is not among them, since it is derived from the text."""
+def published(source: Source) -> Options:
+    """What a checkpoint was published with, by its generation_config.json.
+
+    Its length is not among that, since it is derived from the text.
+    """
     path = source.find("generation_config.json")
     config = read_json(path) if path else {}
     try:

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import re
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 
-from csm_cli.errors import CheckpointInvalid, ModelError, ModelGated, ModelNotFound, ModelOffline, UsageError
+from csm_cli.errors import (
+    CheckpointInvalid,
+    ModelError,
+    ModelGated,
+    ModelNotFound,
+    ModelOffline,
+    OutputFailed,
+    UsageError,
+)
 
 OFFICIAL, MIRROR, MIMI = "sesame/csm-1b", "unsloth/csm-1b", "kyutai/mimi"
 BUNDLED = "bundled voice"
@@ -19,12 +28,13 @@ _WEIGHT_SUFFIXES = (".safetensors", ".pt", ".json")
 
 @dataclass(frozen=True)
 class Folder:
-    """A directory; `weights` is the one file somebody named inside it."""
+    """A directory; `weights` is the one file somebody named inside it. offline: what it lacks is not fetched."""
 
     path: Path
     name: str
     weights: str | None = None
     revision: None = None
+    offline: bool = False
 
     def find(self, file: str) -> Path | None:
         """The file's path, None where there is none."""
@@ -37,18 +47,19 @@ class Folder:
 
 
 class Repository:
-    """A repository on Hugging Face; files come through its cache, all from one commit.
+    """A repository on Hugging Face; files come through its cache, all from one commit. offline: from nowhere else.
 
-    `find` raises ModelGated, ModelNotFound and ModelOffline.
+    `find` raises OutputFailed where the disk is full, ModelGated, ModelNotFound and ModelOffline.
     """
 
     weights: None = None
 
-    def __init__(self, name: str, revision: str | None = None) -> None:
+    def __init__(self, name: str, revision: str | None = None, offline: bool = False) -> None:
         self.name = name
         self.revision = revision
+        self.offline = offline
         self._found_any = False
-        self._offline: bool | None = None
+        self._offline: bool | None = True if offline else None
 
     def find(self, file: str) -> Path | None:
         """The file's path in the cache, downloaded where needed; None where the repository has no such file."""
@@ -80,6 +91,8 @@ class Repository:
         except (errors.RepositoryNotFoundError, errors.HFValidationError) as problem:
             raise _unknown(self.name, "or a private repository that `hf auth login` opens") from problem
         except Exception as problem:  # the hub's transport and its exceptions change between releases
+            if getattr(problem, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+                raise OutputFailed(f"no room for {self.name}: make room, or set HF_HOME to a larger disk") from problem
             reason = (str(problem).splitlines() or [type(problem).__name__])[0]
             raise ModelOffline(f"{file} of {self.name} could not be downloaded: {reason}") from problem
         path = Path(found)
@@ -103,7 +116,7 @@ class Repository:
         if self._offline:
             return ModelOffline(
                 f"{file} of {self.name} is not in the cache and Hugging Face cannot be reached"
-                " (or HF_HUB_OFFLINE is set); connect once, or leave --model out to use the bundled voice"
+                " (or --offline or HF_HUB_OFFLINE is set); connect once, or leave --model out to use the bundled voice"
             )
         return CheckpointInvalid(f"{self.name} on Hugging Face has no {file}; name a repository that holds a CSM")
 
@@ -119,8 +132,10 @@ def require(source: Source, file: str) -> Path:
     return path
 
 
-def locate(model: str | None, revision: str | None = None) -> Source:
+def locate(model: str | None, revision: str | None = None, offline: bool = False) -> Source:
     """What `--model` names: a directory, a weights file, a Hugging Face id; None is the bundled voice.
+
+    offline: nothing is fetched.
 
     Raises:
         ModelNotFound: nothing by that name, with the near ones.
@@ -128,10 +143,10 @@ def locate(model: str | None, revision: str | None = None) -> Source:
     """
     folder = _folder(model)
     if folder is None:
-        return Repository(str(model), revision)
+        return Repository(str(model), revision, offline)
     if revision is not None:
         raise UsageError(f"--revision belongs to a Hugging Face id, and {folder.name} is a local checkpoint")
-    return folder
+    return replace(folder, offline=offline)
 
 
 def _folder(model: str | None) -> Folder | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -74,12 +75,16 @@ def fresh_folder(folder: Path) -> Iterator[Path]:
         raise OutputRefused(f"{folder} is a file; name a folder")
     if folder.is_dir() and any(folder.iterdir()) and not any((folder / mark).exists() for mark in _MARKS):
         raise OutputRefused(f"{folder} holds other files; name a new folder, or one with a checkpoint to replace")
-    fresh = folder.with_name(folder.name + ".new")
+    fresh, old = _beside(folder)
     try:
-        shutil.rmtree(fresh, ignore_errors=True)
+        recover(folder)
         fresh.mkdir(parents=True)
         yield fresh
-        _swap(fresh, folder)
+        _flush(fresh)
+        if folder.exists():
+            folder.replace(old)
+        fresh.replace(folder)
+        shutil.rmtree(old, ignore_errors=True)
     except (OSError, SafetensorError) as problem:
         shutil.rmtree(fresh, ignore_errors=True)
         reason = problem.strerror if isinstance(problem, OSError) else problem
@@ -87,6 +92,15 @@ def fresh_folder(folder: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(fresh, ignore_errors=True)
         raise
+
+
+def recover(folder: Path) -> None:
+    """Undoes what a kill has left of writing `folder`: what was there is back, and nothing half-made beside it."""
+    fresh, old = _beside(folder)
+    shutil.rmtree(fresh, ignore_errors=True)
+    if old.exists() and not folder.exists():
+        old.replace(folder)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
@@ -107,13 +121,16 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def _swap(fresh: Path, folder: Path) -> None:
-    old = folder.with_name(folder.name + ".old")
-    shutil.rmtree(old, ignore_errors=True)
-    if folder.exists():
-        folder.replace(old)
-    fresh.replace(folder)
-    shutil.rmtree(old, ignore_errors=True)
+def _beside(folder: Path) -> tuple[Path, Path]:
+    """Where a folder is made, and where the one it replaces waits meanwhile."""
+    return folder.with_name(folder.name + ".new"), folder.with_name(folder.name + ".old")
+
+
+def _flush(folder: Path) -> None:
+    """Its files are on the disk when this returns."""
+    for path in folder.iterdir():
+        with path.open("rb+") as file:
+            os.fsync(file.fileno())
 
 
 def _declared(checkpoint: Checkpoint, weights: Mapping[str, Tensor], dtype: torch.dtype | None) -> str:

@@ -13,9 +13,9 @@ import typer
 from csm_cli.batch import Choice, Item, Ledger, Marker, Names, Pattern, Shard, Tally, Voice, characters, choose
 from csm_cli.cli.batch_run import Run
 from csm_cli.cli.console import note
-from csm_cli.cli.options import Output, Speech, Telling, environment
+from csm_cli.cli.options import Output, Speech, Telling
 from csm_cli.cli.report import ReportFile, report_path
-from csm_cli.cli.speaking import Job, based, find_checkpoint, open_synthesizer, place, plan
+from csm_cli.cli.speaking import Job, Unheard, based, find_checkpoint, open_synthesizer, place, plan
 from csm_cli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -96,10 +96,13 @@ def run(order: Order, load: Callable[[Job, Checkpoint], Synthesizer] = open_synt
     from csm_cli.script import Manifest
 
     shard = order.scope.part()
-    pattern, size = _pattern(order.output, shard), _size(order.batch_size)
+    size, pattern = _size(order.batch_size), _pattern(order.output, shard)
     job = plan((), order.speech, order.telling)
-    work = _Work(Manifest(order.manifest), pattern, shard)
-    total = work.check()
+    work = _Work(Manifest(order.manifest), pattern, shard, order.speech)
+    unheard = Unheard(order.speech)
+    total = work.check(unheard)
+    if not order.telling.quiet:
+        unheard.tell()
     checkpoint = find_checkpoint(job)
     job = replace(job, slots=size or _auto(job, checkpoint))
     marker, choice = Marker(Voice(checkpoint, job.flags, job.care, order.speech.verify)), order.scope.choice
@@ -114,14 +117,15 @@ def run(order: Order, load: Callable[[Job, Checkpoint], Synthesizer] = open_synt
 
 @dataclass(frozen=True)
 class _Work:
-    """The lines of one shard of a manifest, and where they go."""
+    """The lines of one shard of a manifest, where they go, and how they are spoken."""
 
     manifest: Manifest
     pattern: Pattern
     shard: Shard
+    speech: Speech
 
-    def check(self) -> int:
-        """Reads every line of the manifest; returns how many characters the shard's have.
+    def check(self, unheard: Unheard) -> int:
+        """Reads every line of the manifest; returns how many characters the shard's have, which `unheard` sees.
 
         Raises:
             ScriptInvalid: with every complaint about every line.
@@ -130,13 +134,14 @@ class _Work:
         names, total = Names(), 0
         for number, item in enumerate(self.pattern.items(self.manifest.checked())):
             names.add(item)
-            mine = number % self.shard.count == self.shard.index - 1
-            total += characters(item.conversation) if mine else 0
+            if number % self.shard.count == self.shard.index - 1:
+                unheard.see(item.conversation)
+                total += characters(item.conversation)
         names.settle()
         return total
 
     def items(self, marker: Marker) -> Iterator[Item]:
-        return map(marker.mark, self.shard.of(self.pattern.items(based(self.manifest, environment()))))
+        return map(marker.mark, self.shard.of(self.pattern.items(based(self.manifest, self.speech))))
 
 
 def _size(text: str) -> int:
@@ -162,8 +167,8 @@ def _auto(job: Job, checkpoint: Checkpoint) -> int:
 
 def _pattern(output: Output, shard: Shard) -> Pattern:
     """Raises UsageError where the output is none, a pipe, or has fields there are not."""
-    name = output.name
-    if output.path is None:
+    name = output.output
+    if not name or output.path is None:
         raise UsageError("batch writes files; name them as in -o 'out/{id}.wav'")
     return Pattern(name, shard.index)
 

@@ -49,12 +49,13 @@ class Run:
             self._ledger.settle()
         finally:
             if not self._job.telling.quiet:
-                note(f"{self._written} of {self._tally.taken} written{self._beside()}; {total(meter, synth)}")
+                of = "" if self._items else f" of {self._tally.taken}"
+                note(f"{self._written}{of} written{self._beside()}; {total(meter, synth)}")
 
     def _beside(self) -> str:
         """What this run leaves alone."""
         done = f"; {self._tally.done} done before" if self._tally.done else ""
-        return done + ("; the rest left for later" if self._tally.left else "")
+        return done + ("; the rest left for later" if self._tally.left or self._items else "")
 
     def _speak(self, synth: Synthesizer, chosen: Iterator[Item], meter: Meter) -> None:
         from csm_cli.synth import Failure

@@ -27,7 +27,9 @@ class Bench:
     dtype: Annotated[str, typer.Option(metavar="NAME", help="auto, float32, bfloat16 or float16.")] = "auto"
     context: Annotated[int, typer.Option(metavar="N", min=1, help="Positions before the first frame.")] = 100
     frames: Annotated[int, typer.Option(metavar="N", min=1, help="Frames decoded on each side.")] = 60
-    quantize: Annotated[str, typer.Option(metavar="none|int8", help="int8: layers in 8 bits, on a CPU.")] = "none"
+    quantize: Annotated[str, typer.Option(metavar="none|int8", help="int8: layers in 8 bits, on a CPU or CUDA.")] = (
+        "none"
+    )
     compile: Annotated[bool, typer.Option("--compile", help="Frames through torch.compile; minutes at first.")] = False
     json: Annotated[bool, typer.Option("--json", help="The figures as one JSON line, and nothing else.")] = False
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of a failure.")] = False

@@ -19,7 +19,7 @@ class Kind(Enum):
 
 def check(
     files: Annotated[
-        list[str] | None, typer.Argument(metavar="FILE...", help="Scripts and manifests; - is standard input.")
+        list[str] | None, typer.Argument(metavar="FILE", help="Scripts and manifests; - is standard input.")
     ] = None,
     schema: Annotated[
         Kind | None, typer.Option("--schema", help="Print the JSON Schema of scripts or of batch lines, for editors.")

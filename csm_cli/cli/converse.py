@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from csm_cli.cli.files import Files, stem_files, subtitle_files, turn_files
+from csm_cli.cli.live import Live
 from csm_cli.cli.options import Output, Speech, Telling
 from csm_cli.cli.plan import print_plan
 from csm_cli.cli.report import ReportFile, report_path
@@ -53,7 +54,7 @@ class Beside:
     )
 
     def files(self, talk: Conversation, track: Path | None) -> Files:
-        """Raises UsageError where something should lie beside standard output."""
+        """Raises UsageError where something should lie beside a track that is no file."""
         folder = turn_files(talk, self.turns_dir) if self.turns_dir else ()
         if track is None:
             if self.stems or self.subs:
@@ -98,9 +99,9 @@ class Again:
         """Raises UsageError where turns are named that cannot be spoken again."""
         from csm_cli.replay import Wish
 
-        if self.redo and track is None:
+        if self.redo is not None and track is None:
             raise UsageError("--redo goes by what is kept beside the track; name it with -o out.wav")
-        numbers = frozenset(_numbers(self.redo)) if self.redo else frozenset()
+        numbers = frozenset(_numbers(self.redo)) if self.redo is not None else frozenset()
         for number in sorted(numbers):
             if not 1 <= number <= len(talk.turns):
                 raise UsageError(f"--redo {self.redo}: there is no turn {number}; the script has {len(talk.turns)}")
@@ -120,6 +121,7 @@ def converse(
     again: Again,
     speech: Speech,
     output: Output,
+    live: Live,
     telling: Telling,
 ) -> None:
     """Speak a dialogue as one track.
@@ -134,13 +136,13 @@ def converse(
         print_plan(job)
         return
     page = report_path(report)
-    files = beside.files(talk, output.path)
-    wish = again.wish(talk, output.path)
-    check_outputs(output, telling, files, _read(script, talk))
+    files = replace(beside.files(talk, output.file), kind=live.format)
+    wish = again.wish(talk, output.file)
+    live = check_outputs(output, live, telling, files, _read(script, talk))
     if dry_run:
         print_plan(job)
     else:
-        speak_one(Order(job, files, not output.no_clobber, wish, page))
+        speak_one(Order(job, files, output, live, wish, page))
 
 
 def _read(script: str, talk: Conversation) -> Iterator[Path]:

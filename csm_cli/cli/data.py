@@ -73,13 +73,16 @@ class Encoding:
         typer.Option(metavar="ID|PATH", envvar="CSM_MODEL", help="Whose codec and window; the bundled voice if none."),
     ] = None
     revision: Annotated[str | None, typer.Option(metavar="REV", envvar="CSM_REVISION")] = None
-    device: Annotated[str, typer.Option(metavar="NAME", help="auto, cpu, cuda, cuda:N or mps.")] = "auto"
+    device: Annotated[
+        str, typer.Option(metavar="NAME", envvar="CSM_DEVICE", help="auto, cpu, cuda, cuda:N or mps.")
+    ] = "auto"
+    offline: Annotated[bool, typer.Option("--offline", envvar="CSM_OFFLINE", help="Use what is cached only.")] = False
     held_out: Annotated[
         float, typer.Option(metavar="SHARE", min=0.0, max=0.5, help="The share of conversations kept from training.")
     ] = 0.02
 
 
-Sources = Annotated[list[Path], typer.Argument(metavar="SOURCE...", help="Folders, manifests and scripts.")]
+Sources = Annotated[list[Path], typer.Argument(metavar="SOURCE", help="Folders, manifests and scripts.")]
 Jobs = Annotated[int, typer.Option("-j", "--jobs", metavar="N", min=1, max=256, help="Processes that work at once.")]
 
 
@@ -158,7 +161,14 @@ def prepare(
 def _recipe(encoding: Encoding, choice: Choice) -> Recipe:
     from csm_cli.data.encode import Recipe
 
-    return Recipe(encoding.model, encoding.revision, encoding.device, choice.limits, encoding.held_out)
+    return Recipe(
+        model=encoding.model,
+        revision=encoding.revision,
+        device=encoding.device,
+        limits=choice.limits,
+        held_out=encoding.held_out,
+        offline=encoding.offline,
+    )
 
 
 def _read(sources: list[Path], choice: Choice) -> tuple[Speakers, Iterator[Piece]]:

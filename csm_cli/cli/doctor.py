@@ -13,6 +13,8 @@ import typer
 
 from csm_cli import __version__
 from csm_cli.cli.console import emit, emit_json
+from csm_cli.errors import CsmError, SoundDeviceMissing
+from csm_cli.home import config_file
 
 _PACKAGES = ("transformers", "huggingface_hub", "tokenizers", "safetensors", "numpy", "soundfile", "librosa")
 
@@ -29,7 +31,9 @@ def doctor(
         "torch": _torch(),
         "packages": {name: _version(name) for name in _PACKAGES},
         "sound": _sound(),
+        "playing": _player(),
         "voice": _voice(),
+        "yours": _yours(),
         "hub": _hub(),
     }
     if json:
@@ -70,6 +74,30 @@ def _sound() -> dict[str, Any]:
     return {"libsndfile": soundfile.__libsndfile_version__, "reads": sorted(soundfile.available_formats())}
 
 
+def _player() -> dict[str, Any]:
+    from csm_cli.player import device_name
+
+    try:
+        return {"device": device_name()}
+    except SoundDeviceMissing as error:
+        return {"error": str(error)}
+
+
+def _yours() -> dict[str, Any]:
+    """What is set and saved in the user's own folders."""
+    from csm_cli.settings import read_settings
+    from csm_cli.voices import list_voices, voices_folder
+
+    found: dict[str, Any] = {"voices": str(voices_folder())}
+    try:
+        found["saved"] = [voice.name for voice in list_voices() if not voice.bundled]
+        found["config"] = str(config_file())
+        found["set"] = [f"{name} by {setting.source}" for name, setting in read_settings().items()]
+    except CsmError as error:
+        found["error"] = str(error)
+    return found
+
+
 def _voice() -> dict[str, Any]:
     folder = Path(str(resources.files("csm_cli") / "assets" / "voice"))
     files = [path for path in folder.rglob("*") if path.is_file()] if folder.is_dir() else []
@@ -98,5 +126,5 @@ def _print(found: dict[str, Any]) -> None:
             emit(f"{name:<10} {value}")
             continue
         for index, (key, detail) in enumerate(value.items()):
-            text = ", ".join(map(str, detail)) if isinstance(detail, list) else detail
+            text = (", ".join(map(str, detail)) or "none") if isinstance(detail, list) else detail
             emit(f"{name if index == 0 else '':<10} {key}: {text}")

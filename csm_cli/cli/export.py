@@ -17,11 +17,16 @@ def export(
     model: Annotated[
         str | None,
         typer.Argument(
-            metavar="[MODEL]", help="Hugging Face id, directory or weights file; the bundled voice if none."
+            metavar="[MODEL]",
+            envvar="CSM_MODEL",
+            help="Hugging Face id, directory or weights file; the bundled voice if none.",
         ),
     ] = None,
     adapter: Annotated[
-        str | None, typer.Option("--adapter", metavar="ID|PATH", help="A LoRA adapter to merge into the weights.")
+        str | None,
+        typer.Option(
+            "--adapter", metavar="ID|PATH", envvar="CSM_ADAPTER", help="A LoRA adapter to merge into the weights."
+        ),
     ] = None,
     form: Annotated[
         str, typer.Option("--to", metavar="transformers|original", help="original: Sesame's own format.")
@@ -30,8 +35,12 @@ def export(
         str, typer.Option("--dtype", metavar="NAME", help="float32, bfloat16 or float16; as it is if none is named.")
     ] = "auto",
     revision: Annotated[
-        str | None, typer.Option("--revision", metavar="REV", help="Commit, branch or tag of a Hugging Face id.")
+        str | None,
+        typer.Option(
+            "--revision", metavar="REV", envvar="CSM_REVISION", help="Commit, branch or tag of a Hugging Face id."
+        ),
     ] = None,
+    offline: Annotated[bool, typer.Option("--offline", envvar="CSM_OFFLINE", help="Use what is cached only.")] = False,
     no_clobber: Annotated[bool, typer.Option("--no-clobber", help="Refuse to replace an existing folder.")] = False,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Only the folder's path.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of a failure.")] = False,
@@ -51,6 +60,6 @@ def export(
 
     if dtype != "auto" and dtype not in DTYPES:
         raise UsageError(f'unknown dtype "{dtype}"; use {", ".join(DTYPES)}, or leave it out')
-    found = open_checkpoint(model, revision, adapter)
-    write_checkpoint(found, companions(model, revision), output.expanduser(), form, DTYPES.get(dtype))
+    found = open_checkpoint(model, revision, adapter, offline=offline)
+    write_checkpoint(found, companions(model, revision, offline), output.expanduser(), form, DTYPES.get(dtype))
     emit_path(output)

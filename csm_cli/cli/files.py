@@ -23,13 +23,17 @@ SUBTITLES = ("srt", "vtt", "json")
 
 @dataclass(frozen=True)
 class Files:
-    """track: None for standard output. turns: one for each; stems: by voice; subtitles: by form."""
+    """track: None for standard output or none at all. turns: one for each; stems: by voice; subtitles: by form.
+
+    kind: the format of the track and its stems, "wav", "flac" or "pcm"; by the suffix if None.
+    """
 
     track: Path | None
     turns: tuple[Path, ...] = ()
     stems: Mapping[str, Path] = field(default_factory=dict)
     subtitles: Mapping[str, Path] = field(default_factory=dict)
     sidecar: Path | None = None
+    kind: str | None = None
 
     def __iter__(self) -> Iterator[Path]:
         more = (*self.turns, *self.stems.values(), *self.subtitles.values())
@@ -51,7 +55,10 @@ class Files:
             if path.resolve() in sources:
                 raise UsageError(f"{path} is read by this run and would be replaced; name another -o")
             taken.add(path.resolve())
-            (check_place if path in (*self.subtitles.values(), self.sidecar) else check_output)(path, clobber)
+            if path in (*self.subtitles.values(), self.sidecar):
+                check_place(path, clobber)
+            else:
+                check_output(path, clobber, None if path in self.turns else self.kind)
 
     def contents(
         self, spoken: Spoken, checkpoint: Checkpoint, record: Mapping[str, Any]
@@ -61,12 +68,13 @@ class Files:
 
         track, name = spoken.track, spoken.conversation.title
         if self.track:
-            yield self.track, encode_audio(self.track, track.audio, tags(spoken.utterances, checkpoint, name))
+            said = tags(spoken.utterances, checkpoint, name)
+            yield self.track, encode_audio(self.track, track.audio, said, self.kind)
         for index, path in enumerate(self.turns):
             yield path, encode_audio(path, track.turn(index), tags([spoken.utterances[index]], checkpoint, name))
         for speaker, stem in track.stems().items() if self.stems else ():
-            said = [each for each in spoken.utterances if voice(each.turn) == speaker]
-            yield self.stems[speaker], encode_audio(self.stems[speaker], stem, tags(said, checkpoint, speaker))
+            said = tags([each for each in spoken.utterances if voice(each.turn) == speaker], checkpoint, speaker)
+            yield self.stems[speaker], encode_audio(self.stems[speaker], stem, said, self.kind)
         yield from self._texts(spoken)
         if self.sidecar:
             yield self.sidecar, (json.dumps(record, indent=1) + "\n").encode()

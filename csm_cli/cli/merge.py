@@ -12,7 +12,7 @@ from csm_cli.cli.console import emit_path, note
 
 
 def merge(
-    folders: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Folders that csm batch has written to.")],
+    folders: Annotated[list[Path], typer.Argument(metavar="DIR", help="Folders that csm batch has written to.")],
     output: Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="The folder that gets it all.")],
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Only the path of the results.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of a failure.")] = False,

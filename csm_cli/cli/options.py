@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
-import os
-import re
+import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from csm_cli.errors import UsageError
+from csm_cli.errors import CsmError, UsageError
+from csm_cli.settings import GENERATION, parse
 from csm_cli.types import Care, Options
-from csm_cli.wording import EASY, SHORTEST_PART
+from csm_cli.wording import EASY
 
 if TYPE_CHECKING:
     from csm_cli.verify import Whisper
@@ -46,7 +45,7 @@ class Speech:
     revision: Annotated[Text, _model("--revision", "REV", "Commit, branch or tag of a Hugging Face id.")] = None
     device: Annotated[str, _model("--device", "NAME", "auto, cpu, cuda, cuda:N or mps.")] = "auto"
     dtype: Annotated[str, _model("--dtype", "NAME", "auto, float32, bfloat16 or float16.")] = "auto"
-    quantize: Annotated[str, _model("--quantize", "none|int8", "int8: layers in 8 bits, on a CPU; for csm-1b.")] = (
+    quantize: Annotated[str, _model("--quantize", "none|int8", "int8: layers in 8 bits, CPU or CUDA; for csm-1b.")] = (
         "none"
     )
     compile: Annotated[
@@ -91,7 +90,10 @@ class Speech:
         str, _generation("--split", "auto|off|N", "Speak longer texts in parts of whole sentences, of N characters.")
     ] = "auto"
     verify: Annotated[
-        bool, _generation("--verify", None, "Try again where a recognizer hears other words; needs csm-cli[verify].")
+        bool,
+        _generation(
+            "--verify/--no-verify", None, "Try again where a recognizer hears other words; needs csm-cli\\[verify]."
+        ),
     ] = False
     verify_model: Annotated[
         str,
@@ -107,6 +109,15 @@ class Speech:
         bool, _generation("--no-trim", None, "As the model makes it: no early end, trimming, splitting or retry.")
     ] = False
 
+    override: Annotated[
+        list[str] | None,
+        _generation("--override", "KEY=VALUE", "Counts over what a script says of its turns; repeatable."),
+    ] = None
+    offline: Annotated[
+        bool,
+        typer.Option("--offline", envvar="CSM_OFFLINE", help="Use what is cached only.", rich_help_panel="Model"),
+    ] = False
+
     @property
     def care(self) -> Care:
         """How takes are looked after.
@@ -114,11 +125,23 @@ class Speech:
         Raises:
             UsageError: an impossible --split, or flags that contradict each other.
         """
-        most = _split(self.split)
+        most = _characters(self.split)
         if self.no_trim and (self.takes > 1 or self.verify):
             flag = "--takes" if self.takes > 1 else "--verify"
             raise UsageError(f"{flag} chooses among takes and --no-trim has none judged; keep one")
         return Care() if self.no_trim else Care(True, self.retries, self.takes, most)
+
+    @property
+    def streamed_care(self) -> Care:
+        """How takes are looked after that are heard as they are made: not at all.
+
+        Raises:
+            UsageError: somebody asked for a choice among takes.
+        """
+        if self.takes > 1 or self.verify:
+            flag = "--takes" if self.takes > 1 else "--verify"
+            raise UsageError(f"{flag} chooses among takes and a stream cannot be taken back; keep one")
+        return Care(stream=True)
 
     def recognizer(self) -> Whisper | None:
         """Who listens to the takes, if somebody is to.
@@ -138,7 +161,16 @@ class Speech:
         Raises:
             UsageError: an impossible value.
         """
-        return _options({name: getattr(self, name) for name in _READERS}, _flag)
+        return _options({name: getattr(self, name) for name in GENERATION}, _flag)
+
+    def overrides(self) -> Options:
+        """The options above every turn's own.
+
+        Raises:
+            UsageError: no such option, or an impossible value.
+        """
+        written: dict[str, Text] = dict(map(_override, self.override or ()))
+        return _options(written, lambda name: f"--override {name}")
 
 
 @dataclass(frozen=True)
@@ -156,7 +188,10 @@ class Output:
     """Where the result goes."""
 
     output: Annotated[
-        Text, _output("-o", "--output", metavar="FILE", text="WAV or FLAC by the suffix; - is a WAV on a pipe.")
+        Text,
+        _output(
+            "-o", "--output", metavar="FILE", text="WAV or FLAC by the suffix; - is a WAV on a pipe, not for batch."
+        ),
     ] = None
     no_clobber: Annotated[bool, _output("--no-clobber", text="Refuse to replace an existing file.")] = False
 
@@ -182,6 +217,11 @@ class Output:
 
         return None if self.name == "-" else home(self.name)
 
+    @property
+    def file(self) -> Path | None:
+        """The output file; None for a pipe, and where no output was named."""
+        return self.path if self.output else None
+
 
 def is_int8(quantize: str) -> bool:
     """Whether `--quantize` asks for 8 bits.
@@ -194,79 +234,38 @@ def is_int8(quantize: str) -> bool:
     return quantize == "int8"
 
 
-def _split(text: str) -> int:
+def voice_names(incomplete: str) -> list[str]:
+    """Saved voices whose names begin so, for the shell."""
+    from csm_cli.voices import list_voices
+
+    try:
+        return [voice.name for voice in list_voices() if voice.name.startswith(incomplete)]
+    except CsmError:  # a shell's prompt is no place to complain
+        return []
+
+
+def _characters(split: str) -> int:
     """Characters of a part; 0 for none."""
-    if text in ("auto", "off"):
-        return EASY if text == "auto" else 0
-    if not re.fullmatch(r"[0-9]{1,6}", text) or int(text) < SHORTEST_PART:
-        raise UsageError(f"--split takes auto, off or characters from {SHORTEST_PART} on, not {text!r}")
-    return int(text)
+    parse("split", split, "--split")
+    return {"auto": EASY, "off": 0}[split] if split in ("auto", "off") else int(split)
 
 
-def environment() -> Options:
-    """Generation options from CSM_TEMPERATURE, CSM_TOP_K and so on; an empty variable counts as unset.
-
-    Raises:
-        UsageError: an impossible value.
-    """
-    return _options({name: os.environ.get(_variable(name)) or None for name in _READERS}, _variable)
+def _override(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    name = name.strip().replace("-", "_")
+    if not equals or name not in GENERATION:
+        near = difflib.get_close_matches(name, GENERATION, n=2, cutoff=0.6)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(GENERATION)}"
+        raise UsageError(f"--override takes KEY=VALUE, such as temperature=0.5, not {text!r}; {hint}")
+    return name, value.strip()
 
 
 def _options(written: Mapping[str, Text], label: Callable[[str], str]) -> Options:
     values: dict[str, Any] = {
-        name: _value(name, text, label(name)) for name, text in written.items() if text is not None
+        name: parse(name, text, label(name)) for name, text in written.items() if text is not None
     }
     return Options(**values)
 
 
-def _value(name: str, text: str, label: str) -> float:
-    read, expected = _READERS[name]
-    try:
-        return read(text)
-    except ValueError:
-        raise UsageError(f"{label} takes {expected}, not {text!r}") from None
-
-
 def _flag(name: str) -> str:
     return "--" + name.replace("_", "-")
-
-
-def _variable(name: str) -> str:
-    return "CSM_" + name.upper()
-
-
-def _number(text: str) -> float:
-    value = float(text)
-    if not 0 <= value < math.inf:
-        raise ValueError(text)
-    return value
-
-
-def _whole(text: str) -> int:
-    value = int(text)
-    if not 0 <= value < 2**63:
-        raise ValueError(text)
-    return value
-
-
-def _duration(text: str) -> float:
-    """Seconds; 0 for `auto`, as in `Options`."""
-    if text == "auto":
-        return 0.0
-    value = _number(text)
-    if not 0 < value <= 3600:
-        raise ValueError(text)
-    return value
-
-
-_Reader = Callable[[str], float]
-_TEMPERATURE: tuple[_Reader, str] = (_number, "a number >= 0")
-_TOP_K: tuple[_Reader, str] = (_whole, "a whole number >= 0")
-_READERS: dict[str, tuple[_Reader, str]] = {
-    "temperature": _TEMPERATURE,
-    "top_k": _TOP_K,
-    "depth_temperature": _TEMPERATURE,
-    "depth_top_k": _TOP_K,
-    "seed": (_whole, "a whole number from 0 to 2**63 - 1"),
-    "max_duration": (_duration, "auto or seconds > 0, at most 3600"),
-}

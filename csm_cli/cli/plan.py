@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from csm_cli.cli.console import emit, emit_json, set_up
 from csm_cli.cli.speaking import Job
+from csm_cli.cli.summary import forgotten, window
 from csm_cli.types import Turn
 
 if TYPE_CHECKING:
@@ -26,11 +27,17 @@ def print_plan(job: Job) -> None:
     from csm_cli.prompt import Prompter
 
     talk = job.conversations[0]
-    model = outline(job.speech.model, job.speech.revision)
+    model = outline(job.speech.model, job.speech.revision, job.speech.offline)
     positions = model.config.backbone.positions
     prompter = Prompter(model.tokenizer_file, model.config)
-    context, turns = costs(talk, prompter, Window(positions, job.flags, job.care.split))
+    context, turns = costs(talk, prompter, Window(positions, job.flags, job.care.split, model.memory))
     seconds = length(talk, turns)
+    use = {
+        "peak": max(cost.window for cost in turns),
+        "positions": positions,
+        "easy": model.memory or positions,
+        "forgotten": len({turn for cost in turns for turn in cost.forgotten}),
+    }
     if job.telling.json:
         both = ((talk.context, context), (talk.turns, turns))
         heard, spoken = (
@@ -38,17 +45,18 @@ def print_plan(job: Job) -> None:
         )
         total = {
             "model": model.name,
-            "window": positions,
-            "window_peak": _peak(turns),
+            "window": use["positions"],
+            "easy": use["easy"],
+            "window_peak": use["peak"],
             "estimated_s": round(seconds, 1),
         }
         emit_json({**total, "context": heard, "turns": spoken})
         return
     for turn, cost in zip(talk.context, context, strict=True):
-        emit(f"  context  {_described(turn, cost)}")
+        emit(f"  context  {_described(turn, cost, 0)}")
     for number, (turn, cost) in enumerate(zip(talk.turns, turns, strict=True), 1):
-        emit(f"{number:>9}  {_described(turn, cost)}")
-    emit(f"about {_clock(seconds)} in {len(turns)} turns; window: peak {_peak(turns)} of {positions} positions")
+        emit(f"{number:>9}  {_described(turn, cost, number)}")
+    emit(f"about {_clock(seconds)} in {len(turns)} turns; {window(use)}")
 
 
 def records(turns: Sequence[Turn]) -> list[dict[str, Any]]:
@@ -78,17 +86,13 @@ def _budget(cost: Cost) -> dict[str, Any]:
     }
 
 
-def _described(turn: Turn, cost: Cost) -> str:
+def _described(turn: Turn, cost: Cost, number: int) -> str:
     name = f"{turn.name} " if turn.name != str(turn.speaker) else ""
     long = f"{cost.seconds:.1f} s, {turn.recording.path}" if turn.recording else f"about {cost.seconds:.1f} s"
-    left = f", turn {', '.join(map(str, cost.forgotten))} forgotten" if cost.forgotten else ""
+    left = forgotten(cost.forgotten, number)
     long += f" in {cost.parts} parts" if cost.parts > 1 else ""
     text = " ".join(turn.text.split())
     return f"{name}[{turn.speaker}]  {text}  [{long}; {cost.tokens} tokens, window {cost.window}{left}]"
-
-
-def _peak(turns: Sequence[Cost]) -> int:
-    return max(cost.window for cost in turns)
 
 
 def _clock(seconds: float) -> str:

@@ -46,7 +46,7 @@ def dialogue_report(path: Path, result: Mapping[str, Any], audio: Audio, title: 
     """The page of one conversation, whose JSON object is `result`; its sound is inside unless it is very long."""
     from csm_cli import report
 
-    inside = audio.duration <= report.EMBEDDED_SECONDS or result["output"] == "None"
+    inside = audio.duration <= report.EMBEDDED_SECONDS or result["output"] is None
     where = report.embedded(audio) if inside else report.linked(os.path.relpath(result["output"], path.parent))
     track = {"audio": where, "duration": audio.duration, **(report.picture(audio, report.Detail(640, 48)) or {})}
     numbers = (

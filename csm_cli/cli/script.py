@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
@@ -57,7 +58,8 @@ def convert_file(
     write_atomically(path, text.encode())
     emit_path(path)
     if not quiet:
-        note(f"{len(talk.turns)} turns by {', '.join(data['speakers'])}; speak them with csm converse {path}")
+        command = f"csm converse {shlex.quote(str(path))} -o out.wav"
+        note(f"{len(talk.turns)} turns by {', '.join(data['speakers'])}; speak them with {command}")
 
 
 def _yaml(data: dict[str, Any]) -> str:

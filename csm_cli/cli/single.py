@@ -11,49 +11,56 @@ from typing import TYPE_CHECKING, Any
 from csm_cli import __version__
 from csm_cli.cli.console import emit_bytes, emit_json, emit_path, note, refuse_terminal, warn
 from csm_cli.cli.files import Files
+from csm_cli.cli.live import Live, Stream, check_stream, opened
 from csm_cli.cli.options import Output, Telling
 from csm_cli.cli.progress import Meter, drawn
 from csm_cli.cli.report import dialogue_report
 from csm_cli.cli.speaking import Job, Spoken, find_checkpoint, open_synthesizer, speak
 from csm_cli.cli.summary import cut, record, runs, tags, told, total, window
-from csm_cli.errors import CsmError, UsageError
+from csm_cli.errors import CsmError, GenerationFailed, UsageError
 
 if TYPE_CHECKING:
     from csm_cli.replay import Replay, Wish
-    from csm_cli.synth import Synthesizer, Utterance
+    from csm_cli.synth import Failure, Sound, Synthesizer, Utterance
 
 
-def check_outputs(output: Output, telling: Telling, files: Files, read: Iterable[Path] = ()) -> None:
-    """Refuses what could not be written, before a model is loaded.
+def check_outputs(output: Output, live: Live, telling: Telling, files: Files, read: Iterable[Path] = ()) -> Live:
+    """Refuses what could not be written or played, before a model is loaded; returns what `live` comes to.
 
     Raises:
-        UsageError: no output, two things on standard output, or a file that cannot be written or is in `read`.
+        UsageError: two things on standard output, a stream to nowhere, or a file that cannot be written or is in
+            `read`.
+        SoundDeviceMissing: nothing to play on.
     """
-    if output.path is None:
+    settled = live.settled(output)
+    if output.output == "-":
         if telling.json:
             raise UsageError("-o - and --json both want standard output; name a file for one")
         refuse_terminal()
     files.check(not output.no_clobber, read)
+    return settled
 
 
 @dataclass(frozen=True)
 class Order:
     """What to speak, and where to.
 
-    wish: which turns are spoken again where others are kept; None keeps none. report: a page to look at.
+    live: as `check_outputs` returned it. wish: which turns are spoken again where others are kept; None keeps none.
+    report: a page to look at.
     """
 
     job: Job
     files: Files
-    clobber: bool = True
+    output: Output
+    live: Live
     wish: Wish | None = None
     report: Path | None = None
 
 
 def speak_one(order: Order) -> None:
     """Speaks a job's only conversation; nothing is written where a turn fails, but what is kept for the next run."""
-    job, files = order.job, order.files
-    quiet = job.telling.quiet
+    order = _streamable(order) if order.live.stream else order
+    job, files, quiet = order.job, order.files, order.job.telling.quiet
     checkpoint = find_checkpoint(job)
     replay = _replay(order, checkpoint)
     if replay:
@@ -62,8 +69,8 @@ def speak_one(order: Order) -> None:
             note(hint)
     synth = open_synthesizer(job, checkpoint)
     meter = Meter(job.conversations, synth.codec.frame_rate)
-    with drawn(meter, quiet), _kept_at_least(replay, quiet):
-        spoken = _take(synth, job, meter, replay)
+    with drawn(meter, quiet), _kept_at_least(replay, quiet), _streaming(order, synth) as stream:
+        spoken = _take(speak(synth, job, meter), stream, replay, quiet)
     result = _result(spoken, order, synth)
     for index, kept in replay.kept.items() if replay else ():
         result["turns"][index]["takes"] = list(kept.takes)
@@ -73,13 +80,20 @@ def speak_one(order: Order) -> None:
     if replay:
         replay.settle()
     _tell(result, files, job.telling)
+    _play(spoken, order.live)
     for warning in cut(spoken):
         warn(warning)
     if not quiet:
         more = len(list(files)) - (1 if files.track else 0)
         beside = f" and {more} more file{'s' if more > 1 else ''}" if more else ""
-        written = f"{_length(spoken, result)} written to {files.track or 'standard output'}{beside}"
-        note(f"{written}; {total(meter, synth)}; {window(spoken, synth)}")
+        where = f"written to {files.track or 'standard output'}" if order.output.output else "played"
+        note(f"{_length(spoken, result)} {where}{beside}; {total(meter, synth)}; {window(result['window'])}")
+
+
+def _streamable(order: Order) -> Order:
+    """The order with takes as a stream can have them; raises UsageError where it can have none."""
+    check_stream(order.job.conversations[0])
+    return replace(order, job=replace(order.job, care=order.job.speech.streamed_care))
 
 
 def _replay(order: Order, checkpoint: Any) -> Replay | None:
@@ -111,25 +125,47 @@ def _kept_at_least(replay: Replay | None, quiet: bool) -> Iterator[None]:
         yield
     except (CsmError, KeyboardInterrupt) as end:
         if replay and (done := replay.done) and not quiet:
-            again = (
-                f"--redo {done + 1} gives the next one new seeds" if isinstance(end, CsmError) else "it goes on there"
-            )
+            bad = isinstance(end, GenerationFailed)
+            again = f"--redo {done + 1} gives the next one new seeds" if bad else "it goes on there"
             note(f"{done} turn{'s are' if done > 1 else ' is'} kept for when the same command runs again; {again}")
         raise
 
 
-def _take(synth: Synthesizer, job: Job, meter: Meter, replay: Replay | None) -> Spoken:
-    from csm_cli.synth import Failure
+@contextmanager
+def _streaming(order: Order, synth: Synthesizer) -> Iterator[Stream | None]:
+    """Where sound goes as it is decoded, if it does."""
+    if not order.live.stream:
+        yield None
+        return
+    rate, quiet = synth.codec.rate, order.job.telling.quiet
+    if not quiet:
+        note(f"streaming at {rate} Hz: takes are as the model makes them, without retries or trimming, and in one part")
+    with opened(order.live, order.output, rate) as writes:
+        stream = Stream(order.job.conversations[0], rate, writes)
+        yield stream
+        stream.end()
+    if not quiet:
+        note(f"first sound after {stream.first or 0:.2f} s")
+
+
+def _take(
+    events: Iterable[Sound | Utterance | Spoken | Failure], stream: Stream | None, replay: Replay | None, quiet: bool
+) -> Spoken:
+    from csm_cli.synth import Failure, Sound
 
     heard: list[Utterance] = []
     hear: Callable[[Utterance], Utterance] = replay.hear if replay else lambda utterance: utterance
-    for event in speak(synth, job, meter):
+    for event in events:
+        if isinstance(event, Sound):
+            if stream:
+                stream.add(event)
+            continue
         if isinstance(event, Spoken):
             return replace(event, conversation=heard[0].conversation, utterances=tuple(heard))
         if isinstance(event, Failure):
             raise event.error
         heard.append(hear(event))
-        if not job.telling.quiet:
+        if not quiet:
             note(told(heard[-1]))
     raise CsmError("the model stopped before the last turn; run again with --debug and report it")
 
@@ -137,7 +173,8 @@ def _take(synth: Synthesizer, job: Job, meter: Meter, replay: Replay | None) -> 
 def _result(spoken: Spoken, order: Order, synth: Synthesizer) -> dict[str, Any]:
     """What --json and the sidecar say."""
     track, target = spoken.track.audio, spoken.conversation.loudness
-    result = record(spoken, str(order.files.track), synth) | order.files.record()
+    output = str(order.files.track) if order.files.track else None
+    result = record(spoken, output, synth) | order.files.record()
     if target is not None:
         from csm_cli.loudness import loudness, true_peak
 
@@ -148,14 +185,22 @@ def _result(spoken: Spoken, order: Order, synth: Synthesizer) -> dict[str, Any]:
 
 def _write(spoken: Spoken, order: Order, synth: Synthesizer, result: dict[str, Any]) -> None:
     """All files at once, or none."""
-    from csm_cli.audio import encode_wav, write_together
+    from csm_cli.audio import encode, write_together
 
-    order.files.check(order.clobber)  # again: it may have been long
+    order.files.check(not order.output.no_clobber)  # again: it may have been long
     sidecar = {"csm": __version__, "synthetic": True, **_asked(order), **result}
     write_together(order.files.contents(spoken, synth.checkpoint, sidecar))
-    if order.files.track is None:
-        name = spoken.conversation.title
-        emit_bytes(encode_wav(spoken.track.audio, tags(spoken.utterances, synth.checkpoint, name)))
+    if order.output.output == "-" and not order.live.stream:
+        said = tags(spoken.utterances, synth.checkpoint, spoken.conversation.title)
+        emit_bytes(encode(spoken.track.audio, order.live.format or "wav", said))
+
+
+def _play(spoken: Spoken, live: Live) -> None:
+    if live.play and not live.stream:
+        from csm_cli.player import open_player
+
+        with open_player(spoken.track.audio.rate) as player:
+            player.write(spoken.track.audio.samples)
 
 
 def _asked(order: Order) -> dict[str, Any]:

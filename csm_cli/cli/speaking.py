@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from csm_cli.cli.console import note, set_up
-from csm_cli.cli.options import Speech, Telling, environment, is_int8
+from csm_cli.cli.options import Speech, Telling, is_int8
 from csm_cli.errors import GenerationFailed
+from csm_cli.settings import options, read_settings
 from csm_cli.types import Care, Conversation, Options, Turn
 
 if TYPE_CHECKING:
@@ -16,7 +18,7 @@ if TYPE_CHECKING:
 
     from csm_cli.checkpoint import Checkpoint
     from csm_cli.cli.progress import Meter
-    from csm_cli.synth import Failure, Synthesizer, Utterance
+    from csm_cli.synth import Failure, Sound, Synthesizer, Utterance
     from csm_cli.track import Track
     from csm_cli.verify import Recognizer
 
@@ -44,18 +46,53 @@ class Job:
 
 
 def plan(conversations: Iterable[Conversation], speech: Speech, telling: Telling, slots: int = 1) -> Job:
-    """A job; options from the environment come below each script's own.
+    """A job; options from the environment and from configuration files come below each script's own.
 
     Raises:
-        UsageError: an impossible value, in a flag or in the environment, or a recognizer that is not installed.
+        UsageError: an impossible value, in a flag, in the environment or in a configuration file, or a recognizer that
+            is not installed.
     """
-    talks = list(based(conversations, environment()))
+    unheard = Unheard(speech)
+    talks = list(based(conversations, speech))
+    for talk in talks:
+        unheard.see(talk)
+    if not telling.quiet:
+        unheard.tell()
     return Job(talks, speech.flags(), speech, telling, slots, speech.care, speech.recognizer())
 
 
-def based(conversations: Iterable[Conversation], base: Options) -> Iterator[Conversation]:
-    """Conversations with `base` below their own options."""
-    return (replace(each, defaults=each.defaults.over(base)) for each in conversations)
+def based(conversations: Iterable[Conversation], speech: Speech) -> Iterator[Conversation]:
+    """Conversations with `speech`'s overrides above their turns' options, and what is configured below their own."""
+    over, base = speech.overrides(), options(read_settings())
+    return (_between(each, over, base) for each in conversations)
+
+
+def _between(talk: Conversation, over: Options, base: Options) -> Conversation:
+    turns = talk.turns
+    if over != Options():
+        turns = tuple(replace(turn, options=over.over(turn.options)) for turn in turns)
+    return replace(talk, turns=turns, defaults=talk.defaults.over(base))
+
+
+class Unheard:
+    """Counts the turns for which a flag does not count, since they have a value of their own."""
+
+    def __init__(self, speech: Speech) -> None:
+        over = asdict(speech.overrides())
+        flags = asdict(speech.flags()).items()
+        self._flags = {name: given for name, given in flags if given is not None and over[name] is None}
+        self._counts: Counter[str] = Counter()
+
+    def see(self, talk: Conversation) -> None:
+        for name, given in self._flags.items():
+            self._counts[name] += sum(getattr(turn.options, name) not in (None, given) for turn in talk.turns)
+
+    def tell(self) -> None:
+        for name, count in self._counts.items():
+            if count:
+                flag = f"--{name.replace('_', '-')}"
+                whose = "turn that has its" if count == 1 else "turns that have their"
+                note(f"{flag} does not count for {count} {whose} own {name}; --override {name}=... does")
 
 
 def find_checkpoint(job: Job) -> Checkpoint:
@@ -65,8 +102,9 @@ def find_checkpoint(job: Job) -> Checkpoint:
         note(f"loading {job.speech.model or 'the bundled voice'} ...")
     from csm_cli.checkpoint import open_checkpoint
 
-    place(job.speech)  # before gigabytes are fetched
-    return open_checkpoint(job.speech.model, job.speech.revision, job.speech.adapter)
+    speech = job.speech
+    place(speech)  # before gigabytes are fetched
+    return open_checkpoint(speech.model, speech.revision, speech.adapter, offline=speech.offline)
 
 
 def place(speech: Speech) -> tuple[torch.device, torch.dtype]:
@@ -97,19 +135,22 @@ def open_synthesizer(job: Job, checkpoint: Checkpoint | None = None) -> Synthesi
 
 def speak(
     synth: Synthesizer, job: Job, meter: Meter, talks: Iterable[Conversation] | None = None
-) -> Iterator[Utterance | Spoken | Failure]:
+) -> Iterator[Sound | Utterance | Spoken | Failure]:
     """Utterances; each conversation when its last turn has come out, or what kept it from that.
 
-    talks: what is spoken in place of the job's own conversations, asked for as slots become free.
+    talks: what is spoken in place of the job's own conversations, asked for as slots become free. Where the job's care
+    asks for a stream, each utterance comes after its sound.
 
     `meter` sees every event. After its Failure, nothing more is heard of a conversation.
     """
-    from csm_cli.synth import Failure, Tick, Utterance
+    from csm_cli.synth import Failure, Sound, Tick, Utterance
 
     said: dict[int, list[Utterance]] = {}
     for event in synth.speak(talks or job.conversations, job.flags, job.care, job.recognizer):
         meter.see(event)
-        if isinstance(event, Tick):
+        if isinstance(event, Sound):
+            yield event
+        if isinstance(event, Tick | Sound):
             continue
         talk = event.conversation
         utterances = said.setdefault(id(talk), [])

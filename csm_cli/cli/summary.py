@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +28,7 @@ _STOPS = {
 }
 
 
-def record(spoken: Spoken, output: str, synth: Synthesizer) -> dict[str, Any]:
+def record(spoken: Spoken, output: str | None, synth: Synthesizer) -> dict[str, Any]:
     """A conversation's JSON object.
 
     `stop`: the least welcome of the turns'; `rtf`: compute time per time of audio; `forgotten`: turns that left the
@@ -101,10 +101,20 @@ def told(utterance: Utterance) -> str:
     elif utterance.stop != "recorded":
         tries = f", {len(utterance.takes)} takes" if len(utterance.takes) > max(1, len(utterance.pieces)) else ""
         how += f"{tries}, seed {utterance.seed}, RTF {utterance.seconds / utterance.audio.duration:.2f}"
-    if gone := utterance.forgotten:
-        which = f"turns {gone[0]} to {gone[-1]}" if gone[1:] else f"turn {gone[0]}"
-        how += f", {which} forgotten"
+    how += forgotten(utterance.forgotten, _number(utterance))
     return f"{utterance.turn.name or utterance.turn.speaker}: {' '.join(utterance.turn.text.split())}  [{how}]"
+
+
+def forgotten(turns: Sequence[int], number: int) -> str:
+    """Which turns left the window for turn `number`: its own first parts too, where it is long."""
+    others = [turn for turn in turns if turn != number]
+    told = f", turn{'s' if len(others) > 1 else ''} {runs(others)} forgotten" if others else ""
+    return told + (", its first parts forgotten" if number in turns else "")
+
+
+def _number(utterance: Utterance) -> int:
+    """A turn's place in its conversation, from 1."""
+    return next(place for place, turn in enumerate(utterance.conversation.turns, 1) if turn is utterance.turn)
 
 
 def total(meter: Meter, synth: Synthesizer) -> str:
@@ -121,22 +131,23 @@ def _window(utterances: Sequence[Utterance], synth: Synthesizer) -> dict[str, in
 
     easy: beyond so many positions turns leave it.
     """
-    positions = synth.engine.positions
+    positions = synth.checkpoint.config.backbone.positions
     return {
         "peak": max(each.positions for each in utterances),
         "positions": positions,
         "easy": synth.checkpoint.memory or positions,
-        "forgotten": len({turn for each in utterances for turn in each.forgotten}),
+        "forgotten": len(
+            {turn for number, each in enumerate(utterances, 1) for turn in each.forgotten if turn != number}
+        ),
     }
 
 
-def window(spoken: Spoken, synth: Synthesizer) -> str:
-    """How full the model's window was."""
-    use = _window(spoken.utterances, synth)
-    count, easy = use["forgotten"], synth.checkpoint.memory
-    beyond = f" beyond {easy}, where this voice speaks well" if easy else ""
-    forgotten = f", {count} turn{'s' if count > 1 else ''} forgotten{beyond}" if count else ""
-    return f"window: peak {use['peak']} of {use['positions']} positions{forgotten}"
+def window(use: Mapping[str, int]) -> str:
+    """How full the model's window was, or will be; `use` as JSON has it."""
+    count, easy = use["forgotten"], use["easy"]
+    beyond = f" beyond {easy}, where this voice speaks well" if easy < use["positions"] else ""
+    gone = f", {count} turn{'s' if count > 1 else ''} forgotten{beyond}" if count else ""
+    return f"window: peak {use['peak']} of {use['positions']} positions{gone}"
 
 
 def _made(utterances: Sequence[Utterance]) -> list[Utterance]:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -19,8 +21,29 @@ from csm_cli.errors import INTERRUPTED, CsmError
 if TYPE_CHECKING:
     from csm_cli.cli.training import Teller
     from csm_cli.train.finetune import Run
+    from csm_cli.train.settings import Settings
 
+_ECHO = 1.0  # seconds in which a launcher passes on the Ctrl-C that the terminal has sent already
 _MISSING = 'training needs {0}, which is not installed; pip install "csm-cli[train]"'
+
+
+@dataclass(frozen=True)
+class Base:
+    """What is trained where the file of settings names no model, and how it is come by."""
+
+    model: Annotated[
+        str | None,
+        typer.Option(metavar="ID|PATH", envvar="CSM_MODEL", help="If CONFIG names none; else the bundled voice."),
+    ] = None
+    revision: Annotated[
+        str | None, typer.Option(metavar="REV", envvar="CSM_REVISION", help="Commit, branch or tag of that model.")
+    ] = None
+    offline: Annotated[bool, typer.Option("--offline", envvar="CSM_OFFLINE", help="Use what is cached only.")] = False
+
+    def completed(self, settings: Settings) -> Settings:
+        if settings.model is not None:
+            return settings
+        return settings.model_copy(update={"model": self.model, "revision": settings.revision or self.revision})
 
 
 def train(
@@ -30,13 +53,15 @@ def train(
     cpu: Annotated[bool, typer.Option("--cpu", help="Train on the CPU even where there is a GPU.")] = False,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Only the folder's path.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of a failure.")] = False,
+    *,
+    base: Base,
 ) -> None:
     """Train a model, or a LoRA adapter for it, on data that `csm data prepare` has made.
 
     Goes on where it was stopped. On several GPUs or machines: accelerate launch -m csm_cli train CONFIG.yaml
     """
     set_up(Telling(quiet=quiet, debug=debug))
-    run = _opened(config, cpu)
+    run = _opened(config, cpu, quiet, base)
     from csm_cli.cli.training import Teller
 
     with _stopping() as stopped:
@@ -51,37 +76,43 @@ def train(
         emit_path(best if best.is_dir() else run.folder / "last")
 
 
-def _opened(config: Path, cpu: bool) -> Run:
+def _opened(config: Path, cpu: bool, quiet: bool, base: Base) -> Run:
     """Raises CsmError where the extra is not installed."""
     try:
         from csm_cli.train.settings import read_settings
 
-        settings = read_settings(config)
-        if os.environ.get("LOCAL_RANK", "0") == "0":
+        settings = base.completed(read_settings(config))
+        if not quiet and _first():
             note(f"loading {settings.model or 'the bundled voice'} ...")
         from csm_cli.train.finetune import Run
 
-        return Run(settings, cpu)
+        return Run(settings, cpu, base.offline)
     except ModuleNotFoundError as problem:
         raise CsmError(_MISSING.format(problem.name)) from problem
 
 
-def _follow(run: Run, teller: Teller, stopped: list[int]) -> None:
+def _follow(run: Run, teller: Teller, stopped: list[float]) -> None:
     with teller:
         for event in run.events(lambda: bool(stopped)):
             teller.tell(event)
 
 
+def _first() -> bool:
+    """Whether this is the process that tells, of those that a launcher has started."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 @contextmanager
-def _stopping() -> Iterator[list[int]]:
+def _stopping() -> Iterator[list[float]]:
     """A list that holds something once somebody asked to stop; asked a second time, the run ends at once."""
-    asked: list[int] = []
+    asked: list[float] = []
 
     def ask(number: int, frame: object) -> None:
-        if asked:
+        asked.append(time.monotonic())
+        if asked[-1] - asked[0] > _ECHO:
             raise KeyboardInterrupt
-        asked.append(number)
-        print("\nstopping after this step; again to stop at once", file=sys.stderr, flush=True)
+        if len(asked) == 1 and _first():
+            print("\nstopping after this step; again to stop at once", file=sys.stderr, flush=True)
 
     before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

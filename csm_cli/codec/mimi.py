@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -17,6 +19,8 @@ from csm_cli.codec.weights import load_weights
 from csm_cli.errors import CheckpointInvalid
 
 _PIECE = 50  # frames computed together at most, which bounds the memory a long recording takes
+_DECODING = ("decoder", "upsample")
+_MARKED = 512  # values of a tensor that tell it from another
 
 
 class Codec:
@@ -55,6 +59,16 @@ class Codec:
             modules = _Mimi(sizes)
         load_weights(modules, weights, torch.device(device))
         return cls(modules, sizes, codebooks, torch.device(device))
+
+    @cached_property
+    def mark(self) -> str:
+        """Which codec this is, by its sizes and values from all over what encodes: the same mark, the same codes."""
+        digest = hashlib.sha256(f"{self.config} {self.codebooks}".encode())
+        for name, tensor in self.modules.state_dict().items():
+            if not name.startswith(_DECODING):
+                values = tensor.flatten()[:: max(1, tensor.numel() // _MARKED)]
+                digest.update(values.float().cpu().numpy().tobytes())
+        return digest.hexdigest()[:16]
 
     @torch.inference_mode()
     def encode(self, samples: Tensor) -> Tensor:

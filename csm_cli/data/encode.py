@@ -38,6 +38,7 @@ class Recipe:
     limits: Limits = field(default_factory=Limits)
     held_out: float = 0.0
     threads: int = 0
+    offline: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,7 +59,7 @@ class Encoder:
         if recipe.threads:
             torch.set_num_threads(recipe.threads)
         device = pick_device(recipe.device)
-        self.checkpoint = open_checkpoint(recipe.model, recipe.revision)
+        self.checkpoint = open_checkpoint(recipe.model, recipe.revision, offline=recipe.offline)
         config = self.checkpoint.config
         self._recipe = recipe
         self._codec = Codec.load(self.checkpoint.codec_config, self.checkpoint.codec_weights, device, config.codebooks)

@@ -5,19 +5,17 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from csm_cli.data.clips import Clip, Findings, Piece, Speakers, Talk
 from csm_cli.data.encode import Encoder, Recipe
+from csm_cli.data.lock import locked
 from csm_cli.data.spread import spread
 from csm_cli.data.store import StoreWriter
-from csm_cli.errors import InputError, OutputRefused, UsageError
+from csm_cli.errors import InputError
 
 SCHEMA = 1  # one more whenever the same clips are to make other shards
 
@@ -69,7 +67,7 @@ class Preparation:
             OutputRefused, OutputFailed: it cannot be written; what was finished stays.
             CsmError: a worker was killed.
         """
-        with _locked(self._folder):
+        with locked(self._folder):
             count = examples = 0
             for step in spread(_make, self._jobs(pieces), self._workers):
                 count, examples = count + 1, examples + step.examples
@@ -97,23 +95,6 @@ def _make(job: _Job) -> Step:
 @lru_cache(maxsize=1)
 def _encoder(recipe: Recipe) -> Encoder:
     return Encoder(recipe)
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Keeps others from the folder; the system lets go of it when the process ends, in whatever way."""
-    lock = FileLock(folder / ".lock", timeout=0)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-    except Timeout as error:
-        raise UsageError(f"{folder} is in use by another run; wait for it to end, or choose another folder") from error
-    except OSError as error:
-        raise OutputRefused(f"{folder}: cannot be written ({error.strerror}); choose another folder") from error
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _basis(encoder: Encoder, recipe: Recipe) -> list[Any]:

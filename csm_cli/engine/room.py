@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from csm_cli.config import ModelConfig, StackConfig
+from csm_cli.engine.state import capacity
 
 MOST_ON_CPU, MOST_ON_GPU = 8, 64  # beyond these a frame takes longer by as much as it gives more
 SHARE = 0.6  # of what is free beside the weights; activations, codecs and other programs get the rest
@@ -31,7 +32,10 @@ class Room:
 
 def room(config: ModelConfig, weights: Iterable[Path], device: torch.device, dtype: torch.dtype) -> Room:
     """Slots beside the weights, which are not loaded yet: a power of two, since batches are padded to one."""
-    slot_bytes = (_kv_numbers(config.backbone) + _kv_numbers(config.depth)) * dtype.itemsize
+    slot_bytes = _kv_numbers(config.backbone, capacity(config.backbone.positions)) + _kv_numbers(
+        config.depth, config.codebooks
+    )
+    slot_bytes *= dtype.itemsize
     free = free_memory(device)
     most = MOST_ON_GPU if device.type == "cuda" else MOST_ON_CPU
     if free is not None:
@@ -61,6 +65,6 @@ def _container() -> int:
         return 1 << 62
 
 
-def _kv_numbers(stack: StackConfig) -> int:
-    """Keys and values of one row, with the position more than the window that idle rows write to."""
-    return 2 * stack.layers * stack.kv_heads * stack.head_dim * (stack.positions + 1)
+def _kv_numbers(stack: StackConfig, positions: int) -> int:
+    """Keys and values of one row."""
+    return 2 * stack.layers * stack.kv_heads * stack.head_dim * positions

@@ -9,6 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from csm_cli.model.kernels import kernels_for
+from csm_cli.model.kernels.plain import Draw
+
 FRAMES_PER_DRAW = 64
 
 
@@ -48,6 +51,7 @@ class Filter:
 
     def __init__(self, rows: int, codes: int, device: torch.device) -> None:
         self._codes = codes
+        self._draw = kernels_for(device).draw
         self.temperature = torch.ones(rows, 1, device=device)
         self.beyond = torch.zeros(rows, codes, device=device)
 
@@ -60,7 +64,7 @@ class Filter:
         return int(ranks.max())
 
     def pick(self, rows: int, widest: int) -> Pick:
-        return Pick(self.temperature[:rows], self.beyond[:rows, :widest])
+        return Pick(self.temperature[:rows], self.beyond[:rows, :widest], self._draw)
 
 
 @dataclass(frozen=True)
@@ -69,13 +73,8 @@ class Pick:
 
     temperature: Tensor
     beyond: Tensor
+    draw: Draw
 
     def __call__(self, logits: Tensor, uniform: Tensor) -> Tensor:
         """[B, V] logits and [B, 1] uniforms to [B] codes: the inverse CDF over each row's top k."""
-        widest = self.beyond.shape[1]
-        values, ids = logits.float().topk(widest)  # [B, k], falling
-        if widest == 1:
-            return ids[:, 0]
-        cdf = torch.addcdiv(self.beyond, values, self.temperature).softmax(-1).cumsum(-1)
-        chosen = torch.searchsorted(cdf, uniform * cdf[:, -1:]).clamp_(max=widest - 1)  # beyond: not finite
-        return ids.gather(-1, chosen)[:, 0]
+        return self.draw(logits, uniform, self.temperature, self.beyond)

@@ -41,14 +41,18 @@ class Views:
     depth: Sequence[Place]
 
 
+def capacity(positions: int) -> int:
+    """Positions of a row's cache: one more than the window, where idle rows of a full cache write, in whole steps."""
+    return -(-(positions + 1) // EXTENT_STEP) * EXTENT_STEP
+
+
 class State:
     """Caches and buffers of `rows` rows. Row B has its last hidden state, and its next position `at`."""
 
     def __init__(self, model: CsmModel, rows: int) -> None:
         config, device = model.config, model.device
-        # One position more than the window: idle rows of a full cache write there.
         self.last = config.backbone.positions
-        self.capacity = -(-(self.last + 1) // EXTENT_STEP) * EXTENT_STEP
+        self.capacity = capacity(self.last)
         self.backbone = model.backbone.cache(rows, self.capacity)
         self.depth = model.depth.cache(rows, config.codebooks)
         self.hidden = torch.zeros(rows, config.backbone.hidden, dtype=model.dtype, device=device)

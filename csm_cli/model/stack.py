@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -17,22 +17,12 @@ from torch.nn import functional as F
 
 from csm_cli.config import Rope, StackConfig
 from csm_cli.model.cache import KvCache, Place, Scatter, Span, View
+from csm_cli.model.kernels import Kernels, kernels_for
+from csm_cli.model.kernels.plain import Projection, by_head
 
 Weights = Mapping[str, Tensor]
 
 _PAD = 16
-
-
-class Projection(Protocol):
-    """A linear."""
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """[N, in] to [N, out]"""
-        ...
-
-    def onto(self, residual: Tensor, x: Tensor) -> Tensor:
-        """The same, added to [N, out]."""
-        ...
 
 
 class Linear:
@@ -69,7 +59,7 @@ class Norm:
     """
 
     def __init__(self, config: StackConfig, like: Tensor) -> None:
-        self._shape, self._eps = (config.hidden,), config.eps
+        self._shape, self.eps = (config.hidden,), config.eps
         self._short = _is_plain(like)
         self._least = config.hidden * config.eps
         self._shortest = like.new_full((1, 1), math.sqrt(self._least))
@@ -77,7 +67,7 @@ class Norm:
 
     def __call__(self, x: Tensor) -> Tensor:
         if not self._short:
-            return F.rms_norm(x, self._shape, None, self._eps)
+            return F.rms_norm(x, self._shape, None, self.eps)
         if torch.compiler.is_compiling():
             return x * (x.square().sum(-1, keepdim=True) + self._least).rsqrt()
         length: Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
@@ -120,21 +110,18 @@ def paired(weight: Tensor, head_dim: int) -> Tensor:
     return weight.view(-1, 2, head_dim // 2, weight.shape[1]).transpose(1, 2).reshape(weight.shape)
 
 
-def rotated(heads: Tensor, count: int, rope: Tensor) -> Tensor:
-    """[N, h, D], of which the first `count` heads are turned, perhaps in place."""
-    pairs = heads.view(*heads.shape[:2], -1, 2)[:, :count]
-    if rope.is_complex():
-        torch.view_as_complex(pairs).mul_(rope)
-        return heads
-    cos, sin = rope.unbind(1)
-    turned = torch.addcmul(pairs * cos, pairs.flip(-1), sin).flatten(2)
-    return torch.cat((turned, heads[:, count:]), 1)
+@dataclass(frozen=True)
+class Steps:
+    """What the layers of a stack do between their products."""
+
+    norm: Norm
+    kernels: Kernels
 
 
 class Layer:
     """Pre-norm attention and gated MLP."""
 
-    def __init__(self, config: StackConfig, weights: Weights, prefix: str, norm: Norm) -> None:
+    def __init__(self, config: StackConfig, weights: Weights, prefix: str, steps: Steps) -> None:
         def get(name: str) -> Tensor:
             return weights[f"{prefix}.{name}.weight"]
 
@@ -142,42 +129,34 @@ class Layer:
         qkv = torch.cat((*turned, get("self_attn.v_proj")))
         gate_up = torch.cat((get("mlp.gate_proj"), get("mlp.up_proj")))
         self.config = config
-        self.norm = norm
-        self.qkv: Projection = Linear(qkv.mul_(get("input_layernorm") * norm.gain))
+        self._steps = steps
+        self.qkv: Projection = Linear(qkv.mul_(get("input_layernorm") * steps.norm.gain))
         self.out: Projection = Linear(get("self_attn.o_proj"))
-        self.gate_up: Projection = Linear(gate_up.mul_(get("post_attention_layernorm") * norm.gain))
+        self.gate_up: Projection = Linear(gate_up.mul_(get("post_attention_layernorm") * steps.norm.gain))
         self.down: Projection = Linear(get("mlp.down_proj"))
 
-    def __call__(self, x: Tensor, place: Place, view: View) -> Tensor:
-        """[B * S, hidden] to the same; `view`: this layer's part of the cache."""
-        x = self.out.onto(x, self._attention(self.qkv(self.norm(x)), place, view))
-        gate, up = self.gate_up(self.norm(x)).chunk(2, -1)
-        return self.down.onto(x, F.silu(gate).mul_(up))
+    def __call__(self, x: Tensor, normed: Tensor, place: Place, view: View) -> tuple[Tensor, Tensor]:
+        """[B * S, hidden], as it is and normed, to the same; `view`: this layer's part of the cache."""
+        kernels, norm = self._steps.kernels, self._steps.norm
+        x, normed = kernels.join(x, self.out, self._attention(self.qkv(normed), place, view), norm)
+        return kernels.join(x, self.down, kernels.gate(self.gate_up(normed)), norm)
 
     def _attention(self, qkv: Tensor, place: Place, view: View) -> Tensor:
         """[B * S, (H + 2 Hkv) * D] to [B * S, H * D]."""
-        config = self.config
-        heads = qkv.view(len(qkv), -1, config.head_dim)  # [B * S, H + 2 Hkv, D]
-        heads = rotated(heads, config.heads + config.kv_heads, place.rope)
-        view.write(self._by_head(heads[:, config.heads :], place.length))
-        return self._mix(heads[:, : config.heads], view, place)
-
-    def _by_head(self, states: Tensor, length: int) -> Tensor:
-        """[B * S, h, D] to [B, h, S, D]."""
-        if length == 1:
-            return states[:, :, None]
-        return states.view(-1, length, *states.shape[1:]).transpose(1, 2)
+        heads = qkv.view(len(qkv), -1, self.config.head_dim)  # [B * S, H + 2 Hkv, D]
+        return self._mix(self._steps.kernels.turn(heads, place.rope, view, place.length), view, place)
 
     def _mix(self, query: Tensor, view: View, place: Place) -> Tensor:
         """[B * S, H, D] over what is visible gives [B * S, H * D].
 
-        With one query position the heads that share keys stand in for a query axis, so keys are not repeated.
+        With one query position the heads that share keys stand in for a query axis, so keys are not repeated. On a CPU
+        two products and a softmax instead take as long: 8.4 us against 9.6 at 5 keys, 16.6 against 18.5 at 400.
         """
         if place.length == 1:
             grouped = query.view(len(query), self.config.kv_heads, -1, self.config.head_dim)
             mixed = F.scaled_dot_product_attention(grouped, view.keys, view.values, attn_mask=place.mask)
             return mixed.reshape(len(query), -1)
-        query = self._by_head(query, place.length)
+        query = by_head(query, place.length)
         mixed = F.scaled_dot_product_attention(query, view.keys, view.values, attn_mask=place.mask, enable_gqa=True)
         return mixed.transpose(1, 2).reshape(len(mixed) * place.length, -1)
 
@@ -191,7 +170,8 @@ class Stack:
         self._norm = Norm(config, self.like)
         self._rope = RopeTable(config, self.like)
         self.gain = self._norm.gain
-        self.layers = [Layer(config, weights, f"{prefix}.layers.{n}", self._norm) for n in range(config.layers)]
+        steps = Steps(self._norm, kernels_for(self.like.device))
+        self.layers = [Layer(config, weights, f"{prefix}.layers.{n}", steps) for n in range(config.layers)]
 
     def cache(self, rows: int, capacity: int) -> KvCache:
         return KvCache(self.config, rows, capacity, like=self.like)
@@ -207,6 +187,7 @@ class Stack:
 
     def run(self, x: Tensor, place: Place) -> Tensor:
         """The same for [B * S, hidden]."""
+        normed = self._norm(x)
         for layer, view in zip(self.layers, place.views, strict=True):
-            x = layer(x, place, view)
-        return self._norm(x)
+            x, normed = layer(x, normed, place, view)
+        return normed

@@ -6,11 +6,14 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from csm_cli.errors import Complaint, ScriptInvalid
+from csm_cli.errors import Complaint, ModelError, ScriptInvalid
 from csm_cli.script import schema
 from csm_cli.script.source import Keys, Source, read_text, shown, text_trouble, written
 from csm_cli.script.validate import near, read
 from csm_cli.types import Recording, Turn
+from csm_cli.voices import find_voice, is_name
+
+Voiced = schema.Speaker | schema.Line
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,11 @@ def read_cast(source: Source, speakers: Mapping[str, object], path: Keys) -> Cas
         owner = owners.setdefault(speaker.id, name) if speaker else name
         if speaker and owner != name:
             source.complain((*path, name, "id"), f"{speaker.id} is taken by {shown(owner)}")
-    voices = {name: _voice(source, name, speaker, (*path, name)) for name, speaker in models.items() if speaker}
+    voices = {
+        name: voice_turn(source, speaker, (speaker.id, name), (*path, name))
+        for name, speaker in models.items()
+        if speaker
+    }
     return Cast(models, {name: voice for name, voice in voices.items() if voice})
 
 
@@ -75,22 +82,37 @@ def recording(
     return Recording(found, *part)
 
 
-def _voice(source: Source, name: str, speaker: schema.Speaker, path: Keys) -> Turn | None:
-    if speaker.voice is None:
-        if speaker.voice_text is not None:
+def voice_turn(source: Source, given: Voiced, who: tuple[int, str], path: Keys) -> Turn | None:
+    """The past turn by which a speaker, number and name, gets the voice that the entry at `path` gives it."""
+    text = given.voice_text
+    if given.voice is None:
+        if text is not None:
             source.complain((*path, "voice_text"), 'has no effect without "voice"')
         return None
-    clip = recording(source, speaker.voice, (*path, "voice"))
+    if is_name(given.voice) and source.files.find(given.voice) is None:
+        return _saved(source, given, who, path)
+    clip = recording(source, given.voice, (*path, "voice"))
     if clip is None:
         return None
-    text = speaker.voice_text if speaker.voice_text is not None else _transcript(source, clip, path)
+    text = text if text is not None else _transcript(source, clip, path)
     if text is None:
         return None
     trouble = text_trouble(text) if text.strip() else "the voice's text is empty"
     if trouble:
-        source.complain((*path, "voice_text" if speaker.voice_text is not None else "voice"), trouble)
+        source.complain((*path, "voice_text" if given.voice_text is not None else "voice"), trouble)
         return None
-    return Turn(speaker=speaker.id, text=text.strip(), name=name, recording=clip)
+    return Turn(speaker=who[0], text=text.strip(), name=who[1], recording=clip)
+
+
+def _saved(source: Source, given: Voiced, who: tuple[int, str], path: Keys) -> Turn | None:
+    try:
+        voice = find_voice(str(given.voice))
+    except ModelError as error:
+        source.complain((*path, "voice"), str(error))
+        return None
+    if given.voice_text is not None:
+        source.complain((*path, "voice_text"), "has no effect on a saved voice, which has its words; leave it out")
+    return voice.turn(*who)
 
 
 def _transcript(source: Source, clip: Recording, path: Keys) -> str | None:

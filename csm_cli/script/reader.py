@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from csm_cli.errors import ScriptInvalid
+from csm_cli.errors import Complaint, ScriptInvalid
 from csm_cli.script.files import Files
 from csm_cli.script.json_text import parse_json
 from csm_cli.script.manifest import DELIMITERS, YAML, Manifest
@@ -17,6 +17,8 @@ from csm_cli.script.streaming import LONGEST, Lines, numbered
 from csm_cli.script.yaml_text import parse_yaml
 from csm_cli.types import Conversation
 
+_CUES = (".srt", ".vtt")
+
 
 def read_script(path: Path | str) -> Conversation:
     """A dialogue from YAML, JSON or JSONL; `-` is standard input. Other suffixes are told apart by what is in the file.
@@ -24,6 +26,9 @@ def read_script(path: Path | str) -> Conversation:
     Raises:
         ScriptInvalid: with every complaint about the script and the files it names.
     """
+    if Path(path).suffix.lower() in _CUES:
+        message = "is subtitles; make a script of it with csm script convert"
+        raise ScriptInvalid([Complaint(str(path), 0, 0, "", message)])
     return _script(path, read_text(path))
 
 

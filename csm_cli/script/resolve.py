@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from csm_cli.script import schema
-from csm_cli.script.cast import Cast, read_cast, recording
+from csm_cli.script.cast import Cast, read_cast, recording, voice_turn
 from csm_cli.script.drafts import Draft, context_drafts, message_drafts, spelled, turn_drafts
 from csm_cli.script.say import split_tags
 from csm_cli.script.source import Source, shown, written
@@ -29,7 +29,7 @@ class Setting:
 
 
 HEADLESS = Setting(Cast(known=False))  # the first line, perhaps a header, could not be parsed
-_HEAD = {"csm", "title", "speakers", "defaults"}
+_HEAD = {"csm", "title", "speakers", "defaults", "lexicon"}
 _BODY = {"turns", "messages", "text", "input"}
 
 
@@ -132,7 +132,7 @@ def _line(source: Source, line: schema.Line, setting: Setting, name: str) -> Con
     turns = [turn for turn in (_turn(source, draft, setting.cast) for draft in drafts) if turn]
     return Conversation(
         turns=tuple(turns),
-        context=_voices(setting.cast, turns) + context,
+        context=_line_voices(source, line, setting.cast, turns) + context,
         id=line.id or name,
         title=setting.title,
         defaults=setting.options,
@@ -158,6 +158,16 @@ def _line_drafts(source: Source, line: schema.Line, cast: Cast) -> list[Draft]:
 def _voices(cast: Cast, turns: Iterable[Turn]) -> tuple[Turn, ...]:
     names = {turn.name for turn in turns}
     return tuple(voice for name, voice in cast.voices.items() if name in names)
+
+
+def _line_voices(source: Source, line: schema.Line, cast: Cast, turns: Sequence[Turn]) -> tuple[Turn, ...]:
+    """The line's own voice, which is its only speaker's, else the cast's."""
+    who = {(turn.speaker, turn.name) for turn in turns}
+    if line.voice is not None and len(who) > 1:
+        source.complain(("voice",), "whose is it? the text has several speakers; write turns, and speakers with voices")
+        return ()
+    own = voice_turn(source, line, next(iter(who), (0, "")), ())
+    return (own,) if own else _voices(cast, turns)
 
 
 def _turn(source: Source, draft: Draft, cast: Cast, index: int = 0) -> Turn | None:

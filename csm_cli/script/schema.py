@@ -98,7 +98,7 @@ class Lexicon(RootModel[dict[Word, Word]]):
 
 
 class Speaker(_Options):
-    """id: the number the model reads. voice: audio in this voice, its words in `voice_text` or in a .txt beside it.
+    """id: the number the model reads. voice: a saved one, or audio with its words in `voice_text` or a .txt beside.
 
     seed: each turn has this one and its index in the dialogue added, so that no two are alike.
     """
@@ -243,11 +243,13 @@ class DialogueOutline(ScriptOutline):
 
 
 class Line(_Options):
-    """A batch line with one text to speak. Without a speaker, `[n]` in the text tags turns."""
+    """A batch line with one text to speak. Without a speaker, `[n]` in the text tags turns. voice: as `Speaker`'s."""
 
     id: Annotated[Id | None, _also("id")] = None
     speaker: Annotated[Name | None, _also("speaker")] = None
     text: Annotated[Words, _also("text")]
+    voice: File | None = None
+    voice_text: Words | None = None
     gain: Gain | None = None
     context: list[Any] | None = None
 

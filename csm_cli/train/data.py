@@ -13,9 +13,7 @@ import numpy as np
 import torch
 
 from csm_cli.train.corpus import FRAME, Utterance, load_shard
-from csm_cli.train.rows import IGNORE, Lesson, Row, lesson
-from csm_cli.train.rows import Batch as Batch
-from csm_cli.train.rows import collate as collate
+from csm_cli.train.rows import IGNORE, Lesson, Row, collate, lesson
 from csm_cli.train.tokenizer import text_ids
 
 if TYPE_CHECKING:
@@ -26,6 +24,7 @@ if TYPE_CHECKING:
     from transformers import MimiModel
 
     from csm_cli.train.plan import StagePlan
+    from csm_cli.train.rows import Batch
 
 
 @dataclass(frozen=True)

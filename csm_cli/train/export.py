@@ -81,6 +81,7 @@ def generation_config(sampling: SamplingPlan, config: CsmConfig) -> dict[str, An
         "top_k": sampling.top_k,
         "max_new_tokens": sampling.max_frames,
         **{f"depth_decoder_{name}": value for name, value in depth.items()},
+        **({"csm_memory": sampling.memory} if sampling.memory else {}),
     }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,13 +14,15 @@ import torch
 from accelerate import Accelerator
 
 from csm_cli.checkpoint import Checkpoint
+from csm_cli.checkpoint.writing import recover
 from csm_cli.data.encode import codec_identity
+from csm_cli.data.lock import locked
 from csm_cli.data.store import Store, open_store
 from csm_cli.errors import InputError, UsageError
 from csm_cli.prompt import Prompter
 from csm_cli.train.examples import Deck, Portions, everything
 from csm_cli.train.loss import Learner
-from csm_cli.train.progress import Record, save_atomically
+from csm_cli.train.progress import Record, clear_up, save_atomically
 from csm_cli.train.rows import Lesson
 from csm_cli.train.samples import Samples
 from csm_cli.train.settings import Settings
@@ -73,7 +76,7 @@ Event = Begun | Stepped | Evaluated | Kept
 class Run:
     """A model, its data and the folder where its state lies; `main` is false in all processes but one."""
 
-    def __init__(self, settings: Settings, cpu: bool = False) -> None:
+    def __init__(self, settings: Settings, cpu: bool = False, offline: bool = False) -> None:
         """Raises InputError for data that cannot be trained on, and as `Subject` and `Deck` do."""
         self.settings = settings
         self.folder = settings.folder
@@ -81,7 +84,7 @@ class Run:
             mixed_precision="bf16" if settings.precision == "bfloat16" else "no", cpu=cpu or None
         )
         self.main = self.accelerator.is_main_process
-        self.subject = Subject(settings)
+        self.subject = Subject(settings, offline)
         found = self.subject.checkpoint
         self._prompter = Prompter(found.tokenizer_file, found.config)
         data = Path(settings.data).expanduser()
@@ -106,10 +109,20 @@ class Run:
 
         Raises:
             TrainingFailed: a loss that is not finite. InputError: data damaged on the way. OutputFailed: a full disk.
+            UsageError: another run is at this folder. OutputRefused: it cannot be written to.
         """
-        yield self._begun()
-        self.folder.mkdir(parents=True, exist_ok=True)
-        record = Record(self.folder, self.trainer.step, self.settings.tensorboard) if self.main else None
+        with locked(self.folder) if self.main else nullcontext():
+            yield self._begun()
+            yield from self._trained(stop, self._record() if self.main else None)
+
+    def _record(self) -> Record:
+        """The figures so far; what a kill has left half-written is gone."""
+        clear_up(self.folder)
+        for name in ("best", "last"):
+            recover(self.folder / name)
+        return Record(self.folder, self.trainer.step, self.settings.tensorboard)
+
+    def _trained(self, stop: Callable[[], bool], record: Record | None) -> Iterator[Event]:
         while self.trainer.step < self.steps:
             event = self._step()
             stopping = bool(self.trainer.reduced(torch.tensor(float(stop()))) > 0)
@@ -168,8 +181,10 @@ class Run:
         return Kept(step, folder)
 
     def _saved(self, step: int, record: Record | None) -> Iterator[Kept]:
+        """Keeps the weights first: a run killed in between comes to this step again."""
         if record is None:
             return
+        kept = self._keep("last", step)
         state = {
             "settings": self.settings.what_is_learned,
             "dealt": self._dealt,
@@ -178,7 +193,7 @@ class Run:
         }
         save_atomically(state, self.folder / STATE)
         record.draw()
-        yield self._keep("last", step)
+        yield kept
 
     def _keep(self, name: str, step: int) -> Kept:
         with self.trainer.averaged():
@@ -191,7 +206,7 @@ class Run:
         if not path.exists():
             return
         try:
-            state: dict[str, Any] = torch.load(path, map_location=self.accelerator.device, weights_only=True)
+            state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
             before = state["settings"]
         except Exception as problem:  # what unpickling raises is not bounded
             raise InputError(f"{path} is damaged ({type(problem).__name__}); remove it to begin anew") from problem

@@ -23,8 +23,9 @@ if TYPE_CHECKING:
 
     from transformers import CsmForConditionalGeneration
 
-    from csm_cli.train.data import Batch, Take
+    from csm_cli.train.data import Take
     from csm_cli.train.plan import ModelPlan
+    from csm_cli.train.rows import Batch
 
 _LOG = logging.getLogger(__name__)
 _LOG_EVERY = 25

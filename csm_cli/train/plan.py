@@ -82,13 +82,17 @@ class ModelPlan:
 
 @dataclass(frozen=True)
 class SamplingPlan:
-    """The voice's default sampling, for `generation_config.json`; max_frames is a turn's cap."""
+    """The voice's default sampling, for `generation_config.json`.
 
-    temperature: float = 0.6
+    max_frames: a turn's cap. memory: positions of the window in which it speaks well, 0 for all.
+    """
+
+    temperature: float = 0.4
     top_k: int = 50
-    depth_temperature: float = 0.6
+    depth_temperature: float = 0.4
     depth_top_k: int = 50
     max_frames: int = 125
+    memory: int = 0
 
 
 @dataclass(frozen=True)

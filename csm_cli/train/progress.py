@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
+import os
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -29,12 +31,22 @@ def save_atomically(state: dict[str, Any], path: Path) -> None:
 
     temporary = path.with_suffix(".tmp")
     try:
-        torch.save(state, temporary)
+        with temporary.open("wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
         temporary.replace(path)
     except (OSError, RuntimeError) as problem:  # torch's own writer raises RuntimeError
-        temporary.unlink(missing_ok=True)
         reason = str(problem).splitlines()[0]
         raise OutputFailed(f"{path} could not be written ({reason}); make room and run again") from problem
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def clear_up(folder: Path) -> None:
+    """Removes the temporary files that a kill has left in the folder of a run."""
+    for path in (*folder.glob("*.tmp"), *folder.glob("samples/*/*.tmp")):
+        path.unlink()
 
 
 def report(folder: Path, step: int, split: str, figures: Mapping[str, float]) -> None:
@@ -80,8 +92,12 @@ def _board(folder: Path, step: int) -> Any:
 
 
 def _append(path: Path, row: Mapping[str, Any]) -> None:
-    with path.open("a") as file:
-        file.write(json.dumps(row) + "\n")
+    """Raises OutputFailed where the disk is full; half a line is dropped when the run goes on."""
+    try:
+        with path.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+    except OSError as problem:
+        raise OutputFailed(f"{path} could not be written ({problem.strerror}); make room and run again") from problem
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:
@@ -113,6 +129,6 @@ def plot_history(folder: Path) -> None:
     axis.set(xlabel="step", yscale="log")
     if rows:
         axis.legend(fontsize="small", ncols=2)
-    temporary = folder / "loss.tmp.png"
-    figure.savefig(temporary, dpi=80)
-    temporary.replace(folder / "loss.png")
+    drawn = io.BytesIO()
+    figure.savefig(drawn, dpi=80)
+    write_atomically(folder / "loss.png", drawn.getvalue(), flush=False)

@@ -29,14 +29,14 @@ class Subject:
     Raises as `open_checkpoint` and `Adapter` do.
     """
 
-    def __init__(self, settings: Settings) -> None:
-        base = open_checkpoint(settings.model, settings.revision)
+    def __init__(self, settings: Settings, offline: bool = False) -> None:
+        base = open_checkpoint(settings.model, settings.revision, offline=offline)
         self.checkpoint = base if settings.scratch is None else _resized(base, settings.scratch)
-        self._settings = settings
         torch.manual_seed(settings.seed)
         self.model = _random(self.checkpoint) if settings.scratch else _loaded(self.checkpoint)
         self.model.codec_model = torch.nn.Identity()  # prepared codes are all that is seen
         self._adapter = Adapter(self.model, settings.lora, base.name) if settings.lora else None
+        self._companions = {} if settings.lora else companions(settings.model, settings.revision, offline)
         if settings.checkpointing:
             _checkpoint_activations(self.model)
 
@@ -46,7 +46,7 @@ class Subject:
             self._adapter.save(folder)
             return
         trained = replace(self.checkpoint, weights=_weights(self.model, self.checkpoint))
-        write_checkpoint(trained, companions(self._settings.model, self._settings.revision), folder)
+        write_checkpoint(trained, self._companions, folder)
 
 
 def _checkpoint_activations(model: CsmForConditionalGeneration) -> None:

@@ -16,16 +16,7 @@ from transformers import CsmForConditionalGeneration, MimiModel
 
 from csm_cli.train.codec import train_codec
 from csm_cli.train.corpus import make_corpus, render, shard_count, shard_stems
-from csm_cli.train.data import (
-    Batch,
-    Take,
-    Turn,
-    collate,
-    conversation,
-    encode_samples,
-    encode_shards,
-    load_takes,
-)
+from csm_cli.train.data import Take, Turn, conversation, encode_samples, encode_shards, load_takes
 from csm_cli.train.espeak import Espeak
 from csm_cli.train.export import export_voice
 from csm_cli.train.loop import Job, train_model
@@ -33,6 +24,7 @@ from csm_cli.train.model import model_config
 from csm_cli.train.plan import VoicePlan, read_plan
 from csm_cli.train.preview import plot_samples, sample_sentences, save_samples, summary
 from csm_cli.train.progress import plot_history
+from csm_cli.train.rows import Batch, collate
 from csm_cli.train.text import held_out_sentences
 
 if TYPE_CHECKING:

@@ -1,0 +1,32 @@
+"""A folder for one run at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from csm_cli.errors import OutputRefused, UsageError
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keeps others from the folder; the system lets go of it when the process ends, in whatever way.
+
+    Raises:
+        UsageError: another run is at this folder. OutputRefused: it cannot be written to.
+    """
+    lock = FileLock(folder / ".lock", timeout=0)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except Timeout as error:
+        raise UsageError(f"{folder} is in use by another run; wait for it to end, or choose another folder") from error
+    except OSError as error:
+        raise OutputRefused(f"{folder}: cannot be written ({error.strerror}); choose another folder") from error
+    try:
+        yield
+    finally:
+        lock.release()

@@ -1,0 +1,120 @@
+"""csm models: the Hugging Face cache, filled from a small server on this machine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import Result, save_checkpoint
+from fakehub import COMMIT, ID, FakeHub, dead_server
+from tiny import Shape, random_csm
+
+Csm = Callable[..., Result]
+
+
+@pytest.fixture(scope="module")
+def speaking(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_checkpoint(random_csm(Shape()), tmp_path_factory.mktemp("speaking"))
+
+
+@pytest.fixture
+def served(hub: FakeHub, speaking: Path) -> FakeHub:
+    (speaking / "ckpt.pt").write_text("never fetched")
+    hub.repositories[ID] = speaking
+    return hub
+
+
+def test_an_empty_cache_has_the_bundled_voice(csm: Csm, hub: FakeHub) -> None:
+    result = csm("models", "list")
+    assert result.code == 0 and result.out.splitlines() == ["bundled voice  what speaks without --model"]
+    assert csm("models", "list", "--json").json == []
+
+
+def test_what_is_pulled_is_listed_found_and_removed(csm: Csm, served: FakeHub) -> None:
+    pulled = csm("models", "pull", ID)
+    folder = Path(pulled.out.strip())
+    assert pulled.code == 0 and f"commit {COMMIT}" in pulled.err
+    assert "ckpt.pt" not in served.asked
+    assert {path.name for path in folder.iterdir()} == {
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "generation_config.json",
+    }
+    (listed,) = csm("models", "list", "--json").json
+    size = sum(path.stat().st_size for path in folder.iterdir())
+    assert listed == {"id": ID, "revision": COMMIT, "refs": ["main"], "folder": str(folder), "bytes": size}
+    assert f"{COMMIT[:8]}" in csm("models", "list").out
+    assert csm("models", "where", ID).out == csm("models", "where", ID, "--revision", "main").out == f"{folder}\n"
+    removed = csm("models", "rm", ID)
+    assert removed.code == 0 and "freed" in removed.err and not folder.exists()
+    gone = csm("models", "where", ID)
+    assert gone.code == 4 and f"csm models pull {ID}" in gone.err
+
+
+def test_what_was_pulled_speaks_offline(
+    csm: Csm, served: FakeHub, point_to: Callable[[str], None], tmp_path: Path
+) -> None:
+    run = ("say", "Hi", "--model", ID, "--max-duration", "0.4", "-o", tmp_path / "a.wav", "--offline")
+    result = csm(*run)
+    assert result.code == 4 and "not in the cache" in result.err and served.asked == []
+    csm("models", "pull", ID, "-q")
+    point_to(dead_server())
+    served.asked.clear()
+    assert csm(*run).code == 0 and csm("models", "pull", ID, "--offline").code == 0 and served.asked == []
+
+
+def test_offline_can_be_configured(
+    csm: Csm, served: FakeHub, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (home / "config.toml").write_text(f'offline = true\nmodel = "{ID}"\n')
+    run = ("say", "Hi", "--max-duration", "0.4", "-o", tmp_path / "a.wav")
+    assert csm(*run).code == 4 and served.asked == []
+    monkeypatch.setenv("CSM_OFFLINE", "0")
+    assert csm(*run).code == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("someone/gated", "accept its licence"), ("someone/nothing", "neither a local checkpoint nor a Hugging Face id")],
+)
+def test_what_cannot_be_pulled_says_why(csm: Csm, served: FakeHub, speaking: Path, name: str, message: str) -> None:
+    served.repositories["someone/gated"] = speaking
+    served.gated = {"someone/gated"}
+    result = csm("models", "pull", name)
+    assert result.code == 4 and message in result.err and not result.out
+
+
+def test_what_is_not_cached_lists_the_near_ones(csm: Csm, served: FakeHub) -> None:
+    csm("models", "pull", ID)
+    for command in ("where", "rm"):
+        result = csm("models", command, "someone/voices")
+        assert result.code == 4 and f"did you mean {ID}" in result.err
+    result = csm("models", "rm", ID, "--revision", "v9")
+    assert result.code == 4 and "not its revision 'v9'" in result.err
+    assert csm("models", "where", ID).code == 0
+
+
+def test_what_cannot_be_removed_is_told(csm: Csm, served: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    csm("models", "pull", ID)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("shutil.rmtree", refuse)
+    result = csm("models", "rm", ID)
+    assert result.code == 1 and "could not be removed" in result.err and "freed" not in result.err
+
+
+def test_other_models_in_the_cache_are_not_ours(csm: Csm, served: FakeHub) -> None:
+    folder = Path(csm("models", "pull", ID).out.strip())
+    (folder / "config.json").unlink()
+    (folder / "config.json").write_text('{"model_type": "llama"}')
+    assert csm("models", "list", "--json").json == [] and csm("models", "rm", ID).code == 4
+
+
+def test_local_checkpoints_are_where_they_are(csm: Csm, tiny_checkpoint: Path) -> None:
+    assert csm("models", "where").out.endswith("assets/voice\n")
+    assert csm("models", "where", tiny_checkpoint).out == f"{tiny_checkpoint}\n"
+    assert csm("models", "where", "no such thing").code == 4

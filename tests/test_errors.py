@@ -1,0 +1,30 @@
+"""Failures and their exit codes, as the table on top of csm_cli/errors.py has them."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from csm_cli import errors
+from csm_cli.errors import COMPLAINTS_SHOWN, Complaint, CsmError, ScriptInvalid
+
+CODES = {name: int(code) for name, code in re.findall(r"^[│├└─ ]*(\w+) +(\d)\b", errors.__doc__ or "", re.MULTILINE)}
+CLASSES = {name: kind for name, kind in vars(errors).items() if isinstance(kind, type) and issubclass(kind, CsmError)}
+
+
+def test_the_table_names_every_failure() -> None:
+    assert set(CODES) == set(CLASSES)
+
+
+@pytest.mark.parametrize("name", sorted(CLASSES))
+def test_a_failure_ends_with_the_code_of_the_table(name: str) -> None:
+    assert CLASSES[name].code == CODES[name]
+
+
+def test_complaints_are_sorted_counted_and_not_endless() -> None:
+    places = [Complaint("a.yaml", line, 1, "turns", "wrong") for line in range(COMPLAINTS_SHOWN + 5, 0, -1)]
+    failure = ScriptInvalid(places)
+    assert [complaint.line for complaint in failure.complaints] == list(range(1, COMPLAINTS_SHOWN + 1))
+    assert str(failure) == f"205 errors, the first {COMPLAINTS_SHOWN} are above; nothing was generated"
+    assert str(ScriptInvalid(places[:1])) == "1 error; nothing was generated"

@@ -1,0 +1,108 @@
+"""What is kept of a dialogue beside its track: as it was, whole, and no more than is needed."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from csm_cli.audio import Audio
+from csm_cli.state import RECORD, Kept, State
+from csm_cli.synth import Utterance
+from csm_cli.types import Conversation, Turn
+
+
+def utterance(level: float) -> Utterance:
+    turn = Turn(0, "Hello.")
+    codes = torch.full((2, 4), round(level * 10), dtype=torch.int64)
+    return Utterance(Conversation((turn,)), turn, codes, Audio(np.full(3840, level, np.float32), 24000), "eos")
+
+
+def kept(number: int) -> Kept:
+    piece = {"text": "Hällo.", "start": 0.0, "end": 0.16, "frames": 2}
+    return Kept(number, "Hällo.", "mark", "heard", "", 7, None, "eos", ({"seed": 7},), (("Hällo.", 2),), (piece,), 30)
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> State:
+    found = State.beside(tmp_path / "out.wav")
+    for number, level in enumerate((0.1, 0.2), 1):
+        found.add(kept(number), utterance(level))
+    return found
+
+
+def files(state: State) -> list[str]:
+    return sorted(path.name for path in state.folder.iterdir())
+
+
+def test_what_was_kept_is_there_again(state: State, tmp_path: Path) -> None:
+    again = State.beside(tmp_path / "out.wav")
+    assert again.folder == tmp_path / ".out.wav.csm" and again.turns == state.turns
+    assert [replace(turn, name="") for turn in again.turns] == [kept(1), kept(2)]
+    recording = again.recording(again.turns[1])
+    assert recording.codes and recording.parts == (("Hällo.", 2),)
+    assert np.array_equal(np.load(recording.codes), np.full((2, 4), 2))
+    samples, rate = soundfile.read(recording.path, dtype="float32")
+    assert rate == 24000 and np.array_equal(samples, np.full(3840, 0.2, np.float32))
+
+
+def test_each_output_has_its_own(state: State, tmp_path: Path) -> None:
+    assert state.turns and not State.beside(tmp_path / "out.flac").turns
+
+
+def test_the_same_sound_is_kept_once(state: State) -> None:
+    before = files(state)
+    state.add(kept(3), utterance(0.2))
+    assert files(state) == before and len(state.turns) == 3
+
+
+def test_what_is_no_longer_needed_goes_with_its_files(state: State) -> None:
+    last = state.turns[1]
+    state.only([last])
+    assert files(state) == sorted([f"{last.name}.npy", f"{last.name}.wav", RECORD])
+
+
+def test_without_any_turn_what_was_kept_stays_on_the_disk(state: State, tmp_path: Path) -> None:
+    """A track of recordings only must not cost what an earlier script had spoken."""
+    before = files(state)
+    state.only([])
+    assert files(state) == before and len(State.beside(tmp_path / "out.wav").turns) == 2
+
+
+@pytest.mark.parametrize("suffix", ["wav", "npy"])
+@pytest.mark.parametrize("damage", [b"", b"torn", None])
+def test_a_damaged_turn_is_told(
+    state: State, caplog: pytest.LogCaptureFixture, suffix: str, damage: bytes | None
+) -> None:
+    first, second = state.turns
+    path = state.folder / f"{first.name}.{suffix}"
+    path.unlink() if damage is None else path.write_bytes(damage)
+    assert not state.intact(first) and state.intact(second)
+    assert caplog.messages == ["what is kept of turn 1 is damaged: it is spoken again"]
+
+
+def test_the_files_of_another_turn_are_not_taken_for_its_own(state: State) -> None:
+    first, second = (state.folder / f"{turn.name}.wav" for turn in state.turns)
+    first.write_bytes(second.read_bytes())
+    assert not state.intact(state.turns[0])
+
+
+@pytest.mark.parametrize(
+    "record", ["", "{", "[]", '{"schema": 1}', '{"schema": 1, "turns": [{}]}', '{"schema": 1, "turns": [7]}']
+)
+def test_a_record_that_cannot_be_read_keeps_nothing_and_says_so(
+    state: State, tmp_path: Path, caplog: pytest.LogCaptureFixture, record: str
+) -> None:
+    (state.folder / RECORD).write_text(record)
+    assert not State.beside(tmp_path / "out.wav").turns
+    (message,) = caplog.messages
+    assert RECORD in message and message.endswith("all turns are spoken again")
+
+
+def test_what_another_version_has_kept_is_left_alone(state: State, tmp_path: Path) -> None:
+    (state.folder / RECORD).write_text('{"schema": 0, "turns": "of another form"}')
+    assert not State.beside(tmp_path / "out.wav").turns
