@@ -34,6 +34,7 @@ def test_a_context_turn_is_heard_but_not_learned() -> None:
     row = conversation([first, second])
     half = len(row) // 2
     assert row.codes[:half].any() and (row.labels[:half] == IGNORE).all() and (row.guide[:half] == -1).all()
+    assert (row.voices[:half] == IGNORE).all()
     assert (row.labels[half:] != IGNORE).any()
 
 

@@ -49,7 +49,10 @@ def row(rows: Tensor, labels: Tensor) -> Row:
     wanted = np.where(is_text[:, None] | (labels.numpy() == IGNORE)[:, None], IGNORE, codes)
     wanted[labels.numpy() == BACKBONE_ONLY, 1:] = IGNORE
     weights, guide = np.ones(len(text), np.float32), np.full(len(text), -1.0)
-    return Row(np.where(is_text, text, 0), is_text, np.where(is_text[:, None], 0, codes), wanted, weights, guide)
+    voices = np.full(len(text), IGNORE)
+    return Row(
+        np.where(is_text, text, 0), is_text, np.where(is_text[:, None], 0, codes), wanted, weights, guide, voices
+    )
 
 
 def ours(model: CsmForConditionalGeneration, batch: Batch) -> tuple[Tensor, Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from csm_cli.train.loss import Learner
 from csm_cli.train.model import GuidedAttention, model_config
 from csm_cli.train.plan import ModelPlan, StagePlan
 from csm_cli.train.rows import Batch, collate
+from csm_cli.train.trainer import Aids
 
 CODEC = {
     "hidden_size": 16,
@@ -74,9 +76,17 @@ def test_guided_attention_changes_no_output(model: CsmForConditionalGeneration) 
 def test_training_overfits_a_few_takes_and_follows_the_guide(model: CsmForConditionalGeneration) -> None:
     trainer = voice_trainer(model, PLAN)
     batches = Mixer(takes(), 0, PLAN.tokens).batches(STAGES[0])
-    figures = [trainer.update([rows], guide_weight=0.3) for rows in itertools.islice(batches, 60)]
+    figures = [trainer.update([rows], Aids(guide=0.3)) for rows in itertools.islice(batches, 60)]
     assert figures[-1]["backbone"] < figures[0]["backbone"] / 2
     assert figures[-1]["guide"] < figures[0]["guide"]
+
+
+def test_the_voice_head_learns_which_voice_is_about_to_speak(model: CsmForConditionalGeneration) -> None:
+    low, high = (replace(take, utterance=replace(take.utterance, voice=voice)) for voice, take in enumerate(takes(2)))
+    rows = collate([conversation([Turn(voice, take, learned=True)]) for voice, take in enumerate((low, high))])
+    trainer = voice_trainer(model, PLAN)
+    figures = [trainer.update([rows], Aids(voice=1.0)) for _ in range(40)]
+    assert figures[-1]["voice"] < figures[0]["voice"] / 4
 
 
 def test_a_trainer_goes_on_exactly_where_it_was_saved(model: CsmForConditionalGeneration) -> None:
@@ -95,7 +105,7 @@ def test_averaged_weights_are_swapped_in_and_out(model: CsmForConditionalGenerat
     trainer = voice_trainer(model, PLAN)
     for _ in range(3):
         trainer.update([batch()])
-    name = "lm_head.weight"
+    name = "model.lm_head.weight"
     before = trainer.parameters[name].detach().clone()
     average = trainer.average[name].clone()
     with trainer.averaged():

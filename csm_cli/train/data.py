@@ -108,11 +108,9 @@ def conversation(turns: Sequence[Turn]) -> Row:
     rows = [_turn_row(turn) for turn in turns]
     offsets = np.cumsum([0, *(len(row) for row in rows[:-1])])
     guides = [np.where(row.guide >= 0, row.guide + offset, -1.0) for row, offset in zip(rows, offsets, strict=True)]
-    text, is_text, codes, labels, weights = (
-        np.concatenate([getattr(row, name) for row in rows])
-        for name in ("text", "is_text", "codes", "labels", "weights")
-    )
-    return Row(text, is_text, codes, labels, weights, np.concatenate(guides))
+    names = ("text", "is_text", "codes", "labels", "weights", "voices")
+    joined = {name: np.concatenate([getattr(row, name) for row in rows]) for name in names}
+    return Row(guide=np.concatenate(guides), name="", **joined)
 
 
 def _turn_row(turn: Turn) -> Row:
@@ -123,11 +121,12 @@ def _turn_row(turn: Turn) -> Row:
     text[:lead], is_text[:lead] = ids, True
     codes, labels = np.zeros((length, books), np.int64), np.full((length, books), IGNORE, np.int64)
     codes[lead:] = frames
-    guide = np.full(length, -1.0)
+    guide, voices = np.full(length, -1.0), np.full(length, IGNORE, np.int64)
     if turn.learned:
         labels[lead:] = frames
         guide[lead - 1 : length - 1] = _heard_bytes(turn, len(frames))
-    return Row(text, is_text, codes, labels, np.ones(length, np.float32), guide)
+        voices[lead - 1 : lead + 1] = turn.take.utterance.voice
+    return Row(text, is_text, codes, labels, np.ones(length, np.float32), guide, voices)
 
 
 def _heard_bytes(turn: Turn, frames: int) -> NDArray[np.float64]:

@@ -46,6 +46,7 @@ def row_of(example: Example, prompter: Prompter) -> Row:
         labels=labels,
         weights=np.ones(len(rows), np.float32),
         guide=np.full(len(rows), -1.0),
+        voices=np.full(len(rows), IGNORE),
         name=example.id,
     )
 

@@ -152,7 +152,7 @@ class Run:
         self._dealt += self.settings.accumulate * world
         positions = self.trainer.reduced(torch.tensor(sum(batch.text.numel() for batch in batches)))
         losses = self.trainer.update(batches)
-        del losses["guide"]
+        del losses["guide"], losses["voice"]
         return Stepped(self.trainer.step, losses, int(positions), time.perf_counter() - began)
 
     def _evaluated(self, step: int, record: Record | None) -> Iterator[Evaluated | Kept]:

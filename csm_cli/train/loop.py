@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING
 import torch
 from accelerate import Accelerator
 
+from csm_cli.train.corpus import VOICES
 from csm_cli.train.data import Mixer
 from csm_cli.train.loss import Learner
 from csm_cli.train.model import CODES, GuidedAttention
 from csm_cli.train.progress import mean, report, save_atomically
 from csm_cli.train.rows import Lesson
-from csm_cli.train.trainer import Optimization, Trainer
+from csm_cli.train.trainer import Aids, Optimization, Trainer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -42,7 +43,7 @@ class Job:
 
 
 def voice_trainer(model: CsmForConditionalGeneration, plan: ModelPlan) -> Trainer:
-    """A trainer of the whole model but its codec, with guided attention in some layers."""
+    """A trainer of the whole model but its codec, with guided attention in some layers and a head that names voices."""
     guided = GuidedAttention(tuple(plan.guided_layers), plan.guide_width)
     model.backbone_model.set_attn_implementation(GuidedAttention.name)
     model.codec_model.requires_grad_(False)
@@ -54,7 +55,7 @@ def voice_trainer(model: CsmForConditionalGeneration, plan: ModelPlan) -> Traine
         average_decay=plan.average_decay,
     )
     accelerator = Accelerator(mixed_precision="bf16" if plan.bfloat16 else "no", cpu=model.device.type == "cpu")
-    return Trainer(Learner(model, guided), optimization, accelerator)
+    return Trainer(Learner(model, guided, len(VOICES)), optimization, accelerator)
 
 
 def train_model(model: CsmForConditionalGeneration, plan: ModelPlan, job: Job) -> None:
@@ -68,8 +69,8 @@ def train_model(model: CsmForConditionalGeneration, plan: ModelPlan, job: Job) -
     saved = time.monotonic()
     history: list[dict[str, float]] = []
     for batch in _curriculum(plan, trainer, job.takes):
-        guide_weight = plan.guide_weight * max(0.0, 1.0 - trainer.step / plan.guide_until)
-        history.append(trainer.update([batch], guide_weight))
+        guide = plan.guide_weight * max(0.0, 1.0 - trainer.step / plan.guide_until)
+        history.append(trainer.update([batch], Aids(guide, plan.voice_weight)))
         last = trainer.step == plan.steps
         if trainer.step % _LOG_EVERY == 0:
             report(job.folder, trainer.step, "train", mean(history[-_LOG_EVERY:]))

@@ -28,7 +28,7 @@ class Found:
     """Cross-entropies in float32, with the weights and the rows of the batch they belong to.
 
     backbone, backbone_weights, rows: [N], one for each learned frame; depth: [M, K - 1] and depth_weights: [M] of those
-    learned whole; guide: [] the guided attention's sum.
+    learned whole; guide, voice: [] sums of the guided attention's and of the voice head's.
     """
 
     backbone: Tensor
@@ -38,13 +38,13 @@ class Found:
     depth_weights: Tensor
     depth_rows: Tensor
     guide: Tensor
+    voice: Tensor
 
     def sums(self) -> Tensor:
-        """[3] what `Batch.sizes` divides into means."""
+        """[4] what `Batch.sizes` divides into means."""
         depth = self.depth.mean(dim=-1)
-        return torch.stack(
-            ((self.backbone * self.backbone_weights).sum(), (depth * self.depth_weights).sum(), self.guide)
-        )
+        backbone = (self.backbone * self.backbone_weights).sum()
+        return torch.stack((backbone, (depth * self.depth_weights).sum(), self.guide, self.voice))
 
     def broken_rows(self) -> list[int]:
         """Rows of the batch with a cross-entropy that is not finite."""
@@ -53,12 +53,19 @@ class Found:
 
 
 class Learner(nn.Module):
-    """transformers' CSM as a function from a batch to its cross-entropies; the codec has no part in it."""
+    """transformers' CSM as a function from a batch to its cross-entropies; the codec has no part in it.
 
-    def __init__(self, model: CsmForConditionalGeneration, guided: GuidedAttention | None = None) -> None:
+    voices: adds a head that names which of so many voices a turn is about to be spoken in, so that taking it from the
+    context is learned early; it is not part of what is kept.
+    """
+
+    def __init__(
+        self, model: CsmForConditionalGeneration, guided: GuidedAttention | None = None, voices: int = 0
+    ) -> None:
         super().__init__()
         self.model = model
         self._guided = guided
+        self.voice_head = nn.Linear(model.config.hidden_size, voices) if voices else None
 
     def forward(self, batch: Batch, guide: bool = False) -> Found:
         """Cross-entropies of a batch on the model's device; `guide`: also those of the guided attention."""
@@ -73,7 +80,15 @@ class Learner(nn.Module):
         backbone = F.cross_entropy(logits, labels[..., 0][first], reduction="none")
         depth = self._depth(hidden[whole], labels[whole])
         pull = guided.take_sum() if guided is not None else torch.zeros((), device=hidden.device)
-        return Found(backbone, weights[first], rows[first], depth, weights[whole], rows[whole], pull)
+        voice = self._voice(hidden, batch.voices[:, :-1])
+        return Found(backbone, weights[first], rows[first], depth, weights[whole], rows[whole], pull, voice)
+
+    def _voice(self, hidden: Tensor, voices: Tensor) -> Tensor:
+        """Sum of the cross-entropies of the voices [B, S] that hidden states [B, S, H] are about to speak in."""
+        if self.voice_head is None:
+            return torch.zeros((), device=hidden.device)
+        named = voices != IGNORE
+        return F.cross_entropy(self.voice_head(hidden[named]).float(), voices[named], reduction="sum")
 
     def _embed(self, batch: Batch) -> Tensor:
         """[B, S, H]: of a text id, or the sum over a frame's codes."""

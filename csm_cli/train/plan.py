@@ -54,7 +54,10 @@ class StagePlan:
 
 @dataclass(frozen=True)
 class ModelPlan:
-    """Model training: batches of about `tokens` positions; guided attention fades out until step `guide_until`."""
+    """Model training: batches of about `tokens` positions; guided attention fades out until step `guide_until`.
+
+    voice_weight: what naming a turn's voice before it begins counts.
+    """
 
     stages: tuple[StagePlan, ...]
     tokens: int
@@ -67,6 +70,7 @@ class ModelPlan:
     corrupt: float = 0.07
     depth_share: float = 0.25
     start_weight: float = 1.0
+    voice_weight: float = 0.0
     guided_layers: tuple[int, ...] = (1, 3)
     guide_width: float = 1.5
     guide_weight: float = 0.3

@@ -26,7 +26,8 @@ class Row:
 
     text: [S] ids where `is_text` [S], codes: [S, K] elsewhere; labels: [S, K] codes to predict, or IGNORE. A frame of
     which only the first is a label is learned by the backbone alone, as CsmProcessor's label -101 asks.
-    weights: [S] how much a frame counts; guide: [S] position of the byte heard in the next frame, or -1.
+    weights: [S] how much a frame counts; guide: [S] position of the byte heard in the next frame, or -1; voices: [S]
+    the voice that is about to be heard, before a turn's first two frames, or IGNORE.
     """
 
     text: NDArray[Any]
@@ -35,13 +36,14 @@ class Row:
     labels: NDArray[Any]
     weights: NDArray[Any]
     guide: NDArray[Any]
+    voices: NDArray[Any]
     name: str = ""
 
     def __len__(self) -> int:
         return len(self.text)
 
 
-_FILLS = {"text": 0, "is_text": False, "codes": 0, "labels": IGNORE, "weights": 0.0, "guide": -1.0}
+_FILLS = {"text": 0, "is_text": False, "codes": 0, "labels": IGNORE, "weights": 0.0, "guide": -1.0, "voices": IGNORE}
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,7 @@ class Batch:
     labels: Tensor
     weights: Tensor
     guide: Tensor
+    voices: Tensor
     names: tuple[str, ...]
 
     def to(self, device: str | torch.device) -> Batch:
@@ -62,13 +65,14 @@ class Batch:
 
     @property
     def sizes(self) -> Tensor:
-        """[3] float64: weight of the frames that the backbone learns and the depth decoder; guided positions."""
+        """[4] float64: weights of what the backbone learns and the depth decoder; guided and named positions."""
         weights, learned = self.weights.double(), self.labels != IGNORE
         return torch.stack(
             (
                 (weights * learned[..., 0]).sum(),
                 (weights * learned[..., 1]).sum(),
                 (self.guide >= 0).sum().double(),
+                (self.voices != IGNORE).sum().double(),
             )
         )
 

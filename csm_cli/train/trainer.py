@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from csm_cli.train.loss import Found, Learner
     from csm_cli.train.rows import Batch
 
-NAMES = ("backbone", "depth", "guide")
+NAMES = ("backbone", "depth", "guide", "voice")
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,17 @@ class Optimization:
         return warm * (self.floor + (1 - self.floor) * cosine)
 
 
+@dataclass(frozen=True)
+class Aids:
+    """What guided attention and the voice head count beside the backbone's loss."""
+
+    guide: float = 0.0
+    voice: float = 0.0
+
+
+NO_AIDS = Aids()
+
+
 class Trainer:
     """A learner, its averaged weights and its optimizer after `step` steps."""
 
@@ -61,14 +72,14 @@ class Trainer:
         self.plan = plan
         self.accelerator = accelerator
         self.bare = learner.to(accelerator.device).train()
-        self.parameters = {name: p for name, p in self.bare.model.named_parameters() if p.requires_grad}
+        self.parameters = {name: p for name, p in self.bare.named_parameters() if p.requires_grad}
         self.optimizer = accelerator.prepare(_optimizer(list(self.parameters.values()), plan))
         self._learner = accelerator.prepare(self.bare)
         averaged = self.parameters if plan.average_decay else {}
         self.average = {name: p.detach().clone() for name, p in averaged.items()}
         self.step = 0
 
-    def update(self, batches: Sequence[Batch], guide_weight: float = 0.0) -> dict[str, float]:
+    def update(self, batches: Sequence[Batch], aids: Aids = NO_AIDS) -> dict[str, float]:
         """One step over the micro-batches of this process; returns the mean losses of all processes.
 
         Raises:
@@ -77,7 +88,7 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = self.plan.learning_rate * self.plan.rate(self.step)
         torch.manual_seed(_mixed(self.plan.seed, self.step, self.accelerator.process_index))
-        means = self._gradients(batches, guide_weight)
+        means = self._gradients(batches, aids)
         norm = self.accelerator.clip_grad_norm_(list(self.parameters.values()), self.plan.clip)
         if not torch.isfinite(torch.as_tensor(norm)):
             raise self._failed("gradients are", [name for batch in batches for name in batch.names])
@@ -86,17 +97,18 @@ class Trainer:
         self.step += 1
         return dict(zip(NAMES, means.tolist(), strict=True))
 
-    def _gradients(self, batches: Sequence[Batch], guide_weight: float) -> Tensor:
-        """[3] the mean losses; their gradients are left in the parameters."""
+    def _gradients(self, batches: Sequence[Batch], aids: Aids) -> Tensor:
+        """[4] the mean losses; their gradients are left in the parameters."""
         self.optimizer.zero_grad(set_to_none=True)
         sizes = self.reduced(torch.stack([batch.sizes for batch in batches]).sum(dim=0)).clamp(min=1e-6)
-        scale = torch.tensor((1.0, self.plan.depth_weight, guide_weight), dtype=torch.float64) / sizes.cpu()
+        weights = (1.0, self.plan.depth_weight, aids.guide, aids.voice)
+        scale = torch.tensor(weights, dtype=torch.float64) / sizes.cpu()
         scale = (scale * self.accelerator.num_processes).float().to(self.accelerator.device)  # DDP takes the mean
-        seen = torch.zeros(3, dtype=torch.float64, device=self.accelerator.device)
+        seen = torch.zeros(len(NAMES), dtype=torch.float64, device=self.accelerator.device)
         for index, batch in enumerate(batches):
             more = index + 1 < len(batches)
             with self.accelerator.no_sync(self._learner) if more else nullcontext():
-                found = self._learner(batch.to(self.accelerator.device), guide_weight > 0)
+                found = self._learner(batch.to(self.accelerator.device), aids.guide > 0)
                 sums = found.sums()
                 self._refuse_broken(found, sums, batch)
                 self.accelerator.backward((sums * scale).sum())
