@@ -76,7 +76,7 @@ def _compiled(model: CsmModel, state: State) -> Callable[[Shape], None]:
     """The frame through torch.compile, once for each shape; its views are taken within, since a compiler slices freely.
 
     Guards would cost as much as the frame's kernels; the model and the state never change, so only shapes are told
-    apart. On a CPU its kernels are called from C++: from Python a frame of the bundled voice takes 2.5 ms, so 1.8, on two
+    apart. On a CPU kernels are called from C++: from Python a frame of the bundled voice takes 2.5 ms, so 1.8, on two
     threads. Tried and left, no faster: products of one row as sums that inductor fuses, and attention without SDPA.
 
     Raises:
