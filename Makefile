@@ -32,7 +32,7 @@ CSM := env OMP_NUM_THREADS=1 $(BIN)/csm bench
 bench: $(VENV)/.developed
 	$(CSM) decode --json
 	$(CSM) decode --compile --json
-	$(CSM) decode --context 1900 --json
+	$(CSM) growth --json
 	$(CSM) batch --json
 	$(CSM) start --json
 	$(CSM) decode --model csm-1b-random --quantize int8 --frames 4 --json
@@ -41,7 +41,7 @@ bench: $(VENV)/.developed
 bench-gpu: $(VENV)/.developed
 	$(BIN)/csm bench decode --device cuda --model csm-1b-random --context 500 --json
 	$(BIN)/csm bench decode --device cuda --model csm-1b-random --context 500 --quantize int8 --json
-	$(BIN)/csm bench decode --device cuda --model csm-1b-random --context 1900 --json
+	$(BIN)/csm bench growth --device cuda --model csm-1b-random --json
 	$(BIN)/csm bench decode --device cuda --model csm-1b-random --context 500 --compile --json
 	$(BIN)/csm bench batch --device cuda --model csm-1b-random --batch 32 --json
 

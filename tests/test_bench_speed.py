@@ -1,4 +1,4 @@
-"""`csm bench decode`, `batch` and `start`: what is counted, what is told, and that both sides do the same work."""
+"""`csm bench decode`, `batch`, `growth`, `start`: what is counted, what is told, that both sides do the same work."""
 
 from __future__ import annotations
 
@@ -130,6 +130,15 @@ def test_batch_tells_its_gain_and_nothing_else_with_json(csm: Callable[..., Any]
     figures = told.json
     gain = figures["audio_seconds_per_second"] / figures["single_audio_seconds_per_second"]
     assert figures["gain"] == pytest.approx(gain, rel=0.01)
+
+
+def test_growth_is_the_share_that_more_context_adds(csm: Callable[..., Any], tiny_checkpoint: Path) -> None:
+    told = csm("bench", "growth", "--model", tiny_checkpoint, "--frames", 4, "--context", 7, "--far", 200, "--json")
+    figures = told.json
+    assert (figures["context"], figures["far"]) == (7, 200)
+    assert figures["growth"] == pytest.approx(figures["far_ms_per_frame"] / figures["ms_per_frame"] - 1, abs=0.01)
+    beyond = csm("bench", "growth", "--model", tiny_checkpoint, "--frames", 4, "--far", 510)
+    assert beyond.code == 2 and "window of 512" in beyond.err
 
 
 def test_start_is_told_over_what_cannot_be_helped(csm: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:

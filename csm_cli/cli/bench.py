@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from csm_cli.cli.bench_lines import lines
-from csm_cli.cli.bench_speed import batch, decode, start
+from csm_cli.cli.bench_speed import batch, decode, growth, start
 from csm_cli.cli.bench_train import finetune, train
 from csm_cli.cli.console import emit_json, note, set_up
 from csm_cli.cli.flat import flat
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from csm_cli.bench.voice import Figure, VoiceBench
 
 bench = typer.Typer(name="bench", help="Measure what is claimed.", no_args_is_help=True)
-for command in (decode, batch, lines, start, train, finetune):
+for command in (decode, batch, growth, lines, start, train, finetune):
     bench.command()(flat(command))
 
 

@@ -1,4 +1,4 @@
-"""csm bench decode, batch and start: how fast the engine is, on what, against what."""
+"""csm bench decode, batch, growth and start: how fast the engine is, on what, against what."""
 
 from __future__ import annotations
 
@@ -55,6 +55,20 @@ def batch(
 
     ready, changes = _ready(bench)
     tell({**measure(ready, _load(bench, size), bench.compile), **changes}, bench.json)
+
+
+def growth(
+    far: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Positions before the first frame, of the other.")
+    ] = 1900,
+    *,
+    bench: Bench,
+) -> None:
+    """A frame's time after much context, over one after little."""
+    from csm_cli.bench.growth import measure
+
+    ready, changes = _ready(bench)
+    tell({**measure(ready, _load(bench, 1), far, bench.compile), **changes}, bench.json)
 
 
 def start(

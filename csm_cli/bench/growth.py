@@ -1,0 +1,43 @@
+"""`csm bench growth`: what a frame costs after much context, over one after little."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from statistics import median
+from typing import Any
+
+import torch
+
+from csm_cli.bench.floor import clock
+from csm_cli.bench.timed import Load, Ready, Timed
+
+_ROUNDS = 4
+
+
+def measure(ready: Ready, load: Load, far: int, compile: bool = False) -> dict[str, Any]:
+    """Frame times after `load.context` and after `far` positions, in turns; growth is the share that is added.
+
+    Raises:
+        UsageError: `far` and the frames exceed the window.
+    """
+    sides = [Timed(ready, replace(load, context=context), compile) for context in (load.context, far)]
+    share = -(-load.frames // _ROUNDS)
+    seconds: list[list[float]] = [[], []]
+    for _ in range(_ROUNDS):
+        for side, times in zip(sides, seconds, strict=True):
+            times += side.frames(share)[0]
+    near, distant = map(median, seconds)
+    return {
+        "bench": "growth",
+        "model": ready.checkpoint.name,
+        "device": ready.device.type,
+        "threads": torch.get_num_threads(),
+        "clock": clock(ready.device),
+        "batch": load.batch,
+        "context": load.context,
+        "far": far,
+        "frames": load.frames,
+        "ms_per_frame": 1e3 * near,
+        "far_ms_per_frame": 1e3 * distant,
+        "growth": distant / near - 1,
+    }
