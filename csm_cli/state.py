@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import soundfile
 
-from csm_cli.audio import write_atomically, write_together
+from csm_cli.disk import write_atomically, write_together
 from csm_cli.types import Recording
 
 if TYPE_CHECKING:

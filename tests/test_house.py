@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).parent.parent / "csm_cli"
 FLOORS = [
     ["errors"],
     ["types", "wording"],
-    ["config", "device", "home", "lock", "settings"],
+    ["config", "device", "disk", "home", "lock", "settings"],
     ["audio", "subtitles", "script", "checkpoint", "codec", "model", "voices", "player"],
     ["batch", "loudness"],
     ["track", "prompt", "engine", "takes", "report"],

@@ -13,6 +13,7 @@ from csm_cli.cli.progress import Meter, drawn
 from csm_cli.cli.report import batch_report
 from csm_cli.cli.speaking import Job, Spoken, speak
 from csm_cli.cli.summary import cut, record, tags, told, total
+from csm_cli.disk import write_atomically
 from csm_cli.errors import BatchPartlyFailed, CsmError, GenerationFailed, OutputFailed
 from csm_cli.types import Conversation
 
@@ -75,7 +76,7 @@ class Run:
             yield item.conversation
 
     def _write(self, item: Item, spoken: Spoken, synth: Synthesizer) -> None:
-        from csm_cli.audio import encode_audio, write_atomically
+        from csm_cli.audio import encode_audio
 
         telling = self._job.telling
         try:

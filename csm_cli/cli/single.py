@@ -17,6 +17,7 @@ from csm_cli.cli.progress import Meter, drawn
 from csm_cli.cli.report import dialogue_report
 from csm_cli.cli.speaking import Job, Spoken, find_checkpoint, open_synthesizer, speak
 from csm_cli.cli.summary import cut, record, runs, tags, told, total, window
+from csm_cli.disk import write_together
 from csm_cli.errors import CsmError, GenerationFailed, UsageError
 
 if TYPE_CHECKING:
@@ -185,7 +186,7 @@ def _result(spoken: Spoken, order: Order, synth: Synthesizer) -> dict[str, Any]:
 
 def _write(spoken: Spoken, order: Order, synth: Synthesizer, result: dict[str, Any]) -> None:
     """All files at once, or none."""
-    from csm_cli.audio import encode, write_together
+    from csm_cli.audio import encode
 
     order.files.check(not order.output.no_clobber)  # again: it may have been long
     sidecar = {"csm": __version__, "synthetic": True, **_asked(order), **result}
