@@ -20,7 +20,7 @@ FLOORS = [
     ["batch", "loudness"],
     ["track", "prompt", "engine", "takes", "report"],
     ["budget", "joint", "verify", "window"],
-    ["dialogue", "data"],
+    ["dialogue", "data", "events"],
     ["synth"],
     ["state"],
     ["replay"],

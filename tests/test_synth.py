@@ -17,7 +17,8 @@ from csm_cli.audio import Audio
 from csm_cli.checkpoint import open_checkpoint
 from csm_cli.engine import Request
 from csm_cli.errors import AudioUnreadable, PromptTooLong
-from csm_cli.synth import Event, Failure, Synthesizer, Tick, Utterance
+from csm_cli.events import Event, Failure, Tick, Utterance
+from csm_cli.synth import Synthesizer
 from csm_cli.takes import Take, Tape
 from csm_cli.types import Care, Conversation, Options, Recording, Turn
 

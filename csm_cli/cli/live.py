@@ -13,13 +13,12 @@ import typer
 from csm_cli.cli.console import emit_bytes
 from csm_cli.cli.options import Output
 from csm_cli.errors import SoundDeviceMissing, UsageError
+from csm_cli.events import Sound
 from csm_cli.types import Conversation, Turn
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
-
-    from csm_cli.synth import Sound
 
     Write = Callable[[NDArray[np.float32]], None]
 

@@ -19,10 +19,11 @@ from csm_cli.cli.speaking import Job, Spoken, find_checkpoint, open_synthesizer,
 from csm_cli.cli.summary import cut, record, runs, tags, told, total, window
 from csm_cli.disk import write_together
 from csm_cli.errors import CsmError, GenerationFailed, UsageError
+from csm_cli.events import Failure, Sound, Utterance
 
 if TYPE_CHECKING:
     from csm_cli.replay import Replay, Wish
-    from csm_cli.synth import Failure, Sound, Synthesizer, Utterance
+    from csm_cli.synth import Synthesizer
 
 
 def check_outputs(output: Output, live: Live, telling: Telling, files: Files, read: Iterable[Path] = ()) -> Live:
@@ -152,8 +153,6 @@ def _streaming(order: Order, synth: Synthesizer) -> Iterator[Stream | None]:
 def _take(
     events: Iterable[Sound | Utterance | Spoken | Failure], stream: Stream | None, replay: Replay | None, quiet: bool
 ) -> Spoken:
-    from csm_cli.synth import Failure, Sound
-
     heard: list[Utterance] = []
     hear: Callable[[Utterance], Utterance] = replay.hear if replay else lambda utterance: utterance
     for event in events:

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 from csm_cli import __version__
 from csm_cli.cli.speaking import Spoken, title
+from csm_cli.events import Utterance
 
 if TYPE_CHECKING:
     from csm_cli.audio import Tags
     from csm_cli.checkpoint import Checkpoint
     from csm_cli.cli.progress import Meter
     from csm_cli.joint import Piece
-    from csm_cli.synth import Synthesizer, Utterance
+    from csm_cli.synth import Synthesizer
     from csm_cli.track import Span
 
 _STOPS = {
