@@ -6,9 +6,13 @@ import os
 import secrets
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from functools import lru_cache
 from pathlib import Path
+from tempfile import TemporaryFile
 
 from csm_cli.errors import OutputFailed, OutputRefused
+
+FOLDERS_KEPT = 4096  # so that a batch with a folder for each item does not grow
 
 
 def check_place(path: Path, clobber: bool = True) -> None:
@@ -33,11 +37,24 @@ def _check_place(path: Path, clobber: bool) -> None:
         raise OutputRefused(f"{path}: is not a regular file; write to - and redirect it")
     if path.exists() and not clobber:
         raise OutputRefused(f"{path}: exists already; leave out --no-clobber to replace it")
-    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    folder = next(parent for parent in path.resolve().parents if parent.exists())  # through a link, as it is written
     if not folder.is_dir():
         raise OutputRefused(f"{path}: {folder} is not a folder")
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise OutputRefused(f"{path}: the folder {folder} cannot be written to")
+    try:
+        _try(folder)
+    except OSError as error:
+        reason = f"the folder {folder} cannot be written to ({error.strerror})"
+        raise OutputRefused(f"{path}: {reason}; choose another folder") from error
+
+
+@lru_cache(FOLDERS_KEPT)
+def _try(folder: Path) -> None:
+    """Makes a file that is gone at once: permissions do not tell of /proc, nor what root may on a read-only disk.
+
+    A folder that could be written to is not tried again, for a batch has thousands of files in it.
+    """
+    with TemporaryFile(dir=folder, prefix=".csm-"):
+        pass
 
 
 def home(name: str) -> Path:

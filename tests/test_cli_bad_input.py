@@ -68,6 +68,17 @@ def test_outputs(csm: Csm, tmp_path: Path, tiny_checkpoint: Path, output: str, m
     assert_one_line(result, 2, message)
 
 
+@pytest.mark.parametrize("command", ["say", "converse", "batch"])
+def test_outputs_where_nothing_can_be_written_are_refused_before_a_model_is_looked_for(
+    csm: Csm, tmp_path: Path, command: str
+) -> None:
+    (tmp_path / "lines.jsonl").write_text(json.dumps({"id": "a", "speaker": 0, "text": "Hi"}))
+    given = "Hi" if command == "say" else tmp_path / "lines.jsonl"
+    result = csm(command, given, "-o", "/proc/{id}.wav", "--model", tmp_path / "none")
+    assert_one_line(result, 2, "cannot be written to")
+    assert "loading" not in result.err
+
+
 def test_no_output(csm: Csm, heard: SimpleNamespace) -> None:
     heard.missing = True
     assert_one_line(csm("say", "Hi"), 2, "add -o out.wav")

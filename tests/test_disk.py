@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
@@ -27,7 +30,7 @@ def refusal(path: Path, clobber: bool = True) -> str:
     return message
 
 
-def test_places_that_cannot_be_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_places_that_cannot_be_are_refused(tmp_path: Path) -> None:
     file = tmp_path / "there"
     file.write_bytes(b"x")
     check_place(file)
@@ -38,8 +41,35 @@ def test_places_that_cannot_be_are_refused(tmp_path: Path, monkeypatch: pytest.M
     assert "File name too long" in refusal(tmp_path / ("n" * 300))
     (tmp_path / "circle").symlink_to("circle")
     assert "symbolic links" in refusal(tmp_path / "circle" / "out")
-    monkeypatch.setattr(os, "access", lambda *_: False)
-    assert "cannot be written to" in refusal(tmp_path / "out")
+
+
+@contextmanager
+def nobody() -> Iterator[None]:
+    """For root, whom permissions do not stop: a user without any."""
+    root = os.geteuid() == 0
+    if root:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        if root:
+            os.seteuid(0)
+
+
+@pytest.mark.parametrize(("mode", "message"), [(0o555, "cannot be written to"), (0o000, "cannot be created")])
+@pytest.mark.parametrize("name", ["out", "new/out"])
+def test_folders_without_permission_are_refused(mode: int, message: str, name: str) -> None:
+    with TemporaryDirectory() as folder:  # tmp_path lies in a folder that is root's alone
+        Path(folder).chmod(mode)
+        with nobody():
+            said = refusal(Path(folder) / name)
+    assert message in said and "(Permission denied)" in said
+
+
+def test_a_folder_that_not_even_root_can_write_to_is_refused(tmp_path: Path) -> None:
+    assert "the folder /proc cannot be written to" in refusal(Path("/proc/out"))
+    (tmp_path / "link").symlink_to("/proc/none/out")
+    assert "the folder /proc cannot be written to" in refusal(tmp_path / "link")
 
 
 def test_checking_a_place_makes_nothing(tmp_path: Path) -> None:
