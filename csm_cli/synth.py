@@ -23,7 +23,7 @@ from csm_cli.events import Event, Failure, Sound, Tick, Utterance
 from csm_cli.joint import Said, join
 from csm_cli.model import CsmModel
 from csm_cli.prompt import Prompter
-from csm_cli.takes import CHUNK_SECONDS, STREAMED_SECONDS, Take, Tape, worst
+from csm_cli.takes import Take, Tape, worst
 from csm_cli.types import Care, Conversation, Options, Recording, Turn
 from csm_cli.verify import Recognizer, verified
 from csm_cli.voices import kept_codes
@@ -145,8 +145,7 @@ class _Session:
                 self._events.append(Failure(dialogue.conversation, error))
                 continue
             if request:
-                chunk = STREAMED_SECONDS if self._care.stream else CHUNK_SECONDS
-                self._active[request] = dialogue, Tape(self._synth.codec, dialogue.brief(), chunk)
+                self._active[request] = dialogue, Tape(self._synth.codec, dialogue.brief())
                 return request
         return None
 

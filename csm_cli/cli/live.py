@@ -81,14 +81,14 @@ class Stream:
         self._begun: Turn | None = None
 
     def add(self, sound: Sound) -> None:
-        import numpy as np
+        from csm_cli.track import amplified
 
         if self.first is None:
             self.first = time.perf_counter() - self._opened
         if sound.turn is not self._begun:
             self._begun = sound.turn
             self._silence(sound.turn.gap)
-        self._write(sound.samples * np.float32(10 ** (sound.turn.gain / 20)))
+        self._write(amplified(sound.samples, sound.turn.gain))
 
     def end(self) -> None:
         self._silence(self._conversation.tail)
