@@ -21,7 +21,7 @@ from csm_cli.bench.sounds import Samples
 from csm_cli.bench.voice import FIGURES, Figure, Goal, VoiceBench
 from csm_cli.cli import main
 from csm_cli.errors import CsmError
-from csm_cli.synth import Utterance
+from csm_cli.events import Utterance
 from csm_cli.train.corpus import RATE, VOICES
 from csm_cli.train.espeak import EspeakVoice, Speech
 from csm_cli.types import Care, Conversation, Options, Turn
