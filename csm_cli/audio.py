@@ -1,14 +1,12 @@
-"""Sound files: whatever libsndfile reads, to mono float32 at one rate; and back, written whole or not at all."""
+"""Sound files: whatever libsndfile reads, to mono float32 at one rate; and back to 16 bits."""
 
 from __future__ import annotations
 
 import io
 import math
-import os
 import re
-import secrets
-from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -16,7 +14,8 @@ import numpy as np
 import soundfile
 from numpy.typing import NDArray
 
-from csm_cli.errors import AudioUnreadable, OutputFailed, OutputRefused
+from csm_cli.disk import check_place, write_atomically
+from csm_cli.errors import AudioUnreadable, OutputRefused
 
 LONGEST = 600.0  # seconds; many times what a model's window holds
 FORMATS = {".wav": "WAV", ".flac": "FLAC"}
@@ -178,48 +177,11 @@ def check_output(path: Path, clobber: bool = True, kind: str | None = None) -> N
     """Refuses an output that could not be written, before any work is done for it. kind: as `encode_audio`'s.
 
     Raises:
-        OutputRefused: no format by that suffix, a directory or device, a folder that cannot be made or written to, or
-            an existing file where `clobber` is false.
+        OutputRefused: no format by that suffix, or as `check_place`.
     """
     check_place(path, clobber)
     if kind is None and path.suffix.lower() not in FORMATS:
         raise OutputRefused(f"{path}: no format by the suffix {path.suffix!r}; known: {', '.join(FORMATS)}")
-
-
-def check_place(path: Path, clobber: bool = True) -> None:
-    """Refuses a file of any kind as `check_output` does one of sound."""
-    try:
-        _check_place(path, clobber)
-    except OSError as error:
-        raise OutputRefused(f"{path}: cannot be created ({error.strerror}); choose another name") from error
-
-
-def _check_place(path: Path, clobber: bool) -> None:
-    with suppress(FileNotFoundError, NotADirectoryError):
-        path.stat()  # exists() and is_dir() keep silent about a circle of links
-    if path.is_dir():
-        raise OutputRefused(f"{path}: is a directory; name a file in it")
-    if path.exists() and not path.is_file():
-        raise OutputRefused(f"{path}: is not a regular file; write to - and redirect it")
-    if path.exists() and not clobber:
-        raise OutputRefused(f"{path}: exists already; leave out --no-clobber to replace it")
-    folder = next(parent for parent in path.absolute().parents if parent.exists())
-    if not folder.is_dir():
-        raise OutputRefused(f"{path}: {folder} is not a folder")
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise OutputRefused(f"{path}: the folder {folder} cannot be written to")
-
-
-def home(name: str) -> Path:
-    """The path of an output as somebody named it, `~` expanded.
-
-    Raises:
-        OutputRefused: the home of nobody.
-    """
-    try:
-        return Path(name).expanduser()
-    except RuntimeError as error:
-        raise OutputRefused(f"{name}: there is no such user's home; name another folder") from error
 
 
 def write_audio(path: Path, audio: Audio, clobber: bool = True, tags: Tags | None = None) -> None:
@@ -249,56 +211,6 @@ def encode(audio: Audio, kind: str, tags: Tags | None = None) -> bytes:
 def encode_pcm(samples: NDArray[np.float32]) -> bytes:
     """Samples as 16-bit little-endian integers."""
     return _pcm16(samples).astype("<i2").tobytes()
-
-
-def write_atomically(path: Path, data: bytes, flush: bool = True) -> None:
-    """Puts `data` at `path` through a temporary file beside it, so that no reader sees half of it.
-
-    flush: it is on the disk when this returns; else the caller sees to that.
-
-    Raises:
-        OutputRefused: the folder cannot be made or written to.
-        OutputFailed: the disk is full or failed.
-    """
-    write_together([(path, data)], flush)
-
-
-def write_together(files: Iterable[tuple[Path, bytes]], flush: bool = True) -> None:
-    """Puts all files in their places once every one has been written whole; raises as `write_atomically` does.
-
-    One file's bytes are asked for when those before it are on the disk, so that only one is held at a time.
-    """
-    with ExitStack() as temporaries:
-        staged = [temporaries.enter_context(_staged(path, data, flush)) for path, data in files]
-        for path, temporary, target in staged:
-            try:
-                temporary.replace(target)
-            except OSError as error:
-                raise OutputFailed(f"{path}: could not be replaced ({error.strerror}); choose another name") from error
-
-
-@contextmanager
-def _staged(path: Path, data: bytes, flush: bool) -> Iterator[tuple[Path, Path, Path]]:
-    """`path`, a file that holds `data` beside it, and where that belongs; it goes where it is not moved there."""
-    target = path.resolve()  # through a link, not over it
-    temporary = target.with_name(f".{secrets.token_hex(8)}.tmp")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        file = temporary.open("xb")
-    except OSError as error:
-        raise OutputRefused(f"{path}: cannot be created ({error.strerror}); choose another folder") from error
-    try:
-        try:
-            with file:
-                file.write(data)
-                file.flush()
-                if flush:
-                    os.fsync(file.fileno())
-        except OSError as error:
-            raise OutputFailed(f"{path}: could not be written ({error.strerror}); nothing was left behind") from error
-        yield path, temporary, target
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _encoded(audio: Audio, kind: str, tags: Tags | None) -> bytes:

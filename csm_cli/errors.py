@@ -10,6 +10,7 @@ CsmError                      1  generation failed
 │   └── SoundDeviceMissing    2  nothing to play on
 ├── InputError                3  a text, script or audio file is missing, unreadable or invalid
 │   ├── ScriptInvalid         3  every complaint about a script at once
+│   │   ├── NotReady          3  the same where only that was asked for
 │   │   └── SettingsInvalid   3  the same about the settings of a training
 │   ├── AudioUnreadable       3
 │   └── PromptTooLong         3  text and context do not fit the model's window
@@ -114,6 +115,12 @@ class ScriptInvalid(InputError):
         self.count = len(complaints) if count is None else count
         first = f", the first {len(self.complaints)} are above" if self.count > len(self.complaints) else ""
         super().__init__(f"{self.count} error{'s' if self.count != 1 else ''}{first}; {self.outcome}")
+
+
+class NotReady(ScriptInvalid):
+    """All complaints that `csm check` has."""
+
+    outcome = "not ready to be spoken"
 
 
 class SettingsInvalid(ScriptInvalid):

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from csm_cli.batch.fingerprint import checkpoint_mark
+from csm_cli.events import Utterance
 from csm_cli.joint import Piece
 from csm_cli.state import SCHEMA, Kept, State
 from csm_cli.types import Care, Conversation, Options, Turn
@@ -18,7 +19,6 @@ from csm_cli.wording import respelled
 
 if TYPE_CHECKING:
     from csm_cli.checkpoint import Checkpoint
-    from csm_cli.synth import Utterance
     from csm_cli.takes import Take
 
 # What a turn's sound does not depend on, or what is marked by itself.

@@ -11,16 +11,14 @@ import json
 import logging
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import soundfile
 
-from csm_cli.audio import write_atomically, write_together
+from csm_cli.disk import write_atomically, write_together
+from csm_cli.events import Utterance
 from csm_cli.types import Recording
-
-if TYPE_CHECKING:
-    from csm_cli.synth import Utterance
 
 _LOG = logging.getLogger(__name__)
 SCHEMA = 1  # one more whenever the same turn is to sound different

@@ -6,7 +6,6 @@ import logging
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
@@ -20,10 +19,11 @@ from csm_cli.codec import Codec
 from csm_cli.dialogue import Dialogue, Given, Hand
 from csm_cli.engine import Engine, Frame, Request, Sampling, decode
 from csm_cli.errors import CsmError, GenerationFailed
-from csm_cli.joint import Piece, Said, join
+from csm_cli.events import Event, Failure, Sound, Tick, Utterance
+from csm_cli.joint import Said, join
 from csm_cli.model import CsmModel
 from csm_cli.prompt import Prompter
-from csm_cli.takes import CHUNK_SECONDS, STREAMED_SECONDS, Take, Tape, worst
+from csm_cli.takes import Take, Tape, worst
 from csm_cli.types import Care, Conversation, Options, Recording, Turn
 from csm_cli.verify import Recognizer, verified
 from csm_cli.voices import kept_codes
@@ -33,65 +33,6 @@ log = logging.getLogger(__name__)
 
 _BROKEN = "the model produced numbers that are not finite; try --dtype float32 or bfloat16"
 RECORDINGS_KEPT = 256  # so that a long batch, each line with its own context, does not grow
-
-
-@dataclass(frozen=True)
-class Utterance:
-    """One turn as it came out.
-
-    codes: int64 [T, K]; stop: "eos" (the model ended it), "cap" (cut at the longest duration), "silence" or "repeat"
-    (fell silent, or stuck to one sound, and was ended there), "empty" (it said nothing) or "recorded" (the script
-    brought the audio). fault: what is wrong with it, "" for nothing. takes: all there were, this is the best of them.
-    seconds: time from the first prefill to the last sample. seed: with which it comes out like this again.
-    pieces: the parts in which it was spoken; codes are theirs joined, stop is the worst of theirs. positions: the most
-    the window held on the way. forgotten: numbers of the turns that left it for this one; its own, if its first parts
-    did. kept: by an earlier run, which ended it as `stop` says.
-    """
-
-    conversation: Conversation
-    turn: Turn
-    codes: Tensor
-    audio: Audio
-    stop: str
-    seed: int = 0
-    seconds: float = 0.0
-    fault: str = ""
-    takes: tuple[Take, ...] = ()
-    pieces: tuple[Piece, ...] = ()
-    positions: int = 0
-    forgotten: tuple[int, ...] = ()
-    warnings: tuple[str, ...] = ()
-    kept: bool = False
-
-
-@dataclass(frozen=True)
-class Tick:
-    """A frame of a turn was decoded: `frames` so far, of at most `limit` before its next part or its end."""
-
-    conversation: Conversation
-    turn: Turn
-    frames: int
-    limit: int
-
-
-@dataclass(frozen=True, eq=False)
-class Sound:
-    """More of a turn's sound, float32 [N], where it was asked for as it is decoded; its `Utterance` follows."""
-
-    conversation: Conversation
-    turn: Turn
-    samples: NDArray[np.float32]
-
-
-@dataclass(frozen=True)
-class Failure:
-    """A conversation that cannot go on: its turns so far came out, the rest will not."""
-
-    conversation: Conversation
-    error: CsmError
-
-
-Event = Tick | Sound | Utterance | Failure
 
 
 class Synthesizer:
@@ -204,8 +145,7 @@ class _Session:
                 self._events.append(Failure(dialogue.conversation, error))
                 continue
             if request:
-                chunk = STREAMED_SECONDS if self._care.stream else CHUNK_SECONDS
-                self._active[request] = dialogue, Tape(self._synth.codec, dialogue.brief(), chunk)
+                self._active[request] = dialogue, Tape(self._synth.codec, dialogue.brief())
                 return request
         return None
 

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from csm_cli.codec import Codec
 
-CHUNK_SECONDS = 0.96  # decoded at a time: as cheap for a frame as all at once
-STREAMED_SECONDS = 0.32  # where somebody listens
+# Decoded at a time: soon at first, for who listens; then as cheap for a frame as all at once. Streams and files have
+# the same chunks, for sums over other numbers of frames are rounded otherwise: one step of 16 bits in a few samples.
+FIRST_SECONDS, CHUNK_SECONDS = 0.32, 0.96
 SILENCE_SECONDS = 2.0  # so much silence ends a take
 PAUSE_SECONDS = 0.24  # so much of it stays
 REPEAT_SECONDS = 0.96  # one sound, unchanged for so long, ends a take
@@ -71,8 +72,8 @@ class Brief:
 class Tape:
     """A take on its way: frames are added, and their sound follows in chunks."""
 
-    def __init__(self, codec: Codec, brief: Brief, chunk_seconds: float = CHUNK_SECONDS) -> None:
-        self._codec, self._brief, self._chunk = codec, brief, chunk_seconds
+    def __init__(self, codec: Codec, brief: Brief) -> None:
+        self._codec, self._brief = codec, brief
         self._decoder = codec.decoder()
         self._frames: list[Tensor] = []
         self._sound: list[NDArray[np.float32]] = []
@@ -89,7 +90,7 @@ class Tape:
         self._same = self._same + 1 if repeated else 1
         self._frames.append(codes)
         stuck = self._same >= self._count(REPEAT_SECONDS)
-        if not stuck and len(self._frames) % self._count(self._chunk):
+        if not stuck and len(self._frames) - len(self._levels) < chunk(len(self._levels), self._codec.frame_rate):
             return None
         self._decode()
         if not self._brief.watched:
@@ -152,10 +153,19 @@ class Tape:
         return next((count for count, level in enumerate(reversed(levels)) if level > bound), len(levels))
 
     def _count(self, seconds: float) -> int:
-        return max(1, round(seconds * self._codec.frame_rate))
+        return _frames(seconds, self._codec.frame_rate)
 
     def _seconds(self, frames: int) -> float:
         return frames / self._codec.frame_rate
+
+
+def chunk(decoded: int, frame_rate: float) -> int:
+    """How many frames are decoded together next, after `decoded` of a take: as many again, within bounds."""
+    return min(max(decoded, _frames(FIRST_SECONDS, frame_rate)), _frames(CHUNK_SECONDS, frame_rate))
+
+
+def _frames(seconds: float, frame_rate: float) -> int:
+    return max(1, round(seconds * frame_rate))
 
 
 def worst(stops: Iterable[str]) -> str:

@@ -120,8 +120,12 @@ def _correction(part: Part, usual: float, rate: int) -> float:
     return float(np.clip(own - usual, -_LIVELY, _LIVELY) - own)
 
 
+def amplified(samples: NDArray[np.float32], decibels: float) -> NDArray[np.float32]:
+    return samples * np.float32(10 ** (decibels / 20))
+
+
 def _loud(part: Part) -> NDArray[np.float32]:
-    return part.samples * np.float32(10 ** (part.gain / 20))
+    return amplified(part.samples, part.gain)
 
 
 def _starts(parts: Sequence[Part], rate: int) -> list[int]:

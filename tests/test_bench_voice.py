@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,8 +18,10 @@ from csm_cli.bench import reference, voice
 from csm_cli.bench.recognizer import CHOICES, Recognizer
 from csm_cli.bench.reference import Reference
 from csm_cli.bench.sounds import Samples
-from csm_cli.bench.voice import VoiceBench
-from csm_cli.synth import Utterance
+from csm_cli.bench.voice import FIGURES, Figure, Goal, VoiceBench
+from csm_cli.cli import main
+from csm_cli.errors import CsmError
+from csm_cli.events import Utterance
 from csm_cli.train.corpus import RATE, VOICES
 from csm_cli.train.espeak import EspeakVoice, Speech
 from csm_cli.types import Care, Conversation, Options, Turn
@@ -190,3 +193,48 @@ def test_minimal_pairs_differ_in_one_word(tones: Reference) -> None:
 
 def test_the_paragraph_has_sixty_words(tones: Reference) -> None:
     assert 60 <= len(" ".join(tones.paragraph()).split()) <= 75
+
+
+def test_the_default_voice_is_espeaks() -> None:
+    assert EspeakVoice("en-us", rate=175, pitch=50, range=50) == reference.DEFAULT
+
+
+def test_missing_espeak_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing() -> None:
+        raise OSError("libespeak-ng.so.1: cannot open shared object file")
+
+    monkeypatch.setattr(reference, "Espeak", missing)
+    with pytest.raises(CsmError, match="apt install espeak-ng"):
+        Reference()
+
+
+@pytest.mark.parametrize(("value", "passed"), [(0.95, True), (0.94, False), (None, None)])
+def test_a_goal_is_met_from_its_limit_on(value: float | None, passed: bool | None) -> None:
+    assert Figure("x", value, Goal(0.95), "").passed is passed
+    assert Goal(32, at_most=True).met(32) and not Goal(32, at_most=True).met(32.1)
+
+
+def test_the_command_ends_with_one_flat_json_line(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("csm_cli.cli.bench._open", lambda *_: bench(faithful))
+    monkeypatch.setattr(voice, "can_recognize", lambda: False)
+    assert main(["bench", "voice", "--only", "asset_mb,recognizer_ratio", "--sentences", "10"]) == 0
+    told = capsys.readouterr()
+    assert json.loads(told.out) == {
+        "bench": "voice",
+        "model": "tones",
+        "sentences": 10,
+        "asset_mb": 0.5,
+        "recognizer_ratio": None,
+        "recognizer_ratio_reason": "pocketsphinx is not installed; pip install 'csm-cli[bench]'",
+    }
+    assert "not measured" in told.err and "[bench]" in told.err.replace("\n", "")
+    main(["bench", "voice", "--only", "asset_mb", "--json"])
+    assert capsys.readouterr().err == ""
+
+
+def test_an_unknown_figure_is_refused_with_the_list(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "voice", "--only", "loudness"]) == 2
+    error = capsys.readouterr().err
+    assert all(name in error for name in ("loudness", *FIGURES))

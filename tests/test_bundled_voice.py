@@ -11,7 +11,8 @@ from tiny import assert_same_codes
 from transformers import AutoProcessor, CsmForConditionalGeneration
 
 from csm_cli.checkpoint import open_checkpoint
-from csm_cli.synth import Synthesizer, Utterance
+from csm_cli.events import Utterance
+from csm_cli.synth import Synthesizer
 from csm_cli.types import Conversation, Options, Recording, Turn
 
 ROOT = Path(__file__).parent.parent

@@ -22,7 +22,7 @@ def assert_one_line(result: Result, code: int, message: str) -> None:
     """A complaint about an input is one line too, and its count after it."""
     lines = [line for line in result.err.splitlines() if not line.startswith("loading ")]
     assert result.code == code and not result.out, result
-    assert len(lines) == (2 if lines[-1] == "1 error; nothing was generated" else 1), lines
+    assert len(lines) == (2 if lines[-1].startswith("1 error; ") else 1), lines
     assert message in lines[0] and "Traceback" not in result.err
 
 
@@ -66,6 +66,17 @@ def test_outputs(csm: Csm, tmp_path: Path, tiny_checkpoint: Path, output: str, m
     (tmp_path / "file.txt").write_text("a file")
     result = csm("say", "Hi", "-q", "-o", tmp_path / output, "--model", tiny_checkpoint, "--max-duration", "0.1")
     assert_one_line(result, 2, message)
+
+
+@pytest.mark.parametrize("command", ["say", "converse", "batch"])
+def test_outputs_where_nothing_can_be_written_are_refused_before_a_model_is_looked_for(
+    csm: Csm, tmp_path: Path, command: str
+) -> None:
+    (tmp_path / "lines.jsonl").write_text(json.dumps({"id": "a", "speaker": 0, "text": "Hi"}))
+    given = "Hi" if command == "say" else tmp_path / "lines.jsonl"
+    result = csm(command, given, "-o", "/proc/{id}.wav", "--model", tmp_path / "none")
+    assert_one_line(result, 2, "cannot be written to")
+    assert "loading" not in result.err
 
 
 def test_no_output(csm: Csm, heard: SimpleNamespace) -> None:

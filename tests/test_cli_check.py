@@ -29,7 +29,7 @@ def bad(tmp_path: Path) -> Path:
 
 def test_a_good_file_is_told_of(csm: Csm, good: Path) -> None:
     result = csm("check", good)
-    assert (result.code, result.out, result.err) == (0, "", f"{good}: 2 turns, nothing to complain about\n")
+    assert (result.code, result.out, result.err) == (0, "", f"{good}: 2 turns checked, ready to be spoken\n")
 
 
 @pytest.mark.parametrize(
@@ -38,13 +38,19 @@ def test_a_good_file_is_told_of(csm: Csm, good: Path) -> None:
 def test_standard_input_is_either_form(csm: Csm, monkeypatch: pytest.MonkeyPatch, lines: str) -> None:
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(lines.encode())))
     result = csm("check", "-")
-    assert (result.code, result.err) == (0, "-: 2 turns, nothing to complain about\n")
+    assert (result.code, result.err) == (0, "-: 2 turns checked, ready to be spoken\n")
 
 
 def test_complaints_of_all_files_and_their_count(csm: Csm, good: Path, bad: Path) -> None:
     result = csm("check", bad, good, bad.with_name("none.yaml"))
     assert result.code == 3 and f"{bad}:3:" in result.err and "bne" in result.err and "none.yaml" in result.err
-    assert result.err.splitlines()[-1].endswith("errors; nothing was generated")
+    assert result.err.splitlines()[-1].endswith("errors; not ready to be spoken")
+
+
+def test_complaints_that_are_not_shown_are_counted(csm: Csm, tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"id": "a", "txt": "Hello"}\n{"id": "a"}\n' * 200)
+    last = csm("check", tmp_path / "a.jsonl").err.splitlines()[-1]
+    assert int(last.split()[0]) > 200 and "the first 200 are above" in last
 
 
 def test_complaints_as_json(csm: Csm, good: Path, bad: Path) -> None:

@@ -17,7 +17,7 @@ from conftest import Result
 from csm_cli.audio import Audio
 from csm_cli.cli.console import emit_path
 from csm_cli.cli.progress import Meter, drawn
-from csm_cli.synth import Tick, Utterance
+from csm_cli.events import Tick, Utterance
 from csm_cli.types import Conversation, Recording, Turn
 
 Csm = Callable[..., Result]

@@ -12,10 +12,10 @@ import torch
 
 from csm_cli.audio import Audio
 from csm_cli.checkpoint import Checkpoint, open_checkpoint
+from csm_cli.events import Utterance
 from csm_cli.joint import Piece
 from csm_cli.replay import Replay, Voice, Wish
 from csm_cli.state import State
-from csm_cli.synth import Utterance
 from csm_cli.types import Care, Conversation, Options, Recording, Turn
 
 Run = Callable[..., Replay]

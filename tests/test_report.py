@@ -51,11 +51,12 @@ def batch_page(folder: Path, extra: str = "") -> Path:
     return path
 
 
-def browse(path: Path) -> str:
+def browse(path: Path, width: int = 1200) -> str:
     """The document as Chromium has it when its scripts have run, failing on any word of theirs about an error."""
     chromium = shutil.which("chromium") or "chromium"
     flags = ["--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=8000", "--enable-logging=stderr"]
-    command = [chromium, *flags, "--autoplay-policy=no-user-gesture-required", "--dump-dom", path.as_uri()]
+    flags += ["--autoplay-policy=no-user-gesture-required", f"--window-size={width},900"]
+    command = [chromium, *flags, "--dump-dom", path.as_uri()]
     run = subprocess.run([*command], capture_output=True, text=True, timeout=120, check=True)
     assert not [line for line in run.stderr.splitlines() if "CONSOLE" in line], run.stderr
     return run.stdout
@@ -137,6 +138,23 @@ def test_a_browser_sorts_filters_and_obeys_keys(tmp_path: Path) -> None:
     assert (found["failed"], found["none"], found["found"]) == ("a-1", "", "a-10")
     assert found["all"] == "a-1 a-10 a-2" and found["chosen"] == "a-10"
     assert found["finding"] == "find" and found["switched"]
+
+
+@pytest.mark.chromium
+def test_a_phone_shows_ids_beside_speakers_and_nothing_over_its_edge(tmp_path: Path) -> None:
+    """Chromium makes no window below 500 pixels, which has the narrow layout already."""
+    script = """
+      document.documentElement.style.width = "360px";
+      all[0].id = "a-long-name-of-an-item-".repeat(6); list();
+      const boxes = name => [...document.querySelectorAll(".row " + name)].map(node => node.getBoundingClientRect());
+      document.body.dataset.said = JSON.stringify({ wide: innerWidth,
+        ids: boxes(".id").map(box => Math.min(box.width, box.height)),
+        edge: Math.max(...boxes("*").map(box => box.right)),
+        above: boxes(".id").map((box, index) => boxes(".who")[index].top - box.bottom) });
+    """
+    found = said(browse(batch_page(tmp_path, script), 500))
+    assert found["wide"] <= 760 and found["edge"] <= 360
+    assert len(found["ids"]) == 3 and min(found["ids"]) > 10 and min(found["above"]) >= 0
 
 
 @pytest.mark.chromium

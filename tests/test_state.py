@@ -11,8 +11,8 @@ import soundfile
 import torch
 
 from csm_cli.audio import Audio
+from csm_cli.events import Utterance
 from csm_cli.state import RECORD, Kept, State
-from csm_cli.synth import Utterance
 from csm_cli.types import Conversation, Turn
 
 

@@ -134,7 +134,7 @@ def test_sound_is_made_in_chunks() -> None:
     tape = new_tape()
     play(tape, [LOUD] * 30)
     tape.end("eos")
-    assert tape._decoder.chunks == [12, 12, 6]  # type: ignore[attr-defined]
+    assert tape._decoder.chunks == [4, 4, 8, 12, 2]  # type: ignore[attr-defined]
 
 
 def take(stop: str, fault: str, seed: int) -> Take:

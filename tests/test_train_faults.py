@@ -291,7 +291,7 @@ def test_codes_the_model_does_not_have_are_named(
 
 
 def test_two_runs_at_one_folder_are_one_too_many(csm: Csm, begun: Path, tmp_path: Path) -> None:
-    from csm_cli.data.lock import locked
+    from csm_cli.lock import locked
 
     with locked(tmp_path / "run"):
         second = csm("train", begun, "--cpu", "-q")

@@ -97,7 +97,7 @@ def test_a_failed_disk_leaves_the_voice_of_before(monkeypatch: pytest.MonkeyPatc
     def full(path: Path, data: bytes) -> None:
         raise OutputFailed("the disk is full")
 
-    monkeypatch.setattr("csm_cli.audio.write_atomically", full)
+    monkeypatch.setattr("csm_cli.voices.store.write_atomically", full)
     with pytest.raises(OutputFailed):
         add_voice("ana", padded(speech()), Words("Others."), replace=True)
     assert find_voice("ana").words == WORDS

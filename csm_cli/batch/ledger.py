@@ -13,15 +13,15 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from io import BufferedRandom
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from csm_cli.batch.scribe import Entrusted, Scribe
-from csm_cli.errors import InputError, OutputFailed, OutputRefused, UsageError
+from csm_cli.errors import InputError, OutputFailed, OutputRefused
+from csm_cli.lock import locked
 
 LEDGER = "results.jsonl"
 _log = logging.getLogger(__name__)
@@ -48,19 +48,12 @@ class Ledger:
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / LEDGER
-        self._lock = _locked(self.path)
-        try:
-            self._file = _opened(self.path)
-        except BaseException:
-            self._lock.release()
-            raise
-        try:
+        with ExitStack() as held:
+            held.enter_context(locked(folder, f"{LEDGER}.lock"))
+            self._file = held.enter_context(_opened(self.path))
             self.entries = {str(record["id"]): _entry(record) for record in self.records()}
             self._mend()
-        except BaseException:
-            self._file.close()
-            self._lock.release()
-            raise
+            self._held = held.pop_all()
         self._scribe = Scribe(self._file)
 
     def append(self, record: Mapping[str, Any], sound: Path | None = None) -> None:
@@ -81,7 +74,7 @@ class Ledger:
         try:
             self._told(self._scribe.close)
         finally:
-            self._lock.release()
+            self._held.close()
 
     def _told(self, act: Callable[..., None], *arguments: Entrusted) -> None:
         try:
@@ -138,19 +131,6 @@ def _opened(path: Path) -> BufferedRandom:
         return path.open("a+b")
     except OSError as error:
         raise OutputRefused(f"{path}: cannot be written ({error.strerror}); choose another folder") from error
-
-
-def _locked(path: Path) -> FileLock:
-    """A lock beside the file; the system lets go of it when the process ends, in whatever way."""
-    lock = FileLock(path.with_name(path.name + ".lock"), timeout=0)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-    except Timeout as error:
-        raise UsageError(f"{path} is in use by another run; wait for it to end, or write to another folder") from error
-    except OSError as error:
-        raise OutputRefused(f"{path}: cannot be written ({error.strerror}); choose another folder") from error
-    return lock
 
 
 def _parsed(line: bytes) -> Any:

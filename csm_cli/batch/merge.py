@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from csm_cli.audio import write_atomically
 from csm_cli.batch.ledger import LEDGER, Ledger
+from csm_cli.disk import write_atomically
 from csm_cli.errors import InputError
 
 Record = dict[str, Any]

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from csm_cli.disk import home
 from csm_cli.errors import CsmError, InputError, UsageError
 from csm_cli.types import Conversation, Turn
 
@@ -61,13 +62,9 @@ class Pattern:
             if name not in (None, "shard"):
                 break
             lead += format(self.shard, spec or "") if name else ""
-        from csm_cli.audio import home
-
         return home(f"{lead}x").parent
 
     def path(self, conversation: Conversation, index: int) -> Path:
-        from csm_cli.audio import home
-
         names = {"id": conversation.id, "index": index, "speaker": file_name(conversation.turns[0])}
         return home(self.text.format(**names, shard=self.shard))
 

@@ -11,11 +11,11 @@ from pathlib import Path
 
 from csm_cli.batch.ledger import Entry
 from csm_cli.batch.outputs import Item
+from csm_cli.disk import FOLDERS_KEPT
 from csm_cli.errors import UsageError
 from csm_cli.types import Conversation
 
-FOLDERS_KEPT = 4096  # so that a batch with a folder for each item does not grow
-_TEMPORARY = re.compile(r"\.[0-9a-f]{16}\.tmp")  # as `audio.write_atomically` names what is not whole yet
+_TEMPORARY = re.compile(r"\.[0-9a-f]{16}\.tmp")  # as `disk.write_atomically` names what is not whole yet
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,8 @@ from csm_cli.audio import Audio
 from csm_cli.checkpoint import Checkpoint
 from csm_cli.codec import Codec
 from csm_cli.codec.config import codec_config
-from csm_cli.synth import Event, Synthesizer, Utterance
+from csm_cli.events import Event, Utterance
+from csm_cli.synth import Synthesizer
 from csm_cli.types import Care, Conversation, Options
 from csm_cli.verify import Recognizer
 

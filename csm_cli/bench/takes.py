@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from csm_cli.bench.sounds import Samples
+from csm_cli.events import Failure, Utterance
 from csm_cli.types import Care, Conversation, Options, Recording, Turn
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from csm_cli.synth import Synthesizer, Utterance
+    from csm_cli.synth import Synthesizer
 
 _SEED = 1000
 
@@ -45,8 +46,6 @@ def speak(synth: Synthesizer, conversations: Sequence[Conversation], care: Care 
     Raises:
         CsmError: one of them cannot be spoken.
     """
-    from csm_cli.synth import Failure, Utterance
-
     said: dict[int, list[Utterance]] = {id(each): [] for each in conversations}
     for event in synth.speak(conversations, Options(), care):
         if isinstance(event, Failure):

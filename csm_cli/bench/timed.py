@@ -15,7 +15,7 @@ from csm_cli.codec import Codec, push_all
 from csm_cli.engine import Engine, Request, Sampling
 from csm_cli.errors import UsageError
 from csm_cli.model import CsmModel
-from csm_cli.takes import CHUNK_SECONDS
+from csm_cli.takes import chunk
 
 if TYPE_CHECKING:
     from csm_cli.checkpoint import Checkpoint
@@ -93,11 +93,12 @@ class Timed:
         Speaking decodes row by row: rows decoded together, which is faster, differ in the last bit.
         """
         codec = self.ready.codec
-        chunk = max(1, round(CHUNK_SECONDS * codec.frame_rate))
         decoders = [codec.decoder() for _ in range(codes.shape[1])]
         started = now(self.ready.device)
-        for piece in torch.split(codes, chunk):
-            rows = piece.unbind(1)
+        done = 0
+        while done < len(codes):
+            rows = codes[done : done + chunk(done, codec.frame_rate)].unbind(1)
+            done += len(rows[0])
             sound = (
                 push_all(decoders, rows)
                 if together

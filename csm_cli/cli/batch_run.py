@@ -13,7 +13,9 @@ from csm_cli.cli.progress import Meter, drawn
 from csm_cli.cli.report import batch_report
 from csm_cli.cli.speaking import Job, Spoken, speak
 from csm_cli.cli.summary import cut, record, tags, told, total
+from csm_cli.disk import write_atomically
 from csm_cli.errors import BatchPartlyFailed, CsmError, GenerationFailed, OutputFailed
+from csm_cli.events import Failure
 from csm_cli.types import Conversation
 
 if TYPE_CHECKING:
@@ -58,8 +60,6 @@ class Run:
         return done + ("; the rest left for later" if self._tally.left or self._items else "")
 
     def _speak(self, synth: Synthesizer, chosen: Iterator[Item], meter: Meter) -> None:
-        from csm_cli.synth import Failure
-
         for event in speak(synth, self._job, meter, self._talks(chosen)):
             if isinstance(event, Spoken):
                 self._write(self._items.pop(id(event.conversation)), event, synth)
@@ -75,7 +75,7 @@ class Run:
             yield item.conversation
 
     def _write(self, item: Item, spoken: Spoken, synth: Synthesizer) -> None:
-        from csm_cli.audio import encode_audio, write_atomically
+        from csm_cli.audio import encode_audio
 
         telling = self._job.telling
         try:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from csm_cli.cli.console import emit_json, note
-from csm_cli.errors import Complaint, ScriptInvalid, UsageError
+from csm_cli.errors import Complaint, NotReady, ScriptInvalid, UsageError
 
 
 class Kind(Enum):
@@ -41,22 +41,26 @@ def check(
 def _check(files: list[str], as_json: bool) -> None:
     complaints: list[Complaint] = []
     records: list[dict[str, Any]] = []
+    count = 0
     for file in files:
-        found, turns = _complaints(file)
+        turns, invalid = _read(file)
+        found = invalid.complaints if invalid else ()
         complaints += found
+        count += invalid.count if invalid else 0
         records.append({"file": file, "ok": not found, "turns": turns, "complaints": [asdict(each) for each in found]})
         if not found and not as_json:
-            note(f"{file}: {turns} turn{'s' if turns != 1 else ''}, nothing to complain about")
+            note(f"{file}: {turns} turn{'s' if turns != 1 else ''} checked, ready to be spoken")
     if as_json:
         emit_json({"ok": not complaints, "files": records})
     if complaints:
-        raise ScriptInvalid(complaints)
+        raise NotReady(complaints, count)
 
 
-def _complaints(file: str) -> tuple[tuple[Complaint, ...], int]:
+def _read(file: str) -> tuple[int, ScriptInvalid | None]:
+    """How many turns it has, or what is wrong with it."""
     from csm_cli.script import read_either
 
     try:
-        return (), sum(len(conversation.turns) for conversation in read_either(file))
+        return sum(len(conversation.turns) for conversation in read_either(file)), None
     except ScriptInvalid as invalid:
-        return invalid.complaints, 0
+        return 0, invalid

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from csm_cli.batch import file_name
 from csm_cli.cli.speaking import voice
 from csm_cli.cli.summary import tags
+from csm_cli.disk import check_place
 from csm_cli.errors import UsageError
 from csm_cli.types import Conversation
 
@@ -45,7 +46,7 @@ class Files:
         Raises:
             UsageError: two files in one place, or one that cannot be written or is read.
         """
-        from csm_cli.audio import check_output, check_place
+        from csm_cli.audio import check_output
 
         sources = {path.resolve() for path in read}
         taken: set[Path] = set()

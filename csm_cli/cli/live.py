@@ -13,13 +13,12 @@ import typer
 from csm_cli.cli.console import emit_bytes
 from csm_cli.cli.options import Output
 from csm_cli.errors import SoundDeviceMissing, UsageError
+from csm_cli.events import Sound
 from csm_cli.types import Conversation, Turn
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
-
-    from csm_cli.synth import Sound
 
     Write = Callable[[NDArray[np.float32]], None]
 
@@ -82,14 +81,14 @@ class Stream:
         self._begun: Turn | None = None
 
     def add(self, sound: Sound) -> None:
-        import numpy as np
+        from csm_cli.track import amplified
 
         if self.first is None:
             self.first = time.perf_counter() - self._opened
         if sound.turn is not self._begun:
             self._begun = sound.turn
             self._silence(sound.turn.gap)
-        self._write(sound.samples * np.float32(10 ** (sound.turn.gain / 20)))
+        self._write(amplified(sound.samples, sound.turn.gain))
 
     def end(self) -> None:
         self._silence(self._conversation.tail)

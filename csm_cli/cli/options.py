@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from csm_cli.disk import home
 from csm_cli.errors import CsmError, UsageError
 from csm_cli.settings import GENERATION, parse
 from csm_cli.types import Care, Options
@@ -213,8 +214,6 @@ class Output:
         Raises:
             UsageError: none was named, or one in the home of nobody.
         """
-        from csm_cli.audio import home
-
         return None if self.name == "-" else home(self.name)
 
     @property

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from csm_cli.cli.console import emit, emit_json, set_up
 from csm_cli.cli.speaking import Job
-from csm_cli.cli.summary import forgotten, window
+from csm_cli.cli.summary import runs, window
 from csm_cli.types import Turn
 
 if TYPE_CHECKING:
@@ -89,10 +89,17 @@ def _budget(cost: Cost) -> dict[str, Any]:
 def _described(turn: Turn, cost: Cost, number: int) -> str:
     name = f"{turn.name} " if turn.name != str(turn.speaker) else ""
     long = f"{cost.seconds:.1f} s, {turn.recording.path}" if turn.recording else f"about {cost.seconds:.1f} s"
-    left = forgotten(cost.forgotten, number)
+    left = _forgotten(cost.forgotten, number)
     long += f" in {cost.parts} parts" if cost.parts > 1 else ""
     text = " ".join(turn.text.split())
     return f"{name}[{turn.speaker}]  {text}  [{long}; {cost.tokens} tokens, window {cost.window}{left}]"
+
+
+def _forgotten(turns: Sequence[int], number: int) -> str:
+    """Which turns leave the window for turn `number`: its own first parts too, where it is long."""
+    others = [turn for turn in turns if turn != number]
+    told = f", turn{'s' if len(others) > 1 else ''} {runs(others)} forgotten" if others else ""
+    return told + (", its first parts forgotten" if number in turns else "")
 
 
 def _clock(seconds: float) -> str:

@@ -9,12 +9,11 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from csm_cli.events import Event, Tick, Utterance
 from csm_cli.types import Conversation, Turn
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
-
-    from csm_cli.synth import Event
 
 # People say about so many characters a second; only for the time left.
 _CHARACTERS_PER_SECOND = 14.0
@@ -40,8 +39,6 @@ class Meter:
         self._began = time.perf_counter()
 
     def see(self, event: Event) -> None:
-        from csm_cli.synth import Tick, Utterance
-
         key = id(event.conversation)
         if isinstance(event, Tick):
             self.turn = event.turn

@@ -12,6 +12,7 @@ import typer
 
 from csm_cli import __version__
 from csm_cli.batch import Ledger
+from csm_cli.disk import check_place, home
 from csm_cli.errors import AudioUnreadable, OutputRefused
 
 if TYPE_CHECKING:
@@ -33,8 +34,6 @@ def report_path(name: str | None) -> Path | None:
     """
     if name is None:
         return None
-    from csm_cli.audio import check_place, home
-
     path = home(name)
     if path.suffix.lower() not in (".html", ".htm"):
         raise OutputRefused(f"--report {name}: is a page of HTML; name it as in report.html")

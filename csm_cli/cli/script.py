@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from csm_cli.cli.console import emit, emit_path, note
+from csm_cli.disk import check_place, home, write_atomically
 
 script = typer.Typer(name="script", help="Scripts from other programs' forms.", no_args_is_help=True)
 
@@ -40,7 +41,6 @@ def convert_file(
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of a failure.")] = False,
 ) -> None:
     """A dialogue in the form of Dia, VibeVoice, Higgs Audio, SubRip or WebVTT as a script for csm converse."""
-    from csm_cli.audio import check_place, home, write_atomically
     from csm_cli.script import script_from
     from csm_cli.script.foreign import convert
 

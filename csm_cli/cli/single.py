@@ -17,11 +17,13 @@ from csm_cli.cli.progress import Meter, drawn
 from csm_cli.cli.report import dialogue_report
 from csm_cli.cli.speaking import Job, Spoken, find_checkpoint, open_synthesizer, speak
 from csm_cli.cli.summary import cut, record, runs, tags, told, total, window
+from csm_cli.disk import write_together
 from csm_cli.errors import CsmError, GenerationFailed, UsageError
+from csm_cli.events import Failure, Sound, Utterance
 
 if TYPE_CHECKING:
     from csm_cli.replay import Replay, Wish
-    from csm_cli.synth import Failure, Sound, Synthesizer, Utterance
+    from csm_cli.synth import Synthesizer
 
 
 def check_outputs(output: Output, live: Live, telling: Telling, files: Files, read: Iterable[Path] = ()) -> Live:
@@ -151,8 +153,6 @@ def _streaming(order: Order, synth: Synthesizer) -> Iterator[Stream | None]:
 def _take(
     events: Iterable[Sound | Utterance | Spoken | Failure], stream: Stream | None, replay: Replay | None, quiet: bool
 ) -> Spoken:
-    from csm_cli.synth import Failure, Sound
-
     heard: list[Utterance] = []
     hear: Callable[[Utterance], Utterance] = replay.hear if replay else lambda utterance: utterance
     for event in events:
@@ -185,7 +185,7 @@ def _result(spoken: Spoken, order: Order, synth: Synthesizer) -> dict[str, Any]:
 
 def _write(spoken: Spoken, order: Order, synth: Synthesizer, result: dict[str, Any]) -> None:
     """All files at once, or none."""
-    from csm_cli.audio import encode, write_together
+    from csm_cli.audio import encode
 
     order.files.check(not order.output.no_clobber)  # again: it may have been long
     sidecar = {"csm": __version__, "synthetic": True, **_asked(order), **result}

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from csm_cli.cli.console import note, set_up
 from csm_cli.cli.options import Speech, Telling, is_int8
 from csm_cli.errors import GenerationFailed
+from csm_cli.events import Failure, Sound, Tick, Utterance
 from csm_cli.settings import options, read_settings
 from csm_cli.types import Care, Conversation, Options, Turn
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
     from csm_cli.checkpoint import Checkpoint
     from csm_cli.cli.progress import Meter
-    from csm_cli.synth import Failure, Sound, Synthesizer, Utterance
+    from csm_cli.synth import Synthesizer
     from csm_cli.track import Track
     from csm_cli.verify import Recognizer
 
@@ -143,8 +144,6 @@ def speak(
 
     `meter` sees every event. After its Failure, nothing more is heard of a conversation.
     """
-    from csm_cli.synth import Failure, Sound, Tick, Utterance
-
     said: dict[int, list[Utterance]] = {}
     for event in synth.speak(talks or job.conversations, job.flags, job.care, job.recognizer):
         meter.see(event)
@@ -167,8 +166,6 @@ def speak(
 
 def _outcome(event: Utterance | Failure, number: int) -> Utterance | Failure:
     """A turn without a good take is a failure."""
-    from csm_cli.synth import Failure, Utterance
-
     if isinstance(event, Utterance) and event.fault:
         return Failure(event.conversation, _bad(event, number))
     return event

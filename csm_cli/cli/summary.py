@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 from csm_cli import __version__
 from csm_cli.cli.speaking import Spoken, title
+from csm_cli.events import Utterance
 
 if TYPE_CHECKING:
     from csm_cli.audio import Tags
     from csm_cli.checkpoint import Checkpoint
     from csm_cli.cli.progress import Meter
     from csm_cli.joint import Piece
-    from csm_cli.synth import Synthesizer, Utterance
+    from csm_cli.synth import Synthesizer
     from csm_cli.track import Span
 
 _STOPS = {
@@ -101,20 +102,7 @@ def told(utterance: Utterance) -> str:
     elif utterance.stop != "recorded":
         tries = f", {len(utterance.takes)} takes" if len(utterance.takes) > max(1, len(utterance.pieces)) else ""
         how += f"{tries}, seed {utterance.seed}, RTF {utterance.seconds / utterance.audio.duration:.2f}"
-    how += forgotten(utterance.forgotten, _number(utterance))
     return f"{utterance.turn.name or utterance.turn.speaker}: {' '.join(utterance.turn.text.split())}  [{how}]"
-
-
-def forgotten(turns: Sequence[int], number: int) -> str:
-    """Which turns left the window for turn `number`: its own first parts too, where it is long."""
-    others = [turn for turn in turns if turn != number]
-    told = f", turn{'s' if len(others) > 1 else ''} {runs(others)} forgotten" if others else ""
-    return told + (", its first parts forgotten" if number in turns else "")
-
-
-def _number(utterance: Utterance) -> int:
-    """A turn's place in its conversation, from 1."""
-    return next(place for place, turn in enumerate(utterance.conversation.turns, 1) if turn is utterance.turn)
 
 
 def total(meter: Meter, synth: Synthesizer) -> str:
@@ -144,10 +132,12 @@ def _window(utterances: Sequence[Utterance], synth: Synthesizer) -> dict[str, in
 
 def window(use: Mapping[str, int]) -> str:
     """How full the model's window was, or will be; `use` as JSON has it."""
-    count, easy = use["forgotten"], use["easy"]
-    beyond = f" beyond {easy}, where this voice speaks well" if easy < use["positions"] else ""
-    gone = f", {count} turn{'s' if count > 1 else ''} forgotten{beyond}" if count else ""
-    return f"window: peak {use['peak']} of {use['positions']} positions{gone}"
+    peak = f"window: peak {use['peak']} of {use['positions']} positions"
+    if not use["forgotten"]:
+        return peak
+    short = use["easy"] < use["positions"]
+    why = "this voice speaks best after a short past" if short else "the conversation is longer than the window"
+    return f"{peak}; {why}, so each turn hears only the latest before it"
 
 
 def _made(utterances: Sequence[Utterance]) -> list[Utterance]:

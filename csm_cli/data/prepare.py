@@ -12,10 +12,10 @@ from typing import Any
 
 from csm_cli.data.clips import Clip, Findings, Piece, Speakers, Talk
 from csm_cli.data.encode import Encoder, Recipe
-from csm_cli.data.lock import locked
 from csm_cli.data.spread import spread
 from csm_cli.data.store import StoreWriter
 from csm_cli.errors import InputError
+from csm_cli.lock import locked
 
 SCHEMA = 1  # one more whenever the same clips are to make other shards
 

@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from csm_cli.audio import write_atomically
+from csm_cli.disk import write_atomically
 from csm_cli.errors import InputError
 
 VERSION = 1

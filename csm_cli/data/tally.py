@@ -9,8 +9,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from csm_cli.audio import write_atomically
 from csm_cli.data.clips import REASONS, Drop, Findings
+from csm_cli.disk import write_atomically
 
 _BIN_SECONDS = 0.5
 _MOST_BARS = 120

@@ -16,9 +16,9 @@ from accelerate import Accelerator
 from csm_cli.checkpoint import Checkpoint
 from csm_cli.checkpoint.writing import recover
 from csm_cli.data.encode import codec_identity
-from csm_cli.data.lock import locked
 from csm_cli.data.store import Store, open_store
 from csm_cli.errors import InputError, UsageError
+from csm_cli.lock import locked
 from csm_cli.prompt import Prompter
 from csm_cli.train.examples import Deck, Portions, everything
 from csm_cli.train.loss import Learner

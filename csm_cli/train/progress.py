@@ -9,7 +9,7 @@ import os
 import time
 from typing import TYPE_CHECKING, Any
 
-from csm_cli.audio import write_atomically
+from csm_cli.disk import write_atomically
 from csm_cli.errors import OutputFailed, TrainingFailed
 
 if TYPE_CHECKING:

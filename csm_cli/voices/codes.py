@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from csm_cli.disk import write_atomically
 from csm_cli.errors import AudioUnreadable, OutputFailed, OutputRefused
 from csm_cli.home import data_folder
 
@@ -58,8 +59,6 @@ def _mark(audio: Path) -> str:
 
 def _keep(file: Path, codes: NDArray[np.int64]) -> None:
     import numpy as np
-
-    from csm_cli.audio import write_atomically
 
     buffer = io.BytesIO()
     np.save(buffer, codes)

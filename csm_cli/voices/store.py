@@ -14,6 +14,7 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from csm_cli.disk import write_atomically
 from csm_cli.errors import OutputFailed, OutputRefused, VoiceInvalid, VoiceNotFound
 from csm_cli.home import data_folder
 from csm_cli.types import Recording, Turn
@@ -123,7 +124,7 @@ def save_voice(folder: Path, audio: Audio, words: Words) -> Voice:
         OutputRefused: the folder cannot be made.
         OutputFailed: the disk is full or failed.
     """
-    from csm_cli.audio import write_atomically, write_audio
+    from csm_cli.audio import write_audio
 
     fresh, old = (folder.with_name(f".{secrets.token_hex(8)}.{kind}") for kind in ("new", "old"))
     try:

@@ -12,13 +12,15 @@ from csm_cli.errors import OutputRefused, UsageError
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path, name: str = ".lock") -> Iterator[None]:
     """Keeps others from the folder; the system lets go of it when the process ends, in whatever way.
+
+    Missing folders are made. name: of the file in it that is locked.
 
     Raises:
         UsageError: another run is at this folder. OutputRefused: it cannot be written to.
     """
-    lock = FileLock(folder / ".lock", timeout=0)
+    lock = FileLock(folder / name, timeout=0)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock.acquire()

@@ -1,0 +1,36 @@
+"""One run at a time in a folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from csm_cli.errors import OutputRefused, UsageError
+from csm_cli.lock import locked
+
+
+def test_the_second_is_refused_until_the_first_has_left(tmp_path: Path) -> None:
+    folder = tmp_path / "not" / "yet"
+    with locked(folder), pytest.raises(UsageError, match=f"{folder} is in use by another run"), locked(folder):
+        pass
+    with locked(folder):
+        assert [path.name for path in folder.iterdir()] == [".lock"]
+
+
+def test_other_names_are_other_locks(tmp_path: Path) -> None:
+    with locked(tmp_path), locked(tmp_path, "other.lock"):
+        assert (tmp_path / "other.lock").exists()
+
+
+def test_it_is_let_go_where_the_work_fails(tmp_path: Path) -> None:
+    with pytest.raises(ZeroDivisionError), locked(tmp_path):
+        raise ZeroDivisionError
+    with locked(tmp_path):
+        pass
+
+
+def test_a_folder_that_cannot_be_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(OutputRefused, match="file/in: cannot be written"), locked(tmp_path / "file" / "in"):
+        pass
