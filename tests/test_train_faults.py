@@ -6,8 +6,10 @@ import errno
 import json
 import os
 import random
+import re
 import resource
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -25,6 +27,8 @@ from test_train_finetune import examples, store
 
 from csm_cli.checkpoint import open_checkpoint
 from csm_cli.data.store import CodedTurn, Example
+from csm_cli.errors import PeerLost
+from csm_cli.train.peers import together
 from csm_cli.train.trainer import Trainer
 
 Csm = Callable[..., Result]
@@ -314,3 +318,56 @@ def test_a_state_is_read_whatever_the_name_of_the_device(
     """Of several processes on CPUs, accelerate calls theirs cpu:0, which torch cannot read a file to."""
     monkeypatch.setattr("accelerate.Accelerator.device", torch.device("cpu", 0))
     assert csm("train", begun, "--cpu", "-q").code == 0
+
+
+def start(config: Path, rank: int, port: int, log: Path) -> subprocess.Popen[bytes]:
+    """One of two processes that train together, as a launcher starts it."""
+    names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("CSM_")}
+    environment = clean | {name: str(value) for name, value in names.items()} | {"OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "csm_cli", "train", str(config), "--cpu", "-q"]
+    with log.open("wb") as stderr:
+        return subprocess.Popen(command, env=environment, stderr=stderr)
+
+
+def test_of_two_processes_one_is_killed_and_the_other_ends_with_a_word(
+    csm: Csm, configured: Callable[..., Path], tmp_path: Path
+) -> None:
+    config = configured("run", steps=60, save_every=2, evaluate_every=0)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    logs = [tmp_path / "0.log", tmp_path / "1.log"]
+    processes = [start(config, rank, port, log) for rank, log in enumerate(logs)]
+    try:
+        changed(tmp_path / "run" / "state.pt", 0)
+        processes[0].kill()  # the one that saves
+        assert processes[1].wait(timeout=60) == 1
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+    lines = logs[1].read_text().splitlines()
+    (line,) = [line for line in lines if line.startswith(("csm: ", "Traceback"))]
+    assert re.match(r"csm: after step \d+, another process of this run has ended: killed, ", line)
+    assert line.endswith("what was saved last is whole, and the same command goes on from it")
+    assert_whole(tmp_path / "run")
+    alone = csm("train", config, "--cpu")
+    assert alone.code == 0 and "going on from step" in alone.err
+
+
+def test_only_the_words_of_a_lost_peer_are_translated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(problem: RuntimeError) -> None:
+        with together(tmp_path / "state.pt", lambda: 0):
+            raise problem
+
+    closed = RuntimeError("[gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:944")
+    with pytest.raises(RuntimeError, match="closed by peer"):  # of one process there are no peers
+        fail(closed)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(PeerLost, match=r"before its first step, .* nothing was saved yet, and the same command begins"):
+        fail(closed)
+    with pytest.raises(PeerLost):
+        fail(torch.distributed.DistBackendError("remote process exited or there was a network error"))
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        fail(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))

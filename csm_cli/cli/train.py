@@ -111,7 +111,7 @@ def _stopping() -> Iterator[list[float]]:
         asked.append(time.monotonic())
         if asked[-1] - asked[0] > _ECHO:
             raise KeyboardInterrupt
-        if len(asked) == 1 and _first():
+        if len(asked) == 1 and _first() and number == signal.SIGINT:  # SIGTERM is a launcher's, often after a failure
             print("\nstopping after this step; again to stop at once", file=sys.stderr, flush=True)
 
     before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}

@@ -22,6 +22,7 @@ from csm_cli.errors import InputError, UsageError
 from csm_cli.prompt import Prompter
 from csm_cli.train.examples import Deck, Portions, everything
 from csm_cli.train.loss import Learner
+from csm_cli.train.peers import together
 from csm_cli.train.progress import Record, clear_up, save_atomically
 from csm_cli.train.rows import Lesson
 from csm_cli.train.samples import Samples
@@ -77,9 +78,13 @@ class Run:
     """A model, its data and the folder where its state lies; `main` is false in all processes but one."""
 
     def __init__(self, settings: Settings, cpu: bool = False, offline: bool = False) -> None:
-        """Raises InputError for data that cannot be trained on, and as `Subject` and `Deck` do."""
+        """Raises InputError for data that cannot be trained on, PeerLost, and as `Subject` and `Deck` do."""
         self.settings = settings
         self.folder = settings.folder
+        with together(self.folder / STATE, lambda: 0):
+            self._prepare(settings, cpu, offline)
+
+    def _prepare(self, settings: Settings, cpu: bool, offline: bool) -> None:
         self.accelerator = Accelerator(
             mixed_precision="bf16" if settings.precision == "bfloat16" else "no", cpu=cpu or None
         )
@@ -109,9 +114,11 @@ class Run:
 
         Raises:
             TrainingFailed: a loss that is not finite. InputError: data damaged on the way. OutputFailed: a full disk.
-            UsageError: another run is at this folder. OutputRefused: it cannot be written to.
+            UsageError: another run is at this folder. OutputRefused: it cannot be written to. PeerLost: one of several
+            processes has ended.
         """
-        with locked(self.folder) if self.main else nullcontext():
+        alone = locked(self.folder) if self.main else nullcontext()
+        with alone, together(self.folder / STATE, lambda: self.trainer.step):
             yield self._begun()
             yield from self._trained(stop, self._record() if self.main else None)
 
