@@ -96,7 +96,8 @@ def check(
 ) -> None:
     """Say what of a dataset could be learned from, and why the rest could not.
 
-    Reads this program's scripts and manifests, audiofolder, NeMo manifests and LJSpeech. Loads no model.
+    Reads this program's scripts and manifests, audiofolder, Hugging Face's Parquet, NeMo manifests and LJSpeech. Loads
+    no model.
     """
     from functools import partial
 
