@@ -38,6 +38,7 @@ def test_a_run_tells_its_way_and_prints_what_it_made(csm: Run, config: Path, tmp
     assert "step 2: held-out loss" in result.err and "by codebook" in result.err
     again = csm("train", config, "--device", "cpu", "-q")
     assert (again.code, again.out) == (0, result.out)
+    assert "all 4 steps are done already" in csm("train", config, "--device", "cpu").err
     spoken = csm("say", "Hi.", "--model", yaml.safe_load(config.read_text())["model"], "--adapter", result.out.strip())
     assert spoken.code == 2 and "no output named" in spoken.err
 
