@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import soundfile
@@ -59,7 +60,18 @@ class AudioInfo:
         return self.frames / self.rate
 
 
-def probe(path: Path) -> AudioInfo:
+@dataclass(frozen=True, eq=False)
+class Held:
+    """The bytes of a sound file that lies within another. name: what complaints call it."""
+
+    name: str
+    data: bytes
+
+    def __str__(self) -> str:
+        return self.name
+
+
+def probe(path: Path | Held) -> AudioInfo:
     """Length, rate and channels of a sound file, from its header.
 
     Raises:
@@ -70,7 +82,7 @@ def probe(path: Path) -> AudioInfo:
 
 
 def read_audio(
-    path: Path, rate: int, start: float | None = None, end: float | None = None, longest: float = LONGEST
+    path: Path | Held, rate: int, start: float | None = None, end: float | None = None, longest: float = LONGEST
 ) -> Audio:
     """A sound file, or the part of it from `start` to `end` seconds, mixed to mono and resampled to `rate`.
 
@@ -115,7 +127,11 @@ def part_trouble(duration: float, start: float | None, end: float | None, longes
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[soundfile.SoundFile]:
+def _opened(path: Path | Held) -> Iterator[soundfile.SoundFile]:
+    if isinstance(path, Held):
+        with _decoder(path, io.BytesIO(path.data)) as sound:
+            yield sound
+        return
     try:
         if path.is_dir():
             raise AudioUnreadable(f"{path}: is a directory; name a sound file in it")
@@ -128,7 +144,7 @@ def _opened(path: Path) -> Iterator[soundfile.SoundFile]:
         raise AudioUnreadable(f"{path}: {error.strerror or error}; name a sound file that can be read") from error
 
 
-def _decoder(path: Path, file: io.BufferedReader) -> soundfile.SoundFile:
+def _decoder(path: Path | Held, file: BinaryIO) -> soundfile.SoundFile:
     try:
         sound = soundfile.SoundFile(file)
     except (soundfile.SoundFileError, TypeError) as error:  # TypeError: a suffix that stands for headerless samples
@@ -163,12 +179,12 @@ def _resampled(samples: NDArray[np.float32], source_rate: int, rate: int) -> NDA
     return resampled[:length]
 
 
-def _unreadable(path: Path, error: Exception) -> AudioUnreadable:
+def _unreadable(path: Path | Held, error: Exception) -> AudioUnreadable:
     reason = str(getattr(error, "error_string", error)).rstrip(".")
     return AudioUnreadable(f"{path}: not readable as sound ({reason}); WAV, FLAC, OGG, MP3 and AIFF are")
 
 
-def _cut_off(path: Path, promised: float, held: float) -> AudioUnreadable:
+def _cut_off(path: Path | Held, promised: float, held: float) -> AudioUnreadable:
     message = f"its header promises {promised:.2f} s, it holds {held:.2f} s; copy or export it again"
     return AudioUnreadable(f"{path}: is cut off: {message}")
 

@@ -31,13 +31,14 @@ def config(tiny_checkpoint: Path, tmp_path: Path) -> Path:
 
 
 def test_a_run_tells_its_way_and_prints_what_it_made(csm: Run, config: Path, tmp_path: Path) -> None:
-    result = csm("train", config, "--cpu")
+    result = csm("train", config, "--device", "cpu")
     assert (result.code, result.out) == (0, f"{tmp_path / 'my run' / 'best'}\n")
     assert "parameters learn from 12 examples; 2 are held out" in result.err
     assert "step 1 of 4: backbone" in result.err and "tokens/s" in result.err
     assert "step 2: held-out loss" in result.err and "by codebook" in result.err
-    again = csm("train", config, "--cpu", "-q")
+    again = csm("train", config, "--device", "cpu", "-q")
     assert (again.code, again.out) == (0, result.out)
+    assert "all 4 steps are done already" in csm("train", config, "--device", "cpu").err
     spoken = csm("say", "Hi.", "--model", yaml.safe_load(config.read_text())["model"], "--adapter", result.out.strip())
     assert spoken.code == 2 and "no output named" in spoken.err
 
@@ -52,12 +53,12 @@ def test_an_interrupted_run_is_saved(csm: Run, config: Path, tmp_path: Path, mon
                 os.kill(os.getpid(), signal.SIGINT)
 
     monkeypatch.setattr(training.Teller, "tell", interrupting)
-    result = csm("train", config, "--cpu")
+    result = csm("train", config, "--device", "cpu")
     assert result.code == 130 and "stopped after step 2, which is saved" in result.err
     assert result.err.count("again to stop at once") == 1
     assert (tmp_path / "my run" / "last" / "adapter_config.json").exists()
     monkeypatch.undo()
-    assert "going on from step 2" in csm("train", config, "--cpu").err
+    assert "going on from step 2" in csm("train", config, "--device", "cpu").err
 
 
 def test_failures_are_one_line(csm: Run, config: Path, tmp_path: Path) -> None:
@@ -74,10 +75,10 @@ def test_settings_stand_in_for_what_is_left_open(
     csm: Run, config: Path, tmp_path: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config.write_text("".join(line for line in config.open() if not line.startswith("model")))
-    assert csm("train", config, "--cpu", "-q").code == 3  # the bundled voice's codec is another
+    assert csm("train", config, "--device", "cpu", "-q").code == 3  # the bundled voice's codec is another
     monkeypatch.chdir(tmp_path)
     (tmp_path / "csm.toml").write_text(f'model = "{tiny_checkpoint}"\ndtype = "bfloat16"\n')
-    trained = csm("train", config, "--cpu", "-q")
+    trained = csm("train", config, "--device", "cpu", "-q")
     assert trained.code == 0
     assert csm("export", "--adapter", trained.out.strip(), "-o", "merged", "-q").code == 0
     weights = load_file(tmp_path / "merged" / "model.safetensors")
@@ -91,10 +92,26 @@ def test_what_is_offline_asks_nobody(csm: Run, config: Path, tmp_path: Path, ton
     config.write_text(yaml.safe_dump(settings))
     (tmp_path / "rows.jsonl").write_text('{"audio_filepath": "tone.wav", "text": "Hi."}\n')
     result = {
-        "train": lambda: csm("train", config, "--cpu", "--offline"),
+        "train": lambda: csm("train", config, "--device", "cpu", "--offline"),
         "data": lambda: csm(
             "data", "prepare", tmp_path / "rows.jsonl", "-o", tmp_path / "d", "--model", "nobody/nothing", "--offline"
         ),
         "export": lambda: csm("export", "nobody/nothing", "-o", tmp_path / "e", "--offline"),
     }[command]()
     assert result.code == 4 and "nobody/nothing" in result.err.splitlines()[-1]
+
+
+def test_the_device_is_as_for_other_commands(
+    csm: Run, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    absent = csm("train", config, "--device", "cuda:99")
+    assert absent.code == 6 and absent.err.endswith(
+        'csm: no device "cuda:99" on this machine; `csm doctor` lists what there is\n'
+    )
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "csm.toml").write_text('device = "cuda:98"\n')
+    assert csm("train", config).code == 6
+    monkeypatch.setenv("CSM_DEVICE", "gpu")
+    unknown = csm("train", config)
+    assert unknown.code == 2 and 'unknown device "gpu"' in unknown.err
+    assert csm("train", config, "--device", "cpu", "-q").code == 0

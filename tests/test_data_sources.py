@@ -118,14 +118,6 @@ def test_no_dataset(tmp_path: Path) -> None:
         found(tmp_path / "none.json")
 
 
-def test_parquet_is_refused_with_a_way_out(tmp_path: Path) -> None:
-    (tmp_path / "data").mkdir()
-    (tmp_path / "data" / "train.parquet").touch()
-    for source in (tmp_path, tmp_path / "data" / "train.parquet"):
-        with pytest.raises(InputError, match=r"is Parquet, which is not read; .* metadata\.jsonl"):
-            found(source)
-
-
 def test_pieces_are_of_a_like_number_of_clips() -> None:
     clip = Clip(0, "Hi", None, "")
     items = [Talk("", (clip,) * count) for count in (1, 2, 1, 9, 1, 3, 1)]

@@ -6,8 +6,10 @@ import errno
 import json
 import os
 import random
+import re
 import resource
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -52,7 +54,7 @@ for line in sys.stdin:
     if not child:
         if events:
             sys.addaudithook(dying(folder, events))
-        os._exit(main(["train", config, "--cpu", "-q"]))
+        os._exit(main(["train", config, "--device", "cpu", "-q"]))
     print(child, flush=True)
     print(os.waitpid(child, 0)[1], flush=True)
 """
@@ -201,7 +203,7 @@ def begun(csm: Csm, configured: Callable[..., Path], monkeypatch: pytest.MonkeyP
     config = configured("run")
     with monkeypatch.context() as patched:
         stopped_after(4, patched)
-        assert csm("train", config, "--cpu").code == 130
+        assert csm("train", config, "--device", "cpu").code == 130
     return config
 
 
@@ -220,13 +222,13 @@ def test_a_full_disk_ends_the_run_and_the_next_goes_on(
 
     with monkeypatch.context() as patched:
         patched.setattr(os, "fsync", fsync)
-        full = csm("train", begun, "--cpu", "-q")
+        full = csm("train", begun, "--device", "cpu", "-q")
     assert full.code == 1 and "No space left" in told(full)
     assert not [name for name in names(tmp_path / "run") if name.endswith((".tmp", ".new", ".old"))]
     after = kept(tmp_path / "run")
     assert set(after) == set(before) and after["best/adapter_config.json"] == before["best/adapter_config.json"]
     assert_whole(tmp_path / "run")
-    assert csm("train", begun, "--cpu", "-q").code == 0
+    assert csm("train", begun, "--device", "cpu", "-q").code == 0
     assert [row["step"] for row in history(tmp_path / "run") if row["split"] == "train"] == [*range(1, STEPS + 1)]
 
 
@@ -235,12 +237,12 @@ def test_where_a_file_cannot_grow_the_last_state_stays(csm: Csm, begun: Path, tm
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limit[1]))
     try:
-        full = csm("train", begun, "--cpu", "-q")
+        full = csm("train", begun, "--device", "cpu", "-q")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
     assert full.code == 1 and "File too large" in told(full)
     assert kept(folder) == before and not [name for name in names(folder) if name.endswith((".tmp", ".new"))]
-    assert csm("train", begun, "--cpu", "-q").code == 0
+    assert csm("train", begun, "--device", "cpu", "-q").code == 0
 
 
 def test_a_loss_that_is_not_finite_leaves_the_last_state(
@@ -254,7 +256,7 @@ def test_a_loss_that_is_not_finite_leaves_the_last_state(
         return update(self, *arguments)
 
     monkeypatch.setattr(Trainer, "update", broken)
-    result = csm("train", begun, "--cpu", "-q")
+    result = csm("train", begun, "--device", "cpu", "-q")
     assert result.code == 1
     assert "step 6: the loss is not finite at item-" in told(result)
     assert kept(tmp_path / "run") == before
@@ -272,7 +274,7 @@ def test_damaged_data_is_named(
         shard.unlink()
     else:
         text.write_text(text.read_text().replace('"frames"', '"flames"'))
-    result = csm("train", configured("run", data=str(data)), "--cpu", "-q")
+    result = csm("train", configured("run", data=str(data)), "--device", "cpu", "-q")
     assert result.code == 3
     assert "00000.safetensors: missing or damaged" in told(result) and "run csm data prepare again" in told(result)
 
@@ -285,7 +287,7 @@ def test_codes_the_model_does_not_have_are_named(
     codes[2, 3] = 30_000
     broken = Example("broken", (CodedTurn(0, "Hi.", codes),), held_out)
     data = store(tmp_path / "data", tiny_checkpoint, *examples(), broken)
-    result = csm("train", configured("run", data=str(data)), "--cpu", "-q")
+    result = csm("train", configured("run", data=str(data)), "--device", "cpu", "-q")
     assert result.code == 3
     assert "broken: codes from 1 to 30000" in told(result) and "encode the sound again" in told(result)
 
@@ -294,7 +296,7 @@ def test_two_runs_at_one_folder_are_one_too_many(csm: Csm, begun: Path, tmp_path
     from csm_cli.lock import locked
 
     with locked(tmp_path / "run"):
-        second = csm("train", begun, "--cpu", "-q")
+        second = csm("train", begun, "--device", "cpu", "-q")
     assert second.code == 2 and "in use by another run" in told(second)
 
 
@@ -303,7 +305,7 @@ def test_an_adapter_that_a_kill_left_aside_is_back(csm: Csm, begun: Path, tmp_pa
     (run / "best").rename(run / "best.old")
     (run / "best.new").mkdir()
     (run / ".0.tmp").write_text("half")
-    assert csm("train", begun, "--cpu", "-q").code == 0
+    assert csm("train", begun, "--device", "cpu", "-q").code == 0
     assert not {"best.old", "best.new", ".0.tmp"} & names(run)
     assert open_checkpoint(model, adapter=str(run / "best"))
 
@@ -313,4 +315,40 @@ def test_a_state_is_read_whatever_the_name_of_the_device(
 ) -> None:
     """Of several processes on CPUs, accelerate calls theirs cpu:0, which torch cannot read a file to."""
     monkeypatch.setattr("accelerate.Accelerator.device", torch.device("cpu", 0))
-    assert csm("train", begun, "--cpu", "-q").code == 0
+    assert csm("train", begun, "--device", "cpu", "-q").code == 0
+
+
+def start(config: Path, rank: int, port: int, log: Path) -> subprocess.Popen[bytes]:
+    """One of two processes that train together, as a launcher starts it."""
+    names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("CSM_")}
+    environment = clean | {name: str(value) for name, value in names.items()} | {"OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "csm_cli", "train", str(config), "--device", "cpu", "-q"]
+    with log.open("wb") as stderr:
+        return subprocess.Popen(command, env=environment, stderr=stderr)
+
+
+def test_of_two_processes_one_is_killed_and_the_other_ends_with_a_word(
+    csm: Csm, configured: Callable[..., Path], tmp_path: Path
+) -> None:
+    config = configured("run", steps=60, save_every=2, evaluate_every=0)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    logs = [tmp_path / "0.log", tmp_path / "1.log"]
+    processes = [start(config, rank, port, log) for rank, log in enumerate(logs)]
+    try:
+        changed(tmp_path / "run" / "state.pt", 0)
+        processes[0].kill()  # the one that saves
+        assert processes[1].wait(timeout=60) == 1
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+    lines = logs[1].read_text().splitlines()
+    (line,) = [line for line in lines if line.startswith(("csm: ", "Traceback"))]
+    assert re.match(r"csm: after step \d+, another process of this run has ended: killed, ", line)
+    assert line.endswith("what was saved last is whole, and the same command goes on from it")
+    assert_whole(tmp_path / "run")
+    alone = csm("train", config, "--device", "cpu")
+    assert alone.code == 0 and "going on from step" in alone.err

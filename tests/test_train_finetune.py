@@ -81,14 +81,14 @@ def losses(events: Iterator[Event]) -> list[tuple[int, float, float]]:
 @pytest.mark.parametrize("lora", [None, {"rank": 2, "dropout": 0.2}], ids=["full", "lora"])
 def test_a_killed_run_goes_on_exactly(settings: Settings, tmp_path: Path, lora: dict[str, object] | None) -> None:
     settings = changed(settings, lora=lora)
-    whole = losses(Run(settings, cpu=True).events())
+    whole = losses(Run(settings, device="cpu").events())
     other = changed(settings, output=str(tmp_path / "killed"), save_every=2)
-    killed = Run(other, cpu=True).events()
+    killed = Run(other, device="cpu").events()
     first = [next(killed) for _ in range(8)]  # past the state saved after step 2, into later steps
     assert max(event.step for event in first if isinstance(event, Stepped)) in (3, 4)
     killed.close()
     torch.manual_seed(999)
-    rest = losses(Run(other, cpu=True).events())
+    rest = losses(Run(other, device="cpu").events())
     assert rest[0][0] in (3, 5) and rest[-1][0] == 6
     torch.testing.assert_close(torch.tensor(rest), torch.tensor(whole[-len(rest) :]), rtol=0, atol=1e-5)
     rows = [json.loads(line) for line in (other.folder / "history.jsonl").read_text().splitlines()]
@@ -101,23 +101,23 @@ def test_a_killed_run_goes_on_exactly(settings: Settings, tmp_path: Path, lora: 
 
 def test_stopping_saves_the_step_in_hand(settings: Settings) -> None:
     asked: list[int] = []
-    for event in Run(settings, cpu=True).events(lambda: bool(asked)):
+    for event in Run(settings, device="cpu").events(lambda: bool(asked)):
         if isinstance(event, Stepped) and event.step == 2:
             asked.append(1)
-    assert losses(Run(settings, cpu=True).events())[0][0] == 4
+    assert losses(Run(settings, device="cpu").events())[0][0] == 4
 
 
 def test_other_settings_do_not_go_on(settings: Settings) -> None:
-    list(Run(settings, cpu=True).events())
+    list(Run(settings, device="cpu").events())
     with pytest.raises(UsageError, match=r"was begun with learning_rate 0.003, now 0.001"):
-        Run(changed(settings, learning_rate=0.001), cpu=True)
+        Run(changed(settings, learning_rate=0.001), device="cpu")
     (settings.folder / "state.pt").write_bytes(b"PK")
     with pytest.raises(InputError, match=r"state.pt is damaged"):
-        Run(settings, cpu=True)
+        Run(settings, device="cpu")
 
 
 def test_what_is_kept_loads(settings: Settings) -> None:
-    events = list(Run(settings, cpu=True).events())
+    events = list(Run(settings, device="cpu").events())
     assert [event.step for event in events if isinstance(event, Evaluated)] == [3, 6]
     assert {event.path.name for event in events if isinstance(event, Kept)} >= {"last", "best"}
     assert (settings.folder / "loss.png").stat().st_size > 1000
@@ -131,40 +131,42 @@ def test_what_is_kept_loads(settings: Settings) -> None:
 
 def test_an_adapter_changes_only_what_it_targets(settings: Settings) -> None:
     settings = changed(settings, lora={"rank": 2, "targets": ["q_proj"]})
-    list(Run(settings, cpu=True).events())
+    list(Run(settings, device="cpu").events())
     base = open_checkpoint(settings.model)
     found = open_checkpoint(settings.model, adapter=str(settings.folder / "best"))
     moved = {name for name in base.weights if not base.weights[name].equal(found.weights[name])}
     assert moved == {name for name in base.weights if name.endswith("q_proj.weight")}
     with pytest.raises(UsageError, match="no linear 'w_proj'"):
-        Run(changed(settings, lora={"targets": ["w_proj"]}), cpu=True)
+        Run(changed(settings, lora={"targets": ["w_proj"]}), device="cpu")
 
 
 def test_random_weights_in_other_sizes(settings: Settings) -> None:
     scratch = {"backbone": {"num_hidden_layers": 1, "hidden_size": 32}, "depth": {"num_hidden_layers": 1}}
     settings = changed(settings, scratch=scratch, steps=2, average=0.0)
-    list(Run(settings, cpu=True).events())
+    list(Run(settings, device="cpu").events())
     found = open_checkpoint(str(settings.folder / "last")).config
     assert (found.backbone.layers, found.backbone.hidden, found.depth.layers) == (1, 32, 1)
 
 
 def test_activation_checkpointing_changes_no_loss(settings: Settings) -> None:
-    plain = losses(Run(settings, cpu=True).events())
+    plain = losses(Run(settings, device="cpu").events())
     frugal = changed(settings, checkpointing=True, output=settings.output + "-frugal")
-    torch.testing.assert_close(torch.tensor(losses(Run(frugal, cpu=True).events())), torch.tensor(plain))
+    torch.testing.assert_close(torch.tensor(losses(Run(frugal, device="cpu").events())), torch.tensor(plain))
 
 
 def test_eight_bits_need_a_library(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "bitsandbytes.optim", None)
     with pytest.raises(TrainingFailed, match="needs bitsandbytes"):
-        Run(changed(settings, optimizer="adamw8bit"), cpu=True)
+        Run(changed(settings, optimizer="adamw8bit"), device="cpu")
 
 
 def test_samples_are_spoken_on_the_way(settings: Settings) -> None:
     spoken = changed(settings, samples=["Hi.", "[1] So."], sample_every=6)
-    list(Run(spoken, cpu=True).events())
+    list(Run(spoken, device="cpu").events())
     assert sorted(path.name for path in (settings.folder / "samples" / "000006").iterdir()) == ["00.wav", "01.wav"]
-    assert losses(Run(changed(settings, output=settings.output + "2"), cpu=True).events())[-1] == history(spoken)[-1]
+    assert (
+        losses(Run(changed(settings, output=settings.output + "2"), device="cpu").events())[-1] == history(spoken)[-1]
+    )
 
 
 def history(settings: Settings) -> list[tuple[int, float, float]]:
@@ -173,7 +175,7 @@ def history(settings: Settings) -> list[tuple[int, float, float]]:
 
 
 def test_a_loss_that_is_not_finite_stops_with_step_and_item(settings: Settings, data: Path) -> None:
-    run = Run(settings, cpu=True)
+    run = Run(settings, device="cpu")
     with torch.no_grad():
         run.subject.model.embed_text_tokens.weight[BOS] = torch.nan
     with pytest.raises(TrainingFailed, match=r"step 1: the loss is not finite at item-\d\d"):
@@ -196,18 +198,18 @@ def test_data_that_cannot_be_trained_on_is_named(settings: Settings, tmp_path: P
     for example, words in ((long, "long: has"), (heard, "heard: has no turn"), (silent, "silent: there is no text")):
         folder = store(tmp_path / example.id, model, example)
         with pytest.raises(InputError, match=words):
-            list(Run(changed(settings, data=str(folder)), cpu=True).events())
+            list(Run(changed(settings, data=str(folder)), device="cpu").events())
     with pytest.raises(InputError, match="no examples"):
-        Run(changed(settings, data=str(store(tmp_path / "none", model))), cpu=True)
+        Run(changed(settings, data=str(store(tmp_path / "none", model))), device="cpu")
     few = Example("few", (CodedTurn(0, "Hi.", codes[:, :4]),))
     with pytest.raises(InputError, match="4 codebooks, the model 8"):
-        Run(changed(settings, data=str(store(tmp_path / "few", model, few, books=4))), cpu=True)
+        Run(changed(settings, data=str(store(tmp_path / "few", model, few, books=4))), device="cpu")
 
 
 def test_data_of_another_codec_is_refused(settings: Settings, tmp_path: Path) -> None:
     moved = save_checkpoint(random_csm(Shape(), seed=1), tmp_path / "other")
     with pytest.raises(InputError, match="prepared for another codec"):
-        Run(changed(settings, model=str(moved)), cpu=True)
+        Run(changed(settings, model=str(moved)), device="cpu")
 
 
 def test_batches_follow_from_the_seed_and_use_every_example(data: Path, tiny_checkpoint: Path) -> None:

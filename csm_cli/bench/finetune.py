@@ -60,7 +60,7 @@ def measure(settings: Settings, demo: Demo, tell: Callable[[str | Event], None])
     tell("measuring the model as it is")
     before = _figures(reference, checkpoint, texts)
     began, processor = time.monotonic(), time.process_time()
-    run = Run(settings, cpu=True)
+    run = Run(settings, device="cpu")
     for event in run.events():
         tell(event)
     minutes, cpu_minutes = (time.monotonic() - began) / 60, (time.process_time() - processor) / 60

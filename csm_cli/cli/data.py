@@ -96,7 +96,8 @@ def check(
 ) -> None:
     """Say what of a dataset could be learned from, and why the rest could not.
 
-    Reads this program's scripts and manifests, audiofolder, NeMo manifests and LJSpeech. Loads no model.
+    Reads this program's scripts and manifests, audiofolder, Hugging Face's Parquet, NeMo manifests and LJSpeech. Loads
+    no model.
     """
     from functools import partial
 
@@ -256,8 +257,9 @@ class _Count:
             _show(self.tally)
 
     def __str__(self) -> str:
-        hours = self.tally.seconds / 3600
-        return f"{self.tally.clips} clips kept, {hours:.2f} h; {len(self.tally.drops)} left out"
+        minutes = self.tally.seconds / 60
+        length = f"{minutes:.1f} min" if minutes < 60 else f"{minutes / 60:.2f} h"
+        return f"{self.tally.clips} clips kept, {length}; {len(self.tally.drops)} left out"
 
 
 def _show(tally: Tally) -> None:

@@ -29,7 +29,7 @@ _MISSING = 'training needs {0}, which is not installed; pip install "csm-cli[tra
 
 @dataclass(frozen=True)
 class Base:
-    """What is trained where the file of settings names no model, and how it is come by."""
+    """What is trained where the file of settings names no model, how it is come by, and where it is trained."""
 
     model: Annotated[
         str | None,
@@ -38,6 +38,14 @@ class Base:
     revision: Annotated[
         str | None, typer.Option(metavar="REV", envvar="CSM_REVISION", help="Commit, branch or tag of that model.")
     ] = None
+    device: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            envvar="CSM_DEVICE",
+            help="auto, cpu, cuda, cuda:N or mps; all but cpu is up to a launcher.",
+        ),
+    ] = "auto"
     offline: Annotated[bool, typer.Option("--offline", envvar="CSM_OFFLINE", help="Use what is cached only.")] = False
 
     def completed(self, settings: Settings) -> Settings:
@@ -50,7 +58,6 @@ def train(
     config: Annotated[
         Path, typer.Argument(metavar="CONFIG.yaml", help="What to train, on what; see configs/finetune.")
     ],
-    cpu: Annotated[bool, typer.Option("--cpu", help="Train on the CPU even where there is a GPU.")] = False,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Only the folder's path.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of a failure.")] = False,
     *,
@@ -61,7 +68,7 @@ def train(
     Goes on where it was stopped. On several GPUs or machines: accelerate launch -m csm_cli train CONFIG.yaml
     """
     set_up(Telling(quiet=quiet, debug=debug))
-    run = _opened(config, cpu, quiet, base)
+    run = _opened(config, quiet, base)
     from csm_cli.cli.training import Teller
 
     with _stopping() as stopped:
@@ -76,7 +83,7 @@ def train(
         emit_path(best if best.is_dir() else run.folder / "last")
 
 
-def _opened(config: Path, cpu: bool, quiet: bool, base: Base) -> Run:
+def _opened(config: Path, quiet: bool, base: Base) -> Run:
     """Raises CsmError where the extra is not installed."""
     try:
         from csm_cli.train.settings import read_settings
@@ -86,7 +93,7 @@ def _opened(config: Path, cpu: bool, quiet: bool, base: Base) -> Run:
             note(f"loading {settings.model or 'the bundled voice'} ...")
         from csm_cli.train.finetune import Run
 
-        return Run(settings, cpu, base.offline)
+        return Run(settings, base.device, base.offline)
     except ModuleNotFoundError as problem:
         raise CsmError(_MISSING.format(problem.name)) from problem
 
@@ -111,7 +118,7 @@ def _stopping() -> Iterator[list[float]]:
         asked.append(time.monotonic())
         if asked[-1] - asked[0] > _ECHO:
             raise KeyboardInterrupt
-        if len(asked) == 1 and _first():
+        if len(asked) == 1 and _first() and number == signal.SIGINT:  # SIGTERM is a launcher's, often after a failure
             print("\nstopping after this step; again to stop at once", file=sys.stderr, flush=True)
 
     before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}

@@ -55,7 +55,9 @@ class Teller:
         trained, total = event.parameters
         examples, held_out = event.examples
         note(f"{trained:,} of {total:,} parameters learn from {examples:,} examples; {held_out:,} are held out")
-        if event.step:
+        if event.step == self._steps:
+            note(f"all {event.step} steps are done already")
+        elif event.step:
             note(f"going on from step {event.step}")
         if self._bar is not None:
             self._bar.update(self._task, completed=event.step)

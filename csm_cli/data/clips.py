@@ -35,7 +35,7 @@ class Clip:
     """Recorded speech and its words. learned: False where it is heard only, as context.
 
     place: where the dataset tells of it, as `file:line`. duration, rate: what it says of the file, in seconds and
-    samples per second; None where it says nothing.
+    samples per second; None where it says nothing. row: where the recording is a Parquet file.
     """
 
     speaker: int
@@ -45,6 +45,7 @@ class Clip:
     learned: bool = True
     duration: float | None = None
     rate: int | None = None
+    row: int | None = None
 
 
 @dataclass(frozen=True)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from csm_cli.audio import Audio, AudioInfo, part_trouble, probe, read_audio
+from csm_cli.audio import Audio, AudioInfo, Held, part_trouble, probe, read_audio
 from csm_cli.data.clips import Clip, Drop, Findings, Piece, Talk
 from csm_cli.errors import AudioUnreadable
 
@@ -74,14 +75,28 @@ def listen(clip: Clip, limits: Limits) -> Audio:
     if clip.recording is None:
         raise Unfit("no audio", "it names no sound file")
     try:
-        info = probe(clip.recording.path)
+        file = _file(clip)
+        info = probe(file)
         seconds = _check_header(clip, info, limits)
         part = (clip.recording.start, clip.recording.end)
-        audio = read_audio(clip.recording.path, info.rate, *part, longest=seconds + 1)
+        audio = read_audio(file, info.rate, *part, longest=seconds + 1)
     except AudioUnreadable as problem:
         raise Unfit("unreadable", str(problem)) from problem
     _check_sound(audio, clip.text, limits, seconds)
     return audio
+
+
+def _file(clip: Clip) -> Held | Path:
+    """Raises AudioUnreadable; Unfit where a row has no sound."""
+    assert clip.recording is not None
+    if clip.row is None:
+        return clip.recording.path
+    from csm_cli.data.parquet import sound
+
+    found = sound(clip.recording.path, clip.row)
+    if found is None:
+        raise Unfit("no audio", "its row holds no sound")
+    return found
 
 
 def _check_header(clip: Clip, info: AudioInfo, limits: Limits) -> float:

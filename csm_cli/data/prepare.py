@@ -117,6 +117,8 @@ def _mark(basis: list[Any], piece: Piece) -> str:
 def _clip_mark(clip: Clip) -> list[Any]:
     heard = clip.recording
     said = [clip.speaker, clip.text, clip.learned, clip.duration, clip.rate]
+    if clip.row is not None:
+        said.append(clip.row)
     if heard is None:
         return said
     try:

@@ -22,6 +22,7 @@ TEXT = ("text", "transcription", "transcript", "sentence")
 SPEAKER = ("speaker_id", "speaker", "source", "client_id")
 NAME = ("id", "custom_id")
 RATE = ("sampling_rate", "sample_rate")
+COLUMNS = (*AUDIO, *SPEAKER, *NAME, *RATE, "offset", "duration")  # and those of the words
 
 Rows = Iterator[Talk | Drop]
 _Fields = Iterator[tuple[int, Mapping[str, Any] | str]]
@@ -48,7 +49,7 @@ def read_rows(path: Path, reading: Reading) -> Rows:
     """
     delimiter = {".csv": ",", ".tsv": "\t"}.get(path.suffix.lower())
     rows = _json_rows(path) if delimiter is None else _table_rows(path, delimiter, reading)
-    return _talks(path, rows, lambda fields, place: _talk(path, fields, place, reading))
+    return read_fields(path, rows, lambda fields, place: row_talk(path, fields, place, reading))
 
 
 def read_ljspeech(path: Path, reading: Reading) -> Rows:
@@ -58,10 +59,11 @@ def read_ljspeech(path: Path, reading: Reading) -> Rows:
         InputError: it cannot be read.
     """
     rows = ((number, {"row": line.rstrip("\r\n")}) for number, line in _lines(path) if line.strip())
-    return _talks(path, rows, lambda fields, place: _ljspeech(path, fields["row"].split("|"), place, reading))
+    return read_fields(path, rows, lambda fields, place: _ljspeech(path, fields["row"].split("|"), place, reading))
 
 
-def _talks(path: Path, rows: _Fields, read: Callable[[Mapping[str, Any], str], Talk]) -> Rows:
+def read_fields(path: Path, rows: _Fields, read: Callable[[Mapping[str, Any], str], Talk]) -> Rows:
+    """Each numbered row as `read` takes it, broken ones as drops."""
     for number, fields in rows:
         place = f"{path}:{number}"
         try:
@@ -114,20 +116,21 @@ def _table_rows(path: Path, delimiter: str, reading: Reading) -> _Fields:
             yield table.line_num, f"has {len(cells)} cells, the header {len(header)}"
 
 
-def _talk(path: Path, fields: Mapping[str, Any], place: str, reading: Reading) -> Talk:
+def row_talk(path: Path, fields: Mapping[str, Any], place: str, reading: Reading) -> Talk:
+    """The clip of a row; its file is beside `path`."""
     name = _audio(fields)
     offset, duration = _seconds(fields, "offset"), _seconds(fields, "duration")
     end = None if offset is None or duration is None else offset + duration
-    label = _value(fields, SPEAKER)
+    label = first_of(fields, SPEAKER)
     clip = Clip(
         speaker=reading.speakers.number(None if label is None else str(label).strip()),
-        text=_text(_value(fields, reading.words)),
-        recording=Recording(_beside(path, name), offset, end) if name else None,
+        text=_text(first_of(fields, reading.words)),
+        recording=Recording(beside(path, name), offset, end) if name else None,
         place=place,
         duration=duration if end is None else None,
         rate=_rate(fields),
     )
-    given = _value(fields, NAME)
+    given = first_of(fields, NAME)
     own = name.rpartition(".")[0] or name if offset is None else f"{name}@{offset:g}"
     return Talk(str(given) if given is not None else own or place, (clip,))
 
@@ -149,13 +152,14 @@ def _named(names: list[str], known: tuple[str, ...]) -> bool:
     return any(name in names for name in known)
 
 
-def _value(fields: Mapping[str, Any], names: tuple[str, ...]) -> Any:
+def first_of(fields: Mapping[str, Any], names: tuple[str, ...]) -> Any:
+    """What a row says under the first of these names that it has."""
     return next((fields[name] for name in names if fields.get(name) is not None), None)
 
 
 def _audio(fields: Mapping[str, Any]) -> str:
     """The file's name; `datasets` writes it as an object with a path, too."""
-    value = _value(fields, AUDIO)
+    value = first_of(fields, AUDIO)
     value = value.get("path") if isinstance(value, Mapping) else value
     if value is not None and not isinstance(value, str):
         raise _Broken(f"its sound is {value!r:.40}; expected a file's name")
@@ -188,12 +192,13 @@ def _seconds(fields: Mapping[str, Any], name: str) -> float | None:
 
 
 def _rate(fields: Mapping[str, Any]) -> int | None:
-    value = _value(fields, RATE)
+    value = first_of(fields, RATE)
     try:
         return None if value is None else int(value)
     except (TypeError, ValueError, OverflowError):
         raise _Broken(f"its rate is {value!r:.40}; expected samples per second") from None
 
 
-def _beside(path: Path, name: str) -> Path:
+def beside(path: Path, name: str) -> Path:
+    """A file named in `path`."""
     return path.parent / os.path.expanduser(name)  # noqa: PTH111

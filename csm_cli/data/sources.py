@@ -10,6 +10,7 @@ from itertools import islice
 from pathlib import Path
 
 from csm_cli.data.clips import Drop, Piece, Talk
+from csm_cli.data.parquet import SUFFIX, need_pyarrow, read_parquet
 from csm_cli.data.rows import AUDIO, Reading, Rows, read_ljspeech, read_rows
 from csm_cli.data.scripts import read_dialogue, read_dialogues
 from csm_cli.errors import InputError
@@ -21,7 +22,6 @@ _TABLES = (".csv", ".tsv")
 _YAML = (".yaml", ".yml")
 _NEMO = ("audio_filepath", "file_name")
 _DIALOGUE = ("turns", "messages")
-_PARQUET = "is Parquet, which is not read; write the clips to files, and a metadata.jsonl beside them"
 
 
 @dataclass(frozen=True)
@@ -87,6 +87,8 @@ def _read(part: Part, reading: Reading) -> Rows:
         return read_ljspeech(part.path, reading)
     if part.form == "dialogue":
         return read_dialogue(part.path)
+    if part.form == "parquet":
+        return read_parquet(part.path, reading)
     return read_dialogues(part.path) if part.form == "dialogues" else read_rows(part.path, reading)
 
 
@@ -99,10 +101,12 @@ def _parts(source: Path, form: str) -> list[Part]:
     if not source.is_dir():
         return [Part("", source, _form(source, form))]
     files = sorted(path for name in _METADATA for path in source.rglob(name))
-    if not files and any(source.rglob("*.parquet")):
-        raise InputError(f"{source}: {_PARQUET}")
+    tables = sorted(source.rglob(f"*{SUFFIX}"))
+    if not files and tables:
+        names = (table.relative_to(source).with_suffix("").as_posix() for table in tables)
+        return [Part(f"/{name}", table, _form(table, form)) for name, table in zip(names, tables, strict=True)]
     if not files:
-        hint = f"expected {' or '.join(_METADATA)} in it; or name a manifest or scripts"
+        hint = f"expected {' or '.join(_METADATA)} or *{SUFFIX} in it; or name a manifest or scripts"
         raise InputError(f"{source}: holds no dataset; {hint}")
     folders = (path.parent.relative_to(source).as_posix() for path in files)
     return [
@@ -112,17 +116,18 @@ def _parts(source: Path, form: str) -> list[Part]:
 
 
 def _form(path: Path, form: str) -> str:
-    """`rows`, `ljspeech`, `dialogue` or `dialogues`.
+    """`rows`, `ljspeech`, `parquet`, `dialogue` or `dialogues`.
 
     Raises:
         InputError: it cannot be read.
     """
+    if path.suffix.lower() == SUFFIX:
+        need_pyarrow(path)
+        return "parquet"
     if form in ("audiofolder", "nemo"):
         return "rows"
     if form == "ljspeech":
         return form
-    if path.suffix.lower() == ".parquet":
-        raise InputError(f"{path}: {_PARQUET}")
     if path.suffix.lower() in _YAML:
         return "dialogue"
     objects = _first_lines(path)

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 
 from csm_cli.checkpoint import Checkpoint
 from csm_cli.checkpoint.writing import recover
@@ -22,6 +21,7 @@ from csm_cli.lock import locked
 from csm_cli.prompt import Prompter
 from csm_cli.train.examples import Deck, Portions, everything
 from csm_cli.train.loss import Learner
+from csm_cli.train.peers import accelerator, together
 from csm_cli.train.progress import Record, clear_up, save_atomically
 from csm_cli.train.rows import Lesson
 from csm_cli.train.samples import Samples
@@ -76,13 +76,15 @@ Event = Begun | Stepped | Evaluated | Kept
 class Run:
     """A model, its data and the folder where its state lies; `main` is false in all processes but one."""
 
-    def __init__(self, settings: Settings, cpu: bool = False, offline: bool = False) -> None:
-        """Raises InputError for data that cannot be trained on, and as `Subject` and `Deck` do."""
+    def __init__(self, settings: Settings, device: str = "auto", offline: bool = False) -> None:
+        """Raises InputError for data that cannot be trained on, and as `accelerator`, `together`, `Subject`, `Deck`."""
         self.settings = settings
         self.folder = settings.folder
-        self.accelerator = Accelerator(
-            mixed_precision="bf16" if settings.precision == "bfloat16" else "no", cpu=cpu or None
-        )
+        with together(self.folder / STATE, lambda: 0):
+            self._prepare(settings, device, offline)
+
+    def _prepare(self, settings: Settings, device: str, offline: bool) -> None:
+        self.accelerator = accelerator(device, settings.precision == "bfloat16")
         self.main = self.accelerator.is_main_process
         self.subject = Subject(settings, offline)
         found = self.subject.checkpoint
@@ -109,9 +111,11 @@ class Run:
 
         Raises:
             TrainingFailed: a loss that is not finite. InputError: data damaged on the way. OutputFailed: a full disk.
-            UsageError: another run is at this folder. OutputRefused: it cannot be written to.
+            UsageError: another run is at this folder. OutputRefused: it cannot be written to. PeerLost: one of several
+            processes has ended.
         """
-        with locked(self.folder) if self.main else nullcontext():
+        alone = locked(self.folder) if self.main else nullcontext()
+        with alone, together(self.folder / STATE, lambda: self.trainer.step):
             yield self._begun()
             yield from self._trained(stop, self._record() if self.main else None)
 
