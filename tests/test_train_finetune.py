@@ -27,7 +27,7 @@ from csm_cli.train.finetune import Evaluated, Event, Kept, Run, Stepped
 from csm_cli.train.loss import Learner
 from csm_cli.train.rows import Lesson, collate
 from csm_cli.train.settings import Settings
-from csm_cli.train.trainer import Optimization, Trainer
+from csm_cli.train.trainer import NO_AIDS, Optimization, Trainer
 
 BOOKS = 8
 
@@ -251,7 +251,7 @@ def write_gradients(folder: Path) -> None:
     shares = [collate(rows[start : start + 2]) for start in range(0, len(rows), 2)]
     if world == 1:  # the same rows in half as many batches, twice as large
         shares = [collate(rows[start : start + 4]) for start in range(0, len(rows), 4)]
-    trainer._gradients(shares[rank::world], 0.0)
+    trainer._gradients(shares[rank::world], NO_AIDS)
     if accelerator.is_main_process:
         gradients = {name: p.grad for name, p in trainer.parameters.items() if p.grad is not None}
         torch.save(gradients, folder / f"gradients-{world}.pt")
