@@ -32,7 +32,7 @@ def main(folder: Path | None = None) -> None:
         _, samples = render(espeak, text, voice)
         made = VOICES[voice]
         clip = prepare(Audio(samples.astype(np.float32) / np.float32(32768), RATE), text)
-        source = f"espeak-ng, {made.name}, {made.rate} words a minute, pitch {made.pitch}"
+        source = f"espeak-ng, {made.name}, {made.rate} words a minute, pitch {made.pitch}, range {made.range}"
         save_voice(home / name, clip.audio, Words(text, "Apache-2.0; synthetic speech", source))
         _LOG.info("%s: %.1f s", name, clip.audio.duration)
 
