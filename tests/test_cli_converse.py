@@ -74,9 +74,9 @@ def test_a_dry_run_prints_the_plan(csm: Csm, tiny_checkpoint: Path, script: Path
 
 def test_the_plan_tells_what_the_window_forgets(csm: Csm, tmp_path: Path) -> None:
     """The bundled voice forgets long before its window is full."""
-    (tmp_path / "s.yaml").write_text("turns:\n" + "  - 0: We can walk down to the river now.\n" * 9)
+    (tmp_path / "s.yaml").write_text("turns:\n" + "  - 0: We can walk down to the river now.\n" * 12)
     lines = csm("converse", tmp_path / "s.yaml", "-n").out.splitlines()
-    assert ", turn 7 forgotten]" in "".join(lines[:-1])
+    assert ", turn 1 forgotten]" in "".join(lines[:-1])
     assert lines[-1].endswith(
         "; this voice speaks best after a short past, so each turn hears only the latest before it"
     )
