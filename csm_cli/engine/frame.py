@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from csm_cli.engine.state import State, Views
 from csm_cli.model import CsmModel
@@ -23,7 +22,7 @@ def next_frame(model: CsmModel, state: State, views: Views) -> None:
     ended = (codes[:, :-1] == model.config.eos).all(-1, keepdim=True)
     codes = codes.masked_fill(ended, model.config.eos)
     place = model.backbone.place(views.where, views.backbone)
-    views.hidden.copy_(model.backbone.run(model.embed_frames(codes), place))
+    views.hidden.copy_(model.backbone.norm(model.backbone.run(model.embed_frames(codes), place)))
     views.codes.copy_(codes.masked_fill_(~sound, BROKEN))
     views.where.at.add_(1).clamp_(max=state.last)
 
@@ -35,13 +34,13 @@ def sample_frame(model: CsmModel, views: Views) -> tuple[Tensor, Tensor]:
     """
     logits = model.head(views.hidden)
     sound = logits.sum(-1, keepdim=True, dtype=torch.float32)
-    codes = [views.pick(logits, views.uniforms[0])]
-    x = model.projector(views.hidden)
-    for index, (head, table, place) in enumerate(zip(model.depth_heads, model.depth_tables, views.depth, strict=True)):
-        embedded = F.embedding(codes[-1], table)
-        if index == 0:
-            embedded = torch.stack((x, embedded), 1).flatten(0, 1)  # two positions of each row: [B * 2, depth hidden]
-        x = model.depth.run(embedded, place)
-        logits = head(x[1::2] if index == 0 else x)
-        codes.append(views.depth_pick(logits, views.uniforms[index + 1]))
+    tables = (*model.depth_tables[1:], model.depth_tables[0][:, :0])  # nothing comes after the last code
+    code, embedded = views.pick(logits, views.uniforms[0], model.depth_tables[0])
+    x = torch.stack((model.projector(views.hidden), embedded), 1).flatten(0, 1)  # two positions a row: [B * 2, hidden]
+    codes = [code]
+    for head, table, uniform, place in zip(model.depth_heads, tables, views.uniforms[1:], views.depth, strict=True):
+        x = model.depth.run(x, place)
+        logits = model.depth.read(x[1::2] if len(codes) == 1 else x, head)
+        code, x = views.depth_pick(logits, uniform, table)
+        codes.append(code)
     return torch.stack(codes, 1), sound.add_(logits.sum(-1, keepdim=True)).isfinite()
