@@ -12,8 +12,7 @@ from torch import Tensor
 from csm_cli.model.cache import Place, View
 from csm_cli.model.kernels.sums import begins_early, early_option, release, wait
 
-_BLOCK = 32  # keys at a time
-_PART = 128  # keys of a program, where there are more than that
+_PART = 64  # keys of a program
 
 
 @triton.jit
@@ -113,14 +112,14 @@ def attend(query: Tensor, place: Place, view: View) -> Tensor:
     peaks = query.new_empty(rows, heads, parts, dtype=torch.float32)
     index = keys if view.index is None else view.index
     group, early = heads // keys.shape[1], begins_early(query.device)
-    block_size = triton.next_power_of_2(size)
+    blocks = [max(16, triton.next_power_of_2(each)) for each in (group, size, min(end, _PART))]
     _attend[(rows, keys.shape[1], parts)](
         query, keys, view.values, index, partial, peaks,
         end, place.length, query.stride(0), *keys.stride()[:2], 1 / math.sqrt(size), group, heads, size,
-        max(16, triton.next_power_of_2(group)), block_size, _BLOCK, _PART, parts, view.index is not None, early,
+        *blocks, _PART, parts, view.index is not None, early,
         **early_option(early),
     )  # fmt: skip
     if parts > 1:
-        sizes = (size, parts, block_size, triton.next_power_of_2(parts), early)
+        sizes = (size, parts, blocks[1], triton.next_power_of_2(parts), early)
         _merge[(rows * heads,)](partial, peaks, out, *sizes, **early_option(early))
     return out
