@@ -9,37 +9,19 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from tiny import Shape
+from tiny import Shape, random_codec, random_codes
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from csm_cli.codec import Codec, Deck, deck, push_all
-from csm_cli.codec.config import codec_config
-from csm_cli.codec.mimi import _Mimi
 
 VIEWS = {"slice", "select", "transpose", "permute", "expand", "view", "unsqueeze", "split_with_sizes", "unbind", "t"}
 VIEWS |= {"flatten", "split", "narrow", "detach", "alias", "chunk", "reshape"}
 
 
-def random_codec(config: dict[str, object], device: str = "cpu") -> Codec:
-    sizes = codec_config(config)
-    with torch.device(device):
-        modules = _Mimi(sizes).requires_grad_(False)
-    generator = torch.Generator().manual_seed(1)
-    if device != "meta":
-        for tensor in modules.state_dict().values():
-            tensor.normal_(0, 0.1, generator=generator)
-    return Codec(modules, sizes, sizes.quantizers, torch.device(device))
-
-
 @pytest.fixture(scope="module")
 def codec() -> Codec:
     return random_codec(Shape().codec())
-
-
-def random_codes(codec: Codec, frames: int) -> Tensor:
-    generator = torch.Generator().manual_seed(frames)
-    return torch.randint(codec.config.codes, (frames, codec.codebooks), generator=generator)
 
 
 class Line:
