@@ -195,13 +195,13 @@ class _Session:
             stop = stop or early
             self._stream(dialogue, tape)
         hand = _in_hand(dialogue)
-        hand.positions = max(hand.positions, len(frame.request.rows) + len(tape))
         if not stop:
             before, limit = sum(len(said.take.codes) for said in hand.said), frame.request.sampling.max_frames
             self._events.append(Tick(dialogue.conversation, hand.turn, before + len(tape), before + limit))
             return
         self._synth.engine.cancel(frame.request)
         del self._active[frame.request]
+        hand.positions = max(hand.positions, len(frame.request.rows) + len(tape))
         tape.close()
         self._ended.append(_Ended(dialogue, tape, stop, frame.request.sampling))
 

@@ -84,11 +84,13 @@ class Tape:
         self._decoder = deck.codec.decoder()
         self._frames: list[Tensor] = []
         self._begun = 0
+        self._due = chunk(0, self._codec.frame_rate)  # frames after which the next chunk begins
         self._chunks: deque[Chunk] = deque()  # begun and not heard yet
         self._sound: list[NDArray[np.float32]] = []
         self._told = 0
         self._levels: list[float] = []
         self._same = 0
+        self._most_alike = self._count(REPEAT_SECONDS)
         self._ended: str | None = None  # why, where frames were dropped
 
     def __len__(self) -> int:
@@ -99,10 +101,9 @@ class Tape:
         repeated = bool(self._frames) and torch.equal(codes, self._frames[-1])
         self._same = self._same + 1 if repeated else 1
         self._frames.append(codes)
-        stuck = self._same >= self._count(REPEAT_SECONDS)
-        if not stuck and len(self._frames) - self._begun < chunk(self._begun, self._codec.frame_rate):
+        if not self._stuck and len(self._frames) < self._due:
             return None
-        at_once = stuck or self._brief.streamed or not self._deck.beside
+        at_once = self._stuck or self._brief.streamed or not self._deck.beside
         why = None if at_once else self._hear()
         if why:
             return why
@@ -133,6 +134,11 @@ class Tape:
     def _begin(self, last: bool = False) -> None:
         self._chunks.append(self._deck.put(self._decoder, torch.stack(self._frames[self._begun :]), last))
         self._begun = len(self._frames)
+        self._due = self._begun + chunk(self._begun, self._codec.frame_rate)
+
+    @property
+    def _stuck(self) -> bool:
+        return self._same >= self._most_alike
 
     def _hear(self) -> str | None:
         """Hears what was begun, up to where the take should have ended; returns why it should."""
@@ -152,7 +158,7 @@ class Tape:
         if not self._brief.watched:
             return None
         silent = self._silent(self._levels)
-        if self._same >= self._count(REPEAT_SECONDS) and len(self._levels) == len(self._frames) and not silent:
+        if self._stuck and len(self._levels) == len(self._frames) and not silent:
             return "repeat"
         return "silence" if silent >= self._count(SILENCE_SECONDS) else None
 
