@@ -139,14 +139,11 @@ class _Session:
 
     def run(self, conversations: Iterable[Conversation]) -> Iterator[Event]:
         waiting = map(self._open, conversations)
-        for frames in steps(self._synth.engine, lambda: self._next(waiting)):
+        for frames in steps(self._synth.engine, lambda: self._next(waiting), self._deck.start):
             for frame in frames:
                 if frame.request in self._active:
                     self._advance(frame)
-            self._deck.start()
-            for ended in self._ended:
-                self._judge(ended)
-            self._ended.clear()
+            self._judge_ended()
             while self._events:
                 yield self._events.popleft()
         yield from self._events
@@ -204,6 +201,13 @@ class _Session:
         hand.positions = max(hand.positions, len(frame.request.rows) + len(tape))
         tape.close()
         self._ended.append(_Ended(dialogue, tape, stop, frame.request.sampling))
+
+    def _judge_ended(self) -> None:
+        if self._ended:
+            self._deck.start()  # all that is left of them, before any is waited for
+        for ended in self._ended:
+            self._judge(ended)
+        self._ended.clear()
 
     def _judge(self, ended: _Ended) -> None:
         """A take has ended: it is heard to its end, and its dialogue goes on, with another one where it is no good."""

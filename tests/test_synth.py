@@ -112,13 +112,13 @@ def test_a_codec_beside_the_frames_says_the_same(
         assert not care.stream or np.array_equal(np.concatenate(heard), utterance.audio.samples)
 
 
-def test_nobody_waits_for_sound_before_the_next_chunk_begins(synth: Synthesizer, beside: list[str]) -> None:
-    """Three rows of 28 frames: chunks of 4, 4, 8 and 12 begin at frames 4, 8, 16 and 28."""
+def test_nobody_waits_for_sound_before_the_next_chunk_falls_due(synth: Synthesizer, beside: list[str]) -> None:
+    """Three rows, whose chunks end at frames 4, 8, 16, 28 and 30: each begins when the frames after it are launched."""
     talks, seen = [talk(f"Number {n}.") for n in range(3)], []
     for event in synth.speak(talks, Options(max_duration=30 * 0.08, seed=1)):
         if isinstance(event, Tick) and event.frames % 4 == 0 and event.conversation is talks[-1]:
             seen.append("".join(word[0] for word in beside))
-    assert seen == ["b", "baaab", "baaab", "baaabaaab", "baaabaaab", "baaabaaab", "baaabaaabaaab"]
+    assert seen == ["", "baaa", "baaab", "baaabaaa", "baaabaaab", "baaabaaab", "baaabaaabaaa"]
     assert "".join(word[0] for word in beside) == "baaabaaabaaabb" + 2 * "aaa"
 
 

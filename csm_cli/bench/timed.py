@@ -125,9 +125,8 @@ class Timed:
             self.engine.admit(request)
         started = now(self.ready.device)
         while self.engine.busy:
-            for frame in self.engine.step():
+            for frame in self.engine.step(deck.start):
                 tapes[frame.request].add(frame.codes)
-            deck.start()
         for tape in tapes.values():
             tape.close()
         for tape in tapes.values():
