@@ -122,6 +122,18 @@ def test_nobody_waits_for_sound_before_the_next_chunk_falls_due(synth: Synthesiz
     assert "".join(word[0] for word in beside) == "baaabaaabaaabb" + 2 * "aaa"
 
 
+def test_frames_of_a_burst_that_come_after_an_early_end_are_dropped(
+    synth: Synthesizer, beside: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Early(Tape):
+        def add(self, codes: torch.Tensor) -> str | None:
+            return super().add(codes) or ("silence" if len(self) == 6 else None)
+
+    monkeypatch.setattr(csm_cli.synth, "Tape", Early)
+    heard = spoken(list(synth.speak([talk("One.", "Two."), talk("Three.")], Options(max_duration=1.0, seed=1))))
+    assert [(u.stop, len(u.codes)) for u in heard] == [("silence", 6)] * 3
+
+
 def test_conversations_are_taken_as_slots_become_free(synth: Synthesizer) -> None:
     taken = []
 

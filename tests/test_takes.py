@@ -67,6 +67,13 @@ def test_a_tapethat_ends_by_itself_is_kept_whole() -> None:
     np.testing.assert_allclose(made.samples.reshape(35, SAMPLES)[:, 0], [0] * 5 + [0.3] * 20 + [0] * 10, atol=1e-6)
 
 
+def test_a_silence_that_nobody_heard_before_the_end_does_not_end_a_take() -> None:
+    tape = new_tape()
+    assert play(tape, [LOUD] * 10 + [MUTE] * 28) is None
+    made = tape.end("eos")
+    assert (made.stop, len(made.codes)) == ("eos", 38)
+
+
 @pytest.mark.parametrize("hum", [MUTE, 1])
 def test_silence_ends_a_tapewithin_a_chunk_and_a_short_pause_of_it_stays(hum: int) -> None:
     tape = new_tape()
@@ -166,6 +173,8 @@ SOUNDS = st.tuples(st.sampled_from([LOUD, SOFT, MUTE]), st.integers(1, 40), st.b
 @given(runs=st.lists(SOUNDS, min_size=1, max_size=5), stop=st.sampled_from(["eos", "cap"]))
 @example(runs=[(LOUD, 8, False), (MUTE, 32, False)], stop="cap")
 @example(runs=[(LOUD, 8, False), (MUTE, 32, False)], stop="eos")
+@example(runs=[(LOUD, 3, False), (MUTE, 30, False)], stop="cap")
+@example(runs=[(LOUD, 3, False), (MUTE, 37, False)], stop="cap")
 @example(runs=[(LOUD, 8, False), (MUTE, 40, False), (LOUD, 12, False)], stop="eos")
 def test_chunks_decoded_beside_the_frames_make_the_same_takes(runs: list[tuple[int, int, bool]], stop: str) -> None:
     """They are heard a chunk later, and what is heard then counts from where it was."""
@@ -190,7 +199,11 @@ def test_beside_the_frames_a_chunk_is_heard_when_the_next_begins() -> None:
 
 def test_a_stream_is_heard_at_once() -> None:
     tape = Tape(Deck(beside=True), Brief("Hello.", 7, streamed=True))  # type: ignore[arg-type]
-    assert [len(tape.fresh()) // SAMPLES for n in range(8) if tape.add(torch.tensor([LOUD, n])) is None][3::4] == [4, 4]
+    heard = []
+    for index in range(8):
+        tape.add(torch.tensor([LOUD, index]))
+        heard.append(len(tape.fresh()) // SAMPLES)
+    assert heard == [0, 0, 0, 4, 0, 0, 0, 4]
 
 
 def take(stop: str, fault: str, seed: int) -> Take:
