@@ -13,7 +13,7 @@ from tiny import Shape, random_codec, random_codes
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from csm_cli.codec import Codec, Deck, deck, push_all
+from csm_cli.codec import Codec, Deck, deck, push_all, stream
 
 VIEWS = {"slice", "select", "transpose", "permute", "expand", "view", "unsqueeze", "split_with_sizes", "unbind", "t"}
 VIEWS |= {"flatten", "split", "narrow", "detach", "alias", "chunk", "reshape"}
@@ -140,7 +140,7 @@ def test_a_stream_waits_for_the_weights_and_for_nothing_after_them(monkeypatch: 
         Stream.log.append("work" if Stream.inside else "work on another stream")
         return torch.arange(3.0)
 
-    wait = deck.Stream(torch.device("cpu"))(work)
+    wait = stream.Stream(torch.device("cpu"))(work)
     assert Stream.log == ["waits for the weights", "work", "event"]
     assert wait().tolist() == [0.0, 1.0, 2.0]
     assert Stream.log[3:] == ["awaited"]

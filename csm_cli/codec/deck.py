@@ -4,16 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
 from csm_cli.codec.mimi import Codec, StreamingDecoder, push_all
-
-Samples = NDArray[np.float32]
-Start = Callable[[Callable[[], Tensor]], Callable[[], Samples]]
+from csm_cli.codec.stream import Samples, Start
 
 
 class Chunk:
@@ -44,7 +40,7 @@ class Deck:
     def __init__(self, codec: Codec, start_work: Start | None = None) -> None:
         self.codec = codec
         self.beside = codec.device.type == "cuda" or start_work is not None
-        self._start_work = start_work or (Stream(codec.device) if self.beside else finished)
+        self._start_work = start_work or codec.start_work
         self._waiting: list[Chunk] = []
 
     def put(self, decoder: StreamingDecoder, codes: Tensor, last: bool = False) -> Chunk:
@@ -67,34 +63,6 @@ class Deck:
             size = self.codec.frame_samples
             chunk.sound = _part(sound, slice(first * size, (first + len(chunk.codes)) * size))
             first += len(padded)
-
-
-class Stream:
-    """A CUDA stream of its own for work whose result is awaited on the CPU."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-        self._stream.wait_stream(torch.cuda.current_stream(device))  # which loads the weights
-
-    def __call__(self, work: Callable[[], Tensor]) -> Callable[[], Samples]:
-        """Begins the work; what it makes is used on this stream alone, so that its memory is not taken too soon."""
-        with torch.cuda.stream(self._stream):
-            samples = work()
-            here = torch.empty(samples.shape, dtype=samples.dtype, pin_memory=True)
-            here.copy_(samples, non_blocking=True)
-            done = self._stream.record_event()
-
-        def wait() -> Samples:
-            done.synchronize()
-            return here.numpy()
-
-        return wait
-
-
-def finished(work: Callable[[], Tensor]) -> Callable[[], Samples]:
-    """Does the work now."""
-    samples: Samples = work().cpu().numpy()
-    return lambda: samples
 
 
 def _part(sound: Callable[[], Samples], part: slice) -> Callable[[], Samples]:

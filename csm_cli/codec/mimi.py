@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from csm_cli.codec.config import CodecConfig, codec_config
 from csm_cli.codec.layers import Conv, Layout, Memory, UpConv, decoder, encoder, pack, unpack
 from csm_cli.codec.quantizer import SplitQuantizer
+from csm_cli.codec.stream import Start, Stream, finished
 from csm_cli.codec.transformer import Transformer
 from csm_cli.codec.weights import load_weights
 from csm_cli.errors import CheckpointInvalid
@@ -68,6 +69,11 @@ class Codec:
         if self.device.type != "cuda":
             return _PIECE
         return max(_PIECE, torch.cuda.get_device_properties(self.device).total_memory // _CUDA_BYTES)
+
+    @cached_property
+    def start_work(self) -> Start:
+        """How work is begun; on CUDA on one stream for all that use this codec, whose memory is then had once."""
+        return Stream(self.device) if self.device.type == "cuda" else finished
 
     @cached_property
     def mark(self) -> str:
