@@ -86,7 +86,8 @@ class Timed:
         self.engine.release()
         started = now(self.ready.device)
         self.engine.admit(self.request(2))
-        self.ready.codec.decoder().push(self.engine.step()[0].codes[None]).cpu()
+        codec = self.ready.codec
+        Deck(codec).put(codec.decoder(), self.engine.step()[0].codes[None]).samples()
         return now(self.ready.device) - started
 
     def codec_frame(self, codes: Tensor, together: bool = False) -> float:
