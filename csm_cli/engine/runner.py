@@ -55,8 +55,11 @@ class Runner:
         for extent in sorted(extents, reverse=True):
             self._frame.prepare(Shape(rows, extent, top_k, depth_top_k))
 
-    def run(self, shape: Shape, uniforms: Tensor) -> Tensor:
-        """Codes [T, B, K] on the CPU of frames drawn by uniforms [T, B, K]: the device is waited for once."""
+    def run(self, shape: Shape, uniforms: Tensor, meanwhile: Callable[[], None]) -> Tensor:
+        """Codes [T, B, K] on the CPU of frames drawn by uniforms [T, B, K]: the device is waited for once.
+
+        meanwhile: what is done when all frames are launched, before they are waited for.
+        """
         state, rows = self._state, shape.rows
         given = uniforms.to(state.uniforms.device, non_blocking=True)
         codes = []
@@ -64,7 +67,9 @@ class Runner:
             state.uniforms[:rows] = each
             self._frame(shape)
             codes.append(state.codes[:rows].clone())
-        return torch.stack(codes).cpu()
+        made = torch.stack(codes)
+        meanwhile()
+        return made.cpu()
 
     def _body(self, shape: Shape) -> None:
         if shape not in self._views:
