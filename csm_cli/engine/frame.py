@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from csm_cli.engine.state import State, Views
 from csm_cli.model import CsmModel
@@ -19,29 +18,30 @@ def next_frame(model: CsmModel, state: State, views: Views) -> None:
     context. A row whose numbers are no longer finite is written as BROKEN in every codebook. Nothing here waits for the
     device or depends on what it computes.
     """
-    codes, sound = sample_frame(model, views)
-    ended = (codes[:, :-1] == model.config.eos).all(-1, keepdim=True)
-    codes = codes.masked_fill(ended, model.config.eos)
+    codes, broken = sample_frame(model, views)
+    ended = codes[:, :-1].eq(model.config.eos).all(-1, keepdim=True)
+    codes.masked_fill_(ended, model.config.eos)
     place = model.backbone.place(views.where, views.backbone)
     views.hidden.copy_(model.backbone.run(model.embed_frames(codes), place))
-    views.codes.copy_(codes.masked_fill_(~sound, BROKEN))
+    views.codes.copy_(codes.masked_fill_(broken, BROKEN))
     views.where.at.add_(1).clamp_(max=state.last)
 
 
 def sample_frame(model: CsmModel, views: Views) -> tuple[Tensor, Tensor]:
-    """Codes [B, K], one codebook after another, and whether each row was finite, [B, 1].
+    """Codes [B, K], one codebook after another, and whether each row is no longer finite, [B, 1].
 
     The depth decoder's positions see all before them, so that its last logits tell of them all.
     """
     logits = model.head(views.hidden)
-    sound = logits.sum(-1, keepdim=True, dtype=torch.float32)
+    total = logits.sum(-1, keepdim=True, dtype=torch.float32)
     codes = [views.pick(logits, views.uniforms[0])]
     x = model.projector(views.hidden)
     for index, (head, table, place) in enumerate(zip(model.depth_heads, model.depth_tables, views.depth, strict=True)):
-        embedded = F.embedding(codes[-1], table)
+        embedded = table.index_select(0, codes[-1])
         if index == 0:
-            embedded = torch.stack((x, embedded), 1).flatten(0, 1)  # two positions of each row: [B * 2, depth hidden]
+            embedded = torch.cat((x, embedded), 1).view(-1, x.shape[1])  # two positions a row: [B * 2, depth hidden]
         x = model.depth.run(embedded, place)
         logits = head(x[1::2] if index == 0 else x)
         codes.append(views.depth_pick(logits, views.uniforms[index + 1]))
-    return torch.stack(codes, 1), sound.add_(logits.sum(-1, keepdim=True)).isfinite()
+    broken = total.add_(logits.sum(-1, keepdim=True)).mul_(0).ne(0)  # nothing times a finite number is nothing
+    return torch.cat([each[:, None] for each in codes], 1), broken

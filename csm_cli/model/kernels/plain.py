@@ -79,9 +79,9 @@ def by_head(states: Tensor, length: int) -> Tensor:
 
 
 def gate(gate_up: Tensor) -> Tensor:
-    """[N, 2 I], gates and what they let through, to [N, I]."""
+    """[N, 2 I], gates and what they let through, to [N, I]; overwritten."""
     gates, up = gate_up.chunk(2, -1)
-    return F.silu(gates).mul_(up)
+    return F.silu(gates, inplace=True).mul_(up)
 
 
 def draw(logits: Tensor, uniform: Tensor, temperature: Tensor, beyond: Tensor) -> Tensor:
