@@ -75,10 +75,11 @@ class Timed:
         codes: list[Tensor] = []
         while len(seconds) < count:
             started = now(self.ready.device)
-            frames = torch.stack([frame.codes for frame in self.engine.step()])
-            frames = frames.view(-1, self.load.batch, frames.shape[-1])
-            seconds += [(now(self.ready.device) - started) / len(frames)] * len(frames)
-            codes.append(frames)
+            frames = self.engine.step()
+            took = now(self.ready.device) - started
+            drawn = torch.stack([frame.codes for frame in frames])
+            codes.append(drawn.view(-1, self.load.batch, drawn.shape[-1]))
+            seconds += [took / len(codes[-1])] * len(codes[-1])
         return seconds, torch.cat(codes)
 
     def first_audio(self) -> float:

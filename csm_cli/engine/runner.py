@@ -1,4 +1,4 @@
-"""Frames run: as they are on a CPU, compiled if asked for, as CUDA graphs on CUDA."""
+"""Frames run: from a tape on a CPU, compiled if asked for, as CUDA graphs on CUDA."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from torch import Tensor
 from csm_cli.engine.frame import next_frame
 from csm_cli.engine.graphed import CudaCapture, Graphed
 from csm_cli.engine.state import EXTENT_STEP, Shape, State, Views
+from csm_cli.engine.tape import Taped
 from csm_cli.errors import UsageError
 from csm_cli.model import CsmModel
 
@@ -31,9 +32,11 @@ class Runner:
         self._few = on_cuda or compile
         self._model, self._state = model, state
         self._views: dict[Shape, Views] = {}
-        body = _compiled(model, state) if compile else self._body
-        kept = (state.hidden, state.at, state.codes)
-        self._frame = Graphed(body, kept, CudaCapture(model.device) if on_cuda else None)
+        self._frame: Taped[Shape] | Graphed[Shape] = Taped(self._body)
+        if compile or model.device.type != "cpu":
+            body = _compiled(model, state) if compile else self._body
+            kept = (state.hidden, state.at, state.codes)
+            self._frame = Graphed(body, kept, CudaCapture(model.device) if on_cuda else None)
 
     @property
     def captures(self) -> int:
@@ -62,14 +65,13 @@ class Runner:
         """
         state, rows = self._state, shape.rows
         given = uniforms.to(state.uniforms.device, non_blocking=True)
-        codes = []
-        for each in given:
+        codes = torch.empty(given.shape, dtype=state.codes.dtype, device=given.device)
+        for each, kept in zip(given, codes, strict=True):
             state.uniforms[:rows] = each
             self._frame(shape)
-            codes.append(state.codes[:rows].clone())
-        made = torch.stack(codes)
+            kept.copy_(state.codes[:rows])
         meanwhile()
-        return made.cpu()
+        return codes.cpu()
 
     def _body(self, shape: Shape) -> None:
         if shape not in self._views:

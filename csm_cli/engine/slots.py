@@ -103,8 +103,8 @@ class Engine:
         rows = self._gather()
         slots = self.slots[:rows]
         burst = self.runner.burst
-        drawn = [[slot.uniforms.frame(len(slot.frames) + turn) for slot in slots] for turn in range(burst)]
-        uniforms = torch.stack([torch.stack(turn) for turn in drawn])  # [T, B, K]
+        drawn = [slot.uniforms.frame(len(slot.frames) + turn) for turn in range(burst) for slot in slots]
+        uniforms = torch.stack(drawn).view(burst, rows, -1)  # [T, B, K]
         frames: list[Frame] = []
         for codes in self.runner.run(self._ready(rows), uniforms, meanwhile):  # [B, K]
             told = zip(slots, codes, codes.tolist(), strict=True)  # numbers cost less to look at than tensors
@@ -151,7 +151,8 @@ class Engine:
             depth_top_k = state.depth_filter.set([(s.depth_temperature, s.depth_top_k) for s in samplings])
             state.at[:rows] = torch.tensor([len(slot) for slot in slots]).to(state.at)
             self._shape = Shape(rows, extent, top_k, depth_top_k)
-        self._shape = replace(self._shape, extent=extent)
+        if self._shape.extent != extent:
+            self._shape = replace(self._shape, extent=extent)
         return self._shape
 
     def _gather(self) -> int:

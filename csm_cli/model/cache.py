@@ -107,7 +107,8 @@ class Scatter:
     def mask(self, like: Tensor) -> Tensor:
         """[B, 1, 1, extent] to be added to scores: nothing for what a row may see."""
         beyond = torch.arange(self.extent, device=like.device) > self.at[:, None]
-        return torch.where(beyond, -math.inf, 0.0).to(like.dtype)[:, None, None]
+        mask = torch.zeros(beyond.shape, dtype=like.dtype, device=like.device)
+        return mask.masked_fill_(beyond, -math.inf)[:, None, None]
 
     def views(self, cache: KvCache) -> list[View]:
         rows = [layer[: len(self.at)] for layer in cache.layers]

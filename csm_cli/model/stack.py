@@ -108,7 +108,7 @@ class RopeTable:
         """For positions [N]: complex [N, 1, D / 2], or cos and sin [N, 2, 1, D / 2, 2]."""
         if self._complex is None or torch.compiler.is_compiling():
             return self._pairs[positions]
-        return self._complex[positions]
+        return self._complex.index_select(0, positions)
 
 
 def paired(weight: Tensor, head_dim: int) -> Tensor:

@@ -106,7 +106,7 @@ def by_head(states: Tensor, length: int) -> Tensor:
 def gate(x: Tensor, norm: Scaling, projection: Projection) -> Tensor:
     """The residual stream [N, hidden], normed, to gates and what they let through, [N, 2 I], and these to [N, I]."""
     gates, up = projection(norm(x)).chunk(2, -1)
-    return F.silu(gates).mul_(up)
+    return F.silu(gates, inplace=True).mul_(up)
 
 
 def draw(logits: Tensor, uniform: Tensor, temperature: Tensor, beyond: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
@@ -122,4 +122,4 @@ def draw(logits: Tensor, uniform: Tensor, temperature: Tensor, beyond: Tensor, t
         chosen = torch.searchsorted(cdf, uniform * cdf[:, -1:]).clamp_(max=widest - 1)  # beyond: not finite
         ids = ids.gather(-1, chosen)
     codes = ids[:, 0]
-    return codes, F.embedding(codes, table)
+    return codes, table.index_select(0, codes)
