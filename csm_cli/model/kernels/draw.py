@@ -52,10 +52,11 @@ def _rank(
     release(early)
     wait(early)
     keys = _keys(logits, codes, count, dropped, shift)
-    rank = tl.zeros((own,), tl.int32)
+    likelier = tl.zeros((own, others), tl.int32)
     for start in tl.static_range(0, count, others):
         beside = _keys(logits, start + tl.arange(0, others), count, dropped, shift)
-        rank += tl.sum((beside[None, :] > keys[:, None]).to(tl.int32), 1)
+        likelier += (beside[None, :] > keys[:, None]).to(tl.int32)
+    rank = tl.sum(likelier, 1)
     tl.store(likely + row * widest + rank, keys, (codes < count) & (rank < widest))
 
 

@@ -21,9 +21,9 @@ from csm_cli.model.kernels.plain import Projection
 
 MOST_ROWS = 64
 _MOST_WHOLE = 4
-_LINES, _PER_WARP = 4, 4096  # outputs of a program that loads its whole part at once, and numbers of a warp's share
-_TILE_OUT, _TILE_IN, _STAGES = 64, 128, 3  # of a program that goes tile by tile
-_LONGEST = 2048  # inputs that one program goes through
+_BYTES, _PER_WARP = 8, 8192  # of every input, that a program loads at once, and of all that one warp of it does
+_TILE_OUT, _TILE_IN, _STAGES = 64, 128, 4  # of a program that goes tile by tile
+_LONGEST = 1024  # inputs that it goes through where others can go through the rest
 
 
 @triton.jit
@@ -38,15 +38,6 @@ def release(early: tl.constexpr) -> None:
     """Lets the kernel after this one begin: as far as its own wait."""
     if early:
         cuda.gdc_launch_dependents()
-
-
-@triton.jit
-def _fetch(weight, lines, kept, first, inputs: tl.constexpr, share: tl.constexpr) -> None:
-    """Brings what a program will read of a weight into the L2 cache, and waits for nothing."""
-    each: tl.constexpr = 128 * 8 // weight.dtype.element_ty.primitive_bitwidth  # numbers of a line of that cache
-    at = first + each * tl.arange(0, triton.next_power_of_2(triton.cdiv(share, each)))
-    where = weight + tl.where(kept, lines, 0)[:, None] * inputs + tl.minimum(at, inputs - 1)[None, :]
-    tl.inline_asm_elementwise("prefetch.global.L2 [$1];", "=r,l", [where], dtype=tl.int32, is_pure=False, pack=1)
 
 
 @triton.jit
@@ -90,8 +81,6 @@ def sums(
             if normed:
                 squares = tl.where(column == row, tl.sum(given * given, 0), squares)
     else:
-        if early:
-            _fetch(weight, lines, kept, first, inputs, share)
         wait(early)
         for start in range(0, share, block_in):
             at = first + start + tl.arange(0, block_in)
@@ -134,8 +123,9 @@ def launch(x: Tensor, projection: Projection, divisible: bool = False) -> Launch
     rows, (outputs, inputs) = len(x), projection.lines.shape
     whole, parts = rows <= _MOST_WHOLE, 1
     if whole:
-        lines, block_rows, block_in = _LINES, triton.next_power_of_2(rows), triton.next_power_of_2(inputs)
-        options = {"num_warps": min(8, max(2, lines * block_in // _PER_WARP))}
+        lines = _BYTES // projection.lines.itemsize
+        block_rows, block_in = triton.next_power_of_2(rows), triton.next_power_of_2(inputs)
+        options = {"num_warps": min(8, max(2, _BYTES * block_in // _PER_WARP))}
     else:
         lines, block_rows, block_in = _TILE_OUT, max(16, triton.next_power_of_2(rows)), _TILE_IN
         options = {"num_warps": 4, "num_stages": _STAGES}
