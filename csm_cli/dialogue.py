@@ -128,7 +128,8 @@ class Dialogue:
         """What the next take is asked for."""
         hand = self._in_hand
         capped = bool(hand.options.max_duration)
-        return Brief(self.words, self.next_seed, capped, self._given.care.trim, part=len(hand.said) + 1)
+        care, part = self._given.care, len(hand.said) + 1
+        return Brief(self.words, self.next_seed, capped, care.trim, part, care.stream)
 
     def best(self) -> Take:
         """The best take of the part in hand."""

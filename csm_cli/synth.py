@@ -6,6 +6,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
@@ -15,9 +16,9 @@ from torch import Tensor
 
 from csm_cli.audio import Audio, read_audio
 from csm_cli.checkpoint import Checkpoint
-from csm_cli.codec import Codec
+from csm_cli.codec import Codec, Deck
 from csm_cli.dialogue import Dialogue, Given, Hand
-from csm_cli.engine import Engine, Frame, Request, Sampling, decode
+from csm_cli.engine import Engine, Frame, Request, Sampling, steps
 from csm_cli.errors import CsmError, GenerationFailed
 from csm_cli.events import Event, Failure, Sound, Tick, Utterance
 from csm_cli.joint import Said, join
@@ -114,20 +115,35 @@ class Synthesizer:
         return self.prompter.turn_rows(turn.speaker, turn.text, self.codes(turn.recording))
 
 
+@dataclass(frozen=True)
+class _Ended:
+    """A take whose last frame has come, and why it was the last."""
+
+    dialogue: Dialogue
+    tape: Tape
+    stop: str
+    sampling: Sampling
+
+
 class _Session:
     """One call of `speak`: the takes under way, and what is to be told before the next frame."""
 
     def __init__(self, synth: Synthesizer, flags: Options, care: Care, recognizer: Recognizer | None) -> None:
         self._synth, self._flags, self._care, self._recognizer = synth, flags, care, recognizer
         self._window = Window(synth.engine.positions, synth.codec.frame_rate, synth.checkpoint.memory)
+        self._deck = Deck(synth.codec)
         self._active: dict[Request, tuple[Dialogue, Tape]] = {}
+        self._ended: list[_Ended] = []
         self._ready: deque[Dialogue] = deque()
         self._events: deque[Event] = deque()
 
     def run(self, conversations: Iterable[Conversation]) -> Iterator[Event]:
         waiting = map(self._open, conversations)
-        for frame in decode(self._synth.engine, lambda: self._next(waiting)):
-            self._advance(frame)
+        for frames in steps(self._synth.engine, lambda: self._next(waiting), self._deck.start):
+            for frame in frames:
+                if frame.request in self._active:
+                    self._advance(frame)
+            self._judge_ended()
             while self._events:
                 yield self._events.popleft()
         yield from self._events
@@ -145,7 +161,7 @@ class _Session:
                 self._events.append(Failure(dialogue.conversation, error))
                 continue
             if request:
-                self._active[request] = dialogue, Tape(self._synth.codec, dialogue.brief())
+                self._active[request] = dialogue, Tape(self._deck, dialogue.brief())
                 return request
         return None
 
@@ -176,16 +192,30 @@ class _Session:
             stop = stop or early
             self._stream(dialogue, tape)
         hand = _in_hand(dialogue)
-        hand.positions = max(hand.positions, len(frame.request.rows) + len(tape))
         if not stop:
             before, limit = sum(len(said.take.codes) for said in hand.said), frame.request.sampling.max_frames
             self._events.append(Tick(dialogue.conversation, hand.turn, before + len(tape), before + limit))
             return
         self._synth.engine.cancel(frame.request)
         del self._active[frame.request]
-        hand.takes.append(self._verified(tape.end(stop), dialogue))
+        hand.positions = max(hand.positions, len(frame.request.rows) + len(tape))
+        tape.close()
+        self._ended.append(_Ended(dialogue, tape, stop, frame.request.sampling))
+
+    def _judge_ended(self) -> None:
+        if self._ended:
+            self._deck.start()  # all that is left of them, before any is waited for
+        for ended in self._ended:
+            self._judge(ended)
+        self._ended.clear()
+
+    def _judge(self, ended: _Ended) -> None:
+        """A take has ended: it is heard to its end, and its dialogue goes on, with another one where it is no good."""
+        dialogue, tape = ended.dialogue, ended.tape
+        hand = _in_hand(dialogue)
+        hand.takes.append(self._verified(tape.end(ended.stop), dialogue))
         self._stream(dialogue, tape)
-        if self._settled(hand, frame.request.sampling):
+        if self._settled(hand, ended.sampling):
             self._settle(dialogue)
         else:
             self._ready.append(dialogue)

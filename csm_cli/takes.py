@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -11,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from csm_cli.codec import Codec
+from csm_cli.codec import Chunk, Deck
 
 # Decoded at a time: soon at first, for who listens; then as cheap for a frame as all at once. Streams and files have
 # the same chunks, for sums over other numbers of frames are rounded otherwise: one step of 16 bits in a few samples.
@@ -59,7 +60,8 @@ class Take:
 class Brief:
     """What a take was asked for. capped: somebody named its longest duration, so that reaching it is no fault.
 
-    watched: whether it ends when it has gone wrong, and is trimmed and judged. part: of its turn, from 1.
+    watched: whether it ends when it has gone wrong, and is trimmed and judged. part: of its turn, from 1. streamed:
+    whether somebody hears it on its way.
     """
 
     text: str
@@ -67,60 +69,106 @@ class Brief:
     capped: bool = False
     watched: bool = False
     part: int = 1
+    streamed: bool = False
 
 
 class Tape:
-    """A take on its way: frames are added, and their sound follows in chunks."""
+    """A take on its way: frames are added, and their sound follows in chunks.
 
-    def __init__(self, codec: Codec, brief: Brief) -> None:
-        self._codec, self._brief = codec, brief
-        self._decoder = codec.decoder()
+    Where chunks are decoded beside the frame loop, each is heard when the next one begins. A take that should have
+    ended by then ends there all the same: the frames made since are dropped.
+    """
+
+    def __init__(self, deck: Deck, brief: Brief) -> None:
+        self._deck, self._codec, self._brief = deck, deck.codec, brief
+        self._decoder = deck.codec.decoder()
         self._frames: list[Tensor] = []
+        self._begun = 0
+        self._due = chunk(0, self._codec.frame_rate)  # frames after which the next chunk begins
+        self._chunks: deque[Chunk] = deque()  # begun and not heard yet
         self._sound: list[NDArray[np.float32]] = []
         self._told = 0
         self._levels: list[float] = []
         self._same = 0
+        self._most_alike = self._count(REPEAT_SECONDS)
+        self._ended: str | None = None  # why, where frames were dropped
 
     def __len__(self) -> int:
         return len(self._frames)
 
     def add(self, codes: Tensor) -> str | None:
-        """Adds a frame [K]; returns why the take should end here, if it should."""
+        """Adds a frame [K]; returns why the take should end here, or where it was heard last, if it should."""
         repeated = bool(self._frames) and torch.equal(codes, self._frames[-1])
         self._same = self._same + 1 if repeated else 1
         self._frames.append(codes)
-        stuck = self._same >= self._count(REPEAT_SECONDS)
-        if not stuck and len(self._frames) - len(self._levels) < chunk(len(self._levels), self._codec.frame_rate):
+        if not self._stuck and len(self._frames) < self._due:
             return None
-        self._decode()
-        if not self._brief.watched:
-            return None
-        if stuck and not self._silent(self._levels):
-            return "repeat"
-        return "silence" if self._silent(self._levels) >= self._count(SILENCE_SECONDS) else None
+        at_once = self._stuck or self._brief.streamed or not self._deck.beside
+        why = None if at_once else self._hear()
+        if why:
+            return why
+        self._begin()
+        return self._hear() if at_once else None
 
     def fresh(self) -> NDArray[np.float32]:
-        """The sound that was decoded since this was last asked."""
+        """The sound that was heard since this was last asked."""
         new, self._told = self._sound[self._told :], len(self._sound)
         return np.concatenate((np.zeros(0, np.float32), *new))
 
+    def close(self) -> None:
+        """No frame comes any more; what is left can be decoded beside that of others."""
+        if self._begun < len(self._frames):
+            self._begin(last=True)
+
     def end(self, stop: str) -> Take:
-        """The take, which ended for the reason `stop`."""
-        self._decode()
+        """The take, which ended for the reason `stop` unless it is heard to have ended before."""
+        self.close()
+        why = self._hear()
+        stop = self._ended or (why if why and stop == "eos" else stop)
         keep = self._kept(stop) if self._brief.watched else len(self)
         codes = torch.stack(self._frames[:keep]) if keep else torch.empty(0, self._codec.codebooks, dtype=torch.int64)
         samples = np.concatenate((np.zeros(0, np.float32), *self._sound))[: keep * self._codec.frame_samples]
         fault = self._fault(stop, keep)
         return Take(codes, samples, stop if keep else "empty", self._brief.seed, fault, self._brief.part)
 
-    def _decode(self) -> None:
-        new = self._frames[len(self._levels) :]
-        if not new:
-            return
-        samples: NDArray[np.float32] = self._decoder.push(torch.stack(new)).cpu().numpy()
-        self._sound.append(samples)
-        frames = samples.reshape(len(new), -1)  # [T, frame_samples]
-        self._levels += np.sqrt(np.square(frames).mean(axis=1)).tolist()
+    def _begin(self, last: bool = False) -> None:
+        self._chunks.append(self._deck.put(self._decoder, torch.stack(self._frames[self._begun :]), last))
+        self._begun = len(self._frames)
+        self._due = self._begun + chunk(self._begun, self._codec.frame_rate)
+
+    @property
+    def _stuck(self) -> bool:
+        return self._same >= self._most_alike
+
+    def _hear(self) -> str | None:
+        """Hears what was begun, up to where the take should have ended; returns why it should."""
+        while self._chunks:
+            heard = self._chunks.popleft()
+            samples = heard.samples()
+            self._sound.append(samples)
+            frames = samples.reshape(len(heard.codes), -1)  # [T, frame_samples]
+            self._levels += np.sqrt(np.square(frames).mean(axis=1)).tolist()
+            if not heard.last and (why := self._wrong()):
+                self._forget(why)
+                return why
+        return None
+
+    def _wrong(self) -> str | None:
+        """Why a take that was heard so far should end, if it should."""
+        if not self._brief.watched:
+            return None
+        silent = self._silent(self._levels)
+        if self._stuck and len(self._levels) == len(self._frames) and not silent:
+            return "repeat"
+        return "silence" if silent >= self._count(SILENCE_SECONDS) else None
+
+    def _forget(self, why: str) -> None:
+        """Drops the frames that were made after those heard."""
+        if len(self._levels) < len(self._frames):
+            self._ended = why
+            self._chunks.clear()
+            self._begun = len(self._levels)
+            del self._frames[self._begun :]
 
     def _kept(self, stop: str) -> int:
         """How many frames are kept: the first of those that repeat, and a short pause of a silence that ended it."""

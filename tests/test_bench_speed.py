@@ -12,6 +12,7 @@ import pytest
 import torch
 from tiny import Shape, greedy, random_csm, spoken, text_rows
 
+import csm_cli.bench.timed
 from csm_cli.bench import start
 from csm_cli.bench.baseline import Baseline, transformers_config
 from csm_cli.bench.decode import _compared
@@ -19,6 +20,7 @@ from csm_cli.bench.floor import bandwidth, frame_bytes, pieces
 from csm_cli.bench.shapes import csm_1b, random_checkpoint
 from csm_cli.bench.timed import Load, Ready, Timed
 from csm_cli.checkpoint import open_checkpoint
+from csm_cli.codec import Deck, finished
 from csm_cli.config import model_config
 from csm_cli.engine import Engine, Request
 from csm_cli.errors import CsmError, UsageError
@@ -27,6 +29,7 @@ CPU = torch.device("cpu")
 NUMBERS = {
     "ms_per_frame",
     "codec_ms_per_frame",
+    "whole_ms_per_frame",
     "rtf",
     "audio_seconds_per_second",
     "floor_ms_per_frame",
@@ -130,6 +133,13 @@ def test_batch_tells_its_gain_and_nothing_else_with_json(csm: Callable[..., Any]
     figures = told.json
     gain = figures["audio_seconds_per_second"] / figures["single_audio_seconds_per_second"]
     assert figures["gain"] == pytest.approx(gain, rel=0.01)
+
+
+def test_a_codec_beside_the_frames_is_timed_with_them(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    timed = Timed(Ready(open_checkpoint(str(tiny_checkpoint)), CPU, torch.float32), Load(2, 5, 13))
+    assert timed.whole_frame(1.0, 2.0) == 3.0
+    monkeypatch.setattr(csm_cli.bench.timed, "Deck", lambda codec: Deck(codec, finished))
+    assert 0 < timed.whole_frame(1.0, 2.0) < 1.0
 
 
 def test_growth_is_the_share_that_more_context_adds(csm: Callable[..., Any], tiny_checkpoint: Path) -> None:

@@ -92,6 +92,14 @@ def test_a_burst_may_end_at_the_last_position(model: CsmModel) -> None:
     assert torch.equal(spoken(engine, [full])[0], spoken(Engine(model), [full])[0])
 
 
+def test_meanwhile_is_when_all_frames_are_launched_and_none_is_looked_at(model: CsmModel) -> None:
+    engine, _ = graphed(model, 1, burst=4)
+    engine.admit(request(1, 20))
+    seen: list[int] = []
+    frames = engine.step(lambda: seen.append(int(engine.state.at[0])))
+    assert (seen, len(frames)) == ([20 + 4], 4)
+
+
 def test_a_wait_inside_a_frame_is_refused(model: CsmModel, monkeypatch: pytest.MonkeyPatch) -> None:
     engine, _ = graphed(model, 1)
     embed = model.embed_frames

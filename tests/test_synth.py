@@ -15,9 +15,10 @@ from tiny import spoken as engine_codes
 import csm_cli.synth
 from csm_cli.audio import Audio
 from csm_cli.checkpoint import open_checkpoint
+from csm_cli.codec import Deck, finished
 from csm_cli.engine import Request
 from csm_cli.errors import AudioUnreadable, PromptTooLong
-from csm_cli.events import Event, Failure, Tick, Utterance
+from csm_cli.events import Event, Failure, Sound, Tick, Utterance
 from csm_cli.synth import Synthesizer
 from csm_cli.takes import Take, Tape
 from csm_cli.types import Care, Conversation, Options, Recording, Turn
@@ -75,6 +76,62 @@ def test_many_conversations_are_spoken_as_each_alone(synth: Synthesizer) -> None
         together[utterance.conversation.id].append(utterance.codes.tolist())
     for t in talks:
         assert together[t.id] == [u.codes.tolist() for u in spoken(list(synth.speak([t], SHORT)))]
+
+
+@pytest.fixture
+def beside(synth: Synthesizer, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """As on CUDA: bursts of frames, and chunks that are decoded together. Says what the codec was told."""
+    log: list[str] = []
+
+    def begin(work: Callable[[], torch.Tensor]) -> Callable[[], np.ndarray]:
+        log.append("begun")
+        done = finished(work)
+        return lambda: (log.append("awaited"), done())[1]
+
+    monkeypatch.setattr(csm_cli.synth, "Deck", lambda codec: Deck(codec, begin))
+    monkeypatch.setattr(synth.engine.runner, "burst", 4)
+    return log
+
+
+@pytest.mark.parametrize("care", [Care(), Care(trim=True, retries=1), Care(stream=True)], ids=str)
+def test_a_codec_beside_the_frames_says_the_same(
+    synth: Synthesizer, care: Care, request: pytest.FixtureRequest
+) -> None:
+    talks = [talk(f"Number {n}.", *["And more."] * (n % 3), name=str(n)) for n in range(5)]
+    options = Options(temperature=1.0, max_duration=1.7, seed=3)
+    wanted = {(u.conversation.id, u.turn): u for u in spoken(list(synth.speak(talks, options, care)))}
+    request.getfixturevalue("beside")
+    events = list(synth.speak(talks, options, care))
+    told = {(u.conversation.id, u.turn): u for u in spoken(events)}
+    assert told.keys() == wanted.keys()
+    for key, utterance in told.items():
+        assert torch.equal(utterance.codes, wanted[key].codes)
+        assert (utterance.stop, utterance.fault) == (wanted[key].stop, wanted[key].fault)
+        np.testing.assert_allclose(utterance.audio.samples, wanted[key].audio.samples, atol=1e-5)
+        heard = [e.samples for e in events if isinstance(e, Sound) and (e.conversation.id, e.turn) == key]
+        assert not care.stream or np.array_equal(np.concatenate(heard), utterance.audio.samples)
+
+
+def test_nobody_waits_for_sound_before_the_next_chunk_falls_due(synth: Synthesizer, beside: list[str]) -> None:
+    """Three rows, whose chunks end at frames 4, 8, 16, 28 and 30: each begins when the frames after it are launched."""
+    talks, seen = [talk(f"Number {n}.") for n in range(3)], []
+    for event in synth.speak(talks, Options(max_duration=30 * 0.08, seed=1)):
+        if isinstance(event, Tick) and event.frames % 4 == 0 and event.conversation is talks[-1]:
+            seen.append("".join(word[0] for word in beside))
+    assert seen == ["", "baaa", "baaab", "baaabaaa", "baaabaaab", "baaabaaab", "baaabaaabaaa"]
+    assert "".join(word[0] for word in beside) == "baaabaaabaaabb" + 2 * "aaa"
+
+
+def test_frames_of_a_burst_that_come_after_an_early_end_are_dropped(
+    synth: Synthesizer, beside: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Early(Tape):
+        def add(self, codes: torch.Tensor) -> str | None:
+            return super().add(codes) or ("silence" if len(self) == 6 else None)
+
+    monkeypatch.setattr(csm_cli.synth, "Tape", Early)
+    heard = spoken(list(synth.speak([talk("One.", "Two."), talk("Three.")], Options(max_duration=1.0, seed=1))))
+    assert [(u.stop, len(u.codes)) for u in heard] == [("silence", 6)] * 3
 
 
 def test_conversations_are_taken_as_slots_become_free(synth: Synthesizer) -> None:

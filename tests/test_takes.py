@@ -8,6 +8,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
 from torch import Tensor
 
 from csm_cli.takes import Brief, Hearing, Take, Tape, best, worst
@@ -16,29 +19,35 @@ RATE, SAMPLES = 12.5, 4
 LOUD, SOFT, MUTE = 300, 20, 0
 
 
-class Decoder:
+class Chunk:
     """Each frame sounds as loud as its first code says, in thousandths."""
 
-    def __init__(self) -> None:
-        self.chunks: list[int] = []
+    def __init__(self, codes: Tensor, last: bool) -> None:
+        self.codes, self.last = codes, last
 
-    def push(self, codes: Tensor) -> Tensor:
-        self.chunks.append(len(codes))
-        return (codes[:, :1] / 1000.0).expand(-1, SAMPLES).reshape(-1)
+    def samples(self) -> NDArray[np.float32]:
+        return (self.codes[:, :1] / 1000.0).expand(-1, SAMPLES).reshape(-1).numpy()
 
 
 class Codec:
     frame_rate, frame_samples, codebooks = RATE, SAMPLES, 2
 
-    def __init__(self) -> None:
-        self.made = Decoder()
-
-    def decoder(self) -> Decoder:
-        return self.made
+    def decoder(self) -> None:
+        return None
 
 
-def new_tape(text: str = "Hello.", capped: bool = False, watched: bool = True) -> Tape:
-    return Tape(Codec(), Brief(text, 7, capped, watched))  # type: ignore[arg-type]
+class Deck:
+    def __init__(self, beside: bool) -> None:
+        self.codec, self.beside = Codec(), beside
+        self.chunks: list[int] = []
+
+    def put(self, decoder: None, codes: Tensor, last: bool = False) -> Chunk:
+        self.chunks.append(len(codes))
+        return Chunk(codes, last)
+
+
+def new_tape(text: str = "Hello.", capped: bool = False, watched: bool = True, beside: bool = False) -> Tape:
+    return Tape(Deck(beside), Brief(text, 7, capped, watched))  # type: ignore[arg-type]
 
 
 def play(tape: Tape, levels: Sequence[int], stuck: bool = False) -> str | None:
@@ -56,6 +65,13 @@ def test_a_tapethat_ends_by_itself_is_kept_whole() -> None:
     made = tape.end("eos")
     assert (made.stop, made.seed, made.fault, made.codes.shape) == ("eos", 7, "", (35, 2))
     np.testing.assert_allclose(made.samples.reshape(35, SAMPLES)[:, 0], [0] * 5 + [0.3] * 20 + [0] * 10, atol=1e-6)
+
+
+def test_a_silence_that_nobody_heard_before_the_end_does_not_end_a_take() -> None:
+    tape = new_tape()
+    assert play(tape, [LOUD] * 10 + [MUTE] * 28) is None
+    made = tape.end("eos")
+    assert (made.stop, len(made.codes)) == ("eos", 38)
 
 
 @pytest.mark.parametrize("hum", [MUTE, 1])
@@ -134,7 +150,60 @@ def test_sound_is_made_in_chunks() -> None:
     tape = new_tape()
     play(tape, [LOUD] * 30)
     tape.end("eos")
-    assert tape._decoder.chunks == [4, 4, 8, 12, 2]  # type: ignore[attr-defined]
+    assert tape._deck.chunks == [4, 4, 8, 12, 2]  # type: ignore[attr-defined]
+
+
+def made(frames: Sequence[tuple[int, int]], stop: str, beside: bool, burst: int) -> Take:
+    """The take of these frames, as a session makes it that is told of `burst` frames at a time."""
+    tape = new_tape("word " * 3, beside=beside)
+    for first in range(0, len(frames), burst):
+        for index, frame in enumerate(frames[first : first + burst], first):
+            early = tape.add(torch.tensor(frame))
+            capped = "cap" if stop == "cap" and index == len(frames) - 1 else None
+            if ended := capped or early:
+                tape.close()
+                return tape.end(ended)
+    return tape.end(stop)
+
+
+SOUNDS = st.tuples(st.sampled_from([LOUD, SOFT, MUTE]), st.integers(1, 40), st.booleans())
+
+
+@settings(max_examples=300, deadline=None)
+@given(runs=st.lists(SOUNDS, min_size=1, max_size=5), stop=st.sampled_from(["eos", "cap"]))
+@example(runs=[(LOUD, 8, False), (MUTE, 32, False)], stop="cap")
+@example(runs=[(LOUD, 8, False), (MUTE, 32, False)], stop="eos")
+@example(runs=[(LOUD, 3, False), (MUTE, 30, False)], stop="cap")
+@example(runs=[(LOUD, 3, False), (MUTE, 37, False)], stop="cap")
+@example(runs=[(LOUD, 8, False), (MUTE, 40, False), (LOUD, 12, False)], stop="eos")
+def test_chunks_decoded_beside_the_frames_make_the_same_takes(runs: list[tuple[int, int, bool]], stop: str) -> None:
+    """They are heard a chunk later, and what is heard then counts from where it was."""
+    frames = [
+        (level, run if stuck else 1000 * run + at) for run, (level, n, stuck) in enumerate(runs) for at in range(n)
+    ]
+    wanted = made(frames, stop, beside=False, burst=1)
+    got = made(frames, stop, beside=True, burst=4)
+    assert (got.stop, got.fault) == (wanted.stop, wanted.fault)
+    assert torch.equal(got.codes, wanted.codes)
+    np.testing.assert_array_equal(got.samples, wanted.samples)
+
+
+def test_beside_the_frames_a_chunk_is_heard_when_the_next_begins() -> None:
+    tape = new_tape(beside=True)
+    heard = []
+    for index in range(28):
+        tape.add(torch.tensor([LOUD, index]))
+        heard.append(len(tape.fresh()) // SAMPLES)
+    assert {index + 1: count for index, count in enumerate(heard) if count} == {8: 4, 16: 4, 28: 8}
+
+
+def test_a_stream_is_heard_at_once() -> None:
+    tape = Tape(Deck(beside=True), Brief("Hello.", 7, streamed=True))  # type: ignore[arg-type]
+    heard = []
+    for index in range(8):
+        tape.add(torch.tensor([LOUD, index]))
+        heard.append(len(tape.fresh()) // SAMPLES)
+    assert heard == [0, 0, 0, 4, 0, 0, 0, 4]
 
 
 def take(stop: str, fault: str, seed: int) -> Take:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,9 @@ import torch
 from torch import Tensor
 from transformers import CsmConfig, CsmForConditionalGeneration
 
+from csm_cli.codec import Codec
+from csm_cli.codec.config import codec_config
+from csm_cli.codec.mimi import _Mimi
 from csm_cli.config import ModelConfig, model_config
 from csm_cli.engine import Engine, Request, Sampling, decode
 from csm_cli.model import CsmModel
@@ -78,6 +82,24 @@ def random_csm(shape: Shape, seed: int = 0) -> CsmForConditionalGeneration:
             if parameter.dim() > 1 and not name.startswith("codec_model"):
                 parameter.mul_(4)
     return model
+
+
+def random_codec(config: Mapping[str, Any], device: str = "cpu") -> Codec:
+    """A Mimi of these sizes, missing ones its own; on `meta` one without numbers."""
+    sizes = codec_config(config)
+    with torch.device("meta" if device == "meta" else "cpu"):
+        modules = _Mimi(sizes).requires_grad_(False)
+    generator = torch.Generator().manual_seed(1)
+    for tensor in modules.state_dict().values():
+        if not tensor.is_meta:
+            tensor.normal_(0, 0.1, generator=generator)
+    return Codec(modules.to(device), sizes, sizes.quantizers, torch.device(device))
+
+
+def random_codes(codec: Codec, frames: int) -> Tensor:
+    """[T, K]"""
+    generator = torch.Generator().manual_seed(frames)
+    return torch.randint(codec.config.codes, (frames, codec.codebooks), generator=generator)
 
 
 def ours(model: CsmForConditionalGeneration) -> tuple[CsmModel, ModelConfig]:

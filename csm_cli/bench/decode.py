@@ -34,7 +34,7 @@ def measure(ready: Ready, load: Load, tell: Callable[[str], None], compile: bool
     codec = median(timed.codec_frame(codes) for _ in range(_PROMPTS))
     return {
         **_described(ready, load),
-        **_own(ready, load, median(ours), codec),
+        **_own(timed, median(ours), codec),
         **_compared({name: median(times) for name, times in theirs.items()}, median(ours) / load.batch),
         "first_audio_ms": 1e3 * median(timed.first_audio() for _ in range(_PROMPTS)),
         "captures_after_warmup": captures,
@@ -79,16 +79,18 @@ def _described(ready: Ready, load: Load) -> Figures:
     }
 
 
-def _own(ready: Ready, load: Load, frame: float, codec: float) -> Figures:
+def _own(timed: Timed, frame: float, codec: float) -> Figures:
     """From seconds a frame of the whole batch, of the model and of the codec."""
-    config = ready.checkpoint.config
+    ready = timed.ready
+    config, whole = ready.checkpoint.config, timed.whole_frame(frame, codec)
     floor = frame_bytes(config, ready.dtype) / bandwidth(config, ready.device)
-    rtf = (frame + codec) * ready.codec.frame_rate
+    rtf = whole * ready.codec.frame_rate
     return {
         "ms_per_frame": 1e3 * frame,
         "codec_ms_per_frame": 1e3 * codec,
+        "whole_ms_per_frame": 1e3 * whole,
         "rtf": rtf,
-        "audio_seconds_per_second": load.batch / rtf,
+        "audio_seconds_per_second": timed.load.batch / rtf,
         "floor_ms_per_frame": 1e3 * floor,
         "times_floor": frame / floor,
     }

@@ -5,22 +5,24 @@ from __future__ import annotations
 import resource
 from dataclasses import dataclass, replace
 from functools import cached_property
+from statistics import median
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from csm_cli.bench.floor import now
-from csm_cli.codec import Codec, push_all
+from csm_cli.codec import Codec, Deck, finished
 from csm_cli.engine import Engine, Request, Sampling
 from csm_cli.errors import UsageError
 from csm_cli.model import CsmModel
-from csm_cli.takes import chunk
+from csm_cli.takes import Brief, Tape, chunk
 
 if TYPE_CHECKING:
     from csm_cli.checkpoint import Checkpoint
 
 _WARM_UP = 5
+_SPEECHES = 3
 _IDS = 200  # text ids below this are bytes or words in every tokenizer
 
 
@@ -85,28 +87,53 @@ class Timed:
         self.engine.release()
         started = now(self.ready.device)
         self.engine.admit(self.request(2))
-        self.ready.codec.decoder().push(self.engine.step()[0].codes[None]).cpu()
+        codec = self.ready.codec
+        Deck(codec).put(codec.decoder(), self.engine.step()[0].codes[None]).samples()
         return now(self.ready.device) - started
 
     def codec_frame(self, codes: Tensor, together: bool = False) -> float:
         """Seconds that a frame of all rows takes to become sound: codes [T, B, K], in the chunks that speaking takes.
 
-        Speaking decodes row by row: rows decoded together, which is faster, differ in the last bit.
+        On a CPU speaking decodes row by row: rows decoded together, which is faster, differ in the last bit.
         """
         codec = self.ready.codec
+        deck = Deck(codec, finished) if together else Deck(codec)
         decoders = [codec.decoder() for _ in range(codes.shape[1])]
         started = now(self.ready.device)
         done = 0
         while done < len(codes):
             rows = codes[done : done + chunk(done, codec.frame_rate)].unbind(1)
             done += len(rows[0])
-            sound = (
-                push_all(decoders, rows)
-                if together
-                else [each.push(row) for each, row in zip(decoders, rows, strict=True)]
-            )
-            torch.stack(sound).cpu()
+            for sound in [deck.put(each, row) for each, row in zip(decoders, rows, strict=True)]:
+                sound.samples()
         return (now(self.ready.device) - started) / len(codes)
+
+    def whole_frame(self, frame: float, codec: float) -> float:
+        """Seconds of a frame of all rows with its sound, from those of each.
+
+        Their sum, but where the codec works beside the frame loop what speaking takes.
+        """
+        if not Deck(self.ready.codec).beside:
+            return frame + codec
+        return median(self._speech() for _ in range(_SPEECHES))
+
+    def _speech(self) -> float:
+        """Seconds of each frame of all rows and its sound, spoken as takes are."""
+        self.engine.release()
+        deck, tapes = Deck(self.ready.codec), {}
+        for _ in range(self.load.batch):
+            request = self.request(self.load.frames)
+            tapes[request] = Tape(deck, Brief("", 0))
+            self.engine.admit(request)
+        started = now(self.ready.device)
+        while self.engine.busy:
+            for frame in self.engine.step(deck.start):
+                tapes[frame.request].add(frame.codes)
+        for tape in tapes.values():
+            tape.close()
+        for tape in tapes.values():
+            tape.end("cap")
+        return (now(self.ready.device) - started) / self.load.frames
 
     def text(self) -> Tensor:
         """Text ids [S], others each time."""

@@ -1,7 +1,8 @@
 """Mimi's causal convolutions, each carrying from chunk to chunk what the next chunk needs.
 
 A layer is a function of a chunk [B, N, C] and a `Memory`. Its weights never change; what it carries lies in the memory
-under the layer itself, row by row, so a run is one memory, dropped when the run is over, and runs can be joined.
+under the layer itself, row by row, so a run is one memory, dropped when the run is over, and runs can be joined. A run
+that begins has an empty memory; beside others that go on, one of zeros.
 
 Convolutions are matrix products over windows of their input. Channels come last, so that an up-sampling's output lies
 where it belongs: on a CPU the bundled codec decodes in half the time PyTorch's own convolutions take.
@@ -9,7 +10,6 @@ where it belongs: on a CPU the bundled codec decodes in half the time PyTorch's 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import cached_property, reduce
 from itertools import pairwise
 from typing import TYPE_CHECKING
@@ -24,18 +24,23 @@ if TYPE_CHECKING:
 Memory = dict[nn.Module, tuple[Tensor, ...]]
 
 
-def join(memories: Sequence[Memory]) -> Memory:
-    """One memory of the rows of all, which hold the same layers."""
-    if len(memories) == 1:
-        return dict(memories[0])
-    parts = {layer: zip(*(memory[layer] for memory in memories), strict=True) for layer in memories[0]}
-    return {layer: tuple(torch.cat(part) for part in each) for layer, each in parts.items()}
+Layout = list[tuple[nn.Module, list[torch.Size]]]
 
 
-def rows(memory: Memory, count: int) -> list[Memory]:
-    """A memory for each of its rows."""
-    parts = {layer: list(zip(*(torch.split(part, 1) for part in each), strict=True)) for layer, each in memory.items()}
-    return [{layer: each[row] for layer, each in parts.items()} for row in range(count)]
+def pack(memory: Memory) -> tuple[Tensor, Layout]:
+    """A memory of B rows as one tensor [B, M], and which layer's parts stand in a row, in which shapes.
+
+    Rows of any runs are then joined by one copy, where hundreds of small ones would take longer than the decoding.
+    """
+    layout = [(layer, [part.shape[1:] for part in parts]) for layer, parts in memory.items()]
+    return torch.cat([part.flatten(1) for parts in memory.values() for part in parts], dim=1), layout
+
+
+def unpack(rows: Tensor, layout: Layout) -> Memory:
+    """The memory whose rows [B, M] `pack` gave."""
+    sizes = [shape.numel() for _, shapes in layout for shape in shapes]
+    parts = iter(torch.split(rows, sizes, dim=1))
+    return {layer: tuple(next(parts).view(-1, *shape) for shape in shapes) for layer, shapes in layout}
 
 
 class Conv(nn.Module):
@@ -82,7 +87,9 @@ class Conv(nn.Module):
         return self._mixed_first(x) if self._narrows else self._windows_first(x)
 
     def _windows_first(self, x: Tensor) -> Tensor:
-        return F.linear(torch.cat(self._taps(x), dim=-1), self._matrix, self.conv.bias)
+        taps = self._taps(x)
+        windows = taps[0] if len(taps) == 1 else torch.cat(taps, dim=-1)
+        return F.linear(windows, self._matrix, self.conv.bias)
 
     def _mixed_first(self, x: Tensor) -> Tensor:
         """Products of every position with every tap, then their sums: no window of the wide input is copied."""

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -12,13 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from csm_cli.codec.config import CodecConfig, codec_config
-from csm_cli.codec.layers import Conv, Memory, UpConv, decoder, encoder, join, rows
+from csm_cli.codec.layers import Conv, Layout, Memory, UpConv, decoder, encoder, pack, unpack
 from csm_cli.codec.quantizer import SplitQuantizer
+from csm_cli.codec.stream import Start, Stream, finished
 from csm_cli.codec.transformer import Transformer
 from csm_cli.codec.weights import load_weights
 from csm_cli.errors import CheckpointInvalid
 
 _PIECE = 50  # frames computed together at most, which bounds the memory a long recording takes
+_CUDA_BYTES = 64 << 20  # on CUDA as many more as the device has of these; each takes less than a tenth of it
 _DECODING = ("decoder", "upsample")
 _MARKED = 512  # values of a tensor that tell it from another
 
@@ -37,6 +38,8 @@ class Codec:
         self.rate = config.rate
         self.frame_samples = config.frame_samples
         self.frame_rate = config.frame_rate
+        modules.quantizer.stack()
+        self.layout: Layout = []  # of a decoder's memory, once there is one
 
     @classmethod
     def load(
@@ -59,6 +62,18 @@ class Codec:
             modules = _Mimi(sizes)
         load_weights(modules, weights, torch.device(device))
         return cls(modules, sizes, codebooks, torch.device(device))
+
+    @cached_property
+    def together(self) -> int:
+        """How many frames of several rows are computed together at most."""
+        if self.device.type != "cuda":
+            return _PIECE
+        return max(_PIECE, torch.cuda.get_device_properties(self.device).total_memory // _CUDA_BYTES)
+
+    @cached_property
+    def start_work(self) -> Start:
+        """How work is begun; on CUDA on one stream for all that use this codec, whose memory is then had once."""
+        return Stream(self.device) if self.device.type == "cuda" else finished
 
     @cached_property
     def mark(self) -> str:
@@ -103,8 +118,7 @@ class Codec:
         """[B, N] -> [B, T, K]"""
         memory: Memory = {}
         pieces = torch.split(rows, _PIECE * self.frame_samples, dim=-1)
-        with _full_precision():
-            codes = [self.modules.encode(self._here(piece), self.codebooks, memory) for piece in pieces]
+        codes = [self.modules.encode(self._here(piece), self.codebooks, memory) for piece in pieces]
         return torch.cat(codes, dim=-1).transpose(1, 2)
 
     def _here(self, samples: Tensor) -> Tensor:
@@ -128,7 +142,7 @@ class StreamingDecoder:
 
     def __init__(self, codec: Codec) -> None:
         self._codec = codec
-        self._memory: Memory = {}
+        self._memory: Tensor | None = None  # [M], once there is one
         self._frames = 0
 
     def push(self, codes: Tensor) -> Tensor:
@@ -140,12 +154,17 @@ class StreamingDecoder:
         codec = self._codec
         if codes.ndim != 2 or codes.shape[1] != codec.codebooks:
             raise ValueError(f"expected codes [T, {codec.codebooks}], got {list(codes.shape)}")
-        wrong = ((codes < 0) | (codes >= codec.config.codes)).nonzero()
-        if len(wrong):
-            frame, codebook = wrong[0].tolist()
-            found = int(codes[frame, codebook])
-            where = f"frame {self._frames + frame}, codebook {codebook}"
-            raise ValueError(f"{where} holds {found}; codes go from 0 to {codec.config.codes - 1}")
+        if len(codes):
+            low, high = (int(end) for end in torch.aminmax(codes))
+            if low < 0 or high >= codec.config.codes:
+                raise ValueError(self._wrong(codes))
+
+    def _wrong(self, codes: Tensor) -> str:
+        """Where the first id is that is no code."""
+        last = self._codec.config.codes - 1
+        frame, codebook = ((codes < 0) | (codes > last)).nonzero()[0].tolist()
+        found = int(codes[frame, codebook])
+        return f"frame {self._frames + frame}, codebook {codebook} holds {found}; codes go from 0 to {last}"
 
 
 @torch.inference_mode()
@@ -157,13 +176,14 @@ def push_all(decoders: Sequence[StreamingDecoder], chunks: Sequence[Tensor]) -> 
     """
     for each, codes in zip(decoders, chunks, strict=True):
         each._check(codes)
-    alike: dict[tuple[int, bool], list[int]] = {}
-    for index, (each, codes) in enumerate(zip(decoders, chunks, strict=True)):
-        alike.setdefault((len(codes), not each._frames), []).append(index)
-    samples = [torch.zeros(0, device=each._codec.device) for each in decoders]
-    for (length, _), indices in alike.items():
-        most = max(1, _PIECE // max(1, length))
-        for group in (indices[start : start + most] for start in range(0, len(indices), most) if length):
+    if not decoders:
+        return []
+    codec = decoders[0]._codec
+    samples = [torch.zeros(0, device=codec.device)] * len(decoders)
+    for length in sorted({len(codes) for codes in chunks} - {0}):
+        alike = [index for index, codes in enumerate(chunks) if len(codes) == length]
+        most = max(1, codec.together // length)
+        for group in (alike[start : start + most] for start in range(0, len(alike), most)):
             together = _push_alike(
                 [decoders[index] for index in group], torch.stack([chunks[index] for index in group])
             )
@@ -173,16 +193,28 @@ def push_all(decoders: Sequence[StreamingDecoder], chunks: Sequence[Tensor]) -> 
 
 
 def _push_alike(decoders: Sequence[StreamingDecoder], codes: Tensor) -> Tensor:
-    """[B, T * frame_samples] of [B, T, K]; either all decoders are at their start or none is."""
+    """[B, T * frame_samples] of [B, T, K]."""
     codec = decoders[0]._codec
-    memory = join([decoder._memory for decoder in decoders])
-    pieces = torch.split(codes.to(codec.device).transpose(1, 2), _PIECE, dim=-1)  # [B, K, T]
-    with _full_precision():
-        samples = torch.cat([codec.modules.decode(piece, memory) for piece in pieces], dim=-1)
-    for each, own in zip(decoders, rows(memory, len(decoders)), strict=True):
+    memory = _joined(codec, [decoder._memory for decoder in decoders])
+    here = codes.to(codec.device, non_blocking=codec.device.type == "cuda")
+    pieces = torch.split(here.transpose(1, 2), _PIECE, dim=-1)  # [B, K, T]
+    samples = torch.cat([codec.modules.decode(piece, memory) for piece in pieces], dim=-1)
+    packed, codec.layout = pack(memory)
+    for each, own in zip(decoders, packed, strict=True):
         each._memory = own
         each._frames += codes.shape[1]
     return samples
+
+
+def _joined(codec: Codec, rows: Sequence[Tensor | None]) -> Memory:
+    """One memory of all rows, each [M] or, where it has none yet, of zeros."""
+    known = [row for row in rows if row is not None]
+    if not known:
+        return {}
+    if len(rows) == 1:
+        return unpack(known[0][None], codec.layout)
+    empty = torch.zeros_like(known[0])
+    return unpack(torch.stack([empty if row is None else row for row in rows]), codec.layout)
 
 
 class _Mimi(nn.Module):
@@ -209,10 +241,3 @@ class _Mimi(nn.Module):
         positions = self.upsample(self.quantizer.decode(codes), memory)
         samples: Tensor = self.decoder(self.decoder_transformer(positions, memory), memory)
         return samples[:, :, 0]
-
-
-@contextmanager
-def _full_precision() -> Iterator[None]:
-    """CUDA's convolutions in float32: TF32, the default, changes codes and breaks the equality of chunked decoding."""
-    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False, fp32_precision="ieee"):
-        yield

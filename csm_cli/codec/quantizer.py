@@ -21,6 +21,11 @@ class SplitQuantizer(nn.Module):
         self.semantic_residual_vector_quantizer = _Chain(config, config.semantic)
         self.acoustic_residual_vector_quantizer = _Chain(config, config.quantizers - config.semantic)
 
+    def stack(self) -> None:
+        """Puts the codebooks of each chain, once they are loaded, into one table, of which they become parts."""
+        self.semantic_residual_vector_quantizer.stack()
+        self.acoustic_residual_vector_quantizer.stack()
+
     def encode(self, latents: Tensor, codebooks: int) -> Tensor:
         semantic = self.semantic_residual_vector_quantizer.encode(latents, min(codebooks, self.semantic))
         acoustic = self.acoustic_residual_vector_quantizer.encode(latents, max(0, codebooks - self.semantic))
@@ -46,19 +51,23 @@ class _Chain(nn.Module):
     def encode(self, latents: Tensor, codebooks: int) -> list[Tensor]:
         left = _projected(self.input_proj, latents)  # [B, T, D]
         codes = []
-        for table in self._tables(codebooks):
+        for table in self._tables[:codebooks]:
             nearest = torch.cdist(left, table[None]).argmin(dim=-1)  # [B, T]
             left = left - F.embedding(nearest, table)
             codes.append(nearest)
         return codes
 
     def decode(self, codes: Tensor) -> Tensor:
-        tables = self._tables(codes.shape[1])
-        found = [F.embedding(row, table) for row, table in zip(codes.unbind(1), tables, strict=True)]
-        return _projected(self.output_proj, torch.stack(found).sum(dim=0))
+        tables = self._tables[: codes.shape[1]]
+        first = torch.arange(0, tables.shape[0] * tables.shape[1], tables.shape[1], device=codes.device)
+        found = F.embedding(codes.transpose(0, 1) + first[:, None, None], tables.flatten(0, 1))  # [K, B, T, D]
+        return _projected(self.output_proj, found.sum(dim=0))
 
-    def _tables(self, codebooks: int) -> list[Tensor]:
-        return [self.layers.get_buffer(f"{index}.codebook.embed") for index in range(codebooks)]
+    def stack(self) -> None:
+        codebooks = [layer.get_submodule("codebook") for layer in self.layers]
+        self._tables = torch.stack([book.get_buffer("embed") for book in codebooks])  # [K, codes, D]
+        for book, table in zip(codebooks, self._tables, strict=True):
+            book.embed = table
 
 
 def _projected(project: nn.Module, x: Tensor) -> Tensor:

@@ -23,28 +23,35 @@ class Transformer(nn.Module):
 
     def forward(self, x: Tensor, memory: Memory) -> Tensor:
         carried = self.config.window - 1 if self in memory else 0
-        (start,) = memory.get(self) or (torch.zeros(len(x), dtype=torch.int64, device=x.device),)  # [B]
+        (start,) = memory.get(self) or (x.new_zeros(len(x), 1),)  # [B, 1]
         memory[self] = (start + x.shape[1],)
         steps = torch.arange(-carried, x.shape[1], device=x.device)
-        rotation = _rotation(start[:, None] + steps[carried:], self.config)
-        mask = _mask(steps, carried, self.config.window) & (start[:, None, None, None] + steps >= 0)
+        rotation = _rotation(start + steps[carried:], self.config)
+        mask = _mask(start, steps, carried, self.config.window)
         for layer in self.layers:
             x = layer(x, rotation, mask, memory)
         return x
 
 
 def _rotation(positions: Tensor, config: TransformerConfig) -> Tensor:
-    """RoPE's cosines and sines of positions [B, N]: [2, B, 1, N, D], both halves of D alike."""
+    """RoPE's cosines and sines of positions [B, N]: [2, B, 1, N, D], the sines of the first half of D negative."""
     steps = torch.arange(0, config.head_dim, 2, dtype=torch.float32, device=positions.device)
     inverse = 1.0 / config.theta ** (steps / config.head_dim)
     angles = (positions[:, None, :, None] * inverse).repeat(1, 1, 1, 2)
-    return torch.stack([angles.cos(), angles.sin()])
+    rotation = torch.stack([angles.cos(), angles.sin()])
+    rotation[1, ..., : config.head_dim // 2].neg_()
+    return rotation
 
 
-def _mask(steps: Tensor, carried: int, window: int) -> Tensor:
-    """Which of the carried keys and the chunk's own each of its positions attends to: [N, carried + N]."""
-    distance = steps[carried:, None] - steps
-    return (distance >= 0) & (distance < window)
+def _mask(start: Tensor, steps: Tensor, carried: int, window: int) -> Tensor:
+    """What is added where a chunk's positions attend to the keys carried and its own: [B, 1, N, carried + N].
+
+    In rows of a multiple of 8 numbers, without which CUDA's attention copies it in every layer.
+    """
+    wide = F.pad(steps, (0, -len(steps) % 8))
+    distance = steps[carried:, None] - wide
+    seen = (distance >= 0) & (distance < window) & (start[:, :, None, None] + wide >= 0)
+    return torch.zeros_like(seen, dtype=start.dtype).masked_fill_(~seen, -torch.inf)[..., : len(steps)]
 
 
 class _Layer(nn.Module):
@@ -74,13 +81,16 @@ class _Attention(nn.Module):
         self.o_proj = nn.Linear(queries, config.hidden, bias=False)
 
     def forward(self, x: Tensor, rotation: Tensor, mask: Tensor, memory: Memory) -> Tensor:
-        query = _rotate(self._heads(self.q_proj(x)), rotation)
-        key, value = _rotate(self._heads(self.k_proj(x)), rotation), self._heads(self.v_proj(x))
+        config = self.config
+        both = self._heads(torch.cat((self.q_proj(x), self.k_proj(x)), dim=-1))
+        query, key = torch.split(_rotate(both, rotation), [config.heads, config.kv_heads], dim=1)
+        states = torch.cat((key, self._heads(self.v_proj(x))), dim=1)  # [B, 2 * H, N, D]
         if self in memory:
-            key, value = (torch.cat(pair, dim=2) for pair in zip(memory[self], (key, value), strict=True))
-        memory[self] = _newest(key, self.config.window - 1), _newest(value, self.config.window - 1)
+            states = torch.cat((*memory[self], states), dim=2)
+        memory[self] = (_newest(states, config.window - 1),)
+        key, value = states.chunk(2, dim=1)
         y = F.scaled_dot_product_attention(
-            query, key, value, mask, enable_gqa=self.config.heads != self.config.kv_heads
+            query, key, value, mask, enable_gqa=config.heads != config.kv_heads
         )  # [B, H, N, D]
         mixed: Tensor = self.o_proj(y.transpose(1, 2).flatten(2))
         return mixed
@@ -92,12 +102,12 @@ class _Attention(nn.Module):
 def _newest(states: Tensor, count: int) -> Tensor:
     """[B, H, count, D]: the last ones, after zeros where there are too few."""
     kept = states[:, :, max(0, states.shape[2] - count) :]
-    return F.pad(kept, (0, 0, count - kept.shape[2], 0)) if kept.shape[2] < count else kept.clone()
+    return F.pad(kept, (0, 0, count - kept.shape[2], 0)) if kept.shape[2] < count else kept
 
 
 def _rotate(x: Tensor, rotation: Tensor) -> Tensor:
     first, second = x.chunk(2, dim=-1)
-    return x * rotation[0] + torch.cat([-second, first], dim=-1) * rotation[1]
+    return x * rotation[0] + torch.cat([second, first], dim=-1) * rotation[1]
 
 
 class _Mlp(nn.Module):

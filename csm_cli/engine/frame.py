@@ -22,7 +22,7 @@ def next_frame(model: CsmModel, state: State, views: Views) -> None:
     ended = codes[:, :-1].eq(model.config.eos).all(-1, keepdim=True)
     codes.masked_fill_(ended, model.config.eos)
     place = model.backbone.place(views.where, views.backbone)
-    views.hidden.copy_(model.backbone.run(model.embed_frames(codes), place))
+    views.hidden.copy_(model.backbone.norm(model.backbone.run(model.embed_frames(codes), place)))
     views.codes.copy_(codes.masked_fill_(broken, BROKEN))
     views.where.at.add_(1).clamp_(max=state.last)
 
@@ -34,14 +34,14 @@ def sample_frame(model: CsmModel, views: Views) -> tuple[Tensor, Tensor]:
     """
     logits = model.head(views.hidden)
     total = logits.sum(-1, keepdim=True, dtype=torch.float32)
-    codes = [views.pick(logits, views.uniforms[0])]
-    x = model.projector(views.hidden)
-    for index, (head, table, place) in enumerate(zip(model.depth_heads, model.depth_tables, views.depth, strict=True)):
-        embedded = table.index_select(0, codes[-1])
-        if index == 0:
-            embedded = torch.cat((x, embedded), 1).view(-1, x.shape[1])  # two positions a row: [B * 2, depth hidden]
-        x = model.depth.run(embedded, place)
-        logits = head(x[1::2] if index == 0 else x)
-        codes.append(views.depth_pick(logits, views.uniforms[index + 1]))
+    tables = (*model.depth_tables[1:], model.depth_tables[0][:, :0])  # nothing comes after the last code
+    code, embedded = views.pick(logits, views.uniforms[0], model.depth_tables[0])
+    x = torch.cat((model.projector(views.hidden), embedded), 1).view(-1, embedded.shape[1])  # two positions a row
+    codes = [code]
+    for head, table, uniform, place in zip(model.depth_heads, tables, views.uniforms[1:], views.depth, strict=True):
+        x = model.depth.run(x, place)  # [B * 2, hidden], then [B, hidden]
+        logits = model.depth.read(x[1::2] if len(codes) == 1 else x, head)
+        code, x = views.depth_pick(logits, uniform, table)
+        codes.append(code)
     broken = total.add_(logits.sum(-1, keepdim=True)).mul_(0).ne(0)  # nothing times a finite number is nothing
-    return torch.cat([each[:, None] for each in codes], 1), broken
+    return torch.cat([code[:, None] for code in codes], 1), broken

@@ -9,11 +9,19 @@ from csm_cli.engine.slots import Engine
 
 
 def decode(engine: Engine, source: Callable[[], Request | None]) -> Iterator[Frame]:
-    """Yields frames as they come, of all requests together, until `source` has none left and all have ended.
+    """The frames of `steps` one by one, but for those of requests that were cancelled on the way."""
+    for frames in steps(engine, source):
+        yield from (frame for frame in frames if not engine.cancelled(frame.request))
+
+
+def steps(
+    engine: Engine, source: Callable[[], Request | None], meanwhile: Callable[[], None] = lambda: None
+) -> Iterator[list[Frame]]:
+    """Yields the frames of each step, of all requests together, until `source` has none left and all have ended.
 
     `source` is asked for a request whenever a slot is free, None meaning "not now"; what it gives after a frame with a
     stop reason (the conversation's next turn) begins at once, on the KV cache that frame left. Whoever stops listening
-    frees the slots.
+    frees the slots. meanwhile: as for `Engine.step`.
     """
     try:
         while True:
@@ -21,6 +29,6 @@ def decode(engine: Engine, source: Callable[[], Request | None]) -> Iterator[Fra
                 engine.admit(request)
             if not engine.busy:
                 return
-            yield from (frame for frame in engine.step() if not engine.cancelled(frame.request))
+            yield engine.step(meanwhile)
     finally:
         engine.release()

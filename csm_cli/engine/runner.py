@@ -58,8 +58,11 @@ class Runner:
         for extent in sorted(extents, reverse=True):
             self._frame.prepare(Shape(rows, extent, top_k, depth_top_k))
 
-    def run(self, shape: Shape, uniforms: Tensor) -> Tensor:
-        """Codes [T, B, K] on the CPU of frames drawn by uniforms [T, B, K]: the device is waited for once."""
+    def run(self, shape: Shape, uniforms: Tensor, meanwhile: Callable[[], None]) -> Tensor:
+        """Codes [T, B, K] on the CPU of frames drawn by uniforms [T, B, K]: the device is waited for once.
+
+        meanwhile: what is done when all frames are launched, before they are waited for.
+        """
         state, rows = self._state, shape.rows
         given = uniforms.to(state.uniforms.device, non_blocking=True)
         codes = torch.empty(given.shape, dtype=state.codes.dtype, device=given.device)
@@ -67,6 +70,7 @@ class Runner:
             state.uniforms[:rows] = each
             self._frame(shape)
             kept.copy_(state.codes[:rows])
+        meanwhile()
         return codes.cpu()
 
     def _body(self, shape: Shape) -> None:

@@ -75,6 +75,6 @@ class Pick:
     beyond: Tensor
     draw: Draw
 
-    def __call__(self, logits: Tensor, uniform: Tensor) -> Tensor:
-        """[B, V] logits and [B, 1] uniforms to [B] codes: the inverse CDF over each row's top k."""
-        return self.draw(logits, uniform, self.temperature, self.beyond)
+    def __call__(self, logits: Tensor, uniform: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
+        """[B, V] logits and [B, 1] uniforms to [B] codes and their rows of a table: the inverse CDF over the top k."""
+        return self.draw(logits, uniform, self.temperature, self.beyond, table)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -92,9 +93,10 @@ class Engine:
         self._shape = None
 
     @torch.inference_mode()
-    def step(self) -> list[Frame]:
+    def step(self, meanwhile: Callable[[], None] = lambda: None) -> list[Frame]:
         """The next frames of every busy slot, one on a CPU, a few on CUDA, where waiting for each would cost.
 
+        meanwhile: what the host does while a GPU works on them, none of which they wait for.
         A slot whose request ends becomes free, its cache kept; what was decoded beyond the end is dropped.
         """
         self._cancelled.clear()
@@ -104,7 +106,7 @@ class Engine:
         drawn = [slot.uniforms.frame(len(slot.frames) + turn) for turn in range(burst) for slot in slots]
         uniforms = torch.stack(drawn).view(burst, rows, -1)  # [T, B, K]
         frames: list[Frame] = []
-        for codes in self.runner.run(self._ready(rows), uniforms):  # [B, K]
+        for codes in self.runner.run(self._ready(rows), uniforms, meanwhile):  # [B, K]
             told = zip(slots, codes, codes.tolist(), strict=True)  # numbers cost less to look at than tensors
             frames += [self._record(slot, row, numbers) for slot, row, numbers in told if slot.request]
         return frames

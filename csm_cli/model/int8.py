@@ -10,15 +10,15 @@ weight-only `_weight_int8pack_mm` on a CPU, slower than float32 from 16 rows on.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from csm_cli.errors import UsageError
 from csm_cli.model.csm import CsmModel
-from csm_cli.model.kernels import has_triton, kernels_for
-from csm_cli.model.kernels.plain import Product, Projection
+from csm_cli.model.kernels import has_triton
+from csm_cli.model.kernels.plain import Projection
 
 _LEAST = 1e-12  # for rows that are all zero
 
@@ -28,14 +28,13 @@ class Int8Linear:
 
     def __init__(self, weight: Tensor) -> None:
         step = _step(weight)
-        self._weight = _rounded(weight, step).T  # [in, out]
-        self._step = step.T
+        self.lines, self.step = _rounded(weight, step), step[:, 0]  # [out, in], [out]
 
     def __call__(self, x: Tensor) -> Tensor:
         """[N, in] to [N, out]"""
         step = _step(x)
-        sums = torch._int_mm((x / step).round_().to(torch.int8), self._weight)
-        return sums.float().mul_(self._step).mul_(step)
+        sums = torch._int_mm((x / step).round_().to(torch.int8), self.lines.T)
+        return sums.float().mul_(self.step).mul_(step)
 
     def onto(self, residual: Tensor, x: Tensor) -> Tensor:
         """The same, added to [N, out]."""
@@ -45,14 +44,14 @@ class Int8Linear:
 class Int8Weight:
     """The same with activations as they are; rows do not depend on their neighbours."""
 
-    def __init__(self, weight: Tensor, product: Product) -> None:
+    def __init__(self, weight: Tensor) -> None:
         step = _step(weight.float())
-        self._weight = _rounded(weight, step)  # [out, in]
-        self._step, self._product = step[:, 0], product
+        self.lines = _rounded(weight, step)  # [out, in]
+        self.step = step[:, 0]
 
     def __call__(self, x: Tensor) -> Tensor:
         """[N, in] to [N, out]"""
-        return self._product(x, self._weight, self._step)
+        return (F.linear(x, self.lines.to(x.dtype)) * self.step).to(x.dtype)
 
     def onto(self, residual: Tensor, x: Tensor) -> Tensor:
         """The same, added to [N, out]."""
@@ -75,7 +74,7 @@ def _rounding(model: CsmModel) -> Callable[[Tensor], Projection]:
     if model.device.type == "cuda":
         if not has_triton():
             raise UsageError("int8 on CUDA needs triton and a C compiler; install both or leave --quantize out")
-        return partial(Int8Weight, product=kernels_for(model.device).product)
+        return Int8Weight
     if model.device.type != "cpu" or model.dtype != torch.float32:
         raise UsageError(
             "int8 is for CUDA, or a CPU in float32; add --device cpu --dtype float32 or leave --quantize out"

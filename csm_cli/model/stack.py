@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from csm_cli.config import Rope, StackConfig
 from csm_cli.model.cache import KvCache, Place, Scatter, Span, View
 from csm_cli.model.kernels import Kernels, kernels_for
-from csm_cli.model.kernels.plain import Projection, by_head
+from csm_cli.model.kernels.plain import Projection
 
 Weights = Mapping[str, Tensor]
 
@@ -34,11 +34,17 @@ class Linear:
     """
 
     def __init__(self, weight: Tensor) -> None:
-        self.weight = weight.T
+        self.weight = weight.contiguous().T
         self.bias: Tensor | None = None
         if _is_plain(weight):
             wide = weight.new_empty(weight.shape[1], weight.shape[0] + _PAD)
             self.weight = wide[:, : len(weight)].copy_(weight.T)
+
+    @property
+    def lines(self) -> Tensor:
+        return self.weight.T
+
+    step = None
 
     def __call__(self, x: Tensor) -> Tensor:
         return torch.mm(x, self.weight) if self.bias is None else torch.addmm(self.bias, x, self.weight)
@@ -128,37 +134,18 @@ class Layer:
         turned = (paired(get(f"self_attn.{name}_proj"), config.head_dim) for name in "qk")
         qkv = torch.cat((*turned, get("self_attn.v_proj")))
         gate_up = torch.cat((get("mlp.gate_proj"), get("mlp.up_proj")))
-        self.config = config
         self._steps = steps
         self.qkv: Projection = Linear(qkv.mul_(get("input_layernorm") * steps.norm.gain))
         self.out: Projection = Linear(get("self_attn.o_proj"))
         self.gate_up: Projection = Linear(gate_up.mul_(get("post_attention_layernorm") * steps.norm.gain))
         self.down: Projection = Linear(get("mlp.down_proj"))
 
-    def __call__(self, x: Tensor, normed: Tensor, place: Place, view: View) -> tuple[Tensor, Tensor]:
-        """[B * S, hidden], as it is and normed, to the same; `view`: this layer's part of the cache."""
-        kernels, norm = self._steps.kernels, self._steps.norm
-        x, normed = kernels.join(x, self.out, self._attention(self.qkv(normed), place, view), norm)
-        return kernels.join(x, self.down, kernels.gate(self.gate_up(normed)), norm)
-
-    def _attention(self, qkv: Tensor, place: Place, view: View) -> Tensor:
-        """[B * S, (H + 2 Hkv) * D] to [B * S, H * D]."""
-        heads = qkv.view(len(qkv), -1, self.config.head_dim)  # [B * S, H + 2 Hkv, D]
-        return self._mix(self._steps.kernels.turn(heads, place.rope, view, place.length), view, place)
-
-    def _mix(self, query: Tensor, view: View, place: Place) -> Tensor:
-        """[B * S, H, D] over what is visible gives [B * S, H * D].
-
-        With one query position the heads that share keys stand in for a query axis, so keys are not repeated. On a CPU
-        two products and a softmax instead take as long: 8.4 us against 9.6 at 5 keys, 16.6 against 18.5 at 400.
-        """
-        if place.length == 1:
-            grouped = query.view(len(query), self.config.kv_heads, -1, self.config.head_dim)
-            mixed = F.scaled_dot_product_attention(grouped, view.keys, view.values, attn_mask=place.mask)
-            return mixed.reshape(len(query), -1)
-        query = by_head(query, place.length)
-        mixed = F.scaled_dot_product_attention(query, view.keys, view.values, attn_mask=place.mask, enable_gqa=True)
-        return mixed.transpose(1, 2).reshape(len(mixed) * place.length, -1)
+    def __call__(self, x: Tensor, place: Place, view: View) -> Tensor:
+        """The residual stream [B * S, hidden] to the same; `view`: this layer's part of the cache."""
+        norm, kernels = self._steps.norm, self._steps.kernels
+        query = kernels.turn(x, norm, self.qkv, place, view)
+        x = kernels.onto(x, self.out, kernels.attend(query, place, view))
+        return kernels.onto(x, self.down, kernels.gate(x, norm, self.gate_up))
 
 
 class Stack:
@@ -167,10 +154,11 @@ class Stack:
     def __init__(self, config: StackConfig, weights: Weights, prefix: str) -> None:
         self.config = config
         self.like = weights[f"{prefix}.norm.weight"]
-        self._norm = Norm(config, self.like)
+        self.norm = Norm(config, self.like)
         self._rope = RopeTable(config, self.like)
-        self.gain = self._norm.gain
-        steps = Steps(self._norm, kernels_for(self.like.device))
+        self.gain = self.norm.gain
+        self._kernels = kernels_for(self.like.device)
+        steps = Steps(self.norm, self._kernels)
         self.layers = [Layer(config, weights, f"{prefix}.layers.{n}", steps) for n in range(config.layers)]
 
     def cache(self, rows: int, capacity: int) -> KvCache:
@@ -182,12 +170,15 @@ class Stack:
         return Place(where.length, rope, where.mask(self.like), views)
 
     def __call__(self, x: Tensor, cache: KvCache, where: Span | Scatter) -> Tensor:
-        """[B, S, hidden] to the same, before `gain` and the last norm's weight. `cache` is added to."""
-        return self.run(x.flatten(0, 1), self.place(where, where.views(cache))).view(x.shape)
+        """[B, S, hidden] to the same, normed, before `gain` and the last norm's weight. `cache` is added to."""
+        return self.norm(self.run(x.flatten(0, 1), self.place(where, where.views(cache)))).view(x.shape)
 
     def run(self, x: Tensor, place: Place) -> Tensor:
-        """The same for [B * S, hidden]."""
-        normed = self._norm(x)
+        """The residual stream [B * S, hidden] through every layer, not yet normed."""
         for layer, view in zip(self.layers, place.views, strict=True):
-            x, normed = layer(x, normed, place, view)
-        return normed
+            x = layer(x, place, view)
+        return x
+
+    def read(self, x: Tensor, head: Projection) -> Tensor:
+        """What a head says of the residual stream [N, hidden]: [N, out]."""
+        return self._kernels.read(x, self.norm, head)

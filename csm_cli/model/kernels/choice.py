@@ -11,27 +11,29 @@ from functools import cache
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from csm_cli.model.kernels import plain
-from csm_cli.model.kernels.plain import Draw, Gate, Join, Product, Turn
+from csm_cli.model.kernels.plain import Attend, Draw, Onto, Read, Turn
 
 
 @dataclass(frozen=True)
 class Kernels:
     """What each does, `plain` says."""
 
-    join: Join = plain.join
+    read: Read = plain.read
     turn: Turn = plain.turn
-    gate: Gate = plain.gate
+    attend: Attend = plain.attend
+    onto: Onto = plain.onto
+    gate: Read = plain.gate
     draw: Draw = plain.draw
-    product: Product = plain.product
 
 
 def kernels_for(device: torch.device) -> Kernels:
     """Triton's on CUDA where it is installed; PyTorch's elsewhere, and within torch.compile, which makes its own."""
     if device.type != "cuda" or not has_triton():
         return Kernels()
-    return _eagerly(fused())
+    return fused()
 
 
 @cache
@@ -43,20 +45,24 @@ def has_triton() -> bool:
 
 def fused() -> Kernels:
     """Triton's, which is imported here."""
+    from csm_cli.model.kernels.attend import attend
     from csm_cli.model.kernels.draw import draw
     from csm_cli.model.kernels.gate import gate
-    from csm_cli.model.kernels.join import join
+    from csm_cli.model.kernels.put import onto, read
+    from csm_cli.model.kernels.sums import MOST_ROWS
     from csm_cli.model.kernels.turn import turn
-    from csm_cli.model.kernels.weights import product
 
-    return Kernels(join, turn, gate, draw, product)
+    return _where_they_pay(Kernels(read, turn, attend, onto, gate, draw), MOST_ROWS)
 
 
-def _eagerly(kernels: Kernels) -> Kernels:
-    """The same; PyTorch's where a compiler is looking."""
+def _where_they_pay(kernels: Kernels, most: int) -> Kernels:
+    """The same; PyTorch's where a compiler is looking, and for more rows than a frame has: a prefill's."""
 
     def either(kernel: Callable[..., Any], twin: Callable[..., Any]) -> Callable[..., Any]:
-        return lambda *given: (twin if torch.compiler.is_compiling() else kernel)(*given)
+        def chosen(x: Tensor, *given: Any) -> Any:
+            return (twin if len(x) > most or torch.compiler.is_compiling() else kernel)(x, *given)
+
+        return chosen
 
     twins = Kernels()
     return Kernels(*(either(getattr(kernels, each.name), getattr(twins, each.name)) for each in fields(Kernels)))

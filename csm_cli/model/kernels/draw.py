@@ -1,4 +1,8 @@
-"""Sampling in one launch: the top k, softmax, running sum and choice of a row never leave one program."""
+"""Sampling without a sort: each code's rank is how many are likelier, counted by many programs at once.
+
+Codes are told apart by integers that order them as their logits do, of equal ones the lower code first. A sort of
+2,051 codes by one program takes 15 us, halving the range of these integers until the kth is found 14.
+"""
 
 from __future__ import annotations
 
@@ -7,53 +11,106 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from csm_cli.model.kernels.sums import begins_early, early_option, release, wait
+
+_OWN, _OTHERS = 16, 512  # codes that a program ranks, and those that it compares them with at a time
+_DROPPED = {torch.float32: 0, torch.float16: 13, torch.bfloat16: 16}  # bits that are zero in the float32 of a logit
+
 
 @triton.jit
-def _draw(
+def _keys(logits, at, count, dropped: tl.constexpr, shift: tl.constexpr):
+    value = tl.load(logits + at, at < count, other=float("-inf")).to(tl.float32)
+    bits = value.to(tl.int32, bitcast=True)
+    ordered = tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits) >> dropped
+    return ((ordered if dropped else ordered.to(tl.int64)) << shift) + ((1 << shift) - 1 - at)
+
+
+@triton.jit
+def _value(keys, dropped: tl.constexpr, shift: tl.constexpr):
+    ordered = ((keys >> shift) << dropped).to(tl.int32)
+    bits = tl.where(ordered < 0, ordered ^ 0x7FFFFFFF, ordered) >> dropped << dropped
+    return bits.to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def _rank(
     logits,
+    likely,
+    row_step,
+    count: tl.constexpr,
+    widest: tl.constexpr,
+    dropped: tl.constexpr,
+    shift: tl.constexpr,
+    own: tl.constexpr,
+    others: tl.constexpr,
+    early: tl.constexpr,
+) -> None:
+    """Writes the keys of some codes to their ranks, those below `widest`."""
+    row = tl.program_id(0)
+    codes = tl.program_id(1) * own + tl.arange(0, own)
+    logits += row * row_step
+    release(early)
+    wait(early)
+    keys = _keys(logits, codes, count, dropped, shift)
+    rank = tl.zeros((own,), tl.int32)
+    for start in tl.static_range(0, count, others):
+        beside = _keys(logits, start + tl.arange(0, others), count, dropped, shift)
+        rank += tl.sum((beside[None, :] > keys[:, None]).to(tl.int32), 1)
+    tl.store(likely + row * widest + rank, keys, (codes < count) & (rank < widest))
+
+
+@triton.jit
+def _choose(
+    likely,
     uniform,
     temperature,
     beyond,
     codes,
-    logits_step,
+    table,
+    embedded,
     uniform_step,
     beyond_step,
     count: tl.constexpr,
     widest: tl.constexpr,
-    block: tl.constexpr,
+    width: tl.constexpr,
+    dropped: tl.constexpr,
+    shift: tl.constexpr,
     block_k: tl.constexpr,
+    block_width: tl.constexpr,
+    early: tl.constexpr,
 ) -> None:
-    row = tl.program_id(0)
-    at = tl.arange(0, block)
-    value = tl.load(logits + row * logits_step + at, at < count, other=float("-inf")).to(tl.float32)
-    bits = value.to(tl.int32, bitcast=True)
-    ordered = tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits)  # integers in the order of the numbers
-    # Of equal logits the lower code first.
-    keys = (ordered.to(tl.int64) << 32) | (block - 1 - at)
-    if widest == 1:
-        code = block - 1 - (tl.max(keys, 0) & 0xFFFFFFFF)
-    else:
-        best = tl.topk(keys, block_k)  # falling
-        ids = block - 1 - (best & 0xFFFFFFFF)
-        back = (best >> 32).to(tl.int32)
-        likely = tl.where(back < 0, back ^ 0x7FFFFFFF, back).to(tl.float32, bitcast=True)
-        rank = tl.arange(0, block_k)
-        bias = tl.load(beyond + row * beyond_step + rank, rank < widest, other=float("-inf"))
-        scores = likely / tl.load(temperature + row) + bias
-        weights = tl.exp(scores - tl.max(scores, 0))
-        cdf = tl.cumsum(weights, 0)
-        aim = tl.load(uniform + row * uniform_step) * tl.max(cdf, 0)
-        chosen = tl.minimum(tl.sum((cdf < aim).to(tl.int32), 0), widest - 1)
-        code = tl.sum(tl.where(rank == chosen, ids, 0), 0)
-    tl.store(codes + row, tl.minimum(code, count - 1))  # logits that are not finite may choose what is no code
+    """width: of the table's rows, perhaps 0."""
+    row, rank = tl.program_id(0), tl.arange(0, block_k)
+    release(early)
+    wait(early)
+    keys = tl.load(likely + row * widest + rank, rank < widest, other=0)
+    bias = tl.load(beyond + row * beyond_step + rank, rank < widest, other=float("-inf"))
+    scores = _value(keys, dropped, shift) / tl.load(temperature + row) + bias
+    cdf = tl.cumsum(tl.exp(scores - tl.max(scores, 0)), 0)
+    aim = tl.load(uniform + row * uniform_step) * tl.max(cdf, 0)
+    chosen = tl.minimum(tl.sum((cdf < aim).to(tl.int32), 0), widest - 1)
+    ids = (1 << shift) - 1 - (keys & ((1 << shift) - 1))
+    code = tl.sum(tl.where(rank == chosen, ids, 0), 0).to(tl.int64)
+    code = tl.minimum(code, count - 1)  # logits that are not finite may choose what is no code
+    tl.store(codes + row, code)
+    if width:
+        at = tl.arange(0, block_width)
+        tl.store(embedded + row * width + at, tl.load(table + code * width + at, at < width), at < width)
 
 
-def draw(logits: Tensor, uniform: Tensor, temperature: Tensor, beyond: Tensor) -> Tensor:
+def draw(logits: Tensor, uniform: Tensor, temperature: Tensor, beyond: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
     """As `plain.draw`."""
-    rows, count = logits.shape
-    widest = beyond.shape[1]
+    (rows, count), widest, width = logits.shape, beyond.shape[1], table.shape[1]
+    shift = (count - 1).bit_length()
+    dropped = _DROPPED[logits.dtype] if shift <= _DROPPED[logits.dtype] else 0  # 0: keys of 64 bits
+    likely = logits.new_empty(rows, widest, dtype=torch.int32 if dropped else torch.int64)
     codes = torch.empty(rows, dtype=torch.int64, device=logits.device)
-    steps = (logits.stride(0), uniform.stride(0), beyond.stride(0))
-    sizes = (count, widest, triton.next_power_of_2(count), triton.next_power_of_2(widest))
-    _draw[(rows,)](logits, uniform, temperature, beyond, codes, *steps, *sizes)
-    return codes
+    embedded = table.new_empty(rows, width)
+    early = begins_early(logits.device)
+    how = early_option(early)
+    sizes = (count, widest, dropped, shift, _OWN, _OTHERS, early)
+    _rank[(rows, triton.cdiv(count, _OWN))](logits, likely, logits.stride(0), *sizes, **how)
+    given = (likely, uniform, temperature, beyond, codes, table, embedded, uniform.stride(0), beyond.stride(0))
+    blocks = (triton.next_power_of_2(widest), triton.next_power_of_2(max(1, width)))
+    _choose[(rows,)](*given, count, widest, width, dropped, shift, *blocks, early, num_warps=1, **how)
+    return codes, embedded

@@ -1,4 +1,4 @@
-"""SiLU of the gates times what they let through, in one pass."""
+"""Norm, gates and what they let through, and SiLU of the one times the other, in one pass."""
 
 from __future__ import annotations
 
@@ -6,24 +6,48 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-_BLOCK = 1024
+from csm_cli.model.kernels.plain import Projection, Scaling
+from csm_cli.model.kernels.sums import launch, pairs, sums
 
 
 @triton.jit
-def _gate(gate_up, out, width, block: tl.constexpr) -> None:
-    row = tl.program_id(0)
-    at = tl.program_id(1) * block + tl.arange(0, block)
-    kept = at < width
-    gates = tl.load(gate_up + row * 2 * width + at, kept, other=0.0)
-    up = tl.load(gate_up + row * 2 * width + width + at, kept, other=0.0).to(tl.float32)
-    wide = gates.to(tl.float32)
-    opened = (wide / (1 + tl.exp(-wide))).to(gates.dtype).to(tl.float32)  # rounded where PyTorch rounds
-    tl.store(out + row * width + at, (opened * up).to(gates.dtype), kept)
+def _gate(
+    x,
+    row_step,
+    weight,
+    step,
+    out,
+    rows,
+    eps,
+    width: tl.constexpr,
+    inputs: tl.constexpr,
+    share: tl.constexpr,
+    block_rows: tl.constexpr,
+    block_in: tl.constexpr,
+    whole: tl.constexpr,
+    rounded: tl.constexpr,
+    early: tl.constexpr,
+    lines: tl.constexpr,
+) -> None:
+    each = tl.arange(0, lines)
+    unit = tl.program_id(0) * (lines // 2) + each // 2
+    total = sums(
+        x, row_step, weight, step, unit + (each % 2) * width, unit < width, rows, eps, 0,
+        inputs, share, block_rows, block_in, whole, rounded, True, early,
+    )  # fmt: skip
+    gates, up = pairs(total)  # [lines / 2, R]
+    unit = (tl.program_id(0) * (lines // 2) + tl.arange(0, lines // 2))[:, None]
+    row = tl.arange(0, block_rows)[None, :]
+    value = gates / (1 + tl.exp(-gates)) * up
+    tl.store(out + row * width + unit, value.to(out.dtype.element_ty), (row < rows) & (unit < width))
 
 
-def gate(gate_up: Tensor) -> Tensor:
+def gate(x: Tensor, norm: Scaling, projection: Projection) -> Tensor:
     """As `plain.gate`."""
-    rows, width = len(gate_up), gate_up.shape[1] // 2
-    out = gate_up.new_empty(rows, width)
-    _gate[(rows, triton.cdiv(width, _BLOCK))](gate_up, out, width, _BLOCK)
+    width = projection.lines.shape[0] // 2
+    out = x.new_empty(len(x), width)
+    how = launch(x, projection)
+    _gate[(how.programs,)](
+        x, x.stride(0), projection.lines, projection.step, out, len(x), norm.eps, width, **how.sizes, **how.options
+    )
     return out

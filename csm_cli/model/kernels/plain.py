@@ -9,11 +9,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from csm_cli.model.cache import View
+from csm_cli.model.cache import Place, View
 
 
 class Projection(Protocol):
-    """A linear."""
+    """A linear. lines: its weight [out, in], of 8 bits if there is a step, [out], of each output."""
+
+    @property
+    def lines(self) -> Tensor: ...
+
+    @property
+    def step(self) -> Tensor | None: ...
 
     def __call__(self, x: Tensor) -> Tensor:
         """[N, in] to [N, out]"""
@@ -34,30 +40,49 @@ class Scaling(Protocol):
         ...
 
 
-Join = Callable[[Tensor, Projection, Tensor, Scaling], tuple[Tensor, Tensor]]
-Turn = Callable[[Tensor, Tensor, View, int], Tensor]
-Gate = Callable[[Tensor], Tensor]
-Draw = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
-Product = Callable[[Tensor, Tensor, Tensor], Tensor]
+Read = Callable[[Tensor, Scaling, Projection], Tensor]
+Turn = Callable[[Tensor, Scaling, Projection, Place, View], Tensor]
+Attend = Callable[[Tensor, Place, View], Tensor]
+Onto = Callable[[Tensor, Projection, Tensor], Tensor]
+Draw = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
-def join(x: Tensor, projection: Projection, mixed: Tensor, norm: Scaling) -> tuple[Tensor, Tensor]:
-    """The residual stream [N, hidden] with a projection of `mixed` [N, in] added, and that again, normed."""
-    x = projection.onto(x, mixed)
-    return x, norm(x)
+def read(x: Tensor, norm: Scaling, projection: Projection) -> Tensor:
+    """The residual stream [N, hidden], normed, to [N, out]."""
+    return projection(norm(x))
 
 
-def turn(states: Tensor, rope: Tensor, view: View, length: int) -> Tensor:
-    """Turns queries and keys, writes keys and values to where `view` says and returns the queries [N, H, D].
+def onto(x: Tensor, projection: Projection, mixed: Tensor) -> Tensor:
+    """The residual stream [N, hidden] with a projection of `mixed` [N, in] added."""
+    return projection.onto(x, mixed)
 
-    states: [N, H + 2 Hkv, D], heads of queries, keys, values; overwritten perhaps. rope: as `RopeTable.at` gives it.
-    length: S, positions per row; N is B * S.
+
+def turn(x: Tensor, norm: Scaling, projection: Projection, place: Place, view: View) -> Tensor:
+    """Queries, keys and values of the residual stream [N, hidden], normed; queries and keys are turned.
+
+    Keys and values go to where `view` says; the queries [N, H, D] come back. N is B * S, positions of rows.
     """
-    kept = view.new.shape[1]  # 2 Hkv
+    kept, size = view.new.shape[1], view.new.shape[3]  # 2 Hkv, D
+    states = projection(norm(x)).view(len(x), -1, size)  # [N, H + 2 Hkv, D]
     count = states.shape[1] - kept
-    states = rotated(states, count + kept // 2, rope)
-    view.write(by_head(states[:, count:], length))
+    states = rotated(states, count + kept // 2, place.rope)
+    view.write(by_head(states[:, count:], place.length))
     return states[:, :count]
+
+
+def attend(query: Tensor, place: Place, view: View) -> Tensor:
+    """[N, H, D] over what is visible gives [N, H * D].
+
+    With one query position the heads that share keys stand in for a query axis, so keys are not repeated. On a CPU
+    two products and a softmax instead take as long: 8.4 us against 9.6 at 5 keys, 16.6 against 18.5 at 400.
+    """
+    if place.length == 1:
+        grouped = query.view(len(query), view.keys.shape[1], -1, query.shape[2])
+        mixed = F.scaled_dot_product_attention(grouped, view.keys, view.values, attn_mask=place.mask)
+        return mixed.reshape(len(query), -1)
+    query = by_head(query, place.length)
+    mixed = F.scaled_dot_product_attention(query, view.keys, view.values, attn_mask=place.mask, enable_gqa=True)
+    return mixed.transpose(1, 2).reshape(len(mixed) * place.length, -1)
 
 
 def rotated(heads: Tensor, count: int, rope: Tensor) -> Tensor:
@@ -78,26 +103,23 @@ def by_head(states: Tensor, length: int) -> Tensor:
     return states.view(-1, length, *states.shape[1:]).transpose(1, 2)
 
 
-def gate(gate_up: Tensor) -> Tensor:
-    """[N, 2 I], gates and what they let through, to [N, I]; overwritten."""
-    gates, up = gate_up.chunk(2, -1)
+def gate(x: Tensor, norm: Scaling, projection: Projection) -> Tensor:
+    """The residual stream [N, hidden], normed, to gates and what they let through, [N, 2 I], and these to [N, I]."""
+    gates, up = projection(norm(x)).chunk(2, -1)
     return F.silu(gates, inplace=True).mul_(up)
 
 
-def draw(logits: Tensor, uniform: Tensor, temperature: Tensor, beyond: Tensor) -> Tensor:
+def draw(logits: Tensor, uniform: Tensor, temperature: Tensor, beyond: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
     """[B, V] logits, [B, 1] uniforms and temperatures to [B] codes: the inverse CDF over each row's likeliest codes.
 
-    beyond: [B, k], added to the k likeliest, falling; minus infinity beyond a row's own k.
+    beyond: [B, k], added to the k likeliest, falling; minus infinity beyond a row's own k. The codes' rows of a table
+    [V, hidden] come with them, [B, hidden].
     """
     widest = beyond.shape[1]
     values, ids = logits.float().topk(widest)  # [B, k], falling
-    if widest == 1:
-        return ids[:, 0]
-    cdf = torch.addcdiv(beyond, values, temperature).softmax(-1).cumsum(-1)
-    chosen = torch.searchsorted(cdf, uniform * cdf[:, -1:]).clamp_(max=widest - 1)  # beyond: not finite
-    return ids.gather(-1, chosen)[:, 0]
-
-
-def product(x: Tensor, weight: Tensor, step: Tensor) -> Tensor:
-    """[N, in] by a weight [out, in] of 8 bits, whose outputs are `step` [out] apart, to [N, out]."""
-    return (F.linear(x, weight.to(x.dtype)) * step).to(x.dtype)
+    if widest > 1:
+        cdf = torch.addcdiv(beyond, values, temperature).softmax(-1).cumsum(-1)
+        chosen = torch.searchsorted(cdf, uniform * cdf[:, -1:]).clamp_(max=widest - 1)  # beyond: not finite
+        ids = ids.gather(-1, chosen)
+    codes = ids[:, 0]
+    return codes, table.index_select(0, codes)

@@ -1,4 +1,4 @@
-"""RoPE of queries and keys and the write to the KV cache, in one pass."""
+"""Norm, queries, keys and values, RoPE and the write to the KV cache, in one pass."""
 
 from __future__ import annotations
 
@@ -6,57 +6,78 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from csm_cli.model.cache import View
+from csm_cli.model.cache import Place, View
+from csm_cli.model.kernels.plain import Projection, Scaling
+from csm_cli.model.kernels.sums import launch, pairs, sums
 
 
 @triton.jit
 def _turn(
-    states,
+    x,
+    row_step,
+    weight,
+    step,
     rope,
     query,
     new,
     index,
+    rows,
+    eps,
     length,
-    row_step,
+    batch_step,
     head_step,
     position_step,
     heads: tl.constexpr,
     kept: tl.constexpr,
-    pairs: tl.constexpr,
-    block: tl.constexpr,
+    half: tl.constexpr,
     indexed: tl.constexpr,
+    inputs: tl.constexpr,
+    share: tl.constexpr,
+    block_rows: tl.constexpr,
+    block_in: tl.constexpr,
+    whole: tl.constexpr,
+    rounded: tl.constexpr,
+    early: tl.constexpr,
+    lines: tl.constexpr,
 ) -> None:
-    """One head of one position. heads: H; kept: 2 Hkv."""
-    row, head = tl.program_id(0), tl.program_id(1)
-    at = tl.arange(0, block)
-    inside = at < pairs
-    source = states + (row * (heads + kept) + head) * 2 * pairs + 2 * at
-    even = tl.load(source, inside, other=0.0)
-    odd = tl.load(source + 1, inside, other=0.0)
-    if head < heads + kept // 2:
-        table = rope + row * 4 * pairs + 2 * at  # [2, D / 2, 2]: cosines twice, then -sines and sines
-        cos = tl.load(table, inside, other=0.0).to(tl.float32)
-        sin = tl.load(table + 2 * pairs + 1, inside, other=0.0).to(tl.float32)
-        e, o = even.to(tl.float32), odd.to(tl.float32)
-        kind = even.dtype  # products with cosines are rounded where PyTorch rounds them
-        even = ((e * cos).to(kind).to(tl.float32) - o * sin).to(kind)
-        odd = ((o * cos).to(kind).to(tl.float32) + e * sin).to(kind)
-    if head < heads:
-        target = query + (row * heads + head) * 2 * pairs + 2 * at
-    else:
-        batch = (row // length).to(tl.int64)
-        position = tl.load(index + batch) if indexed else (row % length).to(tl.int64)
-        target = new + batch * row_step + (head - heads) * head_step + position * position_step + 2 * at
-    tl.store(target, even, inside)
-    tl.store(target + 1, odd, inside)
+    """Some pairs of neighbours, of queries, keys or values. heads: H; kept: 2 Hkv; half: D / 2."""
+    line = tl.program_id(0) * lines + tl.arange(0, lines)
+    total = sums(
+        x, row_step, weight, step, line, line < (heads + kept) * 2 * half, rows, eps, 0,
+        inputs, share, block_rows, block_in, whole, rounded, True, early,
+    )  # fmt: skip
+    even, odd = pairs(total)  # [lines / 2, R]
+    pair = (tl.program_id(0) * (lines // 2) + tl.arange(0, lines // 2))[:, None]
+    row = tl.arange(0, block_rows)[None, :]
+    head, at = pair // half, pair % half
+    there = (row < rows) & (head < heads + kept)
+    turned = there & (head < heads + kept // 2)
+    table = rope + row * 4 * half + 2 * at  # [2, D / 2, 2]: cosines twice, then -sines and sines
+    cos = tl.load(table, turned, other=1.0).to(tl.float32)
+    sin = tl.load(table + 2 * half + 1, turned, other=0.0).to(tl.float32)
+    first, second = even * cos - odd * sin, odd * cos + even * sin
+    target = query + (row * heads + head) * 2 * half + 2 * at
+    asks = there & (head < heads)
+    tl.store(target, first.to(query.dtype.element_ty), asks)
+    tl.store(target + 1, second.to(query.dtype.element_ty), asks)
+    batch = (row // length).to(tl.int64)
+    position = tl.load(index + batch, row < rows, other=0) if indexed else (row % length).to(tl.int64)
+    target = new + batch * batch_step + (head - heads) * head_step + position * position_step + 2 * at
+    stays = there & (head >= heads)
+    tl.store(target, first.to(new.dtype.element_ty), stays)
+    tl.store(target + 1, second.to(new.dtype.element_ty), stays)
 
 
-def turn(states: Tensor, rope: Tensor, view: View, length: int) -> Tensor:
+def turn(x: Tensor, norm: Scaling, projection: Projection, place: Place, view: View) -> Tensor:
     """As `plain.turn`, for rope in cosines and sines."""
-    new, kept = view.new, view.new.shape[1]
-    count, pairs = states.shape[1] - kept, states.shape[2] // 2
-    query = states.new_empty(len(states), count, states.shape[2])
+    new, kept, size = view.new, view.new.shape[1], view.new.shape[3]
+    heads = projection.lines.shape[0] // size - kept
+    query = x.new_empty(len(x), heads, size)
     index = new if view.index is None else view.index  # a pointer is wanted either way
-    sizes = (count, kept, pairs, triton.next_power_of_2(pairs), view.index is not None)
-    _turn[(len(states), count + kept)](states, rope, query, new, index, length, *new.stride()[:3], *sizes)
+    how = launch(x, projection)
+    _turn[(how.programs,)](
+        x, x.stride(0), projection.lines, projection.step, place.rope, query, new, index,
+        len(x), norm.eps, place.length, *new.stride()[:3],
+        heads=heads, kept=kept, half=size // 2, indexed=view.index is not None, **how.sizes, **how.options,
+    )  # fmt: skip
     return query
