@@ -39,9 +39,9 @@ def sample_frame(model: CsmModel, views: Views) -> tuple[Tensor, Tensor]:
     x = torch.cat((model.projector(views.hidden), embedded), 1).view(-1, embedded.shape[1])  # two positions a row
     codes = [code]
     for head, table, uniform, place in zip(model.depth_heads, tables, views.uniforms[1:], views.depth, strict=True):
-        x = model.depth.run(x, place)  # [B * 2, hidden], then [B, hidden]
+        x = model.depth.run(x, place)  # [B, depth hidden], at first [B * 2, depth hidden]
         logits = model.depth.read(x[1::2] if len(codes) == 1 else x, head)
         code, x = views.depth_pick(logits, uniform, table)
         codes.append(code)
     broken = total.add_(logits.sum(-1, keepdim=True)).mul_(0).ne(0)  # nothing times a finite number is nothing
-    return torch.cat([code[:, None] for code in codes], 1), broken
+    return torch.cat([each[:, None] for each in codes], 1), broken
