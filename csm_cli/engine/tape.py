@@ -18,8 +18,12 @@ class Taped(Generic[Key]):
     """`fn(key)`, written down at the second call in a row for a key and played from then on.
 
     The first is fn's own, which may make what it keeps. fn reads and writes only buffers that never move, and branches
-    on no number it computes: the same that `Graphed` asks for. On a CPU the operators of a small frame take no longer
-    than Python takes to reach them. Only the last key's tape is kept, since it holds the result of every operator.
+    on no number it computes: the same that `Graphed` asks for. Only the last key's tape is kept, since it holds the
+    result of every operator; writing one takes as long as three or four calls.
+
+    On a CPU most operators of a small frame take no longer than Python takes to reach them: on the bundled voice 436
+    of 673 are left, without the views, and a frame takes 0.72 of its time (two threads). torch.jit.trace: 0.67, but
+    deprecated. Tried and left: operators by their overloads in torch.ops, 0.89; results that share memory, no faster.
     """
 
     def __init__(self, fn: Callable[[Key], None]) -> None:

@@ -74,7 +74,7 @@ def attend(query: Tensor, place: Place, view: View) -> Tensor:
     """[N, H, D] over what is visible gives [N, H * D].
 
     With one query position the heads that share keys stand in for a query axis, so keys are not repeated. On a CPU
-    two products and a softmax instead take as long: 8.4 us against 9.6 at 5 keys, 16.6 against 18.5 at 400.
+    two products and a softmax instead take about as long (of a whole frame of one row 0.93 to 1.0).
     """
     if place.length == 1:
         grouped = query.view(len(query), view.keys.shape[1], -1, query.shape[2])
