@@ -13,7 +13,12 @@ from csm_cli.model.cache import Place, View
 
 
 class Projection(Protocol):
-    """A linear. lines: its weight [out, in], of 8 bits if there is a step, [out], of each output."""
+    """A linear. lines: its weight [out, in], of 8 bits if there is a step, [out], of each output.
+
+    ahead: a weight that is read soon after.
+    """
+
+    ahead: Tensor | None
 
     @property
     def lines(self) -> Tensor: ...
