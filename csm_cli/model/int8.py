@@ -29,7 +29,6 @@ class Int8Linear:
     def __init__(self, weight: Tensor) -> None:
         step = _step(weight)
         self.lines, self.step = _rounded(weight, step), step[:, 0]  # [out, in], [out]
-        self.ahead: Tensor | None = None
 
     def __call__(self, x: Tensor) -> Tensor:
         """[N, in] to [N, out]"""
@@ -49,7 +48,6 @@ class Int8Weight:
         step = _step(weight.float())
         self.lines = _rounded(weight, step)  # [out, in]
         self.step = step[:, 0]
-        self.ahead: Tensor | None = None
 
     def __call__(self, x: Tensor) -> Tensor:
         """[N, in] to [N, out]"""
@@ -70,7 +68,6 @@ def quantize(model: CsmModel) -> None:
     for layer in (*model.backbone.layers, *model.depth.layers):
         for name in ("qkv", "out", "gate_up", "down"):
             setattr(layer, name, rounded(getattr(layer, name).weight.T))
-        layer.qkv.ahead = layer.gate_up.lines
 
 
 def _rounding(model: CsmModel) -> Callable[[Tensor], Projection]:

@@ -45,7 +45,6 @@ class Linear:
         return self.weight.T
 
     step = None
-    ahead: Tensor | None = None
 
     def __call__(self, x: Tensor) -> Tensor:
         return torch.mm(x, self.weight) if self.bias is None else torch.addmm(self.bias, x, self.weight)
@@ -140,7 +139,6 @@ class Layer:
         self.out: Projection = Linear(get("self_attn.o_proj"))
         self.gate_up: Projection = Linear(gate_up.mul_(get("post_attention_layernorm") * steps.norm.gain))
         self.down: Projection = Linear(get("mlp.down_proj"))
-        self.qkv.ahead = self.gate_up.lines
 
     def __call__(self, x: Tensor, place: Place, view: View) -> Tensor:
         """The residual stream [B * S, hidden] to the same; `view`: this layer's part of the cache."""

@@ -13,12 +13,7 @@ from csm_cli.model.cache import Place, View
 
 
 class Projection(Protocol):
-    """A linear. lines: its weight [out, in], of 8 bits if there is a step, [out], of each output.
-
-    ahead: a weight that is read soon after.
-    """
-
-    ahead: Tensor | None
+    """A linear. lines: its weight [out, in], of 8 bits if there is a step, [out], of each output."""
 
     @property
     def lines(self) -> Tensor: ...

@@ -41,15 +41,6 @@ def release(early: tl.constexpr) -> None:
 
 
 @triton.jit
-def bring(weight, numbers, each: tl.constexpr) -> None:
-    """Brings a program's share of a weight, `each` lines of 128 bytes, into the L2 cache, and waits for nothing."""
-    line: tl.constexpr = 1024 // weight.dtype.element_ty.primitive_bitwidth
-    at = (tl.program_id(0) * each + tl.arange(0, each)) * line
-    where = weight + tl.minimum(at, numbers - line)
-    tl.inline_asm_elementwise("prefetch.global.L2 [$1];", "=r,l", [where], dtype=tl.int32, is_pure=False, pack=1)
-
-
-@triton.jit
 def sums(
     x,
     row_step,

@@ -8,9 +8,7 @@ from torch import Tensor
 
 from csm_cli.model.cache import Place, View
 from csm_cli.model.kernels.plain import Projection, Scaling
-from csm_cli.model.kernels.sums import bring, launch, pairs, release, sums
-
-_BROUGHT = 16 << 20  # bytes of the weight after next
+from csm_cli.model.kernels.sums import launch, pairs, sums
 
 
 @triton.jit
@@ -23,8 +21,6 @@ def _turn(
     query,
     new,
     index,
-    ahead,
-    numbers,
     rows,
     eps,
     length,
@@ -35,7 +31,6 @@ def _turn(
     kept: tl.constexpr,
     half: tl.constexpr,
     indexed: tl.constexpr,
-    brought: tl.constexpr,
     inputs: tl.constexpr,
     share: tl.constexpr,
     block_rows: tl.constexpr,
@@ -47,9 +42,6 @@ def _turn(
 ) -> None:
     """Some pairs of neighbours, of queries, keys or values. heads: H; kept: 2 Hkv; half: D / 2."""
     line = tl.program_id(0) * lines + tl.arange(0, lines)
-    release(early)
-    if brought:
-        bring(ahead, numbers, brought)
     total = sums(
         x, row_step, weight, step, line, line < (heads + kept) * 2 * half, rows, eps, 0,
         inputs, share, block_rows, block_in, whole, rounded, True, early,
@@ -83,12 +75,9 @@ def turn(x: Tensor, norm: Scaling, projection: Projection, place: Place, view: V
     query = x.new_empty(len(x), heads, size)
     index = new if view.index is None else view.index  # a pointer is wanted either way
     how = launch(x, projection)
-    ahead = projection.ahead if how.sizes["early"] else None
-    brought = 0 if ahead is None else triton.next_power_of_2(_BROUGHT // 128 // how.programs)
     _turn[(how.programs,)](
         x, x.stride(0), projection.lines, projection.step, place.rope, query, new, index,
-        ahead, 0 if ahead is None else ahead.numel(), len(x), norm.eps, place.length, *new.stride()[:3],
-        heads=heads, kept=kept, half=size // 2, indexed=view.index is not None, brought=brought,
-        **how.sizes, **how.options,
+        len(x), norm.eps, place.length, *new.stride()[:3],
+        heads=heads, kept=kept, half=size // 2, indexed=view.index is not None, **how.sizes, **how.options,
     )  # fmt: skip
     return query
