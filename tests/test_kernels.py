@@ -139,43 +139,49 @@ def test_attend(where: Span | Scatter, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("count", [64, 100])
 @pytest.mark.parametrize("top_ks", [(1, 1, 1), (5, 1, 20), (50, 3, 7), (0, 2, 60)], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
-def test_draw(count: int, top_ks: tuple[int, ...], dtype: torch.dtype) -> None:
-    filter_ = Filter(3, count, DEVICE)
-    widest = filter_.set([(0.7 + k / 100, k) for k in top_ks])
+@pytest.mark.parametrize("times", [1, 4], ids=["3 rows", "12 rows"])
+def test_draw(count: int, top_ks: tuple[int, ...], dtype: torch.dtype, times: int) -> None:
+    rows = 3 * times
+    filter_ = Filter(rows, count, DEVICE)
+    widest = filter_.set([(0.7 + k / 100, k) for k in top_ks] * times)
     temperature, beyond = filter_.temperature, filter_.beyond[:, :widest]
     for seed in range(10):
         generator = torch.Generator().manual_seed(seed)
-        logits = torch.stack([torch.randperm(count, generator=generator) / 16 - 3 for _ in range(3)]).to(DEVICE)
-        uniforms = torch.rand(3, 4, generator=generator).to(DEVICE)
+        logits = torch.stack([torch.randperm(count, generator=generator) / 16 - 3 for _ in range(rows)]).to(DEVICE)
+        uniforms = torch.rand(rows, 4, generator=generator).to(DEVICE)
         given = (logits.to(dtype), uniforms[:, 1:2], temperature, beyond, random(count, 20, seed=1))
         for got, wanted in zip(choice.fused().draw(*given), plain.draw(*given), strict=True):
             assert torch.equal(got, wanted)
 
 
 @pytest.mark.triton
-def test_of_equal_logits_the_lower_code_is_likelier() -> None:
-    filter_ = Filter(1, 100, DEVICE)
-    logits = torch.zeros(1, 100, device=DEVICE)
-    logits[0, 40:] = 1
+@pytest.mark.parametrize("rows", [1, 9])
+def test_of_equal_logits_the_lower_code_is_likelier(rows: int) -> None:
+    filter_ = Filter(rows, 100, DEVICE)
+    logits = torch.zeros(rows, 100, device=DEVICE)
+    logits[:, 40:] = 1
     for top_k, uniform, wanted in [(1, 0.9, 40), (5, 0.0, 40), (5, 0.5, 42), (5, 0.99, 44)]:
-        widest = filter_.set([(1.0, top_k)])
+        widest = filter_.set([(1.0, top_k)] * rows)
         given = (filter_.temperature, filter_.beyond[:, :widest], random(100, 8))
-        codes, rows = choice.fused().draw(logits, torch.full((1, 1), uniform, device=DEVICE), *given)
-        assert codes.tolist() == [wanted] and torch.equal(rows, given[2][wanted, None])
+        codes, embedded = choice.fused().draw(logits, torch.full((rows, 1), uniform, device=DEVICE), *given)
+        assert codes.tolist() == [wanted] * rows and torch.equal(embedded, given[2][[wanted] * rows])
 
 
 @pytest.mark.triton
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # the interpreter's, of numpy
-def test_a_draw_from_what_is_not_finite_is_a_code() -> None:
-    filter_ = Filter(4, 100, DEVICE)
-    widest = filter_.set([(1.0, 5)] * 4)
-    logits = random(4, 100)
+@pytest.mark.parametrize("rows", [4, 9])
+def test_a_draw_from_what_is_not_finite_is_a_code(rows: int) -> None:
+    filter_ = Filter(rows, 100, DEVICE)
+    widest = filter_.set([(1.0, 5)] * rows)
+    logits = random(rows, 100)
     logits[0] = float("nan")
     logits[1] = -float("nan")
     logits[2] = -float("inf")
     logits[3, 7] = float("inf")
     table = random(100, 8)[:, :0]
-    codes, _ = choice.fused().draw(logits, random(4, 1).abs(), filter_.temperature, filter_.beyond[:, :widest], table)
+    codes, _ = choice.fused().draw(
+        logits, random(rows, 1).abs(), filter_.temperature, filter_.beyond[:, :widest], table
+    )
     assert (codes >= 0).all() and (codes < 100).all()
 
 

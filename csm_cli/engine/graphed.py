@@ -18,7 +18,8 @@ class CudaCapture:
     """Captures into one pool of memory, which graphs share because none runs beside another."""
 
     def __init__(self, device: torch.device) -> None:
-        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        # What is captured goes before the codec's work, which has a stream of its own.
+        self._stream = torch.cuda.Stream(device, priority=-1)  # type: ignore[no-untyped-call]
         self._pool = torch.cuda.graph_pool_handle()
 
     def __call__(self, work: Callable[[], None]) -> Replay:

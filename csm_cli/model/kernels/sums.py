@@ -3,6 +3,9 @@
 Such products take as long as reading the weight takes, if enough of it is on its way at once. So for up to four rows a
 program's whole part of the weight is loaded at once, and before the program waits for the kernel before it: weights
 never change. From five rows on, tensor cores multiply tile by tile.
+
+Tried and left, on an H200: bringing a weight near by prefetches into the L2 cache, a program's own part before it waits
+(a layer of 32 rows took 10 % longer) or a later kernel's (2 to 30 % longer, the more the more was brought).
 """
 
 from __future__ import annotations
