@@ -43,6 +43,16 @@ def unpack(rows: Tensor, layout: Layout) -> Memory:
     return {layer: tuple(next(parts).view(-1, *shape) for shape in shapes) for layer, shapes in layout}
 
 
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """[B, N, C] to [B, N, D]; on a CPU row by row, since how a product is rounded goes by its height there."""
+    if len(x) == 1 or x.device.type != "cpu":
+        return F.linear(x, weight, bias)
+    y = x.new_empty(*x.shape[:2], len(weight))
+    for row, into in zip(x, y, strict=True):
+        torch.mm(row, weight.T, out=into) if bias is None else torch.addmm(bias, row, weight.T, out=into)
+    return y
+
+
 class Conv(nn.Module):
     """Causal convolution: [B, N, C] -> [B, ceil(N / stride), D].
 
@@ -89,11 +99,11 @@ class Conv(nn.Module):
     def _windows_first(self, x: Tensor) -> Tensor:
         taps = self._taps(x)
         windows = taps[0] if len(taps) == 1 else torch.cat(taps, dim=-1)
-        return F.linear(windows, self._matrix, self.conv.bias)
+        return linear(windows, self._matrix, self.conv.bias)
 
     def _mixed_first(self, x: Tensor) -> Tensor:
         """Products of every position with every tap, then their sums: no window of the wide input is copied."""
-        mixed = F.linear(x, self._matrix).view(*x.shape[:2], len(self._offsets), -1).unbind(2)
+        mixed = linear(x, self._matrix).view(*x.shape[:2], len(self._offsets), -1).unbind(2)
         count = x.shape[1] - self._offsets[-1]
         shifted = [part[:, start : start + count] for part, start in zip(mixed, self._offsets, strict=True)]
         y = reduce(torch.add, shifted)
@@ -138,12 +148,18 @@ class UpConv(nn.Module):
         (past,) = memory.get(self) or (torch.zeros_like(x[:, :1]),)
         memory[self] = (x[:, -1:].clone(),)
         pairs = torch.cat((torch.cat((past, x[:, :-1]), dim=1), x), dim=-1)  # [B, N, 2 * C]
-        return F.linear(pairs, self._matrix, self._bias).view(len(x), -1, self.conv.out_channels)
+        return linear(pairs, self._matrix, self._bias).view(len(x), -1, self.conv.out_channels)
 
 
 class Elu(nn.Module):
+    """[B, N, C] to the same, in place unless something else reads its input too."""
+
+    def __init__(self, in_place: bool = True) -> None:
+        super().__init__()
+        self._in_place = in_place
+
     def forward(self, x: Tensor, memory: Memory) -> Tensor:
-        return F.elu(x)
+        return F.elu(x, inplace=self._in_place)
 
 
 class Residual(nn.Module):
@@ -154,7 +170,7 @@ class Residual(nn.Module):
         narrow = channels // config.compress
         self.block = nn.ModuleList(
             [
-                Elu(),
+                Elu(in_place=False),
                 Conv((channels, narrow), config.residual_kernel, dilation=dilation),
                 Elu(),
                 Conv((narrow, channels), 1),
@@ -180,6 +196,19 @@ class Stack(nn.Module):
         for layer in self.layers:
             x = layer(x, memory)
         return x
+
+    def by_rows(self, x: Tensor, memory: Memory) -> Tensor:
+        """The same, one row after another: what a row takes on the way then fits a processor's cache."""
+        own = set(self.modules())
+        memories = [{layer: _row(parts, row) for layer, parts in memory.items() if layer in own} for row in range(len(x))]
+        y = torch.cat([self(row[None], each) for row, each in zip(x, memories, strict=True)])
+        for layer in memories[0]:
+            memory[layer] = tuple(torch.cat(parts) for parts in zip(*(each[layer] for each in memories), strict=True))
+        return y
+
+
+def _row(parts: tuple[Tensor, ...], row: int) -> tuple[Tensor, ...]:
+    return tuple(part[row : row + 1] for part in parts)
 
 
 def encoder(config: CodecConfig) -> Stack:

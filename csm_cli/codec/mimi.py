@@ -238,6 +238,7 @@ class _Mimi(nn.Module):
 
     def decode(self, codes: Tensor, memory: Memory) -> Tensor:
         """[B, K, T] -> [B, T * frame_samples]"""
-        positions = self.upsample(self.quantizer.decode(codes), memory)
-        samples: Tensor = self.decoder(self.decoder_transformer(positions, memory), memory)
+        positions = self.decoder_transformer(self.upsample(self.quantizer.decode(codes), memory), memory)
+        alone = len(codes) == 1 or codes.device.type != "cpu"
+        samples: Tensor = (self.decoder if alone else self.decoder.by_rows)(positions, memory)
         return samples[:, :, 0]

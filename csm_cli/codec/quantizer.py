@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from csm_cli.codec.layers import linear
+
 if TYPE_CHECKING:
     from csm_cli.codec.config import CodecConfig
 
@@ -72,7 +74,7 @@ class _Chain(nn.Module):
 
 def _projected(project: nn.Module, x: Tensor) -> Tensor:
     """A convolution of width 1 over [B, T, C]."""
-    return F.linear(x, project.weight[:, :, 0]) if isinstance(project, nn.Conv1d) else x
+    return linear(x, project.weight[:, :, 0]) if isinstance(project, nn.Conv1d) else x
 
 
 class _Codebook(nn.Module):
