@@ -200,7 +200,9 @@ class Stack(nn.Module):
     def by_rows(self, x: Tensor, memory: Memory) -> Tensor:
         """The same, one row after another: what a row takes on the way then fits a processor's cache."""
         own = set(self.modules())
-        memories = [{layer: _row(parts, row) for layer, parts in memory.items() if layer in own} for row in range(len(x))]
+        memories = [
+            {layer: _row(parts, row) for layer, parts in memory.items() if layer in own} for row in range(len(x))
+        ]
         y = torch.cat([self(row[None], each) for row, each in zip(x, memories, strict=True)])
         for layer in memories[0]:
             memory[layer] = tuple(torch.cat(parts) for parts in zip(*(each[layer] for each in memories), strict=True))
