@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 Memory = dict[nn.Module, tuple[Tensor, ...]]
 
 
+_HEAD = 64  # inputs copied behind what is carried, where the others need not be
+
 Layout = list[tuple[nn.Module, list[torch.Size]]]
 
 
@@ -90,21 +92,29 @@ class Conv(nn.Module):
     def forward(self, x: Tensor, memory: Memory) -> Tensor:
         if missing := -x.shape[1] % self.stride:
             x = torch.cat([x, self._padding(x[:, -1:], missing)], dim=1)
+        pieces = [x]
         if self.carried > 0:
             (past,) = memory.get(self) or (self._padding(x[:, :1], self.carried),)
-            x = torch.cat([past, x], dim=1)
-            memory[self] = (x[:, -self.carried :].clone(),)  # a view would keep the whole chunk alive
-        return self._mixed_first(x) if self._narrows else self._windows_first(x)
+            first, *rest = torch.split(x, [_HEAD, x.shape[1] - _HEAD], dim=1) if self._in_parts(x) else [x]
+            pieces = [torch.cat([past, first], dim=1), *rest]
+            memory[self] = (pieces[-1][:, -self.carried :].clone(),)  # a view would keep the whole chunk alive
+        return self._mixed_first(pieces) if self._narrows else self._windows_first(*pieces)
+
+    def _in_parts(self, x: Tensor) -> bool:
+        """Whether joining two products costs less than joining what is carried and the whole input."""
+        long = x.shape[1] > _HEAD + max(_HEAD, self.carried)
+        return long and self._narrows and x.device.type == "cpu" and len(self._matrix) < x.shape[2]
 
     def _windows_first(self, x: Tensor) -> Tensor:
         taps = self._taps(x)
         windows = taps[0] if len(taps) == 1 else torch.cat(taps, dim=-1)
         return linear(windows, self._matrix, self.conv.bias)
 
-    def _mixed_first(self, x: Tensor) -> Tensor:
+    def _mixed_first(self, pieces: list[Tensor]) -> Tensor:
         """Products of every position with every tap, then their sums: no window of the wide input is copied."""
-        mixed = linear(x, self._matrix).view(*x.shape[:2], len(self._offsets), -1).unbind(2)
-        count = x.shape[1] - self._offsets[-1]
+        products = torch.cat([linear(piece, self._matrix) for piece in pieces], dim=1)
+        mixed = products.view(*products.shape[:2], len(self._offsets), -1).unbind(2)
+        count = products.shape[1] - self._offsets[-1]
         shifted = [part[:, start : start + count] for part, start in zip(mixed, self._offsets, strict=True)]
         y = reduce(torch.add, shifted)
         return y if self.conv.bias is None else y + self.conv.bias
