@@ -67,19 +67,19 @@ def test_chunks_of_several_rows_wait_for_one_another_and_sound_as_alone(
     codec: Codec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lengths = spied(monkeypatch)
-    many, spoken = Deck(codec, rows=4), [random_codes(codec, frames) for frames in (8, 12, 4, 9)]
+    many, spoken = Deck(codec, rows=4), [random_codes(codec, frames) for frames in (10, 14, 5, 11)]
     decoders = [codec.decoder() for _ in spoken]
-    chunks = [[many.put(each, codes[:4])] for each, codes in zip(decoders, spoken, strict=True)]
+    chunks = [[many.put(each, codes[:5])] for each, codes in zip(decoders, spoken, strict=True)]
     many.start()
     assert many.beside and not lengths
-    chunks[3].append(many.put(decoders[3], spoken[3][4:], last=True))
-    chunks[0].append(many.put(decoders[0], spoken[0][4:], last=True))  # as long as those that are asked for first
-    chunks[1].append(many.put(decoders[1], spoken[1][4:], last=True))
+    chunks[3].append(many.put(decoders[3], spoken[3][5:], last=True))
+    chunks[0].append(many.put(decoders[0], spoken[0][5:], last=True))  # as long as those that are asked for first
+    chunks[1].append(many.put(decoders[1], spoken[1][5:], last=True))
     sounds = [np.concatenate([chunk.samples() for chunk in row]) for row in chunks]
-    assert lengths == [[4, 4, 4, 4], [4], [8], [5]]
+    assert lengths == [[5, 5, 5, 5], [5], [9], [6]]
     for codes, sound in zip(spoken, sounds, strict=True):
         alone = codec.decoder()
-        wanted = [alone.push(part) for part in (codes[:4], codes[4:])]
+        wanted = [alone.push(part) for part in (codes[:5], codes[5:])]
         assert np.array_equal(sound, torch.cat(wanted).numpy())
 
 

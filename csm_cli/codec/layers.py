@@ -10,6 +10,7 @@ where it belongs: on a CPU the bundled codec decodes in half the time PyTorch's 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cached_property, reduce
 from itertools import pairwise
 from typing import TYPE_CHECKING
@@ -45,14 +46,19 @@ def unpack(rows: Tensor, layout: Layout) -> Memory:
     return {layer: tuple(next(parts).view(-1, *shape) for shape in shapes) for layer, shapes in layout}
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """[B, N, C] to [B, N, D]; on a CPU row by row, since how a product is rounded goes by its height there."""
+def each_row(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """function(x) of x [B, ...]; on a CPU of a row at a time, so that it is rounded as it is alone.
+
+    How products, sums and exponentials are rounded there goes by how many numbers come together.
+    """
     if len(x) == 1 or x.device.type != "cpu":
-        return F.linear(x, weight, bias)
-    y = x.new_empty(*x.shape[:2], len(weight))
-    for row, into in zip(x, y, strict=True):
-        torch.mm(row, weight.T, out=into) if bias is None else torch.addmm(bias, row, weight.T, out=into)
-    return y
+        return function(x)
+    return torch.cat([function(row) for row in torch.split(x, 1)])
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """[B, N, C] to [B, N, D], as `each_row` is."""
+    return each_row(lambda rows: F.linear(rows, weight, bias), x)
 
 
 class Conv(nn.Module):

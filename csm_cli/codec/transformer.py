@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from csm_cli.codec.layers import linear
+from csm_cli.codec.layers import each_row, linear
 
 if TYPE_CHECKING:
     from csm_cli.codec.config import TransformerConfig
@@ -40,7 +40,7 @@ def _rotation(positions: Tensor, config: TransformerConfig) -> Tensor:
     steps = torch.arange(0, config.head_dim, 2, dtype=torch.float32, device=positions.device)
     inverse = 1.0 / config.theta ** (steps / config.head_dim)
     angles = (positions[:, None, :, None] * inverse).repeat(1, 1, 1, 2)
-    rotation = torch.stack([angles.cos(), angles.sin()])
+    rotation = torch.stack([each_row(torch.cos, angles), each_row(torch.sin, angles)])
     rotation[1, ..., : config.head_dim // 2].neg_()
     return rotation
 
@@ -118,7 +118,7 @@ class _Mlp(nn.Module):
         self.fc2 = nn.Linear(config.intermediate, config.hidden, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return linear(F.gelu(linear(x, self.fc1.weight)), self.fc2.weight)
+        return linear(each_row(F.gelu, linear(x, self.fc1.weight)), self.fc2.weight)
 
 
 class _Scale(nn.Module):
