@@ -131,7 +131,7 @@ class _Session:
     def __init__(self, synth: Synthesizer, flags: Options, care: Care, recognizer: Recognizer | None) -> None:
         self._synth, self._flags, self._care, self._recognizer = synth, flags, care, recognizer
         self._window = Window(synth.engine.positions, synth.codec.frame_rate, synth.checkpoint.memory)
-        self._deck = Deck(synth.codec)
+        self._deck = Deck(synth.codec, rows=len(synth.engine.slots))
         self._active: dict[Request, tuple[Dialogue, Tape]] = {}
         self._ended: list[_Ended] = []
         self._ready: deque[Dialogue] = deque()

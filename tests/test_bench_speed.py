@@ -137,8 +137,8 @@ def test_batch_tells_its_gain_and_nothing_else_with_json(csm: Callable[..., Any]
 
 def test_a_codec_beside_the_frames_is_timed_with_them(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     timed = Timed(Ready(open_checkpoint(str(tiny_checkpoint)), CPU, torch.float32), Load(2, 5, 13))
-    assert timed.whole_frame(1.0, 2.0) == 3.0
-    monkeypatch.setattr(csm_cli.bench.timed, "Deck", lambda codec: Deck(codec, finished))
+    assert Timed(timed.ready, Load(1, 5, 13)).whole_frame(1.0, 2.0) == 3.0
+    monkeypatch.setattr(csm_cli.bench.timed, "Deck", lambda codec, rows: Deck(codec, finished, rows))
     assert 0 < timed.whole_frame(1.0, 2.0) < 1.0
 
 

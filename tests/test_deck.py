@@ -1,4 +1,4 @@
-"""Chunks become sound: alone on a CPU; together, and awaited only where asked for, beside the frame loop."""
+"""Chunks become sound: as they come, or together where asked for, or begun together beside the frame loop."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Line:
         return wait
 
 
-def test_on_a_cpu_each_chunk_is_decoded_as_it_comes_and_alone(codec: Codec) -> None:
+def test_on_a_cpu_each_chunk_of_one_row_is_decoded_as_it_comes(codec: Codec) -> None:
     plain, spoken = Deck(codec), [random_codes(codec, frames) for frames in (20, 31)]
     decoders, others = [codec.decoder() for _ in spoken], [codec.decoder() for _ in spoken]
     for first in (0, 4, 8, 16):
@@ -49,6 +49,45 @@ def test_on_a_cpu_each_chunk_is_decoded_as_it_comes_and_alone(codec: Codec) -> N
             chunk = plain.put(decoder, codes[first : 2 * first or 4])
             assert chunk.sound is not None and not plain.beside
             assert np.array_equal(chunk.samples(), other.push(chunk.codes).numpy())
+
+
+def spied(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
+    """How many frames of each row are decoded together, time after time."""
+    lengths: list[list[int]] = []
+
+    def spy(decoders: object, codes: list[Tensor]) -> list[Tensor]:
+        lengths.append([len(each) for each in codes])
+        return push_all(decoders, codes)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(deck, "push_all", spy)
+    return lengths
+
+
+def test_chunks_of_several_rows_wait_for_one_another_and_sound_as_alone(
+    codec: Codec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lengths = spied(monkeypatch)
+    many, spoken = Deck(codec, rows=4), [random_codes(codec, frames) for frames in (10, 14, 5, 11)]
+    decoders = [codec.decoder() for _ in spoken]
+    chunks = [[many.put(each, codes[:5])] for each, codes in zip(decoders, spoken, strict=True)]
+    many.start()
+    assert many.beside and not lengths
+    chunks[3].append(many.put(decoders[3], spoken[3][5:], last=True))
+    chunks[0].append(many.put(decoders[0], spoken[0][5:], last=True))  # as long as those that are asked for first
+    chunks[1].append(many.put(decoders[1], spoken[1][5:], last=True))
+    sounds = [np.concatenate([chunk.samples() for chunk in row]) for row in chunks]
+    assert lengths == [[5, 5, 5, 5], [5], [9], [6]]
+    for codes, sound in zip(spoken, sounds, strict=True):
+        alone = codec.decoder()
+        wanted = [alone.push(part) for part in (codes[:5], codes[5:])]
+        assert np.array_equal(sound, torch.cat(wanted).numpy())
+
+
+def test_a_code_that_is_none_is_told_where_its_chunk_is_asked_for(codec: Codec) -> None:
+    many = Deck(codec, rows=2)
+    chunk = many.put(codec.decoder(), torch.full((4, codec.codebooks), -5))
+    with pytest.raises(ValueError, match="frame 0, codebook 0 holds -5"):
+        chunk.samples()
 
 
 def test_what_waits_is_begun_together_and_nobody_waits_for_it_unasked(codec: Codec) -> None:
@@ -75,13 +114,7 @@ def test_who_asks_for_samples_that_still_wait_begins_all(codec: Codec) -> None:
 
 def test_last_chunks_are_decoded_with_those_that_go_on(codec: Codec, monkeypatch: pytest.MonkeyPatch) -> None:
     """Some rows are new, some go on, some end, each after another number of frames: two lengths are decoded."""
-    lengths: list[list[int]] = []
-
-    def spy(decoders: object, codes: list[Tensor]) -> list[Tensor]:
-        lengths.append([len(each) for each in codes])
-        return push_all(decoders, codes)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(deck, "push_all", spy)
+    lengths = spied(monkeypatch)
     beside, spoken = Deck(codec, Line()), [random_codes(codec, frames) for frames in (24, 16, 17, 3, 4)]
     decoders = [codec.decoder() for _ in spoken]
     sounds = [[beside.put(each, codes[:12])] for each, codes in zip(decoders[:3], spoken, strict=False)] + [[], []]

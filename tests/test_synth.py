@@ -88,7 +88,7 @@ def beside(synth: Synthesizer, monkeypatch: pytest.MonkeyPatch) -> list[str]:
         done = finished(work)
         return lambda: (log.append("awaited"), done())[1]
 
-    monkeypatch.setattr(csm_cli.synth, "Deck", lambda codec: Deck(codec, begin))
+    monkeypatch.setattr(csm_cli.synth, "Deck", lambda codec, rows: Deck(codec, begin, rows))
     monkeypatch.setattr(synth.engine.runner, "burst", 4)
     return log
 

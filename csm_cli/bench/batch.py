@@ -16,7 +16,7 @@ def measure(ready: Ready, load: Load, compile: bool = False) -> dict[str, Any]:
     """Audio seconds per second of one row and of `load.batch`, codec included, and how many times more that is."""
     one, many = Timed(ready, replace(load, batch=1), compile), Timed(ready, load, compile)
     share = -(-load.frames // _ROUNDS)
-    alone, together, codec, codecs, joined = [], [], [], [], []
+    alone, together, codec, codecs, single, whole = [], [], [], [], [], []
     for _ in range(_ROUNDS):
         seconds, codes = one.frames(share)
         alone += seconds
@@ -24,9 +24,9 @@ def measure(ready: Ready, load: Load, compile: bool = False) -> dict[str, Any]:
         seconds, codes = many.frames(share)
         together += seconds
         codecs.append(many.codec_frame(codes))
-        joined.append(many.codec_frame(codes, together=True))
-    single, whole = one.whole_frame(median(alone), median(codec)), many.whole_frame(median(together), median(codecs))
-    first, batched = _throughput(ready, 1, single), _throughput(ready, load.batch, whole)
+        single.append(one.speech())
+        whole.append(many.speech())
+    first, batched = _throughput(ready, 1, median(single)), _throughput(ready, load.batch, median(whole))
     return {
         "bench": "batch",
         "model": ready.checkpoint.name,
@@ -39,13 +39,11 @@ def measure(ready: Ready, load: Load, compile: bool = False) -> dict[str, Any]:
         "ms_per_frame": 1e3 * median(together),
         "single_codec_ms_per_frame": 1e3 * median(codec),
         "codec_ms_per_frame": 1e3 * median(codecs),
-        "single_whole_ms_per_frame": 1e3 * single,
-        "whole_ms_per_frame": 1e3 * whole,
+        "single_whole_ms_per_frame": 1e3 * median(single),
+        "whole_ms_per_frame": 1e3 * median(whole),
         "single_audio_seconds_per_second": first,
         "audio_seconds_per_second": batched,
-        "codec_together_ms_per_frame": 1e3 * median(joined),
         "gain": batched / first,
-        "gain_codec_together": _throughput(ready, load.batch, median(together) + median(joined)) / first,
         "gain_without_codec": load.batch * median(alone) / median(together),
     }
 

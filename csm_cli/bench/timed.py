@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from csm_cli.bench.floor import now
-from csm_cli.codec import Codec, Deck, finished
+from csm_cli.codec import Codec, Deck
 from csm_cli.engine import Engine, Request, Sampling
 from csm_cli.errors import UsageError
 from csm_cli.model import CsmModel
@@ -91,13 +91,9 @@ class Timed:
         Deck(codec).put(codec.decoder(), self.engine.step()[0].codes[None]).samples()
         return now(self.ready.device) - started
 
-    def codec_frame(self, codes: Tensor, together: bool = False) -> float:
-        """Seconds that a frame of all rows takes to become sound: codes [T, B, K], in the chunks that speaking takes.
-
-        On a CPU speaking decodes row by row: rows decoded together, which is faster, differ in the last bit.
-        """
-        codec = self.ready.codec
-        deck = Deck(codec, finished) if together else Deck(codec)
+    def codec_frame(self, codes: Tensor) -> float:
+        """Seconds that a frame of all rows takes to become sound: codes [T, B, K], in the chunks of speaking."""
+        codec, deck = self.ready.codec, self._deck()
         decoders = [codec.decoder() for _ in range(codes.shape[1])]
         started = now(self.ready.device)
         done = 0
@@ -113,14 +109,14 @@ class Timed:
 
         Their sum, but where the codec works beside the frame loop what speaking takes.
         """
-        if not Deck(self.ready.codec).beside:
+        if not self._deck().beside:
             return frame + codec
-        return median(self._speech() for _ in range(_SPEECHES))
+        return median(self.speech() for _ in range(_SPEECHES))
 
-    def _speech(self) -> float:
+    def speech(self) -> float:
         """Seconds of each frame of all rows and its sound, spoken as takes are."""
         self.engine.release()
-        deck, tapes = Deck(self.ready.codec), {}
+        deck, tapes = self._deck(), {}
         for _ in range(self.load.batch):
             request = self.request(self.load.frames)
             tapes[request] = Tape(deck, Brief("", 0))
@@ -134,6 +130,9 @@ class Timed:
         for tape in tapes.values():
             tape.end("cap")
         return (now(self.ready.device) - started) / self.load.frames
+
+    def _deck(self) -> Deck:
+        return Deck(self.ready.codec, rows=self.load.batch)
 
     def text(self) -> Tensor:
         """Text ids [S], others each time."""

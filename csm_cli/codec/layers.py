@@ -10,6 +10,7 @@ where it belongs: on a CPU the bundled codec decodes in half the time PyTorch's 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cached_property, reduce
 from itertools import pairwise
 from typing import TYPE_CHECKING
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 Memory = dict[nn.Module, tuple[Tensor, ...]]
 
+
+_HEAD = 64  # inputs copied behind what is carried, where the others need not be
 
 Layout = list[tuple[nn.Module, list[torch.Size]]]
 
@@ -41,6 +44,21 @@ def unpack(rows: Tensor, layout: Layout) -> Memory:
     sizes = [shape.numel() for _, shapes in layout for shape in shapes]
     parts = iter(torch.split(rows, sizes, dim=1))
     return {layer: tuple(next(parts).view(-1, *shape) for shape in shapes) for layer, shapes in layout}
+
+
+def each_row(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """function(x) of x [B, ...]; on a CPU of a row at a time, so that it is rounded as it is alone.
+
+    How products, sums and exponentials are rounded there goes by how many numbers come together.
+    """
+    if len(x) == 1 or x.device.type != "cpu":
+        return function(x)
+    return torch.cat([function(row) for row in torch.split(x, 1)])
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """[B, N, C] to [B, N, D], as `each_row` is."""
+    return each_row(lambda rows: F.linear(rows, weight, bias), x)
 
 
 class Conv(nn.Module):
@@ -80,21 +98,29 @@ class Conv(nn.Module):
     def forward(self, x: Tensor, memory: Memory) -> Tensor:
         if missing := -x.shape[1] % self.stride:
             x = torch.cat([x, self._padding(x[:, -1:], missing)], dim=1)
+        pieces = [x]
         if self.carried > 0:
             (past,) = memory.get(self) or (self._padding(x[:, :1], self.carried),)
-            x = torch.cat([past, x], dim=1)
-            memory[self] = (x[:, -self.carried :].clone(),)  # a view would keep the whole chunk alive
-        return self._mixed_first(x) if self._narrows else self._windows_first(x)
+            first, *rest = torch.split(x, [_HEAD, x.shape[1] - _HEAD], dim=1) if self._in_parts(x) else [x]
+            pieces = [torch.cat([past, first], dim=1), *rest]
+            memory[self] = (pieces[-1][:, -self.carried :].clone(),)  # a view would keep the whole chunk alive
+        return self._mixed_first(pieces) if self._narrows else self._windows_first(*pieces)
+
+    def _in_parts(self, x: Tensor) -> bool:
+        """Whether joining two products costs less than joining what is carried and the whole input."""
+        long = x.shape[1] > _HEAD + max(_HEAD, self.carried)
+        return long and self._narrows and x.device.type == "cpu" and len(self._matrix) < x.shape[2]
 
     def _windows_first(self, x: Tensor) -> Tensor:
         taps = self._taps(x)
         windows = taps[0] if len(taps) == 1 else torch.cat(taps, dim=-1)
-        return F.linear(windows, self._matrix, self.conv.bias)
+        return linear(windows, self._matrix, self.conv.bias)
 
-    def _mixed_first(self, x: Tensor) -> Tensor:
+    def _mixed_first(self, pieces: list[Tensor]) -> Tensor:
         """Products of every position with every tap, then their sums: no window of the wide input is copied."""
-        mixed = F.linear(x, self._matrix).view(*x.shape[:2], len(self._offsets), -1).unbind(2)
-        count = x.shape[1] - self._offsets[-1]
+        products = torch.cat([linear(piece, self._matrix) for piece in pieces], dim=1)
+        mixed = products.view(*products.shape[:2], len(self._offsets), -1).unbind(2)
+        count = products.shape[1] - self._offsets[-1]
         shifted = [part[:, start : start + count] for part, start in zip(mixed, self._offsets, strict=True)]
         y = reduce(torch.add, shifted)
         return y if self.conv.bias is None else y + self.conv.bias
@@ -138,12 +164,18 @@ class UpConv(nn.Module):
         (past,) = memory.get(self) or (torch.zeros_like(x[:, :1]),)
         memory[self] = (x[:, -1:].clone(),)
         pairs = torch.cat((torch.cat((past, x[:, :-1]), dim=1), x), dim=-1)  # [B, N, 2 * C]
-        return F.linear(pairs, self._matrix, self._bias).view(len(x), -1, self.conv.out_channels)
+        return linear(pairs, self._matrix, self._bias).view(len(x), -1, self.conv.out_channels)
 
 
 class Elu(nn.Module):
+    """[B, N, C] to the same, in place unless something else reads its input too."""
+
+    def __init__(self, in_place: bool = True) -> None:
+        super().__init__()
+        self._in_place = in_place
+
     def forward(self, x: Tensor, memory: Memory) -> Tensor:
-        return F.elu(x)
+        return F.elu(x, inplace=self._in_place)
 
 
 class Residual(nn.Module):
@@ -154,7 +186,7 @@ class Residual(nn.Module):
         narrow = channels // config.compress
         self.block = nn.ModuleList(
             [
-                Elu(),
+                Elu(in_place=False),
                 Conv((channels, narrow), config.residual_kernel, dilation=dilation),
                 Elu(),
                 Conv((narrow, channels), 1),
@@ -180,6 +212,21 @@ class Stack(nn.Module):
         for layer in self.layers:
             x = layer(x, memory)
         return x
+
+    def by_rows(self, x: Tensor, memory: Memory) -> Tensor:
+        """The same, one row after another: what a row takes on the way then fits a processor's cache."""
+        own = set(self.modules())
+        memories = [
+            {layer: _row(parts, row) for layer, parts in memory.items() if layer in own} for row in range(len(x))
+        ]
+        y = torch.cat([self(row[None], each) for row, each in zip(x, memories, strict=True)])
+        for layer in memories[0]:
+            memory[layer] = tuple(torch.cat(parts) for parts in zip(*(each[layer] for each in memories), strict=True))
+        return y
+
+
+def _row(parts: tuple[Tensor, ...], row: int) -> tuple[Tensor, ...]:
+    return tuple(part[row : row + 1] for part in parts)
 
 
 def encoder(config: CodecConfig) -> Stack:

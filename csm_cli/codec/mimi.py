@@ -19,6 +19,7 @@ from csm_cli.codec.weights import load_weights
 from csm_cli.errors import CheckpointInvalid
 
 _PIECE = 50  # frames computed together at most, which bounds the memory a long recording takes
+_CPU_TOGETHER = 1000  # frames of several rows, of which only what is small is computed together
 _CUDA_BYTES = 64 << 20  # on CUDA as many more as the device has of these; each takes less than a tenth of it
 _DECODING = ("decoder", "upsample")
 _MARKED = 512  # values of a tensor that tell it from another
@@ -67,7 +68,7 @@ class Codec:
     def together(self) -> int:
         """How many frames of several rows are computed together at most."""
         if self.device.type != "cuda":
-            return _PIECE
+            return _CPU_TOGETHER
         return max(_PIECE, torch.cuda.get_device_properties(self.device).total_memory // _CUDA_BYTES)
 
     @cached_property
@@ -150,6 +151,11 @@ class StreamingDecoder:
         (samples,) = push_all([self], [codes])
         return samples
 
+    @property
+    def _kind(self) -> bool:
+        """What those computed together have in common: on a CPU, so that sums are the same, whether they begin."""
+        return self._codec.device.type == "cpu" and self._memory is None
+
     def _check(self, codes: Tensor) -> None:
         codec = self._codec
         if codes.ndim != 2 or codes.shape[1] != codec.codebooks:
@@ -180,9 +186,10 @@ def push_all(decoders: Sequence[StreamingDecoder], chunks: Sequence[Tensor]) -> 
         return []
     codec = decoders[0]._codec
     samples = [torch.zeros(0, device=codec.device)] * len(decoders)
-    for length in sorted({len(codes) for codes in chunks} - {0}):
-        alike = [index for index, codes in enumerate(chunks) if len(codes) == length]
-        most = max(1, codec.together // length)
+    kinds = [(len(codes), each._kind) for each, codes in zip(decoders, chunks, strict=True)]
+    for kind in sorted(each for each in set(kinds) if each[0]):
+        alike = [index for index, each in enumerate(kinds) if each == kind]
+        most = max(1, codec.together // kind[0])
         for group in (alike[start : start + most] for start in range(0, len(alike), most)):
             together = _push_alike(
                 [decoders[index] for index in group], torch.stack([chunks[index] for index in group])
@@ -238,6 +245,7 @@ class _Mimi(nn.Module):
 
     def decode(self, codes: Tensor, memory: Memory) -> Tensor:
         """[B, K, T] -> [B, T * frame_samples]"""
-        positions = self.upsample(self.quantizer.decode(codes), memory)
-        samples: Tensor = self.decoder(self.decoder_transformer(positions, memory), memory)
+        positions = self.decoder_transformer(self.upsample(self.quantizer.decode(codes), memory), memory)
+        by_rows = len(codes) > 1 and codes.device.type == "cpu"
+        samples: Tensor = (self.decoder.by_rows if by_rows else self.decoder)(positions, memory)
         return samples[:, :, 0]

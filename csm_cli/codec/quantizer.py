@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from csm_cli.codec.layers import each_row, linear
+
 if TYPE_CHECKING:
     from csm_cli.codec.config import CodecConfig
 
@@ -32,6 +34,10 @@ class SplitQuantizer(nn.Module):
         return torch.stack(semantic + acoustic, dim=1)
 
     def decode(self, codes: Tensor) -> Tensor:
+        """[B, K, T] to [B, T, hidden]"""
+        return each_row(self._decode, codes)
+
+    def _decode(self, codes: Tensor) -> Tensor:
         latents = self.semantic_residual_vector_quantizer.decode(codes[:, : self.semantic])
         if codes.shape[1] > self.semantic:
             latents = latents + self.acoustic_residual_vector_quantizer.decode(codes[:, self.semantic :])
@@ -72,7 +78,7 @@ class _Chain(nn.Module):
 
 def _projected(project: nn.Module, x: Tensor) -> Tensor:
     """A convolution of width 1 over [B, T, C]."""
-    return F.linear(x, project.weight[:, :, 0]) if isinstance(project, nn.Conv1d) else x
+    return linear(x, project.weight[:, :, 0]) if isinstance(project, nn.Conv1d) else x
 
 
 class _Codebook(nn.Module):

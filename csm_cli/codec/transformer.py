@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from csm_cli.codec.layers import each_row, linear
+
 if TYPE_CHECKING:
     from csm_cli.codec.config import TransformerConfig
     from csm_cli.codec.layers import Memory
@@ -38,7 +40,7 @@ def _rotation(positions: Tensor, config: TransformerConfig) -> Tensor:
     steps = torch.arange(0, config.head_dim, 2, dtype=torch.float32, device=positions.device)
     inverse = 1.0 / config.theta ** (steps / config.head_dim)
     angles = (positions[:, None, :, None] * inverse).repeat(1, 1, 1, 2)
-    rotation = torch.stack([angles.cos(), angles.sin()])
+    rotation = torch.stack([each_row(torch.cos, angles), each_row(torch.sin, angles)])
     rotation[1, ..., : config.head_dim // 2].neg_()
     return rotation
 
@@ -82,9 +84,9 @@ class _Attention(nn.Module):
 
     def forward(self, x: Tensor, rotation: Tensor, mask: Tensor, memory: Memory) -> Tensor:
         config = self.config
-        both = self._heads(torch.cat((self.q_proj(x), self.k_proj(x)), dim=-1))
+        both = self._heads(torch.cat((linear(x, self.q_proj.weight), linear(x, self.k_proj.weight)), dim=-1))
         query, key = torch.split(_rotate(both, rotation), [config.heads, config.kv_heads], dim=1)
-        states = torch.cat((key, self._heads(self.v_proj(x))), dim=1)  # [B, 2 * H, N, D]
+        states = torch.cat((key, self._heads(linear(x, self.v_proj.weight))), dim=1)  # [B, 2 * H, N, D]
         if self in memory:
             states = torch.cat((*memory[self], states), dim=2)
         memory[self] = (_newest(states, config.window - 1),)
@@ -92,8 +94,7 @@ class _Attention(nn.Module):
         y = F.scaled_dot_product_attention(
             query, key, value, mask, enable_gqa=config.heads != config.kv_heads
         )  # [B, H, N, D]
-        mixed: Tensor = self.o_proj(y.transpose(1, 2).flatten(2))
-        return mixed
+        return linear(y.transpose(1, 2).flatten(2), self.o_proj.weight)
 
     def _heads(self, x: Tensor) -> Tensor:
         return x.view(*x.shape[:2], -1, self.config.head_dim).transpose(1, 2)  # [B, H, N, D]
@@ -117,8 +118,7 @@ class _Mlp(nn.Module):
         self.fc2 = nn.Linear(config.intermediate, config.hidden, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.fc2(F.gelu(self.fc1(x)))
-        return y
+        return linear(each_row(F.gelu, linear(x, self.fc1.weight)), self.fc2.weight)
 
 
 class _Scale(nn.Module):
