@@ -69,6 +69,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pair]:
 
 
 def make_pair(folder: Path, changes: dict[str, Any]) -> Pair:
+    torch.manual_seed(1)
     mimi = MimiModel(MimiConfig(**{**TINY, **changes})).eval()
     randomize_codebooks(mimi)
     config, weights = saved(mimi, folder)

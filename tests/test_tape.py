@@ -14,7 +14,7 @@ from tiny import Shape, ours, random_csm, spoken, text_rows
 from torch import Tensor
 from torch.nn import functional as F
 
-from csm_cli.engine import Engine, Request, Sampling
+from csm_cli.engine import Engine, Request, Sampling, tape
 from csm_cli.engine.graphed import Graphed
 from csm_cli.engine.tape import Taped
 from csm_cli.model import CsmModel
@@ -94,6 +94,24 @@ def test_only_the_last_keys_tape_is_kept() -> None:
     gc.collect()
     assert x.tolist() == [9.0] * 3
     assert taped.captures == 2 and not any(ref() is not None for ref in made)
+
+
+def test_a_tape_that_would_hold_too_much_is_not_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[weakref.ref[Tensor]] = []
+    x = torch.ones(3)
+
+    def fn(key: str) -> None:
+        result = x + 1
+        made.append(weakref.ref(result))
+        x.copy_(result)
+
+    monkeypatch.setattr(tape, "_LARGEST", x.nbytes - 1)
+    taped = Taped[str](fn)
+    for _ in range(4):
+        taped("same")
+    gc.collect()
+    assert x.tolist() == [5.0] * 3 and len(made) == 4
+    assert not any(ref() is not None for ref in made)
 
 
 def test_a_tape_that_was_not_finished_is_not_played() -> None:

@@ -9,9 +9,9 @@ from csm_cli.engine.slots import Engine
 
 
 def decode(engine: Engine, source: Callable[[], Request | None]) -> Iterator[Frame]:
-    """The frames of `steps` one by one, but for those of requests that were cancelled on the way."""
+    """The frames of `steps` one by one."""
     for frames in steps(engine, source):
-        yield from (frame for frame in frames if not engine.cancelled(frame.request))
+        yield from frames
 
 
 def steps(

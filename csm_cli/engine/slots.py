@@ -62,7 +62,6 @@ class Engine:
         self.state = State(model, slots)
         self.runner = Runner(model, self.state, compile)
         self._shape: Shape | None = None  # None: buffers do not say what the slots say
-        self._cancelled: set[Request] = set()
 
     @property
     def busy(self) -> list[int]:
@@ -99,7 +98,6 @@ class Engine:
         meanwhile: what the host does while a GPU works on them, none of which they wait for.
         A slot whose request ends becomes free, its cache kept; what was decoded beyond the end is dropped.
         """
-        self._cancelled.clear()
         rows = self._gather()
         slots = self.slots[:rows]
         burst = self.runner.burst
@@ -123,13 +121,8 @@ class Engine:
         for rows in sorted(sizes, reverse=True):
             self.runner.prepare(rows, top_k, depth_top_k)
 
-    def cancelled(self, request: Request) -> bool:
-        """Whether it was cancelled since the last step, whose frames may hold more of it."""
-        return request in self._cancelled
-
     def cancel(self, request: Request) -> None:
-        """Ends a request before it ends itself; its slot is free, its cache kept."""
-        self._cancelled.add(request)
+        """Ends a request before it ends itself; its slot is free, its cache kept. This step may hold more of it."""
         for slot in self.slots:
             if slot.request is request:
                 slot.request, self._shape = None, None

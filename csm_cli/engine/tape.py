@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+_LARGEST = 256 << 20  # bytes that a tape may hold
+
 Call = Callable[[], object]
 Key = TypeVar("Key", bound=Hashable)
 
@@ -19,7 +21,8 @@ class Taped(Generic[Key]):
 
     The first is fn's own, which may make what it keeps. fn reads and writes only buffers that never move, and branches
     on no number it computes: the same that `Graphed` asks for. Only the last key's tape is kept, since it holds the
-    result of every operator; writing one takes as long as three or four calls.
+    result of every operator; writing one takes as long as three or four calls. Where results are large nothing is
+    written down: 16 rows of csm-1b would hold 0.7 GB, and take as long either way.
 
     On a CPU most operators of a small frame take no longer than Python takes to reach them: on the bundled voice 436
     of 673 are left, without the views, and a frame takes 0.72 of its time (two threads). torch.jit.trace: 0.67, but
@@ -39,7 +42,7 @@ class Taped(Generic[Key]):
         elif not self._calls:
             with _Tape() as tape:
                 self._fn(key)
-            self._calls = tape.calls
+            self._calls = tape.calls or [partial(self._fn, key)]
             self.captures += 1
         else:
             for call in self._calls:
@@ -53,12 +56,13 @@ class _Tape(TorchFunctionMode):
     """Runs what is called and keeps what must be called again.
 
     That is what writes to given memory, and what has a result in memory of its own, which is computed into that from
-    then on. Views, numbers and shapes stay what they were.
+    then on. Views, numbers and shapes stay what they were. There are no calls if it came to hold too much.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.calls: list[Call] = []
+        self._held = 0  # bytes
         self._without: set[Callable[..., Any]] = set()  # functions that take no `out`
 
     def __torch_function__(
@@ -67,7 +71,7 @@ class _Tape(TorchFunctionMode):
         call = partial(func, *args, **(kwargs or {}))
         result = call()
         made = _tensors(result)
-        if made or result is None:
+        if self._held <= _LARGEST and (made or result is None):
             self._keep(call, result, made)
         return result
 
@@ -77,6 +81,9 @@ class _Tape(TorchFunctionMode):
             self.calls.append(call)
         elif not {_memory(tensor) for tensor in given}.issuperset(map(_memory, made)):
             self.calls.append(self._into(result, call))
+            self._held += sum(tensor.nbytes for tensor in made)
+        if self._held > _LARGEST:
+            self.calls.clear()
 
     def _into(self, result: Any, call: partial[Any]) -> Call:
         """The same call, with its result written over the first."""

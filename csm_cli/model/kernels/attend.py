@@ -51,28 +51,21 @@ def _attend(
     seen = tl.load(index + batch) + 1 if indexed else end - length + 1 + row % length
     asked = query + row * row_step + (head * group + each[:, None]) * size + at[None, :]
     own = tl.load(asked, asks, other=0.0)  # [group, D]
-    peak = tl.full((block_group,), float("-inf"), tl.float32)
-    weight = tl.zeros((block_group,), tl.float32)
-    mixed = tl.zeros((block_group, block_size), tl.float32)
     base = batch * batch_step + head * head_step
-    start, stop = piece * part, tl.minimum(seen, (piece + 1) * part)
-    while start < stop:
-        position = start + tl.arange(0, block)
-        inside = (position < seen)[:, None] & (at < size)[None, :]
-        where = base + position[:, None] * size + at[None, :]
-        key = tl.load(keys + where, inside, other=0.0)
-        value = tl.load(values + where, inside, other=0.0)
-        scores = tl.dot(own, tl.trans(key), input_precision="ieee") * scale
-        scores = tl.where((position < seen)[None, :], scores, float("-inf"))
-        highest = tl.maximum(peak, tl.max(scores, 1))
-        shares = tl.exp(scores - highest[:, None])
-        faded = tl.exp(peak - highest)
-        weight = weight * faded + tl.sum(shares, 1)
-        mixed = mixed * faded[:, None] + tl.dot(shares.to(value.dtype), value, input_precision="ieee")
-        peak = highest
-        start += block
+    position = piece * part + tl.arange(0, block)
+    visible = position < seen
+    inside = visible[:, None] & (at < size)[None, :]
+    where = base + position[:, None] * size + at[None, :]
+    key = tl.load(keys + where, inside, other=0.0)
+    value = tl.load(values + where, inside, other=0.0)
+    scores = tl.dot(own, tl.trans(key), input_precision="ieee") * scale
+    scores = tl.where(visible[None, :], scores, float("-inf"))
+    peak = tl.maximum(tl.max(scores, 1), -1e30)  # finite where nothing is seen, which then weighs nothing
+    shares = tl.exp(scores - peak[:, None])
+    weight = tl.sum(shares, 1)
+    mixed = tl.dot(shares.to(value.dtype), value, input_precision="ieee")
     line = (first + each) * parts + piece
-    weight = tl.where(weight == 0, 1.0, weight)  # of a part of which nothing is seen
+    weight = tl.where(weight == 0, 1.0, weight)
     mixed = mixed / weight[:, None]
     tl.store(out + line[:, None] * size + at[None, :], mixed.to(out.dtype.element_ty), asks)
     if parts > 1:
