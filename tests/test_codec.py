@@ -39,6 +39,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "deep residuals": {"num_residual_layers": 2, "compress": 1, "use_conv_shortcut": True, "kernel_size": 5},
     "grouped attention": {"num_key_value_heads": 2, "head_dim": 6, "rope_parameters": {"rope_theta": 500.0}},
     "no projection": {"codebook_dim": 32, "vector_quantization_hidden_dimension": 32, "num_semantic_quantizers": 2},
+    "a hop with no small part": {"upsampling_ratios": [13], "num_residual_layers": 0},
     "longer stride": {"frame_rate": 500.0, "upsample_groups": 8},
 }
 

@@ -34,7 +34,7 @@ class Deck:
     On CUDA those put since the last start are begun together, on a stream beside the frame loop's, and are waited for
     where samples are asked for. What comes out follows from what is put before each start, not from how long it takes.
     On a CPU each chunk of one row is decoded as it comes. Those of several rows wait until one is asked for, and are
-    decoded with it if they are as long: on the bundled voice 16 together take 0.7 of the time, to the last bit what
+    decoded with it if they are as long: on the bundled voice 16 together take 0.6 of the time, to the last bit what
     they are alone. A thread of their own beside the frame loop was tried and left: each frame then took 2.5 times as
     long, since threads wait for each other between any two operators.
     start_work: how work is begun; None: as the codec's device needs it. rows: of the frame loop.

@@ -11,7 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from csm_cli.codec.config import CodecConfig, codec_config
-from csm_cli.codec.layers import Conv, Layout, Memory, UpConv, decoder, encoder, pack, unpack
+from csm_cli.codec.convolutions import Conv, UpConv
+from csm_cli.codec.layers import decoder, encoder
+from csm_cli.codec.memory import Layout, Memory, pack, unpack
 from csm_cli.codec.quantizer import SplitQuantizer
 from csm_cli.codec.stream import Start, Stream, finished
 from csm_cli.codec.transformer import Transformer
@@ -39,7 +41,7 @@ class Codec:
         self.rate = config.rate
         self.frame_samples = config.frame_samples
         self.frame_rate = config.frame_rate
-        modules.quantizer.stack()
+        modules.arrange()
         self.layout: Layout = []  # of a decoder's memory, once there is one
 
     @classmethod
@@ -238,6 +240,12 @@ class _Mimi(nn.Module):
         self.decoder_transformer = Transformer(config.transformer)
         self.decoder = decoder(config)
 
+    def arrange(self) -> None:
+        """Lays the loaded tensors out as they are computed with."""
+        self.quantizer.stack()
+        self.encoder_transformer.arrange()
+        self.decoder_transformer.arrange()
+
     def encode(self, samples: Tensor, codebooks: int, memory: Memory) -> Tensor:
         """[B, N] -> [B, K, T]"""
         positions = self.encoder_transformer(self.encoder(samples[:, :, None], memory), memory)
@@ -246,6 +254,5 @@ class _Mimi(nn.Module):
     def decode(self, codes: Tensor, memory: Memory) -> Tensor:
         """[B, K, T] -> [B, T * frame_samples]"""
         positions = self.decoder_transformer(self.upsample(self.quantizer.decode(codes), memory), memory)
-        by_rows = len(codes) > 1 and codes.device.type == "cpu"
-        samples: Tensor = (self.decoder.by_rows if by_rows else self.decoder)(positions, memory)
+        samples: Tensor = (self.decoder.nearby if codes.device.type == "cpu" else self.decoder)(positions, memory)
         return samples[:, :, 0]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from csm_cli.codec.layers import each_row, linear
+from csm_cli.codec.products import linear
 
 if TYPE_CHECKING:
     from csm_cli.codec.config import CodecConfig
@@ -35,9 +35,6 @@ class SplitQuantizer(nn.Module):
 
     def decode(self, codes: Tensor) -> Tensor:
         """[B, K, T] to [B, T, hidden]"""
-        return each_row(self._decode, codes)
-
-    def _decode(self, codes: Tensor) -> Tensor:
         latents = self.semantic_residual_vector_quantizer.decode(codes[:, : self.semantic])
         if codes.shape[1] > self.semantic:
             latents = latents + self.acoustic_residual_vector_quantizer.decode(codes[:, self.semantic :])
@@ -66,8 +63,9 @@ class _Chain(nn.Module):
     def decode(self, codes: Tensor) -> Tensor:
         tables = self._tables[: codes.shape[1]]
         first = torch.arange(0, tables.shape[0] * tables.shape[1], tables.shape[1], device=codes.device)
-        found = F.embedding(codes.transpose(0, 1) + first[:, None, None], tables.flatten(0, 1))  # [K, B, T, D]
-        return _projected(self.output_proj, found.sum(dim=0))
+        found = (codes.transpose(1, 2) + first).flatten(0, 1)  # [B * T, K]
+        sums = F.embedding_bag(found, tables.flatten(0, 1), mode="sum")
+        return _projected(self.output_proj, sums.view(len(codes), -1, sums.shape[1]))
 
     def stack(self) -> None:
         codebooks = [layer.get_submodule("codebook") for layer in self.layers]

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from csm_cli.codec.layers import each_row, linear
+from csm_cli.codec.products import each_row, laid_out, linear
 
 if TYPE_CHECKING:
     from csm_cli.codec.config import TransformerConfig
-    from csm_cli.codec.layers import Memory
+    from csm_cli.codec.memory import Memory
 
 
 class Transformer(nn.Module):
@@ -22,6 +22,15 @@ class Transformer(nn.Module):
         super().__init__()
         self.config = config
         self.layers = nn.ModuleList([_Layer(config) for _ in range(config.layers)])
+
+    def arrange(self) -> None:
+        """Lays the loaded weights out as they are computed with."""
+        for part in self.modules():
+            if isinstance(part, nn.Linear):
+                part.weight.data = laid_out(part.weight)
+        for part in self.modules():
+            if isinstance(part, _Attention):
+                part.join()
 
     def forward(self, x: Tensor, memory: Memory) -> Tensor:
         carried = self.config.window - 1 if self in memory else 0
@@ -82,22 +91,26 @@ class _Attention(nn.Module):
         self.v_proj = nn.Linear(config.hidden, keys, bias=False)
         self.o_proj = nn.Linear(queries, config.hidden, bias=False)
 
+    def join(self) -> None:
+        """Puts what reads the input into one matrix, of which its parts become views."""
+        parts = self.q_proj, self.k_proj, self.v_proj
+        self._joined = laid_out(torch.cat([part.weight for part in parts]))
+        for part, own in zip(parts, torch.split(self._joined, [len(part.weight) for part in parts]), strict=True):
+            part.weight.data = own
+
     def forward(self, x: Tensor, rotation: Tensor, mask: Tensor, memory: Memory) -> Tensor:
         config = self.config
-        both = self._heads(torch.cat((linear(x, self.q_proj.weight), linear(x, self.k_proj.weight)), dim=-1))
-        query, key = torch.split(_rotate(both, rotation), [config.heads, config.kv_heads], dim=1)
-        states = torch.cat((key, self._heads(linear(x, self.v_proj.weight))), dim=1)  # [B, 2 * H, N, D]
+        heads = linear(x, self._joined).view(*x.shape[:2], -1, config.head_dim).transpose(1, 2)  # [B, H, N, D]
+        turned, value = torch.split(heads, [config.heads + config.kv_heads, config.kv_heads], dim=1)
+        query, key = torch.split(_rotate(turned, rotation), [config.heads, config.kv_heads], dim=1)
         if self in memory:
-            states = torch.cat((*memory[self], states), dim=2)
-        memory[self] = (_newest(states, config.window - 1),)
-        key, value = states.chunk(2, dim=1)
+            past = memory[self]
+            key, value = torch.cat((past[0], key), dim=2), torch.cat((past[1], value), dim=2)
+        memory[self] = _newest(key, config.window - 1), _newest(value, config.window - 1)
         y = F.scaled_dot_product_attention(
             query, key, value, mask, enable_gqa=config.heads != config.kv_heads
         )  # [B, H, N, D]
         return linear(y.transpose(1, 2).flatten(2), self.o_proj.weight)
-
-    def _heads(self, x: Tensor) -> Tensor:
-        return x.view(*x.shape[:2], -1, self.config.head_dim).transpose(1, 2)  # [B, H, N, D]
 
 
 def _newest(states: Tensor, count: int) -> Tensor:
@@ -107,8 +120,11 @@ def _newest(states: Tensor, count: int) -> Tensor:
 
 
 def _rotate(x: Tensor, rotation: Tensor) -> Tensor:
-    first, second = x.chunk(2, dim=-1)
-    return x * rotation[0] + torch.cat([second, first], dim=-1) * rotation[1]
+    y = x * rotation[0]
+    half = x.shape[-1] // 2
+    y[..., :half].addcmul_(x[..., half:], rotation[1, ..., :half])
+    y[..., half:].addcmul_(x[..., :half], rotation[1, ..., half:])
+    return y
 
 
 class _Mlp(nn.Module):

@@ -1,0 +1,68 @@
+"""On a CPU a row of a batch is multiplied and mapped to the last bit as it is alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from csm_cli.codec.products import each_row, laid_out, linear, sum_of_products
+
+SHAPES = [(256, 768), (512, 256), (1024, 1024), (1792, 256), (2048, 512), (40, 7)]
+
+
+def operands(positions: int, shape: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(positions)
+    wide, narrow = shape
+    x, matrix, bias = (
+        torch.randn(size, generator=generator) for size in [(5, positions, wide), (narrow, wide), (narrow,)]
+    )
+    return x, laid_out(matrix / wide**0.5), bias
+
+
+@pytest.fixture
+def threads() -> object:
+    """Puts the number of threads back."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("positions", [1, 2, 3, 24, 50])
+def test_a_row_is_multiplied_as_alone(positions: int, shape: tuple[int, int]) -> None:
+    x, matrix, bias = operands(positions, shape)
+    together = linear(x, matrix, bias)
+    assert torch.equal(together, torch.cat([linear(row, matrix, bias) for row in x.split(1)]))
+    torch.testing.assert_close(together, F.linear(x, matrix, bias), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_the_number_of_threads_changes_no_bit(shape: tuple[int, int], threads: Callable[[int], None]) -> None:
+    x, matrix, _ = operands(24, shape)
+    found = []
+    for count in (1, 2, 3):
+        threads(count)
+        found += [linear(x, matrix), torch.cat([linear(row, matrix) for row in x.split(1)])]
+    assert all(torch.equal(each, found[0]) for each in found)
+
+
+def test_products_of_parts_are_summed() -> None:
+    x, matrix, _ = operands(6, (1024, 64))
+    pairs = list(zip(x.chunk(4, dim=2), matrix.chunk(4, dim=1), strict=True))
+    torch.testing.assert_close(sum_of_products(pairs), x @ matrix.T, rtol=1e-4, atol=1e-4)
+
+
+def test_a_function_is_applied_to_each_row() -> None:
+    x = torch.randn(3, 5, 7)
+    seen: list[int] = []
+
+    def double(row: Tensor) -> Tensor:
+        seen.append(len(row))
+        return row * 2
+
+    assert torch.equal(each_row(double, x), x * 2)
+    assert seen == [1, 1, 1]
