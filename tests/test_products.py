@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from csm_cli.codec.products import each_row, laid_out, linear, sum_of_products
+from csm_cli.codec.products import each_row, laid_out, linear
 
 SHAPES = [(256, 768), (512, 256), (1024, 1024), (1792, 256), (2048, 512), (40, 7)]
 
@@ -48,12 +48,6 @@ def test_the_number_of_threads_changes_no_bit(shape: tuple[int, int], threads: C
         threads(count)
         found += [linear(x, matrix), torch.cat([linear(row, matrix) for row in x.split(1)])]
     assert all(torch.equal(each, found[0]) for each in found)
-
-
-def test_products_of_parts_are_summed() -> None:
-    x, matrix, _ = operands(6, (1024, 64))
-    pairs = list(zip(x.chunk(4, dim=2), matrix.chunk(4, dim=1), strict=True))
-    torch.testing.assert_close(sum_of_products(pairs), x @ matrix.T, rtol=1e-4, atol=1e-4)
 
 
 def test_a_function_is_applied_to_each_row() -> None:

@@ -13,9 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from csm_cli.codec.memory import Memory
-from csm_cli.codec.products import laid_out, linear, sum_of_products
-
-_WIDE = 64  # channels from which on a product for each tap costs less than copying windows
+from csm_cli.codec.products import laid_out, linear
 
 
 class Conv(nn.Module):
@@ -62,9 +60,6 @@ class Conv(nn.Module):
         if self._narrows:
             return self._mixed_first(x)
         taps = self._taps(x)
-        if x.device.type == "cpu" and self.stride == 1 and x.shape[2] >= _WIDE:
-            y = sum_of_products(zip(taps, self._matrix.chunk(len(taps), dim=1), strict=True))
-            return y if self.conv.bias is None else y.add_(self.conv.bias)
         return linear(taps[0] if len(taps) == 1 else torch.cat(taps, dim=-1), self._matrix, self.conv.bias)
 
     def _mixed_first(self, x: Tensor) -> Tensor:

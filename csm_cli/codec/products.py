@@ -8,7 +8,7 @@ on any number of threads (MKL, 1 to 16 threads, 2 to 50 positions).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -26,17 +26,15 @@ def linear(x: Tensor, matrix: Tensor, bias: Tensor | None = None) -> Tensor:
     """[B, N, C] times [D, C] to [B, N, D]."""
     if x.device.type != "cpu":
         return F.linear(x, matrix, bias)
-    y = sum_of_products([(x, matrix)])
+    y = _product(x, matrix) if x.shape[2] <= _LONGEST else _sum_of_products(x, matrix)
     return y if bias is None else y.add_(bias)
 
 
-def sum_of_products(pairs: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
-    """Of each x [B, N, C] times its matrix [D, C]: [B, N, D]."""
-    y: Tensor | None = None
-    for x, matrix in pairs:
-        for part, factor in zip(torch.split(x, _LONGEST, dim=2), torch.split(matrix, _LONGEST, dim=1), strict=True):
-            y = _product(part, factor) if y is None else _add_product(y, part, factor)
-    assert y is not None
+def _sum_of_products(x: Tensor, matrix: Tensor) -> Tensor:
+    first, *rest = zip(torch.split(x, _LONGEST, dim=2), torch.split(matrix, _LONGEST, dim=1), strict=True)
+    y = _product(*first)
+    for part, factor in rest:
+        y = _add_product(y, part, factor)
     return y
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,6 +14,9 @@ from csm_cli.codec.products import each_row, laid_out, linear
 if TYPE_CHECKING:
     from csm_cli.codec.config import TransformerConfig
     from csm_cli.codec.memory import Memory
+
+
+Rotation = tuple[Tensor, Tensor]
 
 
 class Transformer(nn.Module):
@@ -37,21 +41,24 @@ class Transformer(nn.Module):
         (start,) = memory.get(self) or (x.new_zeros(len(x), 1),)  # [B, 1]
         memory[self] = (start + x.shape[1],)
         steps = torch.arange(-carried, x.shape[1], device=x.device)
-        rotation = _rotation(start + steps[carried:], self.config)
+        rotation = self._rotation(start + steps[carried:])
         mask = _mask(start, steps, carried, self.config.window)
         for layer in self.layers:
             x = layer(x, rotation, mask, memory)
         return x
 
+    @cached_property
+    def _frequencies(self) -> Tensor:
+        """[D / 2] of RoPE, angular."""
+        steps = torch.arange(0, self.config.head_dim, 2, dtype=torch.float32)
+        weight: Tensor = next(self.parameters())
+        return (1.0 / self.config.theta ** (steps / self.config.head_dim)).to(weight.device)
 
-def _rotation(positions: Tensor, config: TransformerConfig) -> Tensor:
-    """RoPE's cosines and sines of positions [B, N]: [2, B, 1, N, D], the sines of the first half of D negative."""
-    steps = torch.arange(0, config.head_dim, 2, dtype=torch.float32, device=positions.device)
-    inverse = 1.0 / config.theta ** (steps / config.head_dim)
-    angles = (positions[:, None, :, None] * inverse).repeat(1, 1, 1, 2)
-    rotation = torch.stack([each_row(torch.cos, angles), each_row(torch.sin, angles)])
-    rotation[1, ..., : config.head_dim // 2].neg_()
-    return rotation
+    def _rotation(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """RoPE's cosines and sines [B, 1, N, D] of positions [B, N], the sines of the first half of D negative."""
+        angles = positions[:, None, :, None] * self._frequencies
+        cos, sin = each_row(torch.cos, angles), each_row(torch.sin, angles)
+        return torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
 
 
 def _mask(start: Tensor, steps: Tensor, carried: int, window: int) -> Tensor:
@@ -75,9 +82,9 @@ class _Layer(nn.Module):
         self.self_attn_layer_scale = _Scale(config.hidden)
         self.mlp_layer_scale = _Scale(config.hidden)
 
-    def forward(self, x: Tensor, rotation: Tensor, mask: Tensor, memory: Memory) -> Tensor:
-        x = x + self.self_attn_layer_scale(self.self_attn(self.input_layernorm(x), rotation, mask, memory))
-        y: Tensor = x + self.mlp_layer_scale(self.mlp(self.post_attention_layernorm(x)))
+    def forward(self, x: Tensor, rotation: Rotation, mask: Tensor, memory: Memory) -> Tensor:
+        x = self.self_attn_layer_scale(x, self.self_attn(self.input_layernorm(x), rotation, mask, memory))
+        y: Tensor = self.mlp_layer_scale(x, self.mlp(self.post_attention_layernorm(x)))
         return y
 
 
@@ -98,7 +105,7 @@ class _Attention(nn.Module):
         for part, own in zip(parts, torch.split(self._joined, [len(part.weight) for part in parts]), strict=True):
             part.weight.data = own
 
-    def forward(self, x: Tensor, rotation: Tensor, mask: Tensor, memory: Memory) -> Tensor:
+    def forward(self, x: Tensor, rotation: Rotation, mask: Tensor, memory: Memory) -> Tensor:
         config = self.config
         heads = linear(x, self._joined).view(*x.shape[:2], -1, config.head_dim).transpose(1, 2)  # [B, H, N, D]
         turned, value = torch.split(heads, [config.heads + config.kv_heads, config.kv_heads], dim=1)
@@ -119,11 +126,12 @@ def _newest(states: Tensor, count: int) -> Tensor:
     return F.pad(kept, (0, 0, count - kept.shape[2], 0)) if kept.shape[2] < count else kept
 
 
-def _rotate(x: Tensor, rotation: Tensor) -> Tensor:
-    y = x * rotation[0]
+def _rotate(x: Tensor, rotation: Rotation) -> Tensor:
+    cos, sin = rotation
+    y = x * cos
     half = x.shape[-1] // 2
-    y[..., :half].addcmul_(x[..., half:], rotation[1, ..., :half])
-    y[..., half:].addcmul_(x[..., :half], rotation[1, ..., half:])
+    y[..., :half].addcmul_(x[..., half:], sin[..., :half])
+    y[..., half:].addcmul_(x[..., :half], sin[..., half:])
     return y
 
 
@@ -142,5 +150,5 @@ class _Scale(nn.Module):
         super().__init__()
         self.scale = nn.Parameter(torch.empty(channels))
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.scale * x
+    def forward(self, residual: Tensor, x: Tensor) -> Tensor:
+        return torch.addcmul(residual, x, self.scale)
