@@ -63,15 +63,21 @@ class _Chain(nn.Module):
     def decode(self, codes: Tensor) -> Tensor:
         tables = self._tables[: codes.shape[1]]
         first = torch.arange(0, tables.shape[0] * tables.shape[1], tables.shape[1], device=codes.device)
-        found = (codes.transpose(1, 2) + first).flatten(0, 1)  # [B * T, K]
-        sums = F.embedding_bag(found, tables.flatten(0, 1), mode="sum")
-        return _projected(self.output_proj, sums.view(len(codes), -1, sums.shape[1]))
+        found = codes.transpose(1, 2) + first  # [B, T, K]
+        return _projected(self.output_proj, _sums(found, tables.flatten(0, 1)))
 
     def stack(self) -> None:
         codebooks = [layer.get_submodule("codebook") for layer in self.layers]
         self._tables = torch.stack([book.get_buffer("embed") for book in codebooks])  # [K, codes, D]
         for book, table in zip(codebooks, self._tables, strict=True):
             book.embed = table
+
+
+def _sums(found: Tensor, table: Tensor) -> Tensor:
+    """[B, T, D]: of rows of a table [N, D]. Bags, whose sums do not go by how many there are, MPS may not have."""
+    if found.device.type != "cpu":
+        return F.embedding(found, table).sum(dim=2)
+    return F.embedding_bag(found.flatten(0, 1), table, mode="sum").view(*found.shape[:2], table.shape[1])
 
 
 def _projected(project: nn.Module, x: Tensor) -> Tensor:
