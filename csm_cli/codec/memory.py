@@ -26,4 +26,4 @@ def unpack(rows: Tensor, layout: Layout) -> Memory:
     """The memory whose rows [B, M] `pack` gave."""
     sizes = [shape.numel() for _, shapes in layout for shape in shapes]
     parts = iter(torch.split(rows, sizes, dim=1))
-    return {layer: tuple(next(parts).view(-1, *shape) for shape in shapes) for layer, shapes in layout}
+    return {layer: tuple(next(parts).view(len(rows), *shape) for shape in shapes) for layer, shapes in layout}

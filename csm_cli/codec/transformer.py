@@ -37,6 +37,8 @@ class Transformer(nn.Module):
                 part.join()
 
     def forward(self, x: Tensor, memory: Memory) -> Tensor:
+        if not self.layers:
+            return x
         carried = self.config.window - 1 if self in memory else 0
         (start,) = memory.get(self) or (x.new_zeros(len(x), 1),)  # [B, 1]
         memory[self] = (start + x.shape[1],)
@@ -54,7 +56,7 @@ class Transformer(nn.Module):
         weight: Tensor = next(self.parameters())
         return (1.0 / self.config.theta ** (steps / self.config.head_dim)).to(weight.device)
 
-    def _rotation(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+    def _rotation(self, positions: Tensor) -> Rotation:
         """RoPE's cosines and sines [B, 1, N, D] of positions [B, N], the sines of the first half of D negative."""
         angles = positions[:, None, :, None] * self._frequencies
         cos, sin = each_row(torch.cos, angles), each_row(torch.sin, angles)
