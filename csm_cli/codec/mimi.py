@@ -243,12 +243,17 @@ class _Mimi(nn.Module):
     def arrange(self) -> None:
         """Lays the loaded tensors out as they are computed with."""
         self.quantizer.stack()
-        self.encoder_transformer.arrange()
         self.decoder_transformer.arrange()
+
+    @cached_property
+    def _encoding(self) -> Transformer:
+        """The encoder's, laid out once something is encoded: what only decodes leaves its weights in the file."""
+        self.encoder_transformer.arrange()
+        return self.encoder_transformer
 
     def encode(self, samples: Tensor, codebooks: int, memory: Memory) -> Tensor:
         """[B, N] -> [B, K, T]"""
-        positions = self.encoder_transformer(self.encoder(samples[:, :, None], memory), memory)
+        positions = self._encoding(self.encoder(samples[:, :, None], memory), memory)
         return self.quantizer.encode(self.downsample(positions, memory), codebooks)
 
     def decode(self, codes: Tensor, memory: Memory) -> Tensor:
