@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from csm_cli.codec.products import each_row, laid_out, linear
 
 SHAPES = [(256, 768), (512, 256), (1024, 1024), (1792, 256), (2048, 512), (40, 7)]
+ODD = [(3, 2), (64, 1), (512, 96), (384, 384), (513, 512), (896, 256)]  # which MKL computes otherwise in a batch
 
 
 def operands(positions: int, shape: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
@@ -24,7 +25,7 @@ def operands(positions: int, shape: tuple[int, int]) -> tuple[Tensor, Tensor, Te
 
 
 @pytest.fixture
-def threads() -> object:
+def threads() -> Iterator[Callable[[int], None]]:
     """Puts the number of threads back."""
     before = torch.get_num_threads()
     yield torch.set_num_threads
@@ -48,6 +49,19 @@ def test_the_number_of_threads_changes_no_bit(shape: tuple[int, int], threads: C
         threads(count)
         found += [linear(x, matrix), torch.cat([linear(row, matrix) for row in x.split(1)])]
     assert all(torch.equal(each, found[0]) for each in found)
+
+
+@pytest.mark.parametrize("shape", ODD, ids=str)
+@pytest.mark.parametrize("count", [1, 3, 10, 12])
+def test_sizes_unlike_mimis_are_multiplied_as_alone(
+    count: int, shape: tuple[int, int], threads: Callable[[int], None]
+) -> None:
+    threads(count)
+    for positions in (5, 24, 42):
+        x, matrix, bias = operands(positions, shape)
+        alone = torch.cat([linear(row, matrix, bias) for row in x.split(1)])
+        assert torch.equal(linear(x, matrix, bias), alone)
+        torch.testing.assert_close(alone, F.linear(x, matrix, bias), rtol=1e-4, atol=1e-4)
 
 
 def test_a_function_is_applied_to_each_row() -> None:

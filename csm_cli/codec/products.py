@@ -1,9 +1,10 @@
 """What a row of several is multiplied by and mapped to: on a CPU to the last bit as it is alone.
 
 How a number is rounded there goes by what is computed with it: functions of vectors end in functions of numbers, and a
-product of one position or of long rows is shared out among threads in other ways alone than in a batch. So functions
-are applied row by row, and products are sums of shorter ones. Those are the same to the last bit in a batch, alone and
-on any number of threads (MKL, 1 to 16 threads, 2 to 50 positions).
+product of one position, of long rows or of odd sizes is shared out among threads in other ways alone than in a batch.
+So functions are applied row by row, and products are sums of shorter ones, of all rows together where their sizes are
+those below and else row by row. Products of these sizes are also the same on any number of threads (MKL, 1 to 16
+threads, 2 to 50 positions).
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 _LONGEST = 512  # of the rows multiplied; from 1,024 on they are cut where there are threads to spare
+_EVEN = (128, 256, 512)  # lengths of rows that MKL never cuts, multiplied by as many as these at least:
+_WIDE = 256
 
 
 def laid_out(matrix: Tensor) -> Tensor:
@@ -39,22 +42,27 @@ def _sum_of_products(x: Tensor, matrix: Tensor) -> Tensor:
 
 
 def _product(x: Tensor, matrix: Tensor) -> Tensor:
-    if _batched(x):
+    if _batched(x, matrix):
         return torch.bmm(x, matrix.T.expand(len(x), -1, -1))
-    return each_row(lambda row: F.linear(row, matrix), x)
+    if len(x) == 1:
+        return F.linear(x, matrix)
+    y = x.new_empty(*x.shape[:2], len(matrix))
+    for row, own in zip(y, x, strict=True):
+        torch.mm(own, matrix.T, out=row)  # joined, long rows would be copied once more
+    return y
 
 
 def _add_product(y: Tensor, x: Tensor, matrix: Tensor) -> Tensor:
-    if _batched(x):
+    if _batched(x, matrix):
         return y.baddbmm_(x, matrix.T.expand(len(x), -1, -1))
     for row, own in zip(y, x, strict=True):
         row.addmm_(own, matrix.T)
     return y
 
 
-def _batched(x: Tensor) -> bool:
-    """One call for all rows takes a third of the time of one for each; but one position alone is computed otherwise."""
-    return len(x) > 1 and x.shape[1] > 1
+def _batched(x: Tensor, matrix: Tensor) -> bool:
+    """Whether one call for all rows, a third of the time of one for each, is rounded as each of them alone is."""
+    return len(x) > 1 and x.shape[1] > 1 and x.shape[2] in _EVEN and len(matrix) >= _WIDE
 
 
 def each_row(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
