@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "grouped attention": {"num_key_value_heads": 2, "head_dim": 6, "rope_parameters": {"rope_theta": 500.0}},
     "no projection": {"codebook_dim": 32, "vector_quantization_hidden_dimension": 32, "num_semantic_quantizers": 2},
     "a hop with no small part": {"upsampling_ratios": [13], "num_residual_layers": 0},
+    "nothing carried": {"last_kernel_size": 1, "sliding_window": 1, "residual_kernel_size": 1},
+    "a long last kernel": {"last_kernel_size": 14, "upsampling_ratios": [3, 5]},
+    "no transformer": {"num_hidden_layers": 0},
     "longer stride": {"frame_rate": 500.0, "upsample_groups": 8},
 }
 
@@ -146,6 +150,21 @@ def test_decoding_in_chunks_equals_decoding_at_once(pair: Callable[[str], Pair],
     assert loudest_difference(samples, decoded_by_transformers(mimi, codes)) < 1e-5
 
 
+@pytest.mark.parametrize("name", VARIANTS)
+def test_rows_together_are_each_to_the_last_bit_as_alone(pair: Callable[[str], Pair], name: str) -> None:
+    codec, mimi = pair(name).codec, pair(name).mimi
+    spoken = [random_codes(codec, frames) for frames in (26, 25, 24)]
+    decoders, others = [codec.decoder() for _ in spoken], [codec.decoder() for _ in spoken]
+    heard: list[list[Tensor]] = [[] for _ in spoken]
+    for start, end in pairwise((0, 1, 3, 3, 10, 11, 24)):
+        chunks = [codes[start:end] for codes in spoken]
+        for row, samples in enumerate(push_all(decoders, chunks)):
+            assert torch.equal(samples, others[row].push(chunks[row]))
+            heard[row].append(samples)
+    for codes, parts in zip(spoken, heard, strict=True):
+        assert loudest_difference(torch.cat(parts), decoded_by_transformers(mimi, codes[:24])) < 1e-5
+
+
 def test_decoding_stays_exact_past_mimis_own_window(tmp_path: Path) -> None:
     made = make_pair(tmp_path, {"sliding_window": 250})
     codes = random_codes(made.codec, 300)
@@ -244,6 +263,17 @@ def test_reads_the_codec_out_of_a_saved_csm(tmp_path: Path) -> None:
     ours = Codec.load(config["codec_config"], weights, codebooks=4)
     codes = random_codes(ours, 20)
     assert loudest_difference(ours.decode(codes), decoded_by_transformers(csm.codec_model, codes)) < 1e-5
+
+
+def test_what_only_decodes_leaves_the_encoders_weights_where_they_lie(pair: Callable[[str], Pair]) -> None:
+    made = pair("small frames")
+    codec = Codec.load(made.config, made.weights)
+    name = "encoder_transformer.layers.0.mlp.fc1.weight"
+    codec.decode(random_codes(codec, 3))
+    assert codec.modules.get_parameter(name).data_ptr() == made.weights[name].data_ptr()
+    codec.encode(noise(100))
+    assert codec.modules.get_parameter(name).data_ptr() != made.weights[name].data_ptr()
+    assert torch.equal(codec.modules.get_parameter(name), made.weights[name])
 
 
 def test_computes_in_float32_whatever_the_checkpoint_holds(pair: Callable[[str], Pair]) -> None:

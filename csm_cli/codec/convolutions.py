@@ -106,9 +106,9 @@ class OneChannel(nn.Module):
         products = linear(x.view(len(x), -1, self.group * x.shape[2]), self._matrix)
         own, next_ones = torch.split(products, [self.group, self.carried], dim=2)
         y = F.pad(own, (0, 0, 0, 1))  # [B, N / group + 1, group]
-        y[:, 1:, : self.carried] += next_ones
+        y[:, 1:, : self.carried].add_(next_ones)
         (before,) = memory.get(self) or (x.new_zeros(len(x), self.carried),)
-        y[:, 0, : self.carried] += before
+        y[:, 0, : self.carried].add_(before)
         memory[self] = (y[:, -1, : self.carried].clone(),)
         y = y[:, :-1].reshape(len(x), -1, 1)
         return y if self.conv.bias is None else y + self.conv.bias

@@ -24,7 +24,7 @@ _LEAST = -30.0  # whose exponential is lost beside 1; exponentials that are next
 
 
 class Elu(nn.Module):
-    """[B, N, C] to the same, in place unless something else reads its input too."""
+    """[B, N, C] to the same: on a CPU new, else in place unless something else reads its input too."""
 
     def __init__(self, in_place: bool = True) -> None:
         super().__init__()
