@@ -1,4 +1,4 @@
-"""What a row of several is multiplied by and mapped to: on a CPU to the last bit as it is alone.
+"""Products and functions of several rows, each of which is on a CPU to the last bit what it is alone.
 
 How a number is rounded there goes by what is computed with it: functions of vectors end in functions of numbers, and a
 product of one position, of long rows or of odd sizes is shared out among threads in other ways alone than in a batch.

@@ -30,11 +30,8 @@ class Transformer(nn.Module):
     def arrange(self) -> None:
         """Lays the loaded weights out as they are computed with."""
         for part in self.modules():
-            if isinstance(part, nn.Linear):
-                part.weight.data = laid_out(part.weight)
-        for part in self.modules():
-            if isinstance(part, _Attention):
-                part.join()
+            if isinstance(part, (_Attention, _Mlp)):
+                part.arrange()
 
     def forward(self, x: Tensor, memory: Memory) -> Tensor:
         if not self.layers:
@@ -100,8 +97,9 @@ class _Attention(nn.Module):
         self.v_proj = nn.Linear(config.hidden, keys, bias=False)
         self.o_proj = nn.Linear(queries, config.hidden, bias=False)
 
-    def join(self) -> None:
+    def arrange(self) -> None:
         """Puts what reads the input into one matrix, of which its parts become views."""
+        self.o_proj.weight.data = laid_out(self.o_proj.weight)
         parts = self.q_proj, self.k_proj, self.v_proj
         self._joined = laid_out(torch.cat([part.weight for part in parts]))
         for part, own in zip(parts, torch.split(self._joined, [len(part.weight) for part in parts]), strict=True):
@@ -142,6 +140,10 @@ class _Mlp(nn.Module):
         super().__init__()
         self.fc1 = nn.Linear(config.hidden, config.intermediate, bias=False)
         self.fc2 = nn.Linear(config.intermediate, config.hidden, bias=False)
+
+    def arrange(self) -> None:
+        for part in (self.fc1, self.fc2):
+            part.weight.data = laid_out(part.weight)
 
     def forward(self, x: Tensor) -> Tensor:
         return linear(each_row(F.gelu, linear(x, self.fc1.weight)), self.fc2.weight)
