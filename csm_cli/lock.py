@@ -12,10 +12,10 @@ from csm_cli.errors import OutputRefused, UsageError
 
 
 @contextmanager
-def locked(folder: Path, name: str = ".lock") -> Iterator[None]:
+def locked(folder: Path, name: str = ".lock", shown: Path | None = None) -> Iterator[None]:
     """Keeps others from the folder; the system lets go of it when the process ends, in whatever way.
 
-    Missing folders are made. name: of the file in it that is locked.
+    Missing folders are made. name: of the file in it that is locked; shown: what the user calls the folder.
 
     Raises:
         UsageError: another run is at this folder. OutputRefused: it cannot be written to.
@@ -25,7 +25,9 @@ def locked(folder: Path, name: str = ".lock") -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         lock.acquire()
     except Timeout as error:
-        raise UsageError(f"{folder} is in use by another run; wait for it to end, or choose another folder") from error
+        raise UsageError(
+            f"{shown or folder} is in use by another run; wait for it to end, or choose another"
+        ) from error
     except OSError as error:
         raise OutputRefused(f"{folder}: cannot be written ({error.strerror}); choose another folder") from error
     try:

@@ -61,6 +61,7 @@ class Replay:
         base = _base(talk, voice)
         self._marks = [_mark(base, turn, talk.lexicon, voice.options(talk, turn)) for turn in talk.turns]
         self._past = base
+        self._before = list(state.turns)
         self._now: list[Kept] = []
         self._again: dict[int, Kept] = {}  # what is spoken again because somebody wished so
         self.kept: dict[int, Kept] = {}
@@ -133,9 +134,16 @@ class Replay:
         """How many turns have come out."""
         return len(self._now)
 
+    @property
+    def left(self) -> list[int]:
+        """Of the turns that the same command would speak again, those that have not come out yet."""
+        wished = range(1, len(self.talk.turns) + 1) if self._wish.fresh else sorted(self._wish.redo)
+        return [number for number in wished if number > self.done and not self.talk.turns[number - 1].recording]
+
     def settle(self) -> None:
-        """The track is written: turns that are not in it are forgotten."""
-        self._state.only([entry for entry in self._now if entry.name])
+        """The track is written: what it was to replace is forgotten."""
+        disliked = self._before if self._wish.fresh else list(self._again.values())
+        self._state.settle([entry for entry in self._now if entry.name], disliked)
 
 
 def told(take: Take, rate: int) -> dict[str, Any]:

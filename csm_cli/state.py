@@ -9,6 +9,8 @@ import hashlib
 import io
 import json
 import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -18,11 +20,36 @@ import soundfile
 
 from csm_cli.disk import write_atomically, write_together
 from csm_cli.events import Utterance
+from csm_cli.lock import locked
 from csm_cli.types import Recording
 
 _LOG = logging.getLogger(__name__)
 SCHEMA = 1  # one more whenever the same turn is to sound different
 RECORD = "state.json"
+_LOCK = ".lock"
+_OTHERS = 100  # turns kept that are not in the track, or as many as are
+
+
+@contextmanager
+def alone(output: Path) -> Iterator[None]:
+    """Keeps other runs from the state of an output; leaves no folder in which nothing is kept.
+
+    Raises:
+        UsageError: another run is at it. OutputRefused: the folder cannot be written to.
+    """
+    folder = _folder(output)
+    with locked(folder, _LOCK, shown=output):
+        try:
+            yield
+        finally:
+            with suppress(OSError):
+                if [path.name for path in folder.iterdir()] == [_LOCK]:
+                    (folder / _LOCK).unlink()
+                    folder.rmdir()
+
+
+def _folder(output: Path) -> Path:
+    return output.with_name(f".{output.name}.csm")
 
 
 @dataclass(frozen=True)
@@ -59,7 +86,7 @@ class State:
     @classmethod
     def beside(cls, output: Path) -> State:
         """The state of an output; empty where there is none, or one of another version."""
-        folder = output.with_name(f".{output.name}.csm")
+        folder = _folder(output)
         try:
             record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
             return cls(folder, [_kept(each) for each in record["turns"]] if record["schema"] == SCHEMA else [])
@@ -85,13 +112,14 @@ class State:
         self._write()
         return named
 
-    def only(self, turns: list[Kept]) -> None:
-        """Forgets all other turns."""
-        self.turns = turns
+    def settle(self, turns: Sequence[Kept], disliked: Sequence[Kept]) -> None:
+        """Keeps these turns, and of those that are not disliked the newest others: a script may have them again."""
         if not turns:
             return
+        others = [turn for turn in self.turns if turn not in turns and turn not in disliked]
+        self.turns = [*others[-max(_OTHERS, len(turns)) :], *turns]
         self._write()
-        names = {turn.name for turn in turns}
+        names = {turn.name for turn in self.turns}
         for path in self.folder.iterdir():
             if path.suffix in (".wav", ".npy") and path.stem not in names:
                 path.unlink(missing_ok=True)

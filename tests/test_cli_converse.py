@@ -17,7 +17,7 @@ import soundfile
 from conftest import Result
 from numpy.typing import NDArray
 
-from csm_cli.state import State
+from csm_cli.state import State, alone
 from csm_cli.takes import Take, Tape
 
 Csm = Callable[..., Result]
@@ -329,11 +329,54 @@ def test_damaged_state_is_said_and_spoken_again(edited: Csm, tmp_path: Path, dam
     assert ("again" in again.err) == (damage != "version")
 
 
-def test_what_is_no_longer_in_the_script_is_forgotten(edited: Csm, tmp_path: Path) -> None:
-    edited("One Two Three")
+def test_what_leaves_the_script_is_there_when_it_comes_back(edited: Csm) -> None:
+    first = edited("One Two Three")
+    shorter = edited("One")
+    assert kept(shorter) == [True] and "nothing has changed" not in shorter.err
+    again = edited("One Two Three")
+    assert kept(again) == [True] * 3
+    assert [turn["seed"] for turn in again.json["turns"]] == [turn["seed"] for turn in first.json["turns"]]
+
+
+@pytest.mark.parametrize("wish", [("--redo", "2"), ("--fresh",)], ids=" ".join)
+def test_what_was_disliked_does_not_come_back(edited: Csm, wish: tuple[str, ...]) -> None:
+    seeds = [edited("One Two").json["turns"][1]["seed"], edited("One Two", *wish).json["turns"][1]["seed"]]
     edited("One")
-    names = {path.suffix for path in (tmp_path / ".o.wav.csm").iterdir()}
-    assert names == {".json", ".npy", ".wav"} and len(list((tmp_path / ".o.wav.csm").iterdir())) == 3
+    assert [edited("One Two").json["turns"][1]["seed"]] == seeds[1:]
+
+
+@pytest.mark.parametrize("wish", [("--redo", "1-4"), ("--fresh",)], ids=" ".join)
+def test_an_interrupted_wish_tells_how_to_go_on(
+    edited: Csm, monkeypatch: pytest.MonkeyPatch, wish: tuple[str, ...]
+) -> None:
+    first = [turn["seed"] for turn in edited("One Two Three Four").json["turns"]]
+    add, count = State.add, iter(range(9))
+
+    def interrupted(self: State, *given: Any) -> Any:
+        if next(count) == 2:
+            raise KeyboardInterrupt
+        return add(self, *given)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(State, "add", interrupted)
+        assert "2 turns are kept; go on with --redo 3-4" in edited("One Two Three Four", *wish).err
+    again = edited("One Two Three Four", "--redo", "3-4")
+    assert kept(again) == [True, True, False, False]
+    assert not set(first) & {turn["seed"] for turn in again.json["turns"]}
+
+
+def test_files_of_an_earlier_run_are_told(edited: Csm, tmp_path: Path) -> None:
+    assert "of an earlier" not in edited("One Two", "--stems", "--subs", "srt,vtt").err
+    again = edited("One Zwei", "--subs", "vtt").err
+    assert "o.0.wav" in again and "o.1.wav" in again and "o.srt: of an earlier" in again and "o.vtt" not in again
+    assert "o.wav.json: of an earlier" in edited("One Two", "--no-sidecar").err
+
+
+def test_two_runs_do_not_speak_to_one_track_at_a_time(edited: Csm, tmp_path: Path) -> None:
+    with alone(tmp_path / "o.wav"):
+        refused = edited("One Two")
+    assert refused.code == 2 and "o.wav is in use by another run" in refused.err
+    assert kept(edited("One Two")) == [False] * 2
 
 
 def test_a_kept_turn_is_heard_as_it_was_spoken(edited: Csm, tmp_path: Path) -> None:

@@ -117,7 +117,7 @@ def test_a_stream_plays_again_what_is_kept(converse: Csm, heard: SimpleNamespace
     run = (0.1, "--stream", "--play", "-o", tmp_path / "a.wav")
     converse(*run)
     heard.chunks.clear()
-    assert "all its turns are kept" in converse(*run).err and same(heard.chunks, tmp_path / "a.wav")
+    assert "all turns are kept" in converse(*run).err and same(heard.chunks, tmp_path / "a.wav")
 
 
 def test_a_format_holds_for_stems_and_not_for_turns(converse: Csm, tmp_path: Path) -> None:

@@ -11,8 +11,9 @@ import soundfile
 import torch
 
 from csm_cli.audio import Audio
+from csm_cli.errors import UsageError
 from csm_cli.events import Utterance
-from csm_cli.state import RECORD, Kept, State
+from csm_cli.state import RECORD, Kept, State, alone
 from csm_cli.types import Conversation, Turn
 
 
@@ -62,14 +63,33 @@ def test_the_same_sound_is_kept_once(state: State) -> None:
 
 def test_what_is_no_longer_needed_goes_with_its_files(state: State) -> None:
     last = state.turns[1]
-    state.only([last])
+    state.settle([last], disliked=state.turns[:1])
     assert files(state) == sorted([f"{last.name}.npy", f"{last.name}.wav", RECORD])
+
+
+def test_what_is_not_in_the_track_stays_for_a_script_that_has_it_again(
+    state: State, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, last = state.turns
+    state.settle([last], [])
+    assert state.turns == [first, last] and len(files(state)) == 5
+    third = state.add(kept(3), utterance(0.3))
+    monkeypatch.setattr("csm_cli.state._OTHERS", 1)
+    state.settle([third], [])
+    assert state.turns == [last, third]
+
+
+def test_one_run_at_a_time_keeps_turns(tmp_path: Path) -> None:
+    output = tmp_path / "out.wav"
+    with alone(output), pytest.raises(UsageError, match=r"out\.wav is in use by another run"), alone(output):
+        pass
+    assert not list(tmp_path.iterdir())
 
 
 def test_without_any_turn_what_was_kept_stays_on_the_disk(state: State, tmp_path: Path) -> None:
     """A track of recordings only must not cost what an earlier script had spoken."""
     before = files(state)
-    state.only([])
+    state.settle([], [])
     assert files(state) == before and len(State.beside(tmp_path / "out.wav").turns) == 2
 
 

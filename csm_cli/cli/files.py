@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -91,6 +92,19 @@ class Files:
         ]
         for form, path in self.subtitles.items():
             yield path, FORMS[form](cues).encode("utf-8", "replace")
+
+    def left_over(self) -> list[Path]:
+        """What an earlier run wrote beside the same track and this one does not, by the sidecar of that run."""
+        if self.track is None:
+            return []
+        found: list[Path] = []
+        with suppress(OSError, ValueError, LookupError, TypeError, AttributeError):
+            sidecar = self.track.with_name(f"{self.track.name}.json")
+            before = json.loads(sidecar.read_text(encoding="utf-8"))
+            beside = [Path(name) for part in ("stems", "subtitles") for name in before[part].values()]
+            found = [*(self.track.with_name(path.name) for path in beside), sidecar]
+        mine = set(self)
+        return [path for path in found if path not in mine and path.exists()]
 
     def record(self) -> dict[str, Any]:
         """Where everything is, for JSON."""

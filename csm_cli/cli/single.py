@@ -58,10 +58,28 @@ class Order:
     wish: Wish | None = None
     report: Path | None = None
 
+    @property
+    def keeps(self) -> Path | None:
+        """The track beside which turns are kept."""
+        return self.files.track if self.wish else None
+
 
 def speak_one(order: Order) -> None:
-    """Speaks a job's only conversation; nothing is written where a turn fails, but what is kept for the next run."""
+    """Speaks a job's only conversation; nothing is written where a turn fails, but what is kept for the next run.
+
+    Raises UsageError where another run keeps turns of the same track.
+    """
     order = _streamable(order) if order.live.stream else order
+    if order.keeps is None:
+        _speak(order)
+        return
+    from csm_cli.state import alone
+
+    with alone(order.keeps):
+        _speak(order)
+
+
+def _speak(order: Order) -> None:
     job, files, quiet = order.job, order.files, order.job.telling.quiet
     checkpoint = find_checkpoint(job)
     replay = _replay(order, checkpoint)
@@ -99,20 +117,20 @@ def _streamable(order: Order) -> Order:
 
 
 def _replay(order: Order, checkpoint: Any) -> Replay | None:
-    if order.wish is None or order.files.track is None:
+    if order.wish is None or order.keeps is None:
         return None
     from csm_cli.replay import Replay, Voice
     from csm_cli.state import State
 
     job = order.job
     voice = Voice(checkpoint, job.flags, job.care, job.speech.verify)
-    return Replay(State.beside(order.files.track), job.conversations[0], voice, order.wish)
+    return Replay(State.beside(order.keeps), job.conversations[0], voice, order.wish)
 
 
 def _hint(replay: Replay) -> str:
     """What somebody may not expect of turns that are kept."""
-    if len(replay.kept) == sum(not turn.recording for turn in replay.talk.turns):
-        return "nothing has changed since the run before: all its turns are kept; --fresh speaks them again"
+    if replay.kept and len(replay.kept) == sum(not turn.recording for turn in replay.talk.turns) and not replay.stale:
+        return "all turns are kept from runs before; --fresh speaks them again"
     if not replay.stale:
         return ""
     numbers = runs([index + 1 for index in replay.stale])
@@ -127,9 +145,13 @@ def _kept_at_least(replay: Replay | None, quiet: bool) -> Iterator[None]:
         yield
     except (CsmError, KeyboardInterrupt) as end:
         if replay and (done := replay.done) and not quiet:
+            kept = f"{done} turn{'s are' if done > 1 else ' is'} kept"
             bad = isinstance(end, GenerationFailed)
             again = f"--redo {done + 1} gives the next one new seeds" if bad else "it goes on there"
-            note(f"{done} turn{'s are' if done > 1 else ' is'} kept for when the same command runs again; {again}")
+            if replay.left:
+                note(f"{kept}; go on with --redo {runs(replay.left).replace(' ', '')}")
+            else:
+                note(f"{kept} for when the same command runs again; {again}")
         raise
 
 
@@ -188,8 +210,11 @@ def _write(spoken: Spoken, order: Order, synth: Synthesizer, result: dict[str, A
     from csm_cli.audio import encode
 
     order.files.check(not order.output.no_clobber)  # again: it may have been long
+    old = order.files.left_over()
     sidecar = {"csm": __version__, "synthetic": True, **_asked(order), **result}
     write_together(order.files.contents(spoken, synth.checkpoint, sidecar))
+    if old:
+        warn(f"{', '.join(map(str, old))}: of an earlier {order.files.track}, not of this one")
     if order.output.output == "-" and not order.live.stream:
         said = tags(spoken.utterances, synth.checkpoint, spoken.conversation.title)
         emit_bytes(encode(spoken.track.audio, order.live.format or "wav", said))
