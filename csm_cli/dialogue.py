@@ -181,7 +181,8 @@ class Dialogue:
         if self._given_voices and speaker not in self._voices:
             known = ", ".join(map(str, sorted(self._voices)))
             hand.warnings.append(
-                f"speaker {speaker} is not among those heard before ({known}) and gets a voice of the model's choice"
+                f"speaker {speaker} is not among those heard before ({known}) and gets a voice of the model's choice; "
+                "a context turn of theirs, or a voice, gives them their own"
             )
 
     def _frames(self, hand: Hand, words: str) -> tuple[int, int]:

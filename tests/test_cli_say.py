@@ -341,3 +341,9 @@ def test_a_missing_recognizer_is_said_before_anything_is_loaded(say: Csm, monkey
     assert result.code == 2 and result.err.splitlines() == [
         "csm: --verify needs a recognizer; pip install 'csm-cli[verify]'"
     ]
+
+
+def test_a_long_text_is_shown_in_part(say: Csm, tmp_path: Path) -> None:
+    told = say("Once more. " * 40, "--max-duration", "0.2", "-o", tmp_path / "a.wav").err
+    (line,) = [each for each in told.splitlines() if each.startswith("0: ")]
+    assert "Once more. On ...  [" in line and len(line) < 260

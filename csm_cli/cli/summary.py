@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from csm_cli.synth import Synthesizer
     from csm_cli.track import Span
 
+_SHOWN = 160  # characters of a text
 _STOPS = {
     "eos": "ended by the model",
     "cap": "cut at the longest duration",
@@ -102,7 +103,13 @@ def told(utterance: Utterance) -> str:
     elif utterance.stop != "recorded":
         tries = f", {len(utterance.takes)} takes" if len(utterance.takes) > max(1, len(utterance.pieces)) else ""
         how += f"{tries}, seed {utterance.seed}, RTF {utterance.seconds / utterance.audio.duration:.2f}"
-    return f"{utterance.turn.name or utterance.turn.speaker}: {' '.join(utterance.turn.text.split())}  [{how}]"
+    return f"{utterance.turn.name or utterance.turn.speaker}: {_shown(utterance.turn.text)}  [{how}]"
+
+
+def _shown(text: str) -> str:
+    """As much of a text as fits a line or two."""
+    plain = " ".join(text.split())
+    return plain if len(plain) <= _SHOWN else f"{plain[: _SHOWN - 4].rstrip()} ..."
 
 
 def total(meter: Meter, synth: Synthesizer) -> str:
