@@ -57,6 +57,11 @@ def _try(folder: Path) -> None:
         pass
 
 
+def real_name(path: Path) -> str:
+    """A name that two paths share only where they lead to one place, through links and `..`."""
+    return os.path.normcase(os.path.realpath(path))
+
+
 def home(name: str) -> Path:
     """The path of an output as somebody named it, `~` expanded.
 

@@ -156,6 +156,8 @@ def test_convert_refuses_what_it_cannot_write_or_read(csm: Csm, tmp_path: Path) 
     (tmp_path / "in").write_text(DIA)
     assert csm("script", "convert", tmp_path / "in", "-o", tmp_path).code == 2
     assert csm("script", "convert", tmp_path / "in", "-o", tmp_path / "in", "--no-clobber").code == 2
+    itself = csm("script", "convert", tmp_path / "in", "-o", tmp_path / "new" / ".." / "in")
+    assert itself.code == 2 and "would be replaced" in itself.err and (tmp_path / "in").read_text() == DIA
     assert csm("script", "convert", tmp_path / "none").code == 3
     assert csm("script", "convert", tmp_path / "in", "--from", "word").code == 2
     assert csm("script", "convert", tmp_path / "in", "--from", "srt").code == 3
