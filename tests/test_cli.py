@@ -144,6 +144,21 @@ def test_a_closed_pipe_is_quiet(tmp_path: Path) -> None:
     assert done.returncode == 1 and not done.stderr
 
 
+@pytest.mark.parametrize("flag", ["--json", "-q"])
+def test_a_batch_whose_reader_leaves_says_why_it_stops(tiny_checkpoint: Path, tmp_path: Path, flag: str) -> None:
+    lines = [{"id": f"{n}", "speaker": 0, "text": "Hi.", "max_duration": 0.1 if n == 0 else 3} for n in range(20)]
+    (tmp_path / "many.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    target = tmp_path / "out" / "{id}.wav"
+    flags = ("--model", tiny_checkpoint, "--batch-size", 1, flag)
+    with process("batch", tmp_path / "many.jsonl", "-o", target, *flags) as run:
+        assert run.stdout and run.stderr and run.stdout.readline()
+        run.stdout.close()
+        told = [line for line in run.stderr.read().splitlines() if "was cut" not in line]
+    assert run.returncode == 1 and "csm: standard output was closed; the same command speaks the rest" in told
+    assert flag != "-q" or len(told) == 1
+    assert 0 < len(list((tmp_path / "out").glob("*.wav"))) < 20
+
+
 def test_json_is_utf8_whatever_a_file_is_called() -> None:
     out, _ = process("check", "--json", "caf\udce9 é.yaml").communicate()
     assert "é" in out and json.loads(out)["files"][0]["file"] == "caf\udce9 é.yaml"
