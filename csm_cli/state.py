@@ -9,6 +9,7 @@ import hashlib
 import io
 import json
 import logging
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,8 @@ from typing import Any
 import numpy as np
 import soundfile
 
-from csm_cli.disk import write_atomically, write_together
+from csm_cli.disk import write_together
+from csm_cli.errors import OutputFailed, OutputRefused
 from csm_cli.events import Utterance
 from csm_cli.types import Recording
 
@@ -53,21 +55,25 @@ class Kept:
 class State:
     """The kept turns of one output, the newest last."""
 
-    folder: Path
+    output: Path
     turns: list[Kept] = field(default_factory=list)
 
     @classmethod
     def beside(cls, output: Path) -> State:
         """The state of an output; empty where there is none, or one of another version."""
-        folder = output.with_name(f".{output.name}.csm")
+        state = cls(output)
         try:
-            record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-            return cls(folder, [_kept(each) for each in record["turns"]] if record["schema"] == SCHEMA else [])
+            record = json.loads((state.folder / RECORD).read_text(encoding="utf-8"))
+            state.turns = [_kept(each) for each in record["turns"]] if record["schema"] == SCHEMA else []
         except FileNotFoundError:
-            return cls(folder)
+            pass
         except (OSError, ValueError, LookupError, TypeError) as error:
-            _LOG.warning("%s cannot be read (%s): all turns are spoken again", folder / RECORD, error)
-            return cls(folder)
+            _LOG.warning("%s cannot be read (%s): all turns are spoken again", state.folder / RECORD, error)
+        return state
+
+    @property
+    def folder(self) -> Path:
+        return self.output.with_name(f".{self.output.name}.csm")
 
     def add(self, turn: Kept, utterance: Utterance) -> Kept:
         """Keeps the utterance of `turn`, at once; returns it with its name.
@@ -80,7 +86,7 @@ class State:
         array, sound = io.BytesIO(), io.BytesIO()
         np.save(array, codes)
         soundfile.write(sound, samples, utterance.audio.rate, format="WAV", subtype="FLOAT")
-        write_together(zip(self._files(named), (sound.getvalue(), array.getvalue()), strict=True))
+        self._put(zip(self._files(named), (sound.getvalue(), array.getvalue()), strict=True))
         self.turns.append(named)
         self._write()
         return named
@@ -118,7 +124,15 @@ class State:
     def _write(self) -> None:
         record = {"schema": SCHEMA, "turns": [asdict(turn) for turn in self.turns]}
         text = json.dumps(record, ensure_ascii=False, indent=1)
-        write_atomically(self.folder / RECORD, text.encode("utf-8", "replace"))
+        self._put([(self.folder / RECORD, text.encode("utf-8", "replace"))])
+
+    def _put(self, files: Iterable[tuple[Path, bytes]]) -> None:
+        try:
+            write_together(files)
+        except (OutputFailed, OutputRefused) as error:  # of files that nobody has named
+            reason = getattr(error.__cause__, "strerror", None) or error
+            hint = "make room, or name another -o, and run again"
+            raise type(error)(f"{self.output}: its turns could not be kept beside it ({reason}); {hint}") from error
 
 
 def _kept(record: dict[str, Any]) -> Kept:

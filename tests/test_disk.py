@@ -94,6 +94,20 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(
     assert [entry.name for entry in tmp_path.iterdir()] == ["out.bin"]
 
 
+def test_a_failed_write_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OutputFailed):
+        write_atomically(tmp_path / "new" / "deep" / "out.bin", b"new")
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(OutputFailed):
+        write_atomically(tmp_path / "mine" / "out.bin", b"new")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["mine"]
+
+
 def test_files_written_together_appear_together_or_not_at_all(tmp_path: Path) -> None:
     write_together([(tmp_path / "a", b"1"), (tmp_path / "new" / "b", b"2")])
     assert (tmp_path / "a").read_bytes() + (tmp_path / "new" / "b").read_bytes() == b"12"
