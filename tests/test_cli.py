@@ -51,6 +51,12 @@ def test_help_shows_brackets_as_they_are(csm: Csm) -> None:
     assert "[n]FILE=TEXT" in csm("say", "--help").out
 
 
+@pytest.mark.parametrize("command", ["voices add", "data check", "data prepare"])
+def test_help_of_what_does_not_speak_does_not_speak_of_it(csm: Csm, command: str) -> None:
+    told = " ".join(csm(*command.split(), "--help").out.split())
+    assert "as JSON on standard output" in told and "spoken" not in told and "Only output paths" not in told
+
+
 def test_without_a_command_it_prints_its_help(csm: Csm) -> None:
     result = csm()
     assert result.code == 0 and "converse" in result.out
@@ -92,6 +98,9 @@ def test_speaking_imports_no_transformers(tiny_checkpoint: Path, tmp_path: Path,
         (["say", "Hi", "-s", "-1"], "--speaker"),
         (["batch", "a.jsonl", "-o", "{id}.wav", "--batch-size", "0"], "--batch-size"),
         (["say", "Hi", "there"], "there"),
+        (["converse", "a.yaml", "-o"], "`csm converse --help`"),
+        (["voices", "add", "ana", "a.wav", "--start"], "`csm voices add --help`"),
+        (["--loud"], "`csm --help`"),
     ],
 )
 def test_usage_errors_are_one_line(csm: Csm, arguments: list[str], message: str) -> None:

@@ -50,7 +50,7 @@ class Speech:
         "none"
     )
     compile: Annotated[
-        bool, _model("--compile", None, "Frames through torch.compile: faster, after minutes at first.")
+        bool, _model("--compile", None, "Frames through torch.compile: faster, after half a minute or more at first.")
     ] = False
     temperature: Annotated[Text, _generation("--temperature", "X", "How freely codes are drawn; 0 is greedy.")] = None
     top_k: Annotated[Text, _generation("--top-k", "N", "Draw from the N likeliest codes; 0 keeps all.")] = None
