@@ -109,6 +109,10 @@ def test_usage_errors_are_one_line(csm: Csm, arguments: list[str], message: str)
     assert len(result.err.splitlines()) == 1 and result.err.startswith("csm: ") and message in result.err
 
 
+def test_flags_before_a_command_do_not_hide_it(csm: Csm) -> None:
+    assert "`csm converse --help`" in csm("--debug", "converse", "a.yaml", "-o").err.splitlines()[-1]
+
+
 def test_debug_shows_the_traceback(csm: Csm) -> None:
     assert "Traceback" not in csm("say", "Hi", "-o", "x.mp3").err
     assert "Traceback" in csm("say", "Hi", "-o", "x.mp3", "--debug").err

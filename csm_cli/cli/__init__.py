@@ -78,7 +78,7 @@ def _command(arguments: list[str]) -> str:
     from csm_cli.cli.app import app
 
     names, command = ["csm"], get_command(app)
-    for word in arguments:
+    for word in (each for each in arguments if not each.startswith("-")):
         if word not in getattr(command, "commands", {}):
             break
         names.append(word)
