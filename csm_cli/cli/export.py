@@ -57,13 +57,13 @@ class Form:
             UsageError: no such format or dtype.
         """
         from csm_cli.checkpoint.writing import FORMATS
-        from csm_cli.device import DTYPES
+        from csm_cli.device import DTYPES, as_torch
 
         if self.to not in FORMATS:
             raise UsageError(f"--to takes {' or '.join(FORMATS)}, not {self.to!r}")
         if self.dtype != "auto" and self.dtype not in DTYPES:
             raise UsageError(f'unknown dtype "{self.dtype}"; use {", ".join(DTYPES)}, or leave it out')
-        return DTYPES.get(self.dtype)
+        return None if self.dtype == "auto" else as_torch(self.dtype)
 
 
 def export(

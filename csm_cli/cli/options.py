@@ -119,6 +119,13 @@ class Speech:
         typer.Option("--offline", envvar="CSM_OFFLINE", help="Use what is cached only.", rich_help_panel="Model"),
     ] = False
 
+    def check_names(self) -> None:
+        """Raises UsageError where the device, the dtype or the quantization is none there is."""
+        from csm_cli.device import check_names
+
+        check_names(self.device, self.dtype)
+        is_int8(self.quantize)
+
     @property
     def care(self) -> Care:
         """How takes are looked after.
