@@ -10,6 +10,7 @@ import typer
 
 from csm_cli.cli.console import emit_path, note, set_up
 from csm_cli.cli.options import Telling
+from csm_cli.disk import real_name
 from csm_cli.errors import OutputRefused, UsageError
 
 if TYPE_CHECKING:
@@ -87,5 +88,7 @@ def export(
 
     model, revision, offline = given.model, given.revision, given.offline
     found = open_checkpoint(model, revision, given.adapter, offline=offline)
+    if real_name(output.expanduser()) in {real_name(file.parent) for file in found.weights.files}:
+        raise UsageError(f"{output} is what is exported and would be replaced; name another -o")
     write_checkpoint(found, companions(model, revision, offline), output.expanduser(), form.to, dtype)
     emit_path(output)
