@@ -62,7 +62,8 @@ def convert_file(
     emit_path(path)
     if not quiet:
         command = f"csm converse {shlex.quote(str(path))} -o out.wav"
-        note(f"{len(talk.turns)} turns by {', '.join(data['speakers'])}; speak them with {command}")
+        turns = f"{len(talk.turns)} turn{'s' if len(talk.turns) > 1 else ''}"
+        note(f"{turns} by {', '.join(data['speakers'])}; speak them with {command}")
 
 
 def _yaml(data: dict[str, Any]) -> str:
