@@ -57,6 +57,11 @@ def _try(folder: Path) -> None:
         pass
 
 
+def real_name(path: Path) -> str:
+    """A name that two paths share only where they lead to one place, through links and `..`."""
+    return os.path.normcase(os.path.realpath(path))
+
+
 def home(name: str) -> Path:
     """The path of an output as somebody named it, `~` expanded.
 
@@ -97,15 +102,20 @@ def write_together(files: Iterable[tuple[Path, bytes]], flush: bool = True) -> N
 
 @contextmanager
 def _staged(path: Path, data: bytes, flush: bool) -> Iterator[tuple[Path, Path, Path]]:
-    """`path`, a file that holds `data` beside it, and where that belongs; it goes where it is not moved there."""
+    """`path`, a file that holds `data` beside it, and where that belongs; it goes where it is not moved there.
+
+    So do folders that were made for it.
+    """
     target = path.resolve()  # through a link, not over it
     temporary = target.with_name(f".{secrets.token_hex(8)}.tmp")
+    made: list[Path] = []
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        file = temporary.open("xb")
-    except OSError as error:
-        raise OutputRefused(f"{path}: cannot be created ({error.strerror}); choose another folder") from error
-    try:
+        try:
+            made += (folder for folder in target.parents if not folder.exists())
+            target.parent.mkdir(parents=True, exist_ok=True)
+            file = temporary.open("xb")
+        except OSError as error:
+            raise OutputRefused(f"{path}: cannot be created ({error.strerror}); choose another folder") from error
         try:
             with file:
                 file.write(data)
@@ -116,4 +126,7 @@ def _staged(path: Path, data: bytes, flush: bool) -> Iterator[tuple[Path, Path, 
             raise OutputFailed(f"{path}: could not be written ({error.strerror}); nothing was left behind") from error
         yield path, temporary, target
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # of folders: there is something in them
+            temporary.unlink(missing_ok=True)
+            for folder in made:
+                folder.rmdir()

@@ -29,7 +29,7 @@ def locked(folder: Path, name: str = ".lock", shown: Path | None = None) -> Iter
             f"{shown or folder} is in use by another run; wait for it to end, or choose another"
         ) from error
     except OSError as error:
-        raise OutputRefused(f"{folder}: cannot be written ({error.strerror}); choose another folder") from error
+        raise OutputRefused(f"{shown or folder}: cannot be written ({error.strerror}); choose another folder") from error
     try:
         yield
     finally:

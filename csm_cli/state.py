@@ -9,7 +9,7 @@ import hashlib
 import io
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 import soundfile
 
-from csm_cli.disk import write_atomically, write_together
+from csm_cli.disk import write_together
+from csm_cli.errors import OutputFailed, OutputRefused
 from csm_cli.events import Utterance
 from csm_cli.lock import locked
 from csm_cli.types import Recording
@@ -80,21 +81,25 @@ class Kept:
 class State:
     """The kept turns of one output, the newest last."""
 
-    folder: Path
+    output: Path
     turns: list[Kept] = field(default_factory=list)
 
     @classmethod
     def beside(cls, output: Path) -> State:
         """The state of an output; empty where there is none, or one of another version."""
-        folder = _folder(output)
+        state = cls(output)
         try:
-            record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-            return cls(folder, [_kept(each) for each in record["turns"]] if record["schema"] == SCHEMA else [])
+            record = json.loads((state.folder / RECORD).read_text(encoding="utf-8"))
+            state.turns = [_kept(each) for each in record["turns"]] if record["schema"] == SCHEMA else []
         except FileNotFoundError:
-            return cls(folder)
+            pass
         except (OSError, ValueError, LookupError, TypeError) as error:
-            _LOG.warning("%s cannot be read (%s): all turns are spoken again", folder / RECORD, error)
-            return cls(folder)
+            _LOG.warning("%s cannot be read (%s): all turns are spoken again", state.folder / RECORD, error)
+        return state
+
+    @property
+    def folder(self) -> Path:
+        return _folder(self.output)
 
     def add(self, turn: Kept, utterance: Utterance) -> Kept:
         """Keeps the utterance of `turn`, at once; returns it with its name.
@@ -107,7 +112,7 @@ class State:
         array, sound = io.BytesIO(), io.BytesIO()
         np.save(array, codes)
         soundfile.write(sound, samples, utterance.audio.rate, format="WAV", subtype="FLOAT")
-        write_together(zip(self._files(named), (sound.getvalue(), array.getvalue()), strict=True))
+        self._put(zip(self._files(named), (sound.getvalue(), array.getvalue()), strict=True))
         self.turns.append(named)
         self._write()
         return named
@@ -146,7 +151,15 @@ class State:
     def _write(self) -> None:
         record = {"schema": SCHEMA, "turns": [asdict(turn) for turn in self.turns]}
         text = json.dumps(record, ensure_ascii=False, indent=1)
-        write_atomically(self.folder / RECORD, text.encode("utf-8", "replace"))
+        self._put([(self.folder / RECORD, text.encode("utf-8", "replace"))])
+
+    def _put(self, files: Iterable[tuple[Path, bytes]]) -> None:
+        try:
+            write_together(files)
+        except (OutputFailed, OutputRefused) as error:  # of files that nobody has named
+            reason = getattr(error.__cause__, "strerror", None) or error
+            hint = "make room, or name another -o, and run again"
+            raise type(error)(f"{self.output}: its turns could not be kept beside it ({reason}); {hint}") from error
 
 
 def _kept(record: dict[str, Any]) -> Kept:

@@ -51,6 +51,12 @@ def test_help_shows_brackets_as_they_are(csm: Csm) -> None:
     assert "[n]FILE=TEXT" in csm("say", "--help").out
 
 
+@pytest.mark.parametrize("command", ["voices add", "data check", "data prepare"])
+def test_help_of_what_does_not_speak_does_not_speak_of_it(csm: Csm, command: str) -> None:
+    told = " ".join(csm(*command.split(), "--help").out.split())
+    assert "as JSON on standard output" in told and "spoken" not in told and "Only output paths" not in told
+
+
 def test_without_a_command_it_prints_its_help(csm: Csm) -> None:
     result = csm()
     assert result.code == 0 and "converse" in result.out
@@ -92,12 +98,19 @@ def test_speaking_imports_no_transformers(tiny_checkpoint: Path, tmp_path: Path,
         (["say", "Hi", "-s", "-1"], "--speaker"),
         (["batch", "a.jsonl", "-o", "{id}.wav", "--batch-size", "0"], "--batch-size"),
         (["say", "Hi", "there"], "there"),
+        (["converse", "a.yaml", "-o"], "`csm converse --help`"),
+        (["voices", "add", "ana", "a.wav", "--start"], "`csm voices add --help`"),
+        (["--loud"], "`csm --help`"),
     ],
 )
 def test_usage_errors_are_one_line(csm: Csm, arguments: list[str], message: str) -> None:
     result = csm(*arguments)
     assert result.code == 2 and not result.out
     assert len(result.err.splitlines()) == 1 and result.err.startswith("csm: ") and message in result.err
+
+
+def test_flags_before_a_command_do_not_hide_it(csm: Csm) -> None:
+    assert "`csm converse --help`" in csm("--debug", "converse", "a.yaml", "-o").err.splitlines()[-1]
 
 
 def test_debug_shows_the_traceback(csm: Csm) -> None:
@@ -142,6 +155,21 @@ def test_a_closed_pipe_is_quiet(tmp_path: Path) -> None:
     )
     os.close(writer)
     assert done.returncode == 1 and not done.stderr
+
+
+@pytest.mark.parametrize("flag", ["--json", "-q"])
+def test_a_batch_whose_reader_leaves_says_why_it_stops(tiny_checkpoint: Path, tmp_path: Path, flag: str) -> None:
+    lines = [{"id": f"{n}", "speaker": 0, "text": "Hi.", "max_duration": 0.1 if n == 0 else 3} for n in range(20)]
+    (tmp_path / "many.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    target = tmp_path / "out" / "{id}.wav"
+    flags = ("--model", tiny_checkpoint, "--batch-size", 1, flag)
+    with process("batch", tmp_path / "many.jsonl", "-o", target, *flags) as run:
+        assert run.stdout and run.stderr and run.stdout.readline()
+        run.stdout.close()
+        told = [line for line in run.stderr.read().splitlines() if "was cut" not in line]
+    assert run.returncode == 1 and "csm: standard output was closed; the same command speaks the rest" in told
+    assert flag != "-q" or len(told) == 1
+    assert 0 < len(list((tmp_path / "out").glob("*.wav"))) < 20
 
 
 def test_json_is_utf8_whatever_a_file_is_called() -> None:

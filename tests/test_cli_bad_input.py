@@ -226,6 +226,18 @@ def test_models_and_devices(
     assert_one_line(result, code, message)
 
 
+@pytest.mark.parametrize("flag", ["--device", "--dtype", "--quantize"])
+@pytest.mark.parametrize("command", [["say", "Hi", "-o"], ["converse", "a.yaml", "-n", "-o"], ["batch", "a.txt", "-o"]])
+def test_names_of_nothing_are_refused_before_anything_is_loaded(
+    csm: Csm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: list[str], flag: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("a.txt").write_text("Hello.\n")
+    Path("a.yaml").write_text("turns: [{0: Hello}]\n")
+    result = csm(*command, "a.wav", flag, "int4")
+    assert result.code == 2 and flag[2:] in result.err and len(result.err.splitlines()) == 1
+
+
 @pytest.mark.parametrize(
     ("file", "data", "message"),
     [

@@ -115,6 +115,51 @@ def test_outputs_are_refused_before_anything_is_loaded(
     assert "loading" not in result.err and len(result.err.splitlines()) == 1 and not result.out
 
 
+@pytest.mark.parametrize(
+    ("heard", "message"),
+    [
+        ((None, "b.wav"), '"b" would replace {folder}/b.wav, which this batch reads'),
+        (("b.wav", None), '"b" would replace {folder}/b.wav, which this batch reads'),
+        ((None, "a.wav"), '"b" reads {folder}/a.wav, which a line before it would replace'),
+        (("other/../a.wav", None), '"a" would replace {folder}/a.wav, which this batch reads'),
+        ((None, "link.wav"), '"b" reads {folder}/link.wav, which a line before it would replace'),
+    ],
+)
+def test_what_a_line_reads_no_line_replaces(
+    csm: Csm, tmp_path: Path, heard: tuple[str | None, str | None], message: str
+) -> None:
+    before = write_tone(tmp_path / "a.wav").read_bytes()
+    write_tone(tmp_path / "b.wav")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "link.wav").symlink_to("a.wav")
+    past = [{"context": [{"speaker": 1, "audio": name, "text": "Hi!"}]} if name else {} for name in heard]
+    path = manifest(tmp_path, item("a", **past[0]), item("b", **past[1]))
+    result = run(csm, tmp_path / "none", path, tmp_path / "{id}.wav")
+    assert result.code == 2 and result.err == f"csm: {message.format(folder=tmp_path)}; name another -o\n"
+    assert (tmp_path / "a.wav").read_bytes() == before
+
+
+def test_a_batch_reads_what_another_has_written(csm: Csm, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    run(csm, tiny_checkpoint, manifest(tmp_path, item("a")), tmp_path / "{id}.wav")
+    context = [{"speaker": 1, "audio": "a.wav", "text": "Hello."}]
+    goes_on = run(csm, tiny_checkpoint, manifest(tmp_path, item("b", context=context)), tmp_path / "{id}.wav")
+    assert goes_on.code == 0 and (tmp_path / "b.wav").exists()
+    both = manifest(tmp_path, item("a"), item("b", context=context))
+    assert '"b" reads' in run(csm, tiny_checkpoint, both, tmp_path / "{id}.wav").err  # though "a" is done
+
+
+def test_the_manifest_is_not_replaced(csm: Csm, tmp_path: Path) -> None:
+    path = manifest(tmp_path, item("a")).rename(tmp_path / "a.wav")
+    result = run(csm, tmp_path / "none", path, tmp_path / "{id}.wav")
+    assert result.code == 2 and f'"a" would replace {path}, which this batch reads' in result.err
+
+
+def test_two_names_of_one_file_are_refused(csm: Csm, tmp_path: Path) -> None:
+    (tmp_path / "a").symlink_to(tmp_path / "b", target_is_directory=True)
+    result = run(csm, tmp_path / "none", manifest(tmp_path, item("a"), item("b")), tmp_path / "{id}" / "x.wav")
+    assert result.code == 3 and "put {id} into -o" in result.err
+
+
 def test_a_line_has_a_voice_of_its_own(csm: Csm, tiny_checkpoint: Path, tmp_path: Path) -> None:
     path = manifest(tmp_path, item("a", seed=1, voice="ash"), item("b", seed=1, voice="birch"), item("c", seed=1))
     run(csm, tiny_checkpoint, path, tmp_path / "{id}.wav")

@@ -127,6 +127,15 @@ def test_folders_that_hold_something_else_are_left_alone(csm: Run, tiny_checkpoi
     assert csm("export", tiny_checkpoint, "-o", tmp_path / "a").code == 0
 
 
+def test_a_checkpoint_does_not_replace_itself(csm: Run, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    assert csm("export", tiny_checkpoint, "-o", tmp_path / "a").code == 0
+    (tmp_path / "link").symlink_to("a")
+    before = (tmp_path / "a" / "model.safetensors").read_bytes()
+    result = csm("export", tmp_path / "a", "-o", tmp_path / "link", "--dtype", "bf16")
+    assert result.code == 2 and "would be replaced" in result.err
+    assert (tmp_path / "a" / "model.safetensors").read_bytes() == before
+
+
 def test_a_full_disk_leaves_what_was_there(
     csm: Run, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

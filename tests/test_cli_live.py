@@ -200,3 +200,4 @@ def test_where_nothing_can_be_played_it_says_what_to_do(
     result = say(*flags)
     hint = {"device": "no sound device", "portaudio": "libportaudio2", "package": "csm-cli[play]"}[reason]
     assert result.code == 2 and hint in result.err and "-o" in result.err and "loading" not in result.err
+    assert ("no output named" in result.err) == (not flags)

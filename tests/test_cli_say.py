@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -151,6 +152,48 @@ def test_no_clobber_refuses_before_anything_is_loaded(say: Csm, tmp_path: Path) 
     result = say("Hi", "--no-clobber", "-o", path)
     assert result.code == 2 and path.read_bytes() == b"mine" and "loading" not in result.err
     assert say("Hi", "-o", path).code == 0 and path.read_bytes() != b"mine"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "output"),
+    [
+        (["Hi", "--context", "[0]tone.wav=Words."], "tone.wav"),
+        (["Hi", "-v", "tone.wav=Words."], "sub/../tone.wav"),
+        (["Hi", "-v", "tone.wav"], "tone.wav"),
+        (["Hi", "-v", "tone.wav", "--format", "wav"], "tone.txt"),
+        (["Hi", "-v", "link.wav=Words."], "tone.wav"),
+        (["-f", "tone.txt", "--format", "wav"], "tone.txt"),
+    ],
+)
+def test_what_is_read_is_not_replaced(
+    say: Csm, tmp_path: Path, tone: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], output: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tone.txt").write_text("Words.")
+    (tmp_path / "link.wav").symlink_to(tone)
+    before = tone.read_bytes()
+    result = say(*arguments, "-o", output)
+    assert (
+        result.code == 2
+        and result.err == f"csm: {Path(output)} is read by this run and would be replaced; name another -o\n"
+    )
+    assert tone.read_bytes() == before and (tmp_path / "tone.txt").read_text() == "Words."
+
+
+def test_words_beside_a_recording_that_are_given_otherwise_are_not_read(say: Csm, tmp_path: Path, tone: Path) -> None:
+    assert say("Hi", "-v", f"{tone}=Words.", "--format", "wav", "-o", tone.with_suffix(".txt")).code == 0
+
+
+def test_a_missing_text_is_said_before_a_missing_output(say: Csm, heard: SimpleNamespace) -> None:
+    heard.missing = True
+    assert say("").err == "csm: no text to say; what was given is empty\n"
+
+
+def test_nobody_is_let_type_for_an_output_that_cannot_be(
+    say: Csm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    standard_input(monkeypatch, b"Hello there.", tty=True)
+    assert say("-", "-o", tmp_path).code == 2 and sys.stdin.read() == "Hello there."
 
 
 def test_an_empty_take_fails_and_writes_nothing(csm: Csm, mute_checkpoint: Path, tmp_path: Path) -> None:

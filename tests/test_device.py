@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from csm_cli.device import pick_device, pick_dtype
+from csm_cli.device import check_names, pick_device, pick_dtype
 from csm_cli.errors import DeviceMissing, UsageError
 
 
@@ -23,6 +23,15 @@ def test_an_absent_device_is_said(name: str, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     with pytest.raises(DeviceMissing, match="csm doctor"):
         pick_device(name)
+
+
+def test_names_are_checked_alone() -> None:
+    check_names("auto", "auto")
+    check_names("cuda:99", "bf16")
+    with pytest.raises(UsageError, match="unknown device"):
+        check_names("gpu", "auto")
+    with pytest.raises(UsageError, match="unknown dtype"):
+        check_names("cpu", "int4")
 
 
 def test_dtypes_have_short_names() -> None:

@@ -11,7 +11,7 @@ from tempfile import TemporaryDirectory
 
 import pytest
 
-from csm_cli.disk import check_place, home, write_atomically, write_together
+from csm_cli.disk import check_place, home, real_name, write_atomically, write_together
 from csm_cli.errors import OutputFailed, OutputRefused
 
 
@@ -94,6 +94,20 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(
     assert [entry.name for entry in tmp_path.iterdir()] == ["out.bin"]
 
 
+def test_a_failed_write_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OutputFailed):
+        write_atomically(tmp_path / "new" / "deep" / "out.bin", b"new")
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(OutputFailed):
+        write_atomically(tmp_path / "mine" / "out.bin", b"new")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["mine"]
+
+
 def test_files_written_together_appear_together_or_not_at_all(tmp_path: Path) -> None:
     write_together([(tmp_path / "a", b"1"), (tmp_path / "new" / "b", b"2")])
     assert (tmp_path / "a").read_bytes() + (tmp_path / "new" / "b").read_bytes() == b"12"
@@ -101,6 +115,13 @@ def test_files_written_together_appear_together_or_not_at_all(tmp_path: Path) ->
         write_together([(tmp_path / "a", b"3"), (tmp_path / "a" / "c", b"4")])
     assert (tmp_path / "a").read_bytes() == b"1"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "new"]
+
+
+def test_a_name_leads_where_the_file_lies(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to("file")
+    (tmp_path / "circle").symlink_to("circle")
+    names = [real_name(tmp_path / name) for name in ("file", "link", "none/../file", "other", "circle")]
+    assert names[0] == names[1] == names[2] and len(set(names)) == 3
 
 
 def test_the_home_of_nobody_is_no_place_for_an_output() -> None:

@@ -71,6 +71,7 @@ HEAVY = ("torch", "transformers", "librosa", "numpy", "soundfile", "pydantic")
     ("statement", "heavy"),
     [
         ("import csm_cli.cli", HEAVY),
+        ("import csm_cli.device", HEAVY),
         ("import csm_cli.script", ("torch", "transformers", "librosa")),
         ("import csm_cli.synth", ("transformers", "librosa")),
     ],

@@ -152,10 +152,17 @@ def test_the_result_passes_check(csm: Csm, tmp_path: Path, text: str) -> None:
     assert csm("script", "convert", tmp_path / "in").out == (tmp_path / "new" / "out.yaml").read_text(encoding="utf-8")
 
 
+def test_a_single_turn_is_told_as_one(csm: Csm, tmp_path: Path) -> None:
+    (tmp_path / "in").write_text("[S1] Hello there.")
+    assert csm("script", "convert", tmp_path / "in", "-o", tmp_path / "out.yaml").err.startswith("1 turn by ")
+
+
 def test_convert_refuses_what_it_cannot_write_or_read(csm: Csm, tmp_path: Path) -> None:
     (tmp_path / "in").write_text(DIA)
     assert csm("script", "convert", tmp_path / "in", "-o", tmp_path).code == 2
     assert csm("script", "convert", tmp_path / "in", "-o", tmp_path / "in", "--no-clobber").code == 2
+    itself = csm("script", "convert", tmp_path / "in", "-o", tmp_path / "new" / ".." / "in")
+    assert itself.code == 2 and "would be replaced" in itself.err and (tmp_path / "in").read_text() == DIA
     assert csm("script", "convert", tmp_path / "none").code == 3
     assert csm("script", "convert", tmp_path / "in", "--from", "word").code == 2
     assert csm("script", "convert", tmp_path / "in", "--from", "srt").code == 3

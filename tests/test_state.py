@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +13,7 @@ import soundfile
 import torch
 
 from csm_cli.audio import Audio
-from csm_cli.errors import UsageError
+from csm_cli.errors import OutputFailed, UsageError
 from csm_cli.events import Utterance
 from csm_cli.state import RECORD, Kept, State, alone
 from csm_cli.types import Conversation, Turn
@@ -49,6 +51,19 @@ def test_what_was_kept_is_there_again(state: State, tmp_path: Path) -> None:
     assert np.array_equal(np.load(recording.codes), np.full((2, 4), 2))
     samples, rate = soundfile.read(recording.path, dtype="float32")
     assert rate == 24000 and np.array_equal(samples, np.full(3840, 0.2, np.float32))
+
+
+def test_a_full_disk_is_told_of_the_output_and_leaves_no_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OutputFailed) as caught:
+        State.beside(tmp_path / "out.wav").add(kept(1), utterance(0.1))
+    said = f"{tmp_path / 'out.wav'}: its turns could not be kept beside it (No space left on device); make room"
+    assert str(caught.value).startswith(said) and not list(tmp_path.iterdir())
 
 
 def test_each_output_has_its_own(state: State, tmp_path: Path) -> None:

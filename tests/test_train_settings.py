@@ -48,7 +48,7 @@ def test_complaints_come_together_with_their_places(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("", "the file is empty"),
+        ("", "the file is empty; expected settings (name: value)"),
         ("- a\n", "expected settings"),
         ("data: x\noutput: y\n", "missing"),
         ("data: x\noutput: y\nsteps: 5\nlora: {}\nscratch: {}\n", "keep lora or scratch"),

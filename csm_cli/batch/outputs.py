@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from csm_cli.disk import home
+from csm_cli.disk import home, real_name
 from csm_cli.errors import CsmError, InputError, UsageError
 from csm_cli.types import Conversation, Turn
 
@@ -79,35 +79,56 @@ class Pattern:
 
 
 class Names:
-    """Sees to it that every file of a batch can be written, and is one item's only. Of each name it keeps a number."""
+    """Sees to it that every file of a batch can be written, is one item's only, and none that the batch reads.
 
-    def __init__(self) -> None:
-        self._seen: set[int] = set()
+    Of each name it keeps a number. read: what the batch goes by beside its items' recordings.
+    """
+
+    def __init__(self, read: Iterable[Path] = ()) -> None:
+        self._written: set[int] = set()
+        self._read = set(map(_number, read))
         self._trouble: CsmError | None = None
 
     def add(self, item: Item) -> None:
         from csm_cli.audio import check_output
 
-        name = hash(os.path.normcase(item.path))
+        name = _number(item.path)
+        heard = {_number(path): path for path in _recordings(item.conversation)}
+        self._read.update(heard)
         try:
-            if name in self._seen:
+            if name in self._written:
                 raise InputError(
                     f'"{item.id}" and a line before it would both be written to {item.path}; put {{id}} into -o'
                 )
             check_output(item.path)
+            if taken := heard.keys() & self._written:
+                path = heard[min(taken)]
+                raise UsageError(f'"{item.id}" reads {path}, which a line before it would replace; name another -o')
+            if name in self._read:
+                raise UsageError(f'"{item.id}" would replace {item.path}, which this batch reads; name another -o')
         except CsmError as error:
             self._trouble = self._trouble or error
-        self._seen.add(name)
+        self._written.add(name)
 
     def settle(self) -> None:
         """Raises what was wrong with the first bad name.
 
         Raises:
             InputError: two items share a file.
+            UsageError: a file that is read, here or by another line.
             OutputRefused: a file that cannot be written.
         """
         if self._trouble:
             raise self._trouble
+
+
+def _number(path: Path) -> int:
+    return hash(real_name(path))
+
+
+def _recordings(conversation: Conversation) -> Iterator[Path]:
+    turns = (*conversation.context, *conversation.turns)
+    return (turn.recording.path for turn in turns if turn.recording)
 
 
 def file_name(turn: Turn) -> str:

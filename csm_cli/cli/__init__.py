@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if "--debug" in arguments:
             traceback.print_exc()
-        return _report(error)
+        return _report(error, arguments)
     if code == INTERRUPTED:
         warn("interrupted")
     return code
@@ -46,12 +46,12 @@ def _run(arguments: list[str]) -> int:
     return code or 0
 
 
-def _report(error: Exception) -> int:
+def _report(error: Exception, arguments: list[str]) -> int:
     from typer import TyperException
 
     if isinstance(error, TyperException):
         if error.format_message():  # none where a missing command has had the help printed
-            warn(_usage(error))
+            warn(_usage(error, arguments))
         return error.exit_code
     failure = error if isinstance(error, CsmError) else _translated(error)
     if isinstance(failure, ScriptInvalid):
@@ -64,11 +64,26 @@ def _report(error: Exception) -> int:
     return failure.code
 
 
-def _usage(error: TyperException) -> str:
+def _usage(error: TyperException, arguments: list[str]) -> str:
     context = getattr(error, "ctx", None)
-    command = context.command_path if context else "csm"
+    command = context.command_path if context else _command(arguments)
     message = " ".join(error.format_message().split()).rstrip(".").replace("Value error, ", "")
     return f"{message[:1].lower()}{message[1:]}; `{command} --help` says what there is"
+
+
+def _command(arguments: list[str]) -> str:
+    """Which command these arguments are for; not every complaint about them knows."""
+    from typer.main import get_command
+
+    from csm_cli.cli.app import app
+
+    names, command = ["csm"], get_command(app)
+    for word in (each for each in arguments if not each.startswith("-")):
+        if word not in getattr(command, "commands", {}):
+            break
+        names.append(word)
+        command = command.commands[word]  # type: ignore[attr-defined]
+    return " ".join(names)
 
 
 def _translated(error: Exception) -> CsmError:

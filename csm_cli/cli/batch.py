@@ -129,9 +129,9 @@ class _Work:
 
         Raises:
             ScriptInvalid: with every complaint about every line.
-            InputError, OutputRefused: names that collide or cannot be written.
+            InputError, UsageError: names that collide, are read or cannot be written.
         """
-        names, total = Names(), 0
+        names, total = Names([self.manifest.path] if self.manifest.path else ()), 0
         for number, item in enumerate(self.pattern.items(self.manifest.checked())):
             names.add(item)
             if number % self.shard.count == self.shard.index - 1:

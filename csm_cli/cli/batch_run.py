@@ -49,6 +49,9 @@ class Run:
             with drawn(meter, self._job.telling.quiet):
                 self._speak(synth, chosen, meter)
             self._ledger.settle()
+        except BrokenPipeError:
+            warn("standard output was closed; the same command speaks the rest")
+            raise
         finally:
             if not self._job.telling.quiet:
                 of = "" if self._items else f" of {self._tally.taken}"

@@ -30,7 +30,9 @@ class Bench:
     quantize: Annotated[str, typer.Option(metavar="none|int8", help="int8: layers in 8 bits, on a CPU or CUDA.")] = (
         "none"
     )
-    compile: Annotated[bool, typer.Option("--compile", help="Frames through torch.compile; minutes at first.")] = False
+    compile: Annotated[
+        bool, typer.Option("--compile", help="Frames through torch.compile; half a minute or more at first.")
+    ] = False
     json: Annotated[bool, typer.Option("--json", help="The figures as one JSON line, and nothing else.")] = False
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of a failure.")] = False
 

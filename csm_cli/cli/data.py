@@ -82,6 +82,21 @@ class Encoding:
     ] = 0.02
 
 
+@dataclass(frozen=True)
+class Told(Telling):
+    """What is told of a dataset."""
+
+    json: Annotated[
+        bool, typer.Option("--json", help="What was found, as JSON on standard output.", rich_help_panel="Output")
+    ] = False
+    quiet: Annotated[
+        bool,
+        typer.Option(
+            "-q", "--quiet", help="Only the path of what was written, on standard output.", rich_help_panel="Output"
+        ),
+    ] = False
+
+
 Sources = Annotated[list[Path], typer.Argument(metavar="SOURCE", help="Folders, manifests and scripts.")]
 Jobs = Annotated[int, typer.Option("-j", "--jobs", metavar="N", min=1, max=256, help="Processes that work at once.")]
 
@@ -92,7 +107,7 @@ def check(
     plot: Annotated[Path | None, typer.Option(metavar="FILE.png", help="Draw how long the clips are.")] = None,
     *,
     choice: Choice,
-    telling: Telling,
+    telling: Told,
 ) -> None:
     """Say what of a dataset could be learned from, and why the rest could not.
 
@@ -127,7 +142,7 @@ def prepare(
     *,
     encoding: Encoding,
     choice: Choice,
-    telling: Telling,
+    telling: Told,
 ) -> None:
     """Encode a dataset to codes, once, for csm train; a run that was cut off goes on.
 

@@ -10,6 +10,7 @@ import typer
 
 from csm_cli.cli.console import emit_path, note, set_up
 from csm_cli.cli.options import Telling
+from csm_cli.disk import real_name
 from csm_cli.errors import OutputRefused, UsageError
 
 if TYPE_CHECKING:
@@ -57,13 +58,13 @@ class Form:
             UsageError: no such format or dtype.
         """
         from csm_cli.checkpoint.writing import FORMATS
-        from csm_cli.device import DTYPES
+        from csm_cli.device import DTYPES, as_torch
 
         if self.to not in FORMATS:
             raise UsageError(f"--to takes {' or '.join(FORMATS)}, not {self.to!r}")
         if self.dtype != "auto" and self.dtype not in DTYPES:
             raise UsageError(f'unknown dtype "{self.dtype}"; use {", ".join(DTYPES)}, or leave it out')
-        return DTYPES.get(self.dtype)
+        return None if self.dtype == "auto" else as_torch(self.dtype)
 
 
 def export(
@@ -87,5 +88,7 @@ def export(
 
     model, revision, offline = given.model, given.revision, given.offline
     found = open_checkpoint(model, revision, given.adapter, offline=offline)
+    if real_name(output.expanduser()) in {real_name(file.parent) for file in found.weights.files}:
+        raise UsageError(f"{output} is what is exported and would be replaced; name another -o")
     write_checkpoint(found, companions(model, revision, offline), output.expanduser(), form.to, dtype)
     emit_path(output)

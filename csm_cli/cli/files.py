@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from csm_cli.batch import file_name
 from csm_cli.cli.speaking import voice
 from csm_cli.cli.summary import tags
-from csm_cli.disk import check_place
+from csm_cli.disk import check_place, real_name
 from csm_cli.errors import UsageError
 from csm_cli.types import Conversation
 
@@ -49,14 +49,14 @@ class Files:
         """
         from csm_cli.audio import check_output
 
-        sources = {path.resolve() for path in read}
-        taken: set[Path] = set()
+        sources, taken = set(map(real_name, read)), set[str]()
         for path in self:
-            if path.resolve() in taken:
+            name = real_name(path)
+            if name in taken:
                 raise UsageError(f"{path} would be written twice; name another -o or --turns-dir")
-            if path.resolve() in sources:
+            if name in sources:
                 raise UsageError(f"{path} is read by this run and would be replaced; name another -o")
-            taken.add(path.resolve())
+            taken.add(name)
             if path in (*self.subtitles.values(), self.sidecar):
                 check_place(path, clobber)
             else:

@@ -64,7 +64,7 @@ class Live:
         if self.stream and not (play or raw):
             raise UsageError("--stream goes where it is heard: add --play, or -o - --format pcm")
         if play:
-            _check_device(output)
+            _check_device(unasked=not (output.output or self.play or self.stream))
         return replace(self, play=play, stream=self.stream or raw)
 
 
@@ -130,12 +130,13 @@ def opened(live: Live, output: Output, rate: int) -> Iterator[Sequence[Write]]:
         yield writes
 
 
-def _check_device(output: Output) -> None:
+def _check_device(unasked: bool) -> None:
+    """Raises SoundDeviceMissing; `unasked`: it would play only since no output is named."""
     from csm_cli.player import device_name
 
     try:
         device_name()
     except SoundDeviceMissing as problem:
-        if output.output:
+        if not unasked:
             raise
         raise SoundDeviceMissing(f"no output named: add -o out.wav, or -o - for a pipe ({problem})") from problem

@@ -50,7 +50,7 @@ class Speech:
         "none"
     )
     compile: Annotated[
-        bool, _model("--compile", None, "Frames through torch.compile: faster, after minutes at first.")
+        bool, _model("--compile", None, "Frames through torch.compile: faster, after half a minute or more at first.")
     ] = False
     temperature: Annotated[Text, _generation("--temperature", "X", "How freely codes are drawn; 0 is greedy.")] = None
     top_k: Annotated[Text, _generation("--top-k", "N", "Draw from the N likeliest codes; 0 keeps all.")] = None
@@ -118,6 +118,13 @@ class Speech:
         bool,
         typer.Option("--offline", envvar="CSM_OFFLINE", help="Use what is cached only.", rich_help_panel="Model"),
     ] = False
+
+    def check_names(self) -> None:
+        """Raises UsageError where the device, the dtype or the quantization is none there is."""
+        from csm_cli.device import check_names
+
+        check_names(self.device, self.dtype)
+        is_int8(self.quantize)
 
     @property
     def care(self) -> Care:

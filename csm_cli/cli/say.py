@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
@@ -49,32 +50,44 @@ def say(
     """Speak a text: TEXT, -f FILE or standard input."""
     from csm_cli.script import parse_context, parse_say
 
-    files = Files(output.file, kind=live.format)
-    live = check_outputs(output, live, telling, files)
-    turns = parse_say(_text(text, file), speaker)
+    source = _source(text, file)
+    words = "" if source == "-" else _filled(read_words(source) if source else text)
     heard = [_voice(voice, speaker)] if voice else []
     heard += [parse_context(each) for each in context or ()]
+    files = Files(output.file, kind=live.format)
+    live = check_outputs(output, live, telling, files, _read(source, voice, heard))
+    turns = parse_say(words or _filled(read_words("-")), speaker)  # nobody types for an output that cannot be
     job = plan([Conversation(turns, tuple(heard))], speech, telling)
     speak_one(Order(job, files, output, live))
 
 
-def _text(text: str | None, file: str | None) -> str:
-    """The text from wherever it is given.
+def _source(text: str | None, file: str | None) -> str | None:
+    """The file of the text, `-` for standard input; None where the text is given itself.
 
     Raises:
         UsageError: two texts, or none.
-        InputError: a file that cannot be read.
     """
     if text is not None and file is not None:
         raise UsageError("a text and -f both given; keep one")
-    if "-" in (text, file) or (text is None and file is None):
-        file = "-"
-        if text is None and sys.stdin.isatty():
-            raise UsageError("no text to say; give it as an argument, with -f FILE or on standard input")
-    found = text if file is None else read_words(file)
-    if not (found or "").strip():
+    if text is None and file is None and sys.stdin.isatty():
+        raise UsageError("no text to say; give it as an argument, with -f FILE or on standard input")
+    return "-" if text in ("-", None) and file is None else file
+
+
+def _filled(text: str | None) -> str:
+    """Raises UsageError where there is nothing to say."""
+    if not (text or "").strip():
         raise UsageError("no text to say; what was given is empty")
-    return str(found)
+    return str(text)
+
+
+def _read(source: str | None, voice: str | None, heard: Iterable[Turn]) -> Iterator[Path]:
+    """The files a run goes by, which it must not replace."""
+    if source not in (None, "-"):
+        yield Path(source).expanduser()
+    if recording := _recording(voice or ""):
+        yield recording.with_suffix(".txt")
+    yield from (turn.recording.path for turn in heard if turn.recording)
 
 
 def read_words(file: str) -> str:
@@ -99,18 +112,22 @@ def _voice(flag: str, speaker: int) -> Turn:
     from csm_cli.script import parse_context
     from csm_cli.voices import find_voice, is_name
 
-    path = Path(flag)
-    found = False
-    with suppress(OSError, RuntimeError):  # a name longer than any file's; the home of nobody
-        path = path.expanduser()
-        found = path.is_file()
-    if not found and "=" in flag:
+    path = _recording(flag)
+    if path is None and "=" in flag:
         return parse_context(f"[{speaker}]{flag}")
-    if not found and is_name(flag):
+    if path is None and is_name(flag):
         return find_voice(flag).turn(speaker, str(speaker))
-    if not found:
+    if path is None:
         raise ModelNotFound(f"no voice {flag!r}; name a recording, with its words in a .txt beside it or as FILE=TEXT")
     words = path.with_suffix(".txt")
     if not words.exists():
         raise ModelNotFound(f"{path}: its words are missing; write them to {words.name} beside it or give FILE=TEXT")
     return parse_context(f"[{speaker}]{path}={read_words(str(words))}")
+
+
+def _recording(flag: str) -> Path | None:
+    """The file that a voice is named by, whose words are beside it."""
+    with suppress(OSError, RuntimeError):  # a name longer than any file's; the home of nobody
+        path = Path(flag).expanduser()
+        return path if path.is_file() else None
+    return None

@@ -11,7 +11,8 @@ from typing import Annotated, Any
 import typer
 
 from csm_cli.cli.console import emit, emit_path, note
-from csm_cli.disk import check_place, home, write_atomically
+from csm_cli.disk import check_place, home, real_name, write_atomically
+from csm_cli.errors import UsageError
 
 script = typer.Typer(name="script", help="Scripts from other programs' forms.", no_args_is_help=True)
 
@@ -47,6 +48,8 @@ def convert_file(
     path = None if output == "-" else home(output)
     if path:
         check_place(path, not no_clobber)
+        if source != "-" and real_name(path) == real_name(Path(source)):
+            raise UsageError(f"{path} is what is converted and would be replaced; name another -o")
     folder = path.parent if path else Path()
     data = convert(source, form.value if form else None, folder)
     talk = script_from(data, folder, source)
@@ -59,7 +62,8 @@ def convert_file(
     emit_path(path)
     if not quiet:
         command = f"csm converse {shlex.quote(str(path))} -o out.wav"
-        note(f"{len(talk.turns)} turns by {', '.join(data['speakers'])}; speak them with {command}")
+        turns = f"{len(talk.turns)} turn{'s' if len(talk.turns) > 1 else ''}"
+        note(f"{turns} by {', '.join(data['speakers'])}; speak them with {command}")
 
 
 def _yaml(data: dict[str, Any]) -> str:

@@ -53,6 +53,7 @@ def plan(conversations: Iterable[Conversation], speech: Speech, telling: Telling
         UsageError: an impossible value, in a flag, in the environment or in a configuration file, or a recognizer that
             is not installed.
     """
+    speech.check_names()
     unheard = Unheard(speech)
     talks = list(based(conversations, speech))
     for talk in talks:

@@ -69,13 +69,28 @@ class Codes:
     offline: Annotated[bool, typer.Option("--offline", envvar="CSM_OFFLINE", help="Use what is cached only.")] = False
 
 
+@dataclass(frozen=True)
+class Told(Telling):
+    """What is told of a voice that is saved."""
+
+    json: Annotated[
+        bool, typer.Option("--json", help="What was saved, as JSON on standard output.", rich_help_panel="Output")
+    ] = False
+    quiet: Annotated[
+        bool,
+        typer.Option(
+            "-q", "--quiet", help="Only the path of the saved clip, on standard output.", rich_help_panel="Output"
+        ),
+    ] = False
+
+
 def add(
     name: Annotated[str, typer.Argument(metavar="NAME", help="Letters, digits, - and _.")],
     clip: Annotated[Path, typer.Argument(metavar="CLIP", help="A recording of 5 to 15 s by one speaker.")],
     *,
     given: Given,
     codes: Codes,
-    telling: Telling,
+    telling: Told,
 ) -> None:
     """Save a recording as a voice: trimmed, at the model's rate, encoded once."""
     from csm_cli.voices import add_voice, check_name

@@ -30,6 +30,8 @@ class Manifest:
     `.csv` and `.tsv` have a header and one item a row, `.txt` one text a line, and so has standard input that does not
     begin with a brace; all else is JSONL. A line without an id gets its number in the file, as in `0001`.
 
+    path: None for standard input.
+
     Raises:
         ScriptInvalid: it cannot be read; in a later pass, a line that was good is so no more.
         InputError: in a pass, the file has changed since it was opened.
@@ -41,7 +43,8 @@ class Manifest:
             message = "is YAML, which is a script; speak it with csm converse"
             raise ScriptInvalid([Complaint(str(path), 0, 0, "", message)])
         self._lines = lines or Lines(path)
-        self._base = Path() if self._lines.name == STDIN else Path(path).parent
+        self.path = None if self._lines.name == STDIN else Path(path)
+        self._base = self.path.parent if self.path else Path()
 
     def checked(self) -> Iterator[Conversation]:
         """The first pass: the items before the first that is not good.

@@ -21,14 +21,15 @@ class _Refused(Exception):
     """YAML beyond which nothing can be read: place, path, message."""
 
 
-def parse_yaml(text: str, source: Source) -> None:
-    """Fills `source` from YAML text; what is wrong becomes complaints."""
+def parse_yaml(text: str, source: Source, expected: str = "turns") -> None:
+    """Fills `source` from YAML text; what is wrong becomes complaints. expected: what an empty file lacks."""
     if len(text) > LONGEST:
         source.complain_at((1, 1), (), f"more than {LONGEST // 1_000_000} MB of YAML; write so much as JSONL")
         return
     text = text.translate(_ODD_BREAKS)
     try:
-        _Builder(text, source).document()
+        if not _Builder(text, source).document():
+            source.complain_at((1, 1), (), f"the file is empty; expected {expected}")
     except _Refused as refused:
         source.complain_at(*refused.args)
     except yaml.MarkedYAMLError as error:
@@ -71,16 +72,17 @@ class _Builder:
         self.source = source
         self.events: Iterator[Any] = yaml.parse(text, Loader=_LOADER)
 
-    def document(self) -> None:
+    def document(self) -> bool:
+        """Whether there is one."""
         next(self.events)
         if isinstance(next(self.events), yaml.StreamEndEvent):
-            self.source.complain_at((1, 1), (), "the file is empty; expected turns")
-            return
+            return False
         self.source.data = self.node(next(self.events), ())
         next(self.events)
         extra = next(self.events)
         if not isinstance(extra, yaml.StreamEndEvent):
             raise _Refused(_place(extra), (), 'expected one document; remove the "---" here')
+        return True
 
     def node(self, event: Any, path: Keys) -> Any:
         place = _place(event)

@@ -105,6 +105,7 @@ class Settings(_Strict):
         return {name: value for name, value in self.model_dump().items() if name not in free}
 
 
+_EXPECTED = "settings (name: value)"
 _NESTED: dict[str, type[_Strict]] = {"lora": Lora, "scratch": Scratch}
 
 
@@ -116,7 +117,7 @@ def read_settings(path: Path) -> Settings:
     """
     try:
         source = Source(str(path), Files(path.parent))
-        parse_yaml(read_text(path), source)
+        parse_yaml(read_text(path), source, _EXPECTED)
     except ScriptInvalid as problem:
         raise SettingsInvalid(problem.complaints) from problem
     settings = None
@@ -130,7 +131,7 @@ def read_settings(path: Path) -> Settings:
 def _settings(source: Source) -> Settings | None:
     """Sections are read by themselves, so that complaints know their fields."""
     if not isinstance(source.data, dict):
-        source.complain((), "expected settings (name: value)")
+        source.complain((), f"expected {_EXPECTED}")
         return None
     given = dict(source.data)
     for name, kind in _NESTED.items():
