@@ -3,9 +3,9 @@
 CsmError                      1  generation failed
 ├── GenerationFailed          1  a take is empty or unusable
 ├── OutputFailed              1  a file could not be written to the end
-├── TrainingFailed            1  a loss that is not finite, or a missing library
+├── TrainingFailed            1  a loss that is not finite
 │   └── PeerLost              1  another process of the same training has ended
-├── UsageError                2  flags that contradict each other or hold an impossible value
+├── UsageError                2  flags that contradict each other or hold an impossible value, or a missing library
 │   ├── OutputRefused         2  the output is a directory, exists, or cannot be created
 │   ├── ConfigInvalid         2  a configuration file cannot be read, or holds what there is not
 │   └── SoundDeviceMissing    2  nothing to play on
