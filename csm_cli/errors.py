@@ -14,6 +14,7 @@ CsmError                      1  generation failed
 │   │   ├── NotReady          3  the same where only that was asked for
 │   │   └── SettingsInvalid   3  the same about the settings of a training
 │   ├── AudioUnreadable       3
+│   ├── NothingToLearn        3  a dataset of which nothing can be learned
 │   └── PromptTooLong         3  text and context do not fit the model's window
 ├── ModelError                4
 │   ├── ModelNotFound         4  nothing there by that name
@@ -83,6 +84,12 @@ class InputError(CsmError):
 
 class AudioUnreadable(InputError):
     pass
+
+
+class NothingToLearn(InputError):
+    def __init__(self) -> None:
+        why = "every clip was left out for the reasons told, or is context, which is heard, not learned"
+        super().__init__(f"nothing is left to learn from: {why}")
 
 
 class PromptTooLong(InputError):
