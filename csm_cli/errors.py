@@ -3,9 +3,9 @@
 CsmError                      1  generation failed
 ├── GenerationFailed          1  a take is empty or unusable
 ├── OutputFailed              1  a file could not be written to the end
-├── TrainingFailed            1  a loss that is not finite, or a missing library
+├── TrainingFailed            1  a loss that is not finite
 │   └── PeerLost              1  another process of the same training has ended
-├── UsageError                2  flags that contradict each other or hold an impossible value
+├── UsageError                2  flags that contradict each other or hold an impossible value, or a missing library
 │   ├── OutputRefused         2  the output is a directory, exists, or cannot be created
 │   ├── ConfigInvalid         2  a configuration file cannot be read, or holds what there is not
 │   └── SoundDeviceMissing    2  nothing to play on
@@ -14,6 +14,7 @@ CsmError                      1  generation failed
 │   │   ├── NotReady          3  the same where only that was asked for
 │   │   └── SettingsInvalid   3  the same about the settings of a training
 │   ├── AudioUnreadable       3
+│   ├── NothingToLearn        3  a dataset of which nothing can be learned
 │   └── PromptTooLong         3  text and context do not fit the model's window
 ├── ModelError                4
 │   ├── ModelNotFound         4  nothing there by that name
@@ -83,6 +84,12 @@ class InputError(CsmError):
 
 class AudioUnreadable(InputError):
     pass
+
+
+class NothingToLearn(InputError):
+    def __init__(self) -> None:
+        why = "every clip was left out for the reasons told, or is context, which is heard, not learned"
+        super().__init__(f"nothing is left to learn from: {why}")
 
 
 class PromptTooLong(InputError):

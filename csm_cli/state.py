@@ -9,8 +9,8 @@ import hashlib
 import io
 import json
 import logging
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -27,26 +27,16 @@ from csm_cli.types import Recording
 _LOG = logging.getLogger(__name__)
 SCHEMA = 1  # one more whenever the same turn is to sound different
 RECORD = "state.json"
-_LOCK = ".lock"
 _OTHERS = 100  # turns kept that are not in the track, or as many as are
 
 
-@contextmanager
-def alone(output: Path) -> Iterator[None]:
-    """Keeps other runs from the state of an output; leaves no folder in which nothing is kept.
+def alone(output: Path) -> AbstractContextManager[None]:
+    """Keeps other runs from the state of an output.
 
     Raises:
         UsageError: another run is at it. OutputRefused: the folder cannot be written to.
     """
-    folder = _folder(output)
-    with locked(folder, _LOCK, shown=output):
-        try:
-            yield
-        finally:
-            with suppress(OSError):
-                if [path.name for path in folder.iterdir()] == [_LOCK]:
-                    (folder / _LOCK).unlink()
-                    folder.rmdir()
+    return locked(_folder(output), shown=output)
 
 
 def _folder(output: Path) -> Path:

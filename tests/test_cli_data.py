@@ -98,6 +98,17 @@ def test_nothing_to_prepare(csm: Csm, dataset: Path, tiny_checkpoint: Path, tmp_
     assert (result.code, result.out) == (3, "") and "nothing is left" in result.err
 
 
+def test_context_alone_teaches_nothing(csm: Csm, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    script = ROOT / "samples" / "dialogue.yaml"
+    checked = csm("data", "check", script)
+    prepared = csm("data", "prepare", script, "-o", tmp_path / "store", "--model", tiny_checkpoint)
+    for result in (checked, prepared):
+        assert (result.code, result.out) == (3, "")
+        assert result.err.count("nothing is left to learn from") == 1 and "heard, not learned" in result.err
+        assert "goes on" not in result.err
+    assert not (tmp_path / "store").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -66,9 +67,19 @@ def test_failures_are_one_line(csm: Run, config: Path, tmp_path: Path) -> None:
     text = config.read_text()
     config.write_text(text.replace("my data", "no data"))
     result = csm("train", config)
-    assert result.code == 3 and "make it with csm data prepare" in result.err
+    assert result.code == 3 and "make it with csm data prepare" in result.err and "loading" not in result.err
     config.write_text(text + "model_: x\n")
     assert "did you mean" in csm("train", config).err
+
+
+@pytest.mark.parametrize("missing", ["accelerate", "peft"])
+def test_a_missing_library_is_told_before_anything_is_loaded(
+    csm: Run, config: Path, missing: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, missing, None)
+    result = csm("train", config)
+    assert result.code == 2 and f"needs {missing}" in result.err and "csm-cli[train]" in result.err
+    assert "loading" not in result.err
 
 
 def test_settings_stand_in_for_what_is_left_open(

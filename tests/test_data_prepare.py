@@ -14,13 +14,13 @@ import pytest
 import soundfile
 from filelock import FileLock
 
-from csm_cli.data.clips import Piece, Speakers
+from csm_cli.data.clips import Drop, Piece, Speakers
 from csm_cli.data.encode import Recipe
 from csm_cli.data.prepare import Preparation, Step
 from csm_cli.data.rows import Reading
 from csm_cli.data.sources import find_parts, pieces, read_parts
 from csm_cli.data.store import open_store
-from csm_cli.errors import InputError, OutputFailed, UsageError
+from csm_cli.errors import InputError, NothingToLearn, OutputFailed, UsageError
 
 CLIPS = 7
 
@@ -135,10 +135,18 @@ def test_another_run_at_the_same_folder(dataset: Path, tmp_path: Path, recipe: R
 
 def test_nothing_left(dataset: Path, tmp_path: Path, recipe: Recipe) -> None:
     (tmp_path / "metadata.csv").write_text("a|\n")
-    with pytest.raises(InputError, match="nothing is left to learn from"):
+    with pytest.raises(NothingToLearn):
         run(tmp_path, tmp_path / "store", recipe)
-    with pytest.raises(InputError, match="no finished store"):
-        open_store(tmp_path / "store")
+    assert not (tmp_path / "store").exists()
+
+
+def test_nothing_left_takes_no_finished_store_along(dataset: Path, tmp_path: Path, recipe: Recipe) -> None:
+    nothing = [Drop("a", "m:1", "broken row", "is none")]
+    list(Preparation(tmp_path / "store", recipe).run([nothing, *cut(dataset)], Speakers()))
+    made = contents(tmp_path / "store")
+    with pytest.raises(NothingToLearn):
+        list(Preparation(tmp_path / "store", recipe).run([nothing], Speakers()))
+    assert contents(tmp_path / "store") == made
 
 
 KILLED = """

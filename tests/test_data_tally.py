@@ -27,7 +27,7 @@ def test_figures_and_what_was_left_out_in_the_order_of_the_checks() -> None:
 
 
 def test_findings_outlive_json() -> None:
-    found = Findings([(3, 1.5)], [Drop("a", "m:1", "silence", "é", 1.5)])
+    found = Findings([(3, 1.5), (4, 1.5)], [Drop("a", "m:1", "silence", "é", 1.5)], learned=1)
     assert Findings.of(json.loads(json.dumps(found.record()))) == found
 
 

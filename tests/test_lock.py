@@ -30,6 +30,16 @@ def test_it_is_let_go_where_the_work_fails(tmp_path: Path) -> None:
         pass
 
 
+def test_a_folder_that_nothing_was_put_into_is_gone_again(tmp_path: Path) -> None:
+    with pytest.raises(ZeroDivisionError), locked(tmp_path / "new"):
+        raise ZeroDivisionError
+    assert not (tmp_path / "new").exists()
+    (tmp_path / "made").mkdir()
+    with locked(tmp_path / "made"), locked(tmp_path / "used"):
+        (tmp_path / "used" / "work").touch()
+    assert (tmp_path / "made").exists() and (tmp_path / "used" / "work").exists()
+
+
 def test_a_folder_that_cannot_be_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(OutputRefused, match="file/in: cannot be written"), locked(tmp_path / "file" / "in"):

@@ -156,7 +156,7 @@ def test_activation_checkpointing_changes_no_loss(settings: Settings) -> None:
 
 def test_eight_bits_need_a_library(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "bitsandbytes.optim", None)
-    with pytest.raises(TrainingFailed, match="needs bitsandbytes"):
+    with pytest.raises(UsageError, match="needs bitsandbytes"):
         Run(changed(settings, optimizer="adamw8bit"), device="cpu")
 
 

@@ -12,7 +12,7 @@ from csm_cli.cli.console import emit_json, emit_path, note, warn
 from csm_cli.cli.progress import Meter, drawn
 from csm_cli.cli.report import batch_report
 from csm_cli.cli.speaking import Job, Spoken, speak
-from csm_cli.cli.summary import cut, record, tags, told, total
+from csm_cli.cli.summary import crowded, cut, record, tags, told, total
 from csm_cli.disk import write_atomically
 from csm_cli.errors import BatchPartlyFailed, CsmError, GenerationFailed, OutputFailed
 from csm_cli.events import Failure
@@ -56,6 +56,8 @@ class Run:
             if not self._job.telling.quiet:
                 of = "" if self._items else f" of {self._tally.taken}"
                 note(f"{self._written}{of} written{self._beside()}; {total(meter, synth)}")
+                if hint := crowded(self._job, synth):
+                    note(hint)
 
     def _beside(self) -> str:
         """What this run leaves alone."""

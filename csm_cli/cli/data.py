@@ -16,7 +16,7 @@ import typer
 from csm_cli.cli.console import emit_json, emit_path, note, set_up, warn
 from csm_cli.cli.flat import flat
 from csm_cli.cli.options import Telling
-from csm_cli.errors import InputError, UsageError
+from csm_cli.errors import NothingToLearn, UsageError
 
 if TYPE_CHECKING:
     from rich.status import Status
@@ -131,8 +131,8 @@ def check(
     if plot:
         count.tally.save_plot(plot.expanduser())
         emit_path(plot)
-    if not count.tally.clips:
-        raise InputError("nothing is left to learn from; the table above says why")
+    if not count.tally.learned:
+        raise NothingToLearn
 
 
 def prepare(
@@ -243,6 +243,8 @@ class _Count:
                 return
             with console.status("") as self._status:
                 yield
+        except NothingToLearn:
+            raise
         except BaseException:
             if not self._telling.quiet and self.tally.clips:
                 note(f"broken off; {self}{hint}")

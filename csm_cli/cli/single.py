@@ -16,7 +16,7 @@ from csm_cli.cli.options import Output, Telling
 from csm_cli.cli.progress import Meter, drawn
 from csm_cli.cli.report import dialogue_report
 from csm_cli.cli.speaking import Job, Spoken, find_checkpoint, open_synthesizer, speak
-from csm_cli.cli.summary import cut, record, runs, tags, told, total, window
+from csm_cli.cli.summary import crowded, cut, record, runs, tags, told, total, window
 from csm_cli.disk import write_together
 from csm_cli.errors import CsmError, GenerationFailed, UsageError
 from csm_cli.events import Failure, Sound, Utterance
@@ -108,6 +108,8 @@ def _speak(order: Order) -> None:
         beside = f" and {more} more file{'s' if more > 1 else ''}" if more else ""
         where = f"written to {files.track or 'standard output'}" if order.output.output else "played"
         note(f"{_length(spoken, result)} {where}{beside}; {total(meter, synth)}; {window(result['window'])}")
+        if hint := crowded(job, synth):
+            note(hint)
 
 
 def _streamable(order: Order) -> Order:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from csm_cli import __version__
-from csm_cli.cli.speaking import Spoken, title
+from csm_cli.cli.speaking import Job, Spoken, title
 from csm_cli.events import Utterance
 
 if TYPE_CHECKING:
@@ -118,6 +119,20 @@ def total(meter: Meter, synth: Synthesizer) -> str:
     return (
         f"{meter.audio_seconds:.1f} s of speech in {meter.seconds:.1f} s (RTF {meter.rtf:.2f}); "
         f"turns: {stops}; {synth.checkpoint.name} on {synth.device}"
+    )
+
+
+def crowded(job: Job, synth: Synthesizer) -> str:
+    """A hint, where several threads shared the processor with other programs; else nothing."""
+    import torch
+
+    # neither says what others do: a compiler is waited for, and threads that are told to sleep wait that way
+    waits = job.speech.compile or os.environ.get("OMP_WAIT_POLICY", "").lower() == "passive"
+    if waits or synth.device.type != "cpu" or torch.get_num_threads() == 1 or not synth.engine.pace.crowded:
+        return ""
+    return (
+        "other programs kept the processor busy, and threads waited for one another; "
+        "one thread is faster then: OMP_NUM_THREADS=1 csm ..."
     )
 
 

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,7 +17,7 @@ import typer
 
 from csm_cli.cli.console import emit_path, note, set_up
 from csm_cli.cli.options import Telling
-from csm_cli.errors import INTERRUPTED, CsmError
+from csm_cli.errors import INTERRUPTED, UsageError
 
 if TYPE_CHECKING:
     from csm_cli.cli.training import Teller
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from csm_cli.train.settings import Settings
 
 _ECHO = 1.0  # seconds in which a launcher passes on the Ctrl-C that the terminal has sent already
-_MISSING = 'training needs {0}, which is not installed; pip install "csm-cli[train]"'
+_MISSING = '{0} needs {1}, which is not installed; pip install "csm-cli[train]"'
 
 
 @dataclass(frozen=True)
@@ -84,18 +85,30 @@ def train(
 
 
 def _opened(config: Path, quiet: bool, base: Base) -> Run:
-    """Raises CsmError where the extra is not installed."""
-    try:
-        from csm_cli.train.settings import read_settings
+    from csm_cli.train.settings import read_settings
 
-        settings = base.completed(read_settings(config))
-        if not quiet and _first():
-            note(f"loading {settings.model or 'the bundled voice'} ...")
-        from csm_cli.train.finetune import Run
+    settings = base.completed(read_settings(config))
+    _check(settings)
+    if not quiet and _first():
+        note(f"loading {settings.model or 'the bundled voice'} ...")
+    from csm_cli.train.finetune import Run
 
-        return Run(settings, base.device, base.offline)
-    except ModuleNotFoundError as problem:
-        raise CsmError(_MISSING.format(problem.name)) from problem
+    return Run(settings, base.device, base.offline)
+
+
+def _check(settings: Settings) -> None:
+    """What can be told before a model is loaded.
+
+    Raises:
+        UsageError: the extra is not installed. InputError: no data, or it is damaged.
+    """
+    if find_spec("accelerate") is None:
+        raise UsageError(_MISSING.format("training", "accelerate"))
+    if settings.lora and find_spec("peft") is None:
+        raise UsageError(_MISSING.format("LoRA", "peft"))
+    from csm_cli.data.store import open_store
+
+    open_store(Path(settings.data).expanduser())
 
 
 def _follow(run: Run, teller: Teller, stopped: list[float]) -> None:

@@ -76,10 +76,11 @@ Piece = list[Talk | Drop]
 
 @dataclass
 class Findings:
-    """What became of a piece's clips. kept: speaker and seconds of each."""
+    """What became of a piece's clips. kept: speaker and seconds of each; learned: how many are not only heard."""
 
     kept: list[tuple[int, float]] = field(default_factory=list)
     drops: list[Drop] = field(default_factory=list)
+    learned: int = 0
 
     def note(self, clip: Clip, outcome: Drop | float) -> None:
         """A clip was left out, or kept with so many seconds."""
@@ -87,16 +88,17 @@ class Findings:
             self.drops.append(outcome)
         else:
             self.kept.append((clip.speaker, round(outcome, 3)))
+            self.learned += clip.learned
 
     def record(self) -> dict[str, Any]:
         """As JSON holds it; `Findings.of` reads it back."""
-        return {"kept": self.kept, "drops": [asdict(drop) for drop in self.drops]}
+        return {"kept": self.kept, "drops": [asdict(drop) for drop in self.drops], "learned": self.learned}
 
     @classmethod
     def of(cls, record: Mapping[str, Any]) -> Findings:
-        return cls(
-            [(speaker, seconds) for speaker, seconds in record["kept"]], [Drop(**each) for each in record["drops"]]
-        )
+        kept = [(speaker, seconds) for speaker, seconds in record["kept"]]
+        learned = record.get("learned", len(kept))  # an older shard does not say
+        return cls(kept, [Drop(**each) for each in record["drops"]], learned)
 
 
 @dataclass

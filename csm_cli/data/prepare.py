@@ -14,7 +14,7 @@ from csm_cli.data.clips import Clip, Findings, Piece, Speakers, Talk
 from csm_cli.data.encode import Encoder, Recipe
 from csm_cli.data.spread import spread
 from csm_cli.data.store import StoreWriter
-from csm_cli.errors import InputError
+from csm_cli.errors import NothingToLearn
 from csm_cli.lock import locked
 
 SCHEMA = 1  # one more whenever the same clips are to make other shards
@@ -62,7 +62,8 @@ class Preparation:
         """Each piece when it is on the disk; the store is finished after the last.
 
         Raises:
-            InputError: nothing is left to learn from, or a dataset cannot be read.
+            NothingToLearn: no example came of it; no shard of it stays.
+            InputError: a dataset cannot be read.
             UsageError: another run is at this folder.
             OutputRefused, OutputFailed: it cannot be written; what was finished stays.
             CsmError: a worker was killed.
@@ -73,7 +74,8 @@ class Preparation:
                 count, examples = count + 1, examples + step.examples
                 yield step
             if not examples:
-                raise InputError("nothing is left to learn from: every clip was left out, for the reasons told")
+                self._writer.discard(count)
+                raise NothingToLearn
             self._writer.finish(count, {**self._about, "speakers": speakers.names})
 
     def _jobs(self, pieces: Iterable[Piece]) -> Iterator[_Job]:

@@ -110,6 +110,13 @@ class StoreWriter:
             if path.suffix in (".safetensors", ".jsonl") and path.stem.isdigit() and int(path.stem) >= count:
                 path.unlink()
 
+    def discard(self, count: int) -> None:
+        """Removes the first `count` shards, where they are not part of a finished store."""
+        if not (self.folder / INDEX).exists():
+            for number in range(count):
+                for path in _files(self.folder, number):
+                    path.unlink(missing_ok=True)
+
     def _codes(self, examples: Sequence[Example]) -> Tensor:
         turns = [turn.codes for example in examples for turn in example.turns]
         books = self.coding.codebooks

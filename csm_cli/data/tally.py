@@ -17,10 +17,10 @@ _MOST_BARS = 120
 
 
 class Tally:
-    """Adds findings up. drops: all that was left out."""
+    """Adds findings up. learned: clips kept that are not only heard; drops: all that was left out."""
 
     def __init__(self) -> None:
-        self.clips = 0
+        self.clips = self.learned = 0
         self.seconds = 0.0
         self.drops: list[Drop] = []
         self._speakers: Counter[int] = Counter()  # clips of each
@@ -29,6 +29,7 @@ class Tally:
 
     def add(self, found: Findings) -> None:
         self.clips += len(found.kept)
+        self.learned += found.learned
         self.drops += found.drops
         self._left.update(int(drop.seconds / _BIN_SECONDS) for drop in found.drops if drop.seconds)
         for speaker, seconds in found.kept:

@@ -29,6 +29,8 @@ def steps(
                 engine.admit(request)
             if not engine.busy:
                 return
-            yield engine.step(meanwhile)
+            with engine.pace.counted():
+                frames = engine.step(meanwhile)
+            yield frames
     finally:
         engine.release()

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from csm_cli.engine.frame import BROKEN
+from csm_cli.engine.pace import Pace
 from csm_cli.engine.request import Frame, Request
 from csm_cli.engine.runner import Runner
 from csm_cli.engine.sampling import Sampling, Uniforms
@@ -61,6 +62,7 @@ class Engine:
         self.slots = [Slot(model.config.codebooks) for _ in range(slots)]
         self.state = State(model, slots)
         self.runner = Runner(model, self.state, compile)
+        self.pace = Pace()  # of the steps in `loop.steps`
         self._shape: Shape | None = None  # None: buffers do not say what the slots say
 
     @property

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from csm_cli.checkpoint.adapter import WEIGHTS
 from csm_cli.checkpoint.writing import fresh_folder, save_tensors
-from csm_cli.errors import TrainingFailed, UsageError
+from csm_cli.errors import UsageError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -22,15 +22,14 @@ class Adapter:
     """The adapter of a model, whose own weights are frozen.
 
     Raises:
-        TrainingFailed: peft is not installed.
-        UsageError: a target that names no linear.
+        UsageError: peft is not installed, or a target names no linear.
     """
 
     def __init__(self, model: CsmForConditionalGeneration, plan: Lora, base: str) -> None:
         try:
             from peft import LoraConfig, get_peft_model
         except ImportError as problem:
-            raise TrainingFailed('LoRA needs peft; pip install "csm-cli[train]"') from problem
+            raise UsageError('LoRA needs peft; pip install "csm-cli[train]"') from problem
         self._config = LoraConfig(
             r=plan.rank,
             lora_alpha=plan.alpha,  # type: ignore[arg-type]

@@ -10,7 +10,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from csm_cli.disk import write_atomically
-from csm_cli.errors import OutputFailed, TrainingFailed
+from csm_cli.errors import OutputFailed, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -62,7 +62,7 @@ class Record:
     Figures later than `step`, of steps that were not saved before a kill, are dropped: those steps come again.
 
     Raises:
-        TrainingFailed: TensorBoard is asked for and not installed.
+        UsageError: TensorBoard is asked for and not installed.
     """
 
     def __init__(self, folder: Path, step: int, tensorboard: bool) -> None:
@@ -87,7 +87,7 @@ def _board(folder: Path, step: int) -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as problem:
-        raise TrainingFailed('tensorboard: true needs it; pip install "csm-cli[tensorboard]"') from problem
+        raise UsageError('tensorboard: true needs it; pip install "csm-cli[tensorboard]"') from problem
     return SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from csm_cli.errors import CsmError, TrainingFailed
+from csm_cli.errors import CsmError, TrainingFailed, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -211,7 +211,7 @@ def _optimizer(parameters: Sequence[torch.nn.Parameter], plan: Optimization) -> 
     try:
         from bitsandbytes.optim import AdamW8bit
     except ImportError as problem:
-        raise TrainingFailed("optimizer adamw8bit needs bitsandbytes; pip install bitsandbytes") from problem
+        raise UsageError("optimizer adamw8bit needs bitsandbytes; pip install bitsandbytes") from problem
     optimizer: torch.optim.Optimizer = AdamW8bit(groups, lr=plan.learning_rate, betas=(0.9, 0.98))
     return optimizer
 
