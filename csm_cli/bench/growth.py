@@ -17,15 +17,16 @@ _ROUNDS = 4
 def measure(ready: Ready, load: Load, far: int, compile: bool = False) -> dict[str, Any]:
     """Frame times after `load.context` and after `far` positions, in turns; growth is the share that is added.
 
+    Each turn is a whole speech: its first frames, in which a CPU writes its tape, say little of the rest.
+
     Raises:
         UsageError: `far` and the frames exceed the window.
     """
     sides = [Timed(ready, replace(load, context=context), compile) for context in (load.context, far)]
-    share = -(-load.frames // _ROUNDS)
     seconds: list[list[float]] = [[], []]
     for _ in range(_ROUNDS):
         for side, times in zip(sides, seconds, strict=True):
-            times += side.frames(share)[0]
+            times += side.frames(load.frames)[0]
     near, distant = map(median, seconds)
     return {
         "bench": "growth",
