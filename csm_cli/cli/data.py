@@ -15,7 +15,7 @@ import typer
 
 from csm_cli.cli.console import emit_json, emit_path, note, set_up, warn
 from csm_cli.cli.flat import flat
-from csm_cli.cli.options import Telling
+from csm_cli.cli.options import Told
 from csm_cli.errors import NothingToLearn, UsageError
 
 if TYPE_CHECKING:
@@ -80,21 +80,6 @@ class Encoding:
     held_out: Annotated[
         float, typer.Option(metavar="SHARE", min=0.0, max=0.5, help="The share of conversations kept from training.")
     ] = 0.02
-
-
-@dataclass(frozen=True)
-class Told(Telling):
-    """What is told of a dataset."""
-
-    json: Annotated[
-        bool, typer.Option("--json", help="What was found, as JSON on standard output.", rich_help_panel="Output")
-    ] = False
-    quiet: Annotated[
-        bool,
-        typer.Option(
-            "-q", "--quiet", help="Only the path of what was written, on standard output.", rich_help_panel="Output"
-        ),
-    ] = False
 
 
 Sources = Annotated[list[Path], typer.Argument(metavar="SOURCE", help="Folders, manifests and scripts.")]
@@ -220,7 +205,7 @@ def _can_plot() -> bool:
 class _Count:
     """What has been found so far, told as it comes and in the end."""
 
-    def __init__(self, choice: Choice, telling: Telling) -> None:
+    def __init__(self, choice: Choice, telling: Told) -> None:
         from csm_cli.data.tally import Tally
 
         self.tally: Tally = Tally()

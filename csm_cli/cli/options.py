@@ -192,6 +192,16 @@ class Telling:
 
 
 @dataclass(frozen=True)
+class Told(Telling):
+    """What is told of a run in which nobody speaks."""
+
+    json: Annotated[bool, _output("--json", text="What came of it, as JSON on standard output.")] = False
+    quiet: Annotated[bool, _output("-q", "--quiet", text="Only the path of what was written, on standard output.")] = (
+        False
+    )
+
+
+@dataclass(frozen=True)
 class Output:
     """Where the result goes."""
 

@@ -10,7 +10,7 @@ import typer
 
 from csm_cli.cli.console import emit, emit_json, emit_path, note, set_up, warn
 from csm_cli.cli.flat import flat
-from csm_cli.cli.options import Telling, voice_names
+from csm_cli.cli.options import Told, voice_names
 from csm_cli.cli.say import read_words
 from csm_cli.errors import InputError, UsageError
 
@@ -67,21 +67,6 @@ class Codes:
     ] = None
     replace: Annotated[bool, typer.Option("--replace", help="Replace a voice of this name.")] = False
     offline: Annotated[bool, typer.Option("--offline", envvar="CSM_OFFLINE", help="Use what is cached only.")] = False
-
-
-@dataclass(frozen=True)
-class Told(Telling):
-    """What is told of a voice that is saved."""
-
-    json: Annotated[
-        bool, typer.Option("--json", help="What was saved, as JSON on standard output.", rich_help_panel="Output")
-    ] = False
-    quiet: Annotated[
-        bool,
-        typer.Option(
-            "-q", "--quiet", help="Only the path of the saved clip, on standard output.", rich_help_panel="Output"
-        ),
-    ] = False
 
 
 def add(
