@@ -21,7 +21,7 @@ format: $(VENV)/.developed
 # The bundled voice, from nothing: needs espeak-ng and wamerican. CONFIG=configs/voice/gpu.yaml on a GPU.
 CONFIG ?= configs/voice/cpu.yaml
 voice: $(VENV)/.developed
-	$(BIN)/python -m csm_cli.train.voice $(CONFIG)
+	$(BIN)/python -m csm_cli.recipe.voice $(CONFIG)
 
 # A voice never heard before, learned by LoRA from 10 minutes of speech: needs espeak-ng and wamerican.
 finetune-demo: $(VENV)/.developed

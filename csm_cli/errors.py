@@ -37,7 +37,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 INTERRUPTED = 130
-COMPLAINTS_SHOWN = 200
+MAX_DIAGNOSTICS_SHOWN = 200
 
 
 class CsmError(Exception):
@@ -97,7 +97,7 @@ class PromptTooLong(InputError):
 
 
 @dataclass(frozen=True, order=True)
-class Complaint:
+class Diagnostic:
     """One thing wrong with an input: where, at which path inside it, and what was expected.
 
     `line` and `column` count from 1; 0 means the whole file.
@@ -122,8 +122,8 @@ class ScriptInvalid(InputError):
 
     outcome = "nothing was generated"
 
-    def __init__(self, complaints: Sequence[Complaint], count: int | None = None) -> None:
-        self.complaints = tuple(sorted(complaints)[:COMPLAINTS_SHOWN])
+    def __init__(self, complaints: Sequence[Diagnostic], count: int | None = None) -> None:
+        self.complaints = tuple(sorted(complaints)[:MAX_DIAGNOSTICS_SHOWN])
         self.count = len(complaints) if count is None else count
         first = f", the first {len(self.complaints)} are above" if self.count > len(self.complaints) else ""
         super().__init__(f"{self.count} error{'s' if self.count != 1 else ''}{first}; {self.outcome}")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 @dataclass(frozen=True)
-class Options:
+class GenerationOptions:
     """Generation options as somebody gave them; None means unset, so that a 0 counts.
 
     `max_duration` is in seconds; 0 stands for `auto`: a cap derived from the text.
@@ -22,12 +22,12 @@ class Options:
     seed: int | None = None
     max_duration: float | None = None
 
-    def over(self, base: Options) -> Options:
+    def over(self, base: GenerationOptions) -> GenerationOptions:
         """These options where set, `base` elsewhere."""
         pairs = ((f.name, getattr(self, f.name), getattr(base, f.name)) for f in fields(self))
-        return Options(**{name: mine if mine is not None else theirs for name, mine, theirs in pairs})
+        return GenerationOptions(**{name: mine if mine is not None else theirs for name, mine, theirs in pairs})
 
-    def completed(self, published: Options) -> Options:
+    def completed(self, published: GenerationOptions) -> GenerationOptions:
         """These options over those a checkpoint was published with.
 
         Where somebody asked for another backbone value, the depth decoder follows that, not what was published for it.
@@ -38,7 +38,7 @@ class Options:
 
 
 @dataclass(frozen=True)
-class Care:
+class RetryPolicy:
     """How takes are looked after.
 
     trim: one that falls silent or gets stuck ends early, is trimmed, and all are judged. retries: so many more, each
@@ -88,7 +88,7 @@ class Turn:
     recording: Recording | None = None
     gap: float = 0.0
     gain: float = 0.0
-    options: Options = field(default_factory=Options)
+    options: GenerationOptions = field(default_factory=GenerationOptions)
 
 
 @dataclass(frozen=True)
@@ -105,6 +105,6 @@ class Conversation:
     id: str = ""
     title: str = ""
     tail: float = 0.0
-    defaults: Options = field(default_factory=Options)
+    defaults: GenerationOptions = field(default_factory=GenerationOptions)
     loudness: float | None = None
     lexicon: Mapping[str, str] = field(default_factory=dict)

@@ -24,9 +24,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import CsmForConditionalGeneration
 
 from csm_cli.cli import main
-from csm_cli.engine.pace import Pace
-from csm_cli.model.kernels import has_triton
-from csm_cli.train.text import WORD_LIST
+from csm_cli.engine.contention import ContentionMonitor
+from csm_cli.models.csm.kernels import has_triton
+from csm_cli.recipe.sentences import WORD_LIST
 
 pytest_plugins = ["fakehub"]
 
@@ -124,7 +124,7 @@ def csm(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> C
 
     Voices and configuration are those of `home`.
     """
-    monkeypatch.setattr(Pace, "crowded", False)  # whatever else this machine does
+    monkeypatch.setattr(ContentionMonitor, "crowded", False)  # whatever else this machine does
     log = logging.getLogger("csm_cli")
     for name in ("handlers", "level", "propagate"):
         monkeypatch.setattr(log, name, getattr(log, name))

@@ -7,7 +7,7 @@ import re
 import pytest
 
 from csm_cli import errors
-from csm_cli.errors import COMPLAINTS_SHOWN, Complaint, CsmError, ScriptInvalid
+from csm_cli.errors import MAX_DIAGNOSTICS_SHOWN, CsmError, Diagnostic, ScriptInvalid
 
 CODES = {name: int(code) for name, code in re.findall(r"^[│├└─ ]*(\w+) +(\d)\b", errors.__doc__ or "", re.MULTILINE)}
 CLASSES = {name: kind for name, kind in vars(errors).items() if isinstance(kind, type) and issubclass(kind, CsmError)}
@@ -23,8 +23,8 @@ def test_a_failure_ends_with_the_code_of_the_table(name: str) -> None:
 
 
 def test_complaints_are_sorted_counted_and_not_endless() -> None:
-    places = [Complaint("a.yaml", line, 1, "turns", "wrong") for line in range(COMPLAINTS_SHOWN + 5, 0, -1)]
+    places = [Diagnostic("a.yaml", line, 1, "turns", "wrong") for line in range(MAX_DIAGNOSTICS_SHOWN + 5, 0, -1)]
     failure = ScriptInvalid(places)
-    assert [complaint.line for complaint in failure.complaints] == list(range(1, COMPLAINTS_SHOWN + 1))
-    assert str(failure) == f"205 errors, the first {COMPLAINTS_SHOWN} are above; nothing was generated"
+    assert [complaint.line for complaint in failure.complaints] == list(range(1, MAX_DIAGNOSTICS_SHOWN + 1))
+    assert str(failure) == f"205 errors, the first {MAX_DIAGNOSTICS_SHOWN} are above; nothing was generated"
     assert str(ScriptInvalid(places[:1])) == "1 error; nothing was generated"

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 from transformers import CsmConfig, CsmForConditionalGeneration
 
-from csm_cli.codec import Codec
-from csm_cli.codec.config import codec_config
-from csm_cli.codec.mimi import _Mimi
-from csm_cli.config import ModelConfig, model_config
-from csm_cli.engine import Engine, Request, Sampling, decode
-from csm_cli.model import CsmModel
+from csm_cli.engine import Engine, Request, SamplingParams, decode
+from csm_cli.models.csm import CsmModel
+from csm_cli.models.csm.config import ModelConfig, model_config
+from csm_cli.models.mimi import Codec
+from csm_cli.models.mimi.codec import _Mimi
+from csm_cli.models.mimi.config import codec_config
 
 LLAMA3 = {"rope_type": "llama3", "rope_theta": 500000.0, "factor": 32.0, "low_freq_factor": 0.125}
 LLAMA3 |= {"high_freq_factor": 0.5, "original_max_position_embeddings": 64}
@@ -108,8 +108,8 @@ def ours(model: CsmForConditionalGeneration) -> tuple[CsmModel, ModelConfig]:
     return CsmModel(config, model.state_dict(), torch.device("cpu"), torch.float32), config
 
 
-def greedy(frames: int) -> Sampling:
-    return Sampling(temperature=0, top_k=0, depth_temperature=0, depth_top_k=0, seed=0, max_frames=frames)
+def greedy(frames: int) -> SamplingParams:
+    return SamplingParams(temperature=0, top_k=0, depth_temperature=0, depth_top_k=0, seed=0, max_frames=frames)
 
 
 def spoken(engine: Engine, requests: list[Request]) -> list[Tensor]:

@@ -1,23 +1,23 @@
 """A manifest to files, across as many runs as it takes: what is done is recorded, and not done twice. No torch here."""
 
-from csm_cli.batch.fingerprint import Marker, Voice
+from csm_cli.batch.fingerprint import Fingerprinter, SynthesisSetup
 from csm_cli.batch.ledger import LEDGER, Ledger
-from csm_cli.batch.outputs import Item, Names, Pattern, file_name
-from csm_cli.batch.plan import Choice, Shard, Tally, characters, choose, sweeper
+from csm_cli.batch.outputs import BatchItem, OutputNames, OutputPattern, file_name
+from csm_cli.batch.selection import Counts, Selection, Shard, conversation_chars, remove_stale_temp_files, select_items
 
 __all__ = [
     "LEDGER",
-    "Choice",
-    "Item",
+    "BatchItem",
+    "Counts",
+    "Fingerprinter",
     "Ledger",
-    "Marker",
-    "Names",
-    "Pattern",
+    "OutputNames",
+    "OutputPattern",
+    "Selection",
     "Shard",
-    "Tally",
-    "Voice",
-    "characters",
-    "choose",
+    "SynthesisSetup",
+    "conversation_chars",
     "file_name",
-    "sweeper",
+    "remove_stale_temp_files",
+    "select_items",
 ]

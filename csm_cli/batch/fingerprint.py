@@ -9,9 +9,9 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from csm_cli.batch.outputs import Item
-from csm_cli.types import Care, Conversation, Options, Recording, Turn
-from csm_cli.wording import respelled
+from csm_cli.batch.outputs import BatchItem
+from csm_cli.generation.chunking import apply_lexicon
+from csm_cli.types import Conversation, GenerationOptions, Recording, RetryPolicy, Turn
 
 if TYPE_CHECKING:
     from csm_cli.checkpoint import Checkpoint
@@ -22,7 +22,7 @@ _SAMPLES, _SAMPLE_BYTES = 64, 16384
 
 
 @dataclass(frozen=True)
-class Voice:
+class SynthesisSetup:
     """Who speaks, and how all items are spoken.
 
     flags: options above the script's own; care, verified: how takes are
@@ -30,24 +30,24 @@ class Voice:
     """
 
     checkpoint: Checkpoint
-    flags: Options
-    care: Care = field(default_factory=Care)
+    flags: GenerationOptions
+    care: RetryPolicy = field(default_factory=RetryPolicy)
     verified: bool = False
 
 
-class Marker:
+class Fingerprinter:
     """Gives the items of a batch their fingerprints, and a seed to those that have none.
 
     A fingerprint covers id, text, speakers, the bytes of recordings, options, checkpoint, schema, and the file's name,
     which is all that does not count for the seed. Device, dtype and 8 bits are left out: a batch can go on elsewhere.
     """
 
-    def __init__(self, voice: Voice) -> None:
+    def __init__(self, voice: SynthesisSetup) -> None:
         self._voice = voice
-        self._checkpoint = checkpoint_mark(voice.checkpoint)
+        self._checkpoint = checkpoint_fingerprint(voice.checkpoint)
         self._files: dict[Path, str] = {}
 
-    def mark(self, item: Item) -> Item:
+    def mark(self, item: BatchItem) -> BatchItem:
         """`item` with its fingerprint; its seed, where nobody gave one, comes from that."""
         talk, care = item.conversation, self._voice.care
         options = self._voice.flags.over(talk.defaults).completed(self._voice.checkpoint.defaults)
@@ -71,7 +71,7 @@ class Marker:
         return {
             "speaker": turn.speaker,
             "text": turn.text,
-            "spelled": respelled(turn.text, lexicon or {}),
+            "spelled": apply_lexicon(turn.text, lexicon or {}),
             "gap": turn.gap,
             "gain": turn.gain,
             "options": _given(turn.options),
@@ -91,7 +91,7 @@ class Marker:
         return self._files[recording.path]
 
 
-def checkpoint_mark(checkpoint: Checkpoint) -> str:
+def checkpoint_fingerprint(checkpoint: Checkpoint) -> str:
     """What a checkpoint is, wherever it lies: its configs, and pieces from all over its weights and tokenizer."""
     digest = hashlib.sha256(repr((checkpoint.config, checkpoint.memory)).encode())
     digest.update(json.dumps(checkpoint.codec_config, sort_keys=True, default=str).encode())
@@ -106,13 +106,13 @@ def checkpoint_mark(checkpoint: Checkpoint) -> str:
     return digest.hexdigest()
 
 
-def _seeded(talk: Conversation, options: Options, seed: int) -> Conversation:
+def _seeded(talk: Conversation, options: GenerationOptions, seed: int) -> Conversation:
     if options.seed is not None:
         return talk
     return replace(talk, defaults=replace(talk.defaults, seed=seed))
 
 
-def _given(options: Options) -> Mapping[str, Any]:
+def _given(options: GenerationOptions) -> Mapping[str, Any]:
     return {name: value for name, value in asdict(options).items() if value is not None}
 
 

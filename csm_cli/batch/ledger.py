@@ -19,16 +19,16 @@ from io import BufferedRandom
 from pathlib import Path
 from typing import Any
 
-from csm_cli.batch.scribe import Entrusted, Scribe
+from csm_cli.batch.group_commit import GroupCommitWriter, PendingRecord
 from csm_cli.errors import InputError, OutputFailed, OutputRefused
-from csm_cli.lock import locked
+from csm_cli.storage.lock import exclusive_lock
 
 LEDGER = "results.jsonl"
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class LedgerEntry:
     """What is remembered of an item: how it ended ("ok", "failed"), and of what it was made."""
 
     status: str
@@ -49,12 +49,12 @@ class Ledger:
     def __init__(self, folder: Path) -> None:
         self.path = folder / LEDGER
         with ExitStack() as held:
-            held.enter_context(locked(folder, f"{LEDGER}.lock"))
+            held.enter_context(exclusive_lock(folder, f"{LEDGER}.lock"))
             self._file = held.enter_context(_opened(self.path))
             self.entries = {str(record["id"]): _entry(record) for record in self.records()}
             self._mend()
             self._held = held.pop_all()
-        self._scribe = Scribe(self._file)
+        self._scribe = GroupCommitWriter(self._file)
 
     def append(self, record: Mapping[str, Any], sound: Path | None = None) -> None:
         """Hands over a finished item, whose file is `sound`; within moments both are on the disk.
@@ -63,7 +63,7 @@ class Ledger:
             OutputFailed: the disk is full or failed; what was written of a line is cut at the next opening.
         """
         line = json.dumps(record, ensure_ascii=False).encode("utf-8", "surrogateescape") + b"\n"
-        self._told(self._scribe.write, Entrusted(line, sound))
+        self._told(self._scribe.write, PendingRecord(line, sound))
 
     def settle(self) -> None:
         """Waits until all that was handed over is on the disk. Raises as `append` does."""
@@ -76,7 +76,7 @@ class Ledger:
         finally:
             self._held.close()
 
-    def _told(self, act: Callable[..., None], *arguments: Entrusted) -> None:
+    def _told(self, act: Callable[..., None], *arguments: PendingRecord) -> None:
         try:
             act(*arguments)
         except OSError as error:
@@ -145,5 +145,5 @@ def _is_record(found: Any) -> bool:
     return isinstance(found, dict) and "id" in found and "status" in found
 
 
-def _entry(record: Mapping[str, Any]) -> Entry:
-    return Entry(sys.intern(str(record["status"])), str(record.get("fingerprint", "")))
+def _entry(record: Mapping[str, Any]) -> LedgerEntry:
+    return LedgerEntry(sys.intern(str(record["status"])), str(record.get("fingerprint", "")))

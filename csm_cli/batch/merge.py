@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from csm_cli.batch.ledger import LEDGER, Ledger
-from csm_cli.disk import write_atomically
 from csm_cli.errors import InputError
+from csm_cli.storage.files import write_atomically
 
-Record = dict[str, Any]
+LedgerRecord = dict[str, Any]
 
 
 def merge(folders: Sequence[Path], target: Path) -> tuple[int, int]:
@@ -25,7 +25,7 @@ def merge(folders: Sequence[Path], target: Path) -> tuple[int, int]:
         OutputRefused, OutputFailed: the target cannot be written.
     """
     found = [(folder, record) for folder in folders for record in _latest(folder)]
-    chosen: dict[str, tuple[Path, Record]] = {}
+    chosen: dict[str, tuple[Path, LedgerRecord]] = {}
     for folder, record in sorted(found, key=lambda each: each[1]["status"] == "ok"):
         chosen[str(record["id"])] = folder, record
     _refuse_shared(chosen)
@@ -39,7 +39,7 @@ def merge(folders: Sequence[Path], target: Path) -> tuple[int, int]:
     return good, len(chosen) - good
 
 
-def _latest(folder: Path) -> list[Record]:
+def _latest(folder: Path) -> list[LedgerRecord]:
     """The last result of each item."""
     if not (folder / LEDGER).is_file():
         raise InputError(f"{folder} has no {LEDGER}; name folders that csm batch has written to")
@@ -47,7 +47,7 @@ def _latest(folder: Path) -> list[Record]:
         return list(ledger.latest())
 
 
-def _refuse_shared(chosen: dict[str, tuple[Path, Record]]) -> None:
+def _refuse_shared(chosen: dict[str, tuple[Path, LedgerRecord]]) -> None:
     owners: dict[str, str] = {}
     for name, (_, record) in chosen.items():
         owner = owners.setdefault(record["file"], name) if record["status"] == "ok" else name
@@ -55,7 +55,7 @@ def _refuse_shared(chosen: dict[str, tuple[Path, Record]]) -> None:
             raise InputError(f'"{owner}" and "{name}" are both in a file {record["file"]}; nothing was merged')
 
 
-def _copied(record: Record, folder: Path, target: Path) -> Record:
+def _copied(record: LedgerRecord, folder: Path, target: Path) -> LedgerRecord:
     """`record` as it is true of `target`, where its file is put."""
     if record["status"] != "ok":
         return record
@@ -68,5 +68,5 @@ def _copied(record: Record, folder: Path, target: Path) -> Record:
     return record | {"output": str(goal)}
 
 
-def _file(folder: Path, record: Record) -> Path:
+def _file(folder: Path, record: LedgerRecord) -> Path:
     return folder / str(record.get("file") or ".")

@@ -9,18 +9,18 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from csm_cli.disk import home, real_name
 from csm_cli.errors import CsmError, InputError, UsageError
+from csm_cli.storage.files import expand_path, resolved_name
 from csm_cli.types import Conversation, Turn
 
 FIELDS = ("id", "index", "speaker", "shard")
 
 
 @dataclass(frozen=True)
-class Item:
+class BatchItem:
     """A line of the manifest and its file: `file` is its path below the ledger's folder.
 
-    fingerprint: of what it is made (see `Marker`; empty until known).
+    fingerprint: of what it is made (see `Fingerprinter`; empty until known).
     """
 
     conversation: Conversation
@@ -34,7 +34,7 @@ class Item:
 
 
 @dataclass(frozen=True)
-class Pattern:
+class OutputPattern:
     """Names of outputs, such as 'out/{id}.wav'. The fields are {id}, {index} (from 1), {speaker} and {shard}.
 
     Raises:
@@ -62,23 +62,23 @@ class Pattern:
             if name not in (None, "shard"):
                 break
             lead += format(self.shard, spec or "") if name else ""
-        return home(f"{lead}x").parent
+        return expand_path(f"{lead}x").parent
 
     def path(self, conversation: Conversation, index: int) -> Path:
         names = {"id": conversation.id, "index": index, "speaker": file_name(conversation.turns[0])}
-        return home(self.text.format(**names, shard=self.shard))
+        return expand_path(self.text.format(**names, shard=self.shard))
 
-    def item(self, conversation: Conversation, index: int) -> Item:
+    def item(self, conversation: Conversation, index: int) -> BatchItem:
         """A conversation, the index-th, with its file."""
         path = self.path(conversation, index)
-        return Item(conversation, path, os.path.relpath(path, self.folder))
+        return BatchItem(conversation, path, os.path.relpath(path, self.folder))
 
-    def items(self, conversations: Iterable[Conversation]) -> Iterator[Item]:
+    def items(self, conversations: Iterable[Conversation]) -> Iterator[BatchItem]:
         """Each conversation with its file."""
         return (self.item(each, index) for index, each in enumerate(conversations, 1))
 
 
-class Names:
+class OutputNames:
     """Sees to it that every file of a batch can be written, is one item's only, and none that the batch reads.
 
     Of each name it keeps a number. read: what the batch goes by beside its items' recordings.
@@ -89,8 +89,8 @@ class Names:
         self._read = set(map(_number, read))
         self._trouble: CsmError | None = None
 
-    def add(self, item: Item) -> None:
-        from csm_cli.audio import check_output
+    def add(self, item: BatchItem) -> None:
+        from csm_cli.audio.io import check_output
 
         name = _number(item.path)
         heard = {_number(path): path for path in _recordings(item.conversation)}
@@ -123,7 +123,7 @@ class Names:
 
 
 def _number(path: Path) -> int:
-    return hash(real_name(path))
+    return hash(resolved_name(path))
 
 
 def _recordings(conversation: Conversation) -> Iterator[Path]:

@@ -6,15 +6,15 @@ from dataclasses import replace
 from statistics import median
 from typing import Any
 
-from csm_cli.bench.floor import clock
-from csm_cli.bench.timed import Load, Ready, Timed
+from csm_cli.bench.roofline import timer
+from csm_cli.bench.timing import PreparedBench, SpeedLoad, TimingResult
 
 _ROUNDS = 4
 
 
-def measure(ready: Ready, load: Load, compile: bool = False) -> dict[str, Any]:
+def measure(ready: PreparedBench, load: SpeedLoad, compile: bool = False) -> dict[str, Any]:
     """Audio seconds per second of one row and of `load.batch`, codec included, and how many times more that is."""
-    one, many = Timed(ready, replace(load, batch=1), compile), Timed(ready, load, compile)
+    one, many = TimingResult(ready, replace(load, batch=1), compile), TimingResult(ready, load, compile)
     share = -(-load.frames // _ROUNDS)
     alone, together, codec, codecs, single, whole = [], [], [], [], [], []
     for _ in range(_ROUNDS):
@@ -31,7 +31,7 @@ def measure(ready: Ready, load: Load, compile: bool = False) -> dict[str, Any]:
         "bench": "batch",
         "model": ready.checkpoint.name,
         "device": ready.device.type,
-        "clock": clock(ready.device),
+        "clock": timer(ready.device),
         "batch": load.batch,
         "context": load.context,
         "frames": load.frames,
@@ -48,6 +48,6 @@ def measure(ready: Ready, load: Load, compile: bool = False) -> dict[str, Any]:
     }
 
 
-def _throughput(ready: Ready, rows: int, seconds: float) -> float:
+def _throughput(ready: PreparedBench, rows: int, seconds: float) -> float:
     """From seconds a frame of all rows."""
     return rows / (seconds * ready.codec.frame_rate)

@@ -8,20 +8,20 @@ from typing import Any
 
 import torch
 
-from csm_cli.bench.baseline import Baseline
-from csm_cli.bench.floor import bandwidth, clock, frame_bytes
-from csm_cli.bench.timed import Load, Ready, Timed, peak_memory
+from csm_cli.bench.roofline import bandwidth, frame_bytes, timer
+from csm_cli.bench.timing import PreparedBench, SpeedLoad, TimingResult, peak_memory
+from csm_cli.bench.transformers_baseline import Baseline
 
 _ROUND = 10  # frames: short, so that what else the machine does meets both sides
 _WARM_UP = 3
 _PROMPTS = 3
 
-Figures = dict[str, Any]
+DecodeFigures = dict[str, Any]
 
 
-def measure(ready: Ready, load: Load, tell: Callable[[str], None], compile: bool = False) -> Figures:
+def measure(ready: PreparedBench, load: SpeedLoad, tell: Callable[[str], None], compile: bool = False) -> DecodeFigures:
     """All figures, warm, as one flat record."""
-    timed = Timed(ready, load, compile)
+    timed = TimingResult(ready, load, compile)
     peak, graphs = peak_memory(ready.device), _graphs(timed)
     for _ in range(_PROMPTS):
         timed.frames(_WARM_UP)
@@ -42,7 +42,7 @@ def measure(ready: Ready, load: Load, tell: Callable[[str], None], compile: bool
     }
 
 
-def _baselines(ready: Ready, timed: Timed) -> dict[str, Baseline]:
+def _baselines(ready: PreparedBench, timed: TimingResult) -> dict[str, Baseline]:
     """transformers eager, and on CUDA with a static cache too, for which it compiles; warmed up."""
     eager = Baseline(ready.checkpoint, ready.device, ready.dtype)
     baselines = {"eager": eager}
@@ -53,7 +53,7 @@ def _baselines(ready: Ready, timed: Timed) -> dict[str, Baseline]:
     return baselines
 
 
-def _in_turns(timed: Timed, baselines: dict[str, Baseline]) -> tuple[list[float], dict[str, list[float]]]:
+def _in_turns(timed: TimingResult, baselines: dict[str, Baseline]) -> tuple[list[float], dict[str, list[float]]]:
     """Seconds of each frame of both sides."""
     ours: list[float] = []
     theirs: dict[str, list[float]] = {name: [] for name in baselines}
@@ -65,13 +65,13 @@ def _in_turns(timed: Timed, baselines: dict[str, Baseline]) -> tuple[list[float]
     return ours, theirs
 
 
-def _described(ready: Ready, load: Load) -> Figures:
+def _described(ready: PreparedBench, load: SpeedLoad) -> DecodeFigures:
     return {
         "bench": "decode",
         "model": ready.checkpoint.name,
         "device": ready.device.type,
         "threads": torch.get_num_threads(),
-        "clock": clock(ready.device),
+        "clock": timer(ready.device),
         "dtype": str(ready.dtype).removeprefix("torch."),
         "batch": load.batch,
         "context": load.context,
@@ -79,7 +79,7 @@ def _described(ready: Ready, load: Load) -> Figures:
     }
 
 
-def _own(timed: Timed, frame: float, codec: float) -> Figures:
+def _own(timed: TimingResult, frame: float, codec: float) -> DecodeFigures:
     """From seconds a frame of the whole batch, of the model and of the codec."""
     ready = timed.ready
     config, whole = ready.checkpoint.config, timed.whole_frame(frame, codec)
@@ -96,7 +96,7 @@ def _own(timed: Timed, frame: float, codec: float) -> Figures:
     }
 
 
-def _compared(theirs: dict[str, float], ours: float) -> Figures:
+def _compared(theirs: dict[str, float], ours: float) -> DecodeFigures:
     """transformers speaks one row; against its fastest way, per frame of one row."""
     fastest = min(theirs, key=lambda name: theirs[name])
     return {
@@ -107,7 +107,7 @@ def _compared(theirs: dict[str, float], ours: float) -> Figures:
     }
 
 
-def _graphs(timed: Timed) -> int:
+def _graphs(timed: TimingResult) -> int:
     """How many graphs the engine has captured and torch.compile has made so far."""
     from torch._dynamo.utils import counters
 

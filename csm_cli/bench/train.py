@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from csm_cli.bench.shapes import hush
-from csm_cli.bench.timed import peak_memory
+from csm_cli.bench.random_checkpoint import silence_logs
+from csm_cli.bench.timing import peak_memory
 from csm_cli.checkpoint import open_checkpoint
-from csm_cli.codec import Codec
 from csm_cli.data.store import CodedTurn, Example
-from csm_cli.prompt import Prompter
-from csm_cli.train.examples import row_of
-from csm_cli.train.rows import Batch, Lesson, collate, lesson
+from csm_cli.generation.prompt import PromptBuilder
+from csm_cli.models.mimi import Codec
+from csm_cli.train.batches import Batch, LossMask, collate, make_loss_mask
+from csm_cli.train.examples import example_row
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,7 +32,7 @@ _STEPS_FOR_MEMORY = 3
 
 
 @dataclass(frozen=True)
-class Load:
+class TrainLoad:
     """`steps` steps on each side, of `rows` conversations with `frames` frames of audio each."""
 
     rows: int = 4
@@ -40,10 +40,10 @@ class Load:
     steps: int = 10
 
 
-def measure(model: str | None, load: Load) -> dict[str, Any]:
+def measure(model: str | None, load: TrainLoad) -> dict[str, Any]:
     """Median seconds of a step on each side, taken in turns, and the peak memory of each in a process of its own."""
-    hush()
-    sides = {"plain": plain_step(model, load), "ours": our_step(model, load)}
+    silence_logs()
+    sides = {"plain": transformers_step(model, load), "ours": engine_step(model, load)}
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(load.steps + 1):
         for name, step in sides.items():
@@ -65,22 +65,22 @@ def measure(model: str | None, load: Load) -> dict[str, Any]:
     }
 
 
-def our_step(model: str | None, load: Load) -> Callable[[], None]:
+def engine_step(model: str | None, load: TrainLoad) -> Callable[[], None]:
     """Prepared codes, the depth decoder on a sixteenth of the frames; averaged weights and checks included."""
     import numpy as np
     from accelerate import Accelerator
 
-    from csm_cli.train.loss import Learner
-    from csm_cli.train.settings import Settings
-    from csm_cli.train.subject import Subject
+    from csm_cli.train.loss import LossModule
+    from csm_cli.train.settings import TrainSettings
+    from csm_cli.train.trainable_model import TrainableModel
     from csm_cli.train.trainer import Optimization, Trainer
 
-    settings = Settings(data="-", output="-", model=model, steps=10**6)
-    subject = Subject(settings)
+    settings = TrainSettings(data="-", output="-", model=model, steps=10**6)
+    subject = TrainableModel(settings)
     example = _examples(subject.checkpoint, load)
-    prompter = Prompter(subject.checkpoint.tokenizer_file, subject.checkpoint.config)
-    rows = [row_of(each, prompter) for each in example]
-    trainer = Trainer(Learner(subject.model), Optimization(10**6, _RATE, average_decay=0.0), Accelerator(cpu=True))
+    prompter = PromptBuilder(subject.checkpoint.tokenizer_file, subject.checkpoint.config)
+    rows = [example_row(each, prompter) for each in example]
+    trainer = Trainer(LossModule(subject.model), Optimization(10**6, _RATE, average_decay=0.0), Accelerator(cpu=True))
     random = np.random.default_rng(0)
 
     def step() -> None:
@@ -90,10 +90,10 @@ def our_step(model: str | None, load: Load) -> Callable[[], None]:
 
 
 def _batch(rows: list[Any], random: Any) -> Batch:
-    return collate([lesson(row, Lesson(), random) for row in rows])
+    return collate([make_loss_mask(row, LossMask(), random) for row in rows])
 
 
-def plain_step(model: str | None, load: Load) -> Callable[[], None]:
+def transformers_step(model: str | None, load: TrainLoad) -> Callable[[], None]:
     """As transformers' documentation of CSM has it: `model(**inputs).loss.backward()`, every frame learned whole."""
     from transformers import CsmForConditionalGeneration
 
@@ -114,7 +114,7 @@ def plain_step(model: str | None, load: Load) -> Callable[[], None]:
     return step
 
 
-def _sound(checkpoint: Checkpoint, load: Load) -> Tensor:
+def _sound(checkpoint: Checkpoint, load: TrainLoad) -> Tensor:
     """Noise [rows, samples]."""
     codec = _codec(checkpoint)
     return 0.1 * torch.randn(load.rows, load.frames * codec.frame_samples, generator=torch.Generator().manual_seed(0))
@@ -124,16 +124,16 @@ def _codec(checkpoint: Checkpoint) -> Codec:
     return Codec.load(checkpoint.codec_config, checkpoint.codec_weights, codebooks=checkpoint.config.codebooks)
 
 
-def _examples(checkpoint: Checkpoint, load: Load) -> list[Example]:
+def _examples(checkpoint: Checkpoint, load: TrainLoad) -> list[Example]:
     codec = _codec(checkpoint)
     codes = [codec.encode(samples) for samples in _sound(checkpoint, load)]
     return [Example(str(number), (CodedTurn(0, _TEXT, each),)) for number, each in enumerate(codes)]
 
 
-def _inputs(checkpoint: Checkpoint, load: Load) -> dict[str, Tensor]:
+def _inputs(checkpoint: Checkpoint, load: TrainLoad) -> dict[str, Tensor]:
     """What CsmProcessor makes of the same conversations, with output_labels."""
     config = checkpoint.config
-    text = torch.tensor(Prompter(checkpoint.tokenizer_file, config).text_ids(0, _TEXT))
+    text = torch.tensor(PromptBuilder(checkpoint.tokenizer_file, config).text_ids(0, _TEXT))
     frames = torch.full((load.frames,), config.audio_token)
     ids = torch.cat((text, frames, torch.tensor([config.audio_eos_token]))).repeat(load.rows, 1)
     sound = _sound(checkpoint, load)
@@ -147,16 +147,16 @@ def _inputs(checkpoint: Checkpoint, load: Load) -> dict[str, Tensor]:
     }
 
 
-def _alone(name: str, model: str | None, load: Load) -> float:
+def _alone(name: str, model: str | None, load: TrainLoad) -> float:
     """Megabytes at the peak of a few steps in a process that does nothing else."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(_peak, (name, model, load, torch.get_num_threads()))
 
 
-def _peak(name: str, model: str | None, load: Load, threads: int) -> float:
+def _peak(name: str, model: str | None, load: TrainLoad, threads: int) -> float:
     torch.set_num_threads(threads)
-    hush()
-    step = (our_step if name == "ours" else plain_step)(model, load)
+    silence_logs()
+    step = (engine_step if name == "ours" else transformers_step)(model, load)
     for _ in range(_STEPS_FOR_MEMORY):
         step()
     return _resident_peak()

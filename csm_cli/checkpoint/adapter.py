@@ -12,15 +12,15 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from csm_cli.checkpoint.layout import BACKBONE_TABLE, DEPTH_TABLE
-from csm_cli.checkpoint.source import locate, require
-from csm_cli.checkpoint.weights import Stored, Tensors, read_json, read_weights
+from csm_cli.checkpoint.find import locate, require_file
+from csm_cli.checkpoint.tensor_shapes import BACKBONE_TABLE, DEPTH_TABLE
+from csm_cli.checkpoint.weights import StoredTensor, TensorMap, read_json, read_weights
 from csm_cli.errors import CheckpointInvalid
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from csm_cli.config import Json
+    from csm_cli.models.csm.config import Json
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."
@@ -34,8 +34,8 @@ _FOREIGN = ("use_dora", "fan_in_fan_out", "lora_bias", "target_parameters", "tra
 class _Pair:
     """The two factors of a module's change."""
 
-    a: Stored
-    b: Stored
+    a: StoredTensor
+    b: StoredTensor
     embedding: bool
 
     def change(self, scale: float) -> Tensor:
@@ -44,7 +44,7 @@ class _Pair:
         return product.T if self.embedding else product
 
 
-def adapted(tensors: Tensors, name: str, tied: bool, offline: bool = False) -> Tensors:
+def merge_adapter(tensors: TensorMap, name: str, tied: bool, offline: bool = False) -> TensorMap:
     """`tensors` with the adapter called `name`, a directory or Hugging Face id, merged into them in float32.
 
     Raises:
@@ -52,9 +52,9 @@ def adapted(tensors: Tensors, name: str, tied: bool, offline: bool = False) -> T
         CheckpointInvalid: it is none, of a kind that is not merged here, or for another model.
     """
     source = locate(name, offline=offline)
-    config = read_json(require(source, CONFIG))
+    config = read_json(require_file(source, CONFIG))
     _refuse_foreign(config, name)
-    pairs, whole = _parts(read_weights(source, require(source, WEIGHTS)), name)
+    pairs, whole = _parts(read_weights(source, require_file(source, WEIGHTS)), name)
     merged = dict(tensors)
     for place, stored in whole.items():
         if _target(tensors, place, name).shape != stored.shape:
@@ -82,9 +82,9 @@ def _refuse_foreign(config: Json, name: str) -> None:
             raise CheckpointInvalid(f"{name}: uses {key}, which is not merged here; merge it with peft first")
 
 
-def _parts(stored: Tensors, name: str) -> tuple[dict[str, _Pair], dict[str, Stored]]:
+def _parts(stored: TensorMap, name: str) -> tuple[dict[str, _Pair], dict[str, StoredTensor]]:
     """Pairs by the module they change, and tensors that replace the model's own."""
-    halves: dict[str, dict[str, Stored]] = {}
+    halves: dict[str, dict[str, StoredTensor]] = {}
     embeddings, whole = set(), {}
     for key, tensor in stored.items():
         place = key.removeprefix(_PREFIX)
@@ -102,13 +102,13 @@ def _parts(stored: Tensors, name: str) -> tuple[dict[str, _Pair], dict[str, Stor
     return pairs, whole
 
 
-def _target(tensors: Tensors, place: str, name: str) -> Stored:
+def _target(tensors: TensorMap, place: str, name: str) -> StoredTensor:
     if place not in tensors:
         raise CheckpointInvalid(f"{name}: changes {place}, which the model has not; name the model it was made for")
     return tensors[place]
 
 
-def _fit(stored: Stored, pair: _Pair, place: str, name: str) -> None:
+def _fit(stored: StoredTensor, pair: _Pair, place: str, name: str) -> None:
     inner, outer = pair.a.shape[-1], pair.b.shape[0]
     shape = (inner, outer) if pair.embedding else (outer, inner)
     if stored.shape != shape or pair.a.shape[0] != pair.b.shape[-1]:
@@ -134,11 +134,11 @@ def _refuse_codec(pair: _Pair, name: str) -> None:
         raise CheckpointInvalid(f"{name}: changes the codec; merge it with peft first")
 
 
-def _sum(stored: Stored, pair: _Pair, scale: float) -> Tensor:
+def _sum(stored: StoredTensor, pair: _Pair, scale: float) -> Tensor:
     return stored.read().float() + pair.change(scale)
 
 
-def _with_one_table(merged: dict[str, Stored], before: Tensors) -> Tensors:
+def _with_one_table(merged: dict[str, StoredTensor], before: TensorMap) -> TensorMap:
     """Tied tables stay one, whichever of them the adapter changes."""
     changed = next((name for name in (BACKBONE_TABLE, DEPTH_TABLE) if merged[name] is not before[name]), None)
     return {**merged, BACKBONE_TABLE: merged[changed], DEPTH_TABLE: merged[changed]} if changed else merged

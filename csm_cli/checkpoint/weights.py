@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from csm_cli.checkpoint.source import Source, require
+from csm_cli.checkpoint.find import Source, require_file
 from csm_cli.errors import CheckpointInvalid
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Stored:
+class StoredTensor:
     """One tensor of a file."""
 
     shape: tuple[int, ...]
@@ -27,13 +27,13 @@ class Stored:
     file: Path
 
 
-Tensors = Mapping[str, Stored]
+TensorMap = Mapping[str, StoredTensor]
 
 
-class Weights(Mapping[str, "Tensor"]):
+class CheckpointWeights(Mapping[str, "Tensor"]):
     """Tensors by name; each access maps its tensor from disk."""
 
-    def __init__(self, stored: Tensors) -> None:
+    def __init__(self, stored: TensorMap) -> None:
         self._stored = stored
 
     def __getitem__(self, name: str) -> Tensor:
@@ -67,7 +67,7 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def read_weights(source: Source, path: Path) -> dict[str, Stored]:
+def read_weights(source: Source, path: Path) -> dict[str, StoredTensor]:
     """The tensors of a safetensors file, of the shards an index names, or of a PyTorch file.
 
     Raises:
@@ -78,18 +78,18 @@ def read_weights(source: Source, path: Path) -> dict[str, Stored]:
     return _read_safetensors(path) if path.suffix == ".safetensors" else _read_pytorch(path)
 
 
-def _read_index(source: Source, path: Path) -> dict[str, Stored]:
+def _read_index(source: Source, path: Path) -> dict[str, StoredTensor]:
     places = read_json(path).get("weight_map")
     if not isinstance(places, dict) or not all(isinstance(file, str) for file in places.values()):
         raise CheckpointInvalid(f'{path} has no "weight_map": not an index of shards')
-    shards = {file: _read_safetensors(require(source, file)) for file in sorted(set(places.values()))}
+    shards = {file: _read_safetensors(require_file(source, file)) for file in sorted(set(places.values()))}
     lost = [name for name, file in places.items() if name not in shards[file]]
     if lost:
         raise CheckpointInvalid(f"{places[lost[0]]} has no tensor {lost[0]}, which {path} says it holds")
     return {name: shards[file][name] for name, file in places.items()}
 
 
-def _read_safetensors(path: Path) -> dict[str, Stored]:
+def _read_safetensors(path: Path) -> dict[str, StoredTensor]:
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -98,11 +98,12 @@ def _read_safetensors(path: Path) -> dict[str, Stored]:
     except (SafetensorError, OSError) as problem:
         raise CheckpointInvalid(f"{path} is damaged or not a safetensors file ({problem}); get it again") from problem
     return {
-        name: Stored(tuple(file.get_slice(name).get_shape()), partial(file.get_tensor, name), path) for name in names
+        name: StoredTensor(tuple(file.get_slice(name).get_shape()), partial(file.get_tensor, name), path)
+        for name in names
     }
 
 
-def _read_pytorch(path: Path) -> dict[str, Stored]:
+def _read_pytorch(path: Path) -> dict[str, StoredTensor]:
     import torch
 
     try:
@@ -114,7 +115,7 @@ def _read_pytorch(path: Path) -> dict[str, Stored]:
         ) from problem
     if not isinstance(tensors, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in tensors.values()):
         raise CheckpointInvalid(f"{path} is not a mapping of names to tensors")
-    return {name: Stored(tuple(tensor.shape), partial(_itself, tensor), path) for name, tensor in tensors.items()}
+    return {name: StoredTensor(tuple(tensor.shape), partial(_itself, tensor), path) for name, tensor in tensors.items()}
 
 
 def _itself(tensor: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from csm_cli.cli.console import keep_names, note, open_streams, warn
+from csm_cli.cli.console import keep_names, log_line, open_streams, warn
 from csm_cli.errors import INTERRUPTED, CsmError, OutOfMemory, OutputFailed, ScriptInvalid
 
 if TYPE_CHECKING:
@@ -55,10 +55,10 @@ def _report(error: Exception, arguments: list[str]) -> int:
         return error.exit_code
     failure = error if isinstance(error, CsmError) else _translated(error)
     if isinstance(failure, ScriptInvalid):
-        from csm_cli.script import complaint_lines
+        from csm_cli.script import diagnostic_lines
 
-        for line in complaint_lines(failure):
-            note(line)
+        for line in diagnostic_lines(failure):
+            log_line(line)
     else:
         warn(str(failure))
     return failure.code

@@ -15,8 +15,8 @@ from csm_cli.cli.console import emit
 from csm_cli.cli.converse import converse
 from csm_cli.cli.data import data
 from csm_cli.cli.doctor import doctor
+from csm_cli.cli.expand import expand_dataclass
 from csm_cli.cli.export import export
-from csm_cli.cli.flat import flat
 from csm_cli.cli.merge import merge
 from csm_cli.cli.models import models
 from csm_cli.cli.say import say
@@ -35,7 +35,7 @@ app = typer.Typer(
 _CONFIGURED = ("say", "converse", "batch", "voices", "models", "data", "train", "export")
 _WITHIN = ("add", "pull", "prepare")  # commands of those groups
 for command in (say, converse, batch, merge, check, train, export, doctor):
-    app.command()(flat(command))
+    app.command()(expand_dataclass(command))
 for group in (voices, models, config, data, bench, script):
     app.add_typer(group)
 

@@ -10,18 +10,38 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from csm_cli.batch import Choice, Item, Ledger, Marker, Names, Pattern, Shard, Tally, Voice, characters, choose
-from csm_cli.cli.batch_run import Run
-from csm_cli.cli.console import note
-from csm_cli.cli.options import Output, Speech, Telling
+from csm_cli.batch import (
+    BatchItem,
+    Counts,
+    Fingerprinter,
+    Ledger,
+    OutputNames,
+    OutputPattern,
+    Selection,
+    Shard,
+    SynthesisSetup,
+    conversation_chars,
+    select_items,
+)
+from csm_cli.cli.batch_run import BatchRun
+from csm_cli.cli.console import log_line
+from csm_cli.cli.options import OutputFile, OutputOptions, SynthesisFlags
 from csm_cli.cli.report import ReportFile, report_path
-from csm_cli.cli.speaking import Job, Unheard, based, find_checkpoint, open_synthesizer, place, plan
+from csm_cli.cli.synthesis import (
+    IgnoredFlags,
+    SynthesisJob,
+    find_checkpoint,
+    make_job,
+    open_synthesizer,
+    pick_device_and_dtype,
+    with_settings,
+)
 from csm_cli.errors import UsageError
 
 if TYPE_CHECKING:
     from csm_cli.checkpoint import Checkpoint
+    from csm_cli.generation.synthesizer import Synthesizer
     from csm_cli.script import Manifest
-    from csm_cli.synth import Synthesizer
 
 _MOST = 1024
 
@@ -31,7 +51,7 @@ def _part(*flags: str, text: str, **more: Any) -> Any:
 
 
 @dataclass(frozen=True)
-class Scope:
+class BatchScope:
     """Which lines this run speaks, and when it gives up."""
 
     force: Annotated[bool, _part("--force", text="Speak again what is done.")] = False
@@ -46,8 +66,8 @@ class Scope:
     )
 
     @property
-    def choice(self) -> Choice:
-        return Choice(self.force, self.retry_failed, self.limit)
+    def choice(self) -> Selection:
+        return Selection(self.force, self.retry_failed, self.limit)
 
     @property
     def patience(self) -> float:
@@ -59,15 +79,15 @@ class Scope:
 
 
 @dataclass(frozen=True)
-class Order:
+class BatchRequest:
     """A batch as it was asked for."""
 
     manifest: str
     batch_size: str
-    scope: Scope
-    speech: Speech
-    output: Output
-    telling: Telling
+    scope: BatchScope
+    speech: SynthesisFlags
+    output: OutputFile
+    telling: OutputOptions
     report: Path | None = None
 
 
@@ -78,40 +98,43 @@ def batch(
     ] = "auto",
     report: ReportFile = None,
     *,
-    scope: Scope,
-    speech: Speech,
-    output: Output,
-    telling: Telling,
+    scope: BatchScope,
+    speech: SynthesisFlags,
+    output: OutputFile,
+    telling: OutputOptions,
 ) -> None:
     """Speak the lines of a manifest, each to a file such as -o 'out/{id}.wav'.
 
     The output's fields are {id}, {index} (from 1), {speaker} and {shard}. What is done is recorded in results.jsonl
     beside the files; the same command again speaks the rest.
     """
-    run(Order(manifest, batch_size, scope, speech, output, telling, report_path(report)))
+    run(BatchRequest(manifest, batch_size, scope, speech, output, telling, report_path(report)))
 
 
-def run(order: Order, load: Callable[[Job, Checkpoint], Synthesizer] = open_synthesizer) -> None:
+def run(order: BatchRequest, load: Callable[[SynthesisJob, Checkpoint], Synthesizer] = open_synthesizer) -> None:
     """Fills an order. Every line is checked before anything is loaded; `load` makes a synthesizer of a checkpoint."""
     from csm_cli.script import Manifest
 
     shard = order.scope.part()
     size, pattern = _size(order.batch_size), _pattern(order.output, shard)
-    job = plan((), order.speech, order.telling)
+    job = make_job((), order.speech, order.telling)
     work = _Work(Manifest(order.manifest), pattern, shard, order.speech)
-    unheard = Unheard(order.speech)
+    unheard = IgnoredFlags(order.speech)
     total = work.check(unheard)
     if not order.telling.quiet:
         unheard.tell()
     checkpoint = find_checkpoint(job)
     job = replace(job, slots=size or _auto(job, checkpoint))
-    marker, choice = Marker(Voice(checkpoint, job.flags, job.care, order.speech.verify)), order.scope.choice
+    marker, choice = (
+        Fingerprinter(SynthesisSetup(checkpoint, job.flags, job.care, order.speech.verify)),
+        order.scope.choice,
+    )
     with Ledger(pattern.folder) as ledger:
         if order.output.no_clobber:
-            _refuse_existing(choose(work.items(marker), ledger.entries, choice, Tally()))
-        tally = Tally()
-        chosen = choose(work.items(marker), ledger.entries, choice, tally)
-        spoken = Run(job, ledger, tally, order.scope.patience, order.report)
+            _refuse_existing(select_items(work.items(marker), ledger.entries, choice, Counts()))
+        tally = Counts()
+        chosen = select_items(work.items(marker), ledger.entries, choice, tally)
+        spoken = BatchRun(job, ledger, tally, order.scope.patience, order.report)
         spoken.go(chosen, lambda slots: load(replace(job, slots=slots), checkpoint), total)
 
 
@@ -120,28 +143,28 @@ class _Work:
     """The lines of one shard of a manifest, where they go, and how they are spoken."""
 
     manifest: Manifest
-    pattern: Pattern
+    pattern: OutputPattern
     shard: Shard
-    speech: Speech
+    speech: SynthesisFlags
 
-    def check(self, unheard: Unheard) -> int:
+    def check(self, unheard: IgnoredFlags) -> int:
         """Reads every line of the manifest; returns how many characters the shard's have, which `unheard` sees.
 
         Raises:
             ScriptInvalid: with every complaint about every line.
             InputError, UsageError: names that collide, are read or cannot be written.
         """
-        names, total = Names([self.manifest.path] if self.manifest.path else ()), 0
+        names, total = OutputNames([self.manifest.path] if self.manifest.path else ()), 0
         for number, item in enumerate(self.pattern.items(self.manifest.checked())):
             names.add(item)
             if number % self.shard.count == self.shard.index - 1:
                 unheard.see(item.conversation)
-                total += characters(item.conversation)
+                total += conversation_chars(item.conversation)
         names.settle()
         return total
 
-    def items(self, marker: Marker) -> Iterator[Item]:
-        return map(marker.mark, self.shard.of(self.pattern.items(based(self.manifest, self.speech))))
+    def items(self, marker: Fingerprinter) -> Iterator[BatchItem]:
+        return map(marker.mark, self.shard.of(self.pattern.items(with_settings(self.manifest, self.speech))))
 
 
 def _size(text: str) -> int:
@@ -156,25 +179,25 @@ def _size(text: str) -> int:
     return size
 
 
-def _auto(job: Job, checkpoint: Checkpoint) -> int:
-    from csm_cli.engine.room import room
+def _auto(job: SynthesisJob, checkpoint: Checkpoint) -> int:
+    from csm_cli.engine.memory_estimate import estimate_memory
 
-    found = room(checkpoint.config, checkpoint.weights.files, *place(job.speech))
+    found = estimate_memory(checkpoint.config, checkpoint.weights.files, *pick_device_and_dtype(job.speech))
     if not job.telling.quiet:
-        note(f"up to {found.slots} items at once (--batch-size auto: {found})")
+        log_line(f"up to {found.slots} items at once (--batch-size auto: {found})")
     return found.slots
 
 
-def _pattern(output: Output, shard: Shard) -> Pattern:
+def _pattern(output: OutputFile, shard: Shard) -> OutputPattern:
     """Raises UsageError where the output is none, a pipe, or has fields there are not."""
     name = output.output
     if not name or output.path is None:
         raise UsageError("batch writes files; name them as in -o 'out/{id}.wav'")
-    return Pattern(name, shard.index)
+    return OutputPattern(name, shard.index)
 
 
-def _refuse_existing(items: Iterator[Item]) -> None:
-    from csm_cli.audio import check_output
+def _refuse_existing(items: Iterator[BatchItem]) -> None:
+    from csm_cli.audio.io import check_output
 
     for item in items:
         check_output(item.path, clobber=False)

@@ -7,46 +7,46 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from csm_cli.batch import Item, Ledger, Tally, sweeper
-from csm_cli.cli.console import emit_json, emit_path, note, warn
-from csm_cli.cli.progress import Meter, drawn
+from csm_cli.batch import BatchItem, Counts, Ledger, remove_stale_temp_files
+from csm_cli.cli.console import emit_json, emit_path, log_line, warn
+from csm_cli.cli.progress import ProgressMeter, show_progress
 from csm_cli.cli.report import batch_report
-from csm_cli.cli.speaking import Job, Spoken, speak
-from csm_cli.cli.summary import crowded, cut, record, tags, told, total
-from csm_cli.disk import write_atomically
+from csm_cli.cli.summary import contention_hint, cut_warnings, describe_utterance, record, summarize, tags
+from csm_cli.cli.synthesis import FinishedConversation, SynthesisJob, speak
 from csm_cli.errors import BatchPartlyFailed, CsmError, GenerationFailed, OutputFailed
-from csm_cli.events import Failure
+from csm_cli.generation.events import ConversationFailed
+from csm_cli.storage.files import write_atomically
 from csm_cli.types import Conversation
 
 if TYPE_CHECKING:
-    from csm_cli.synth import Synthesizer
+    from csm_cli.generation.synthesizer import Synthesizer
 
 
-class Run:
+class BatchRun:
     """Speaks what is chosen, as `tally` counts it; gives up after `patience` failures, and writes a `report`."""
 
-    def __init__(self, job: Job, ledger: Ledger, tally: Tally, patience: float, report: Path | None) -> None:
+    def __init__(self, job: SynthesisJob, ledger: Ledger, tally: Counts, patience: float, report: Path | None) -> None:
         self._job, self._ledger, self._tally, self._patience = job, ledger, tally, patience
         self._report = report
-        self._items: dict[int, Item] = {}
-        self._sweep = sweeper()
+        self._items: dict[int, BatchItem] = {}
+        self._sweep = remove_stale_temp_files()
         self._written = self._failed = 0
 
-    def go(self, chosen: Iterator[Item], load: Callable[[int], Synthesizer], characters: int) -> None:
+    def go(self, chosen: Iterator[BatchItem], load: Callable[[int], Synthesizer], characters: int) -> None:
         """`load` makes a synthesizer of so many slots; `characters`: of all there is, done or not."""
         first = list(islice(chosen, self._job.slots))
         if first:
             self._work(chain(first, chosen), load(len(first)), characters)
         elif not self._job.telling.quiet:
-            note(f"nothing to speak{self._beside()}")
+            log_line(f"nothing to speak{self._beside()}")
         if self._report:
             batch_report(self._report, self._ledger)
         self._raise_failures(more=bool(self._items) or next(chosen, None) is not None)
 
-    def _work(self, chosen: Iterator[Item], synth: Synthesizer, characters: int) -> None:
-        meter = Meter((), synth.codec.frame_rate, lambda: characters - self._tally.skipped)
+    def _work(self, chosen: Iterator[BatchItem], synth: Synthesizer, characters: int) -> None:
+        meter = ProgressMeter((), synth.codec.frame_rate, lambda: characters - self._tally.skipped)
         try:
-            with drawn(meter, self._job.telling.quiet):
+            with show_progress(meter, self._job.telling.quiet):
                 self._speak(synth, chosen, meter)
             self._ledger.settle()
         except BrokenPipeError:
@@ -55,32 +55,32 @@ class Run:
         finally:
             if not self._job.telling.quiet:
                 of = "" if self._items else f" of {self._tally.taken}"
-                note(f"{self._written}{of} written{self._beside()}; {total(meter, synth)}")
-                if hint := crowded(self._job, synth):
-                    note(hint)
+                log_line(f"{self._written}{of} written{self._beside()}; {summarize(meter, synth)}")
+                if hint := contention_hint(self._job, synth):
+                    log_line(hint)
 
     def _beside(self) -> str:
         """What this run leaves alone."""
         done = f"; {self._tally.done} done before" if self._tally.done else ""
         return done + ("; the rest left for later" if self._tally.left or self._items else "")
 
-    def _speak(self, synth: Synthesizer, chosen: Iterator[Item], meter: Meter) -> None:
+    def _speak(self, synth: Synthesizer, chosen: Iterator[BatchItem], meter: ProgressMeter) -> None:
         for event in speak(synth, self._job, meter, self._talks(chosen)):
-            if isinstance(event, Spoken):
+            if isinstance(event, FinishedConversation):
                 self._write(self._items.pop(id(event.conversation)), event, synth)
-            elif isinstance(event, Failure):
+            elif isinstance(event, ConversationFailed):
                 self._fail(self._items.pop(id(event.conversation)), event.error)
             if self._failed >= self._patience:
                 return
 
-    def _talks(self, chosen: Iterator[Item]) -> Iterator[Conversation]:
+    def _talks(self, chosen: Iterator[BatchItem]) -> Iterator[Conversation]:
         for item in chosen:
             self._items[id(item.conversation)] = item
             self._sweep(item.path.parent)
             yield item.conversation
 
-    def _write(self, item: Item, spoken: Spoken, synth: Synthesizer) -> None:
-        from csm_cli.audio import encode_audio
+    def _write(self, item: BatchItem, spoken: FinishedConversation, synth: Synthesizer) -> None:
+        from csm_cli.audio.io import encode_audio
 
         telling = self._job.telling
         try:
@@ -96,15 +96,15 @@ class Run:
         self._written += 1
         if not telling.quiet:
             for utterance in spoken.utterances:
-                note(f"{item.id}: {told(utterance)}")
-        for warning in cut(spoken):
+                log_line(f"{item.id}: {describe_utterance(utterance)}")
+        for warning in cut_warnings(spoken):
             warn(f"{item.id}: {warning}")
         if telling.json:
             emit_json(result)
         else:
             emit_path(item.path)
 
-    def _fail(self, item: Item, error: CsmError) -> None:
+    def _fail(self, item: BatchItem, error: CsmError) -> None:
         turns = [{"speaker": turn.name or str(turn.speaker), "text": turn.text} for turn in item.conversation.turns]
         result = {"id": item.id, "status": "failed", "output": None, "error": str(error), "turns": turns}
         self._ledger.append(result | {"fingerprint": item.fingerprint})

@@ -9,19 +9,19 @@ import typer
 from csm_cli.cli.bench_lines import lines
 from csm_cli.cli.bench_speed import batch, decode, growth, start
 from csm_cli.cli.bench_train import finetune, train
-from csm_cli.cli.console import emit_json, note, set_up
-from csm_cli.cli.flat import flat
-from csm_cli.cli.options import Telling
+from csm_cli.cli.console import emit_json, log_line, set_up
+from csm_cli.cli.expand import expand_dataclass
+from csm_cli.cli.options import OutputOptions
 from csm_cli.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from csm_cli.bench.voice import Figure, VoiceBench
+    from csm_cli.recipe.voice_bench import Figure, VoiceBench
 
 bench = typer.Typer(name="bench", help="Measure what is claimed.", no_args_is_help=True)
 for command in (decode, batch, growth, lines, start, train, finetune):
-    bench.command()(flat(command))
+    bench.command()(expand_dataclass(command))
 
 
 @bench.command()
@@ -42,13 +42,13 @@ def voice(
 
     Needs espeak-ng and a word list (apt install espeak-ng wamerican); two figures need pocketsphinx, the extra "bench".
     """
-    set_up(Telling(json=json, debug=debug))
+    set_up(OutputOptions(json=json, debug=debug))
     names = _names(only)
     measured = _open(model, device, sentences)
     figures = []
     for name in names:
         if not json:
-            note(f"measuring {name} ...")
+            log_line(f"measuring {name} ...")
         figures.append(measured.measure(name))
     if not json:
         _show(figures)
@@ -61,7 +61,7 @@ def _names(only: str | None) -> list[str]:
     Raises:
         UsageError: one of them does not exist.
     """
-    from csm_cli.bench.voice import FIGURES
+    from csm_cli.recipe.voice_bench import FIGURES
 
     names = [name.strip() for name in only.split(",")] if only else list(FIGURES)
     unknown = [name for name in names if name not in FIGURES]
@@ -73,11 +73,11 @@ def _names(only: str | None) -> list[str]:
 def _open(model: str | None, device: str, sentences: int) -> VoiceBench:
     from functools import partial
 
-    from csm_cli.bench.reference import Reference
-    from csm_cli.bench.voice import VoiceBench
     from csm_cli.checkpoint import open_checkpoint
     from csm_cli.device import pick_device, pick_dtype
-    from csm_cli.synth import Synthesizer
+    from csm_cli.generation.synthesizer import Synthesizer
+    from csm_cli.recipe.reference import Reference
+    from csm_cli.recipe.voice_bench import VoiceBench
 
     reference, where = Reference(), pick_device(device)
     load = partial(Synthesizer, open_checkpoint(model), where, pick_dtype("auto", where))

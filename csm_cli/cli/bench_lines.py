@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from csm_cli.cli.batch import Order, Scope, run
-from csm_cli.cli.bench_speed import tell
-from csm_cli.cli.options import Output, Speech, Telling
+from csm_cli.cli.batch import BatchRequest, BatchScope, run
+from csm_cli.cli.bench_speed import print_figures
+from csm_cli.cli.options import OutputFile, OutputOptions, SynthesisFlags
 
 if TYPE_CHECKING:
     from csm_cli.checkpoint import Checkpoint
-    from csm_cli.cli.speaking import Job
-    from csm_cli.synth import Synthesizer
+    from csm_cli.cli.synthesis import SynthesisJob
+    from csm_cli.generation.synthesizer import Synthesizer
 
 
 def lines(
@@ -29,20 +29,25 @@ def lines(
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of a failure.")] = False,
 ) -> None:
     """Time and memory of a batch whose lines a stub speaks at once: reading, checking, writing, recording."""
-    from csm_cli.bench.lines import measure
+    from csm_cli.bench.batch_overhead import measure
 
     with tempfile.TemporaryDirectory(dir=folder) as place:
         figures = measure(count, Path(place), lambda manifest: _speak(manifest, debug))
-    tell(figures, json)
+    print_figures(figures, json)
 
 
 def _speak(manifest: Path, debug: bool) -> None:
-    output = Output(str(manifest.with_suffix("") / "{id}.wav"))
+    output = OutputFile(str(manifest.with_suffix("") / "{id}.wav"))
     with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere):
-        run(Order(str(manifest), "8", Scope(), Speech(), output, Telling(quiet=True, debug=debug)), _stub)
+        run(
+            BatchRequest(
+                str(manifest), "8", BatchScope(), SynthesisFlags(), output, OutputOptions(quiet=True, debug=debug)
+            ),
+            _stub,
+        )
 
 
-def _stub(job: Job, checkpoint: Checkpoint) -> Synthesizer:
-    from csm_cli.bench.lines import Stub
+def _stub(job: SynthesisJob, checkpoint: Checkpoint) -> Synthesizer:
+    from csm_cli.bench.batch_overhead import StubSynthesizer
 
-    return Stub(checkpoint)
+    return StubSynthesizer(checkpoint)

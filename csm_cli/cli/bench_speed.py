@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from csm_cli.cli.console import emit_json, note, set_up
-from csm_cli.cli.options import Telling, is_int8
+from csm_cli.cli.console import emit_json, log_line, set_up
+from csm_cli.cli.options import OutputOptions, is_int8
 
 if TYPE_CHECKING:
-    from csm_cli.bench.timed import Load, Ready
+    from csm_cli.bench.timing import PreparedBench, SpeedLoad
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ def decode(
     from csm_cli.bench.decode import measure
 
     ready, changes = _ready(bench)
-    tell({**measure(ready, _load(bench, batch), _noting(bench.json), bench.compile), **changes}, bench.json)
+    print_figures({**measure(ready, _load(bench, batch), _noting(bench.json), bench.compile), **changes}, bench.json)
 
 
 def batch(
@@ -56,7 +56,7 @@ def batch(
     from csm_cli.bench.batch import measure
 
     ready, changes = _ready(bench)
-    tell({**measure(ready, _load(bench, size), bench.compile), **changes}, bench.json)
+    print_figures({**measure(ready, _load(bench, size), bench.compile), **changes}, bench.json)
 
 
 def growth(
@@ -67,10 +67,10 @@ def growth(
     bench: Bench,
 ) -> None:
     """A frame's time after much context, over one after little."""
-    from csm_cli.bench.growth import measure
+    from csm_cli.bench.context_scaling import measure
 
     ready, changes = _ready(bench)
-    tell({**measure(ready, _load(bench, 1), far, bench.compile), **changes}, bench.json)
+    print_figures({**measure(ready, _load(bench, 1), far, bench.compile), **changes}, bench.json)
 
 
 def start(
@@ -81,41 +81,41 @@ def start(
     """`csm say` of ten words in a cold process, over importing torch and its own decoding."""
     from csm_cli.bench.start import measure
 
-    set_up(Telling(json=json))
-    tell(measure(model, runs), json)
+    set_up(OutputOptions(json=json))
+    print_figures(measure(model, runs), json)
 
 
-def _load(bench: Bench, rows: int) -> Load:
-    from csm_cli.bench.timed import Load
+def _load(bench: Bench, rows: int) -> SpeedLoad:
+    from csm_cli.bench.timing import SpeedLoad
 
-    return Load(rows, bench.context, bench.frames)
+    return SpeedLoad(rows, bench.context, bench.frames)
 
 
-def _ready(bench: Bench) -> tuple[Ready, dict[str, Any]]:
+def _ready(bench: Bench) -> tuple[PreparedBench, dict[str, Any]]:
     """The model, and what rounding it has changed."""
-    from csm_cli.bench.rounding import quantize_and_compare
-    from csm_cli.bench.shapes import open_for_bench
-    from csm_cli.bench.timed import Ready
+    from csm_cli.bench.quantization import quantize_and_compare
+    from csm_cli.bench.random_checkpoint import open_for_bench
+    from csm_cli.bench.timing import PreparedBench
     from csm_cli.device import pick_device, pick_dtype
 
-    set_up(Telling(json=bench.json, debug=bench.debug))
+    set_up(OutputOptions(json=bench.json, debug=bench.debug))
     rounded = is_int8(bench.quantize)
     _noting(bench.json)(f"loading {bench.model or 'the bundled voice'} ...")
     device = pick_device(bench.device)
-    ready = Ready(open_for_bench(bench.model), device, pick_dtype(bench.dtype, device))
+    ready = PreparedBench(open_for_bench(bench.model), device, pick_dtype(bench.dtype, device))
     changes = quantize_and_compare(ready, bench.frames) if rounded else {}
     return ready, {"quantize": bench.quantize, "compile": bench.compile, **changes}
 
 
 def _noting(json: bool) -> Any:
-    return (lambda line: None) if json else note
+    return (lambda line: None) if json else log_line
 
 
-def tell(figures: Mapping[str, Any], json: bool) -> None:
+def print_figures(figures: Mapping[str, Any], json: bool) -> None:
     """A table for people, and the figures as the last line."""
     rounded = {name: round(value, 4) if isinstance(value, float) else value for name, value in figures.items()}
     if not json:
         width = max(map(len, rounded))
         for name, value in rounded.items():
-            note(f"{name:{width}}  {value:.3f}" if isinstance(value, float) else f"{name:{width}}  {value}")
+            log_line(f"{name:{width}}  {value:.3f}" if isinstance(value, float) else f"{name:{width}}  {value}")
     emit_json(rounded)

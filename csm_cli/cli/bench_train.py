@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from csm_cli.cli.bench_speed import tell
-from csm_cli.cli.console import note, set_up
-from csm_cli.cli.options import Telling
+from csm_cli.cli.bench_speed import print_figures
+from csm_cli.cli.console import log_line, set_up
+from csm_cli.cli.options import OutputOptions
 
 if TYPE_CHECKING:
-    from csm_cli.train.finetune import Event
+    from csm_cli.train.run import TrainingEvent
 
 _DEMO = Path("configs/finetune/demo.yaml")
 
@@ -28,23 +28,23 @@ def finetune(
 
     Needs espeak-ng and a word list (apt install espeak-ng wamerican).
     """
-    set_up(Telling(json=json, debug=debug))
-    from csm_cli.bench.finetune import Demo, measure
-    from csm_cli.cli.training import Teller
-    from csm_cli.train.settings import read_settings
+    set_up(OutputOptions(json=json, debug=debug))
+    from csm_cli.cli.train_progress import TrainingReporter
+    from csm_cli.recipe.finetune_demo import Demo, measure
+    from csm_cli.train.settings import read_train_settings
 
-    settings = read_settings(config)
-    with Teller(settings.steps, quiet=json) as teller:
+    settings = read_train_settings(config)
+    with TrainingReporter(settings.steps, quiet=json) as teller:
 
-        def hear(event: str | Event) -> None:
+        def hear(event: str | TrainingEvent) -> None:
             if isinstance(event, str):
                 if not json:
-                    note(f"{event} ...")
+                    log_line(f"{event} ...")
             else:
                 teller.tell(event)
 
         figures = measure(settings, Demo(minutes, sentences), hear)
-    tell(figures, json)
+    print_figures(figures, json)
 
 
 def train(
@@ -58,9 +58,9 @@ def train(
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of a failure.")] = False,
 ) -> None:
     """A step on prepared codes beside transformers' own, which encodes its audio, on the same batch."""
-    set_up(Telling(json=json, debug=debug))
-    from csm_cli.bench.train import Load, measure
+    set_up(OutputOptions(json=json, debug=debug))
+    from csm_cli.bench.train import TrainLoad, measure
 
     if not json:
-        note(f"loading {model or 'the bundled voice'} ...")
-    tell(measure(model, Load(rows, frames, steps)), json)
+        log_line(f"loading {model or 'the bundled voice'} ...")
+    print_figures(measure(model, TrainLoad(rows, frames, steps)), json)

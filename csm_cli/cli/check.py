@@ -8,8 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
-from csm_cli.cli.console import emit_json, note
-from csm_cli.errors import Complaint, NotReady, ScriptInvalid, UsageError
+from csm_cli.cli.console import emit_json, log_line
+from csm_cli.errors import Diagnostic, NotReady, ScriptInvalid, UsageError
 
 
 class Kind(Enum):
@@ -39,7 +39,7 @@ def check(
 
 
 def _check(files: list[str], as_json: bool) -> None:
-    complaints: list[Complaint] = []
+    complaints: list[Diagnostic] = []
     records: list[dict[str, Any]] = []
     count = 0
     for file in files:
@@ -49,7 +49,7 @@ def _check(files: list[str], as_json: bool) -> None:
         count += invalid.count if invalid else 0
         records.append({"file": file, "ok": not found, "turns": turns, "complaints": [asdict(each) for each in found]})
         if not found and not as_json:
-            note(f"{file}: {turns} turn{'s' if turns != 1 else ''} checked, ready to be spoken")
+            log_line(f"{file}: {turns} turn{'s' if turns != 1 else ''} checked, ready to be spoken")
     if as_json:
         emit_json({"ok": not complaints, "files": records})
     if complaints:

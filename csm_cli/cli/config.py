@@ -9,12 +9,12 @@ from typing import Annotated, Any
 import typer
 
 from csm_cli.cli.console import emit, emit_json
-from csm_cli.cli.flat import flat
-from csm_cli.cli.options import Speech
-from csm_cli.cli.speaking import Unheard
+from csm_cli.cli.expand import expand_dataclass
+from csm_cli.cli.options import SynthesisFlags
+from csm_cli.cli.synthesis import IgnoredFlags
 from csm_cli.errors import ModelOffline
-from csm_cli.home import config_file
-from csm_cli.settings import KEYS, MODEL, PROJECT, json_schema, read_settings
+from csm_cli.settings import ALL_KEYS, MODEL_KEYS, PROJECT_FILE, json_schema, read_settings
+from csm_cli.storage.paths import user_config_file
 from csm_cli.types import Conversation
 
 config = typer.Typer(name="config", help="Values, and where they come from.", no_args_is_help=True)
@@ -41,19 +41,19 @@ def show(
         str | None, typer.Option("--script", metavar="SCRIPT", help="With a script's defaults among them.")
     ] = None,
     *,
-    speech: Speech,
+    speech: SynthesisFlags,
     asked: Asked,
 ) -> None:
     """Every value that a command with these flags would speak with, and what set it."""
     talk = _read(script)
     layers = _layers(context, speech, talk, f"{script}: defaults")
-    found = {name: next(layer[name] for layer in layers if name in layer) for name in KEYS}
+    found = {name: next(layer[name] for layer in layers if name in layer) for name in ALL_KEYS}
     if asked.json:
         emit_json({name: {"value": value, "source": source} for name, (value, source) in found.items()})
         return
     for name, (value, source) in found.items():
         emit(f"{name:<18} {_shown(name, value):<24} {source}")
-    unheard = Unheard(speech)
+    unheard = IgnoredFlags(speech)
     unheard.see(talk)
     unheard.tell()
 
@@ -61,7 +61,7 @@ def show(
 @config.command()
 def path(debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of a failure.")] = False) -> None:
     """The files that are read, the higher one first, and whether there is one."""
-    for file in (PROJECT.absolute(), config_file()):
+    for file in (PROJECT_FILE.absolute(), user_config_file()):
         emit(f"{file}{'' if file.is_file() else '  (none)'}")
 
 
@@ -71,7 +71,7 @@ def schema(debug: Annotated[bool, typer.Option("--debug", help="Show the traceba
     emit_json(json_schema())
 
 
-config.command()(flat(show))
+config.command()(expand_dataclass(show))
 
 
 def _shown(name: str, value: Any) -> str:
@@ -82,9 +82,9 @@ def _shown(name: str, value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _layers(context: typer.Context, speech: Speech, talk: Conversation, script: str) -> list[Layer]:
+def _layers(context: typer.Context, speech: SynthesisFlags, talk: Conversation, script: str) -> list[Layer]:
     """From the highest, but for the turns' own values, to what is built in."""
-    given: dict[str, Any] = {name: getattr(speech, name) for name in MODEL if _typed(context, name)}
+    given: dict[str, Any] = {name: getattr(speech, name) for name in MODEL_KEYS if _typed(context, name)}
     settings: dict[str, tuple[Any, str]] = {name: (each.value, each.source) for name, each in read_settings().items()}
     model, revision = (given.get(name) or settings.get(name, (None, ""))[0] for name in ("model", "revision"))
     return [
@@ -93,8 +93,9 @@ def _layers(context: typer.Context, speech: Speech, talk: Conversation, script: 
         _layer(asdict(talk.defaults), script),
         settings,
         _published(model, revision),
-        {name: (getattr(Speech, name), "built in") for name in MODEL} | {"model": ("bundled voice", "built in")},
-        dict.fromkeys(KEYS, (None, "built in")),
+        {name: (getattr(SynthesisFlags, name), "built in") for name in MODEL_KEYS}
+        | {"model": ("bundled voice", "built in")},
+        dict.fromkeys(ALL_KEYS, (None, "built in")),
     ]
 
 
@@ -115,12 +116,12 @@ def _read(script: str | None) -> Conversation:
 
 def _published(model: str | None, revision: str | None) -> Layer:
     """What the checkpoint was published with, where its files are on this machine."""
-    from csm_cli.checkpoint.opening import published
-    from csm_cli.checkpoint.source import locate
+    from csm_cli.checkpoint.find import locate
+    from csm_cli.checkpoint.open import published_defaults
 
     source = locate(model, revision, offline=True)
     try:
-        return _layer(asdict(published(source)), source.name)
+        return _layer(asdict(published_defaults(source)), source.name)
     except ModelOffline:
         unknown = f"{model} (not fetched yet)"
         return dict.fromkeys(("temperature", "top_k"), ("?", unknown))

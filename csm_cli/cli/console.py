@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from csm_cli.errors import UsageError
 
 if TYPE_CHECKING:
-    from csm_cli.cli.options import Telling
+    from csm_cli.cli.options import OutputOptions
 
 
 def emit(line: str) -> None:
@@ -41,13 +41,13 @@ def emit_bytes(data: bytes) -> None:
     sys.stdout.buffer.flush()
 
 
-def note(line: str) -> None:
+def log_line(line: str) -> None:
     """A line for the person who waits; none of it is a result."""
     print(_printable(line), file=sys.stderr, flush=True)
 
 
 def warn(line: str) -> None:
-    note(f"csm: {line}")
+    log_line(f"csm: {line}")
 
 
 def open_streams() -> None:
@@ -71,7 +71,7 @@ def refuse_terminal() -> None:
         raise UsageError("-o - writes audio, and standard output is a terminal; add a pipe or name a file")
 
 
-def set_up(telling: Telling) -> None:
+def set_up(telling: OutputOptions) -> None:
     """Levels of our own log, and silence for the libraries'."""
     log = logging.getLogger("csm_cli")
     log.setLevel(logging.DEBUG if telling.debug else logging.INFO if telling.verbose else logging.WARNING)

@@ -11,18 +11,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from csm_cli.cli.files import Files, stem_files, subtitle_files, turn_files
-from csm_cli.cli.live import Live
-from csm_cli.cli.options import Output, Speech, Telling
-from csm_cli.cli.plan import print_plan
+from csm_cli.cli.conversation_run import RunRequest, check_outputs, run_conversation
+from csm_cli.cli.dry_run import print_dry_run
+from csm_cli.cli.live_audio import PlaybackOptions
+from csm_cli.cli.options import OutputFile, OutputOptions, SynthesisFlags
+from csm_cli.cli.output_files import OutputFiles, stem_files, subtitle_files, turn_files
 from csm_cli.cli.report import ReportFile, report_path
-from csm_cli.cli.single import Order, check_outputs, speak_one
-from csm_cli.cli.speaking import plan
+from csm_cli.cli.synthesis import make_job
 from csm_cli.errors import UsageError
 from csm_cli.types import Conversation
 
 if TYPE_CHECKING:
-    from csm_cli.replay import Wish
+    from csm_cli.generation.incremental import RedoRequest
 
 
 def _beside(*flags: str, text: str, metavar: str | None = None) -> Any:
@@ -34,7 +34,7 @@ def _again(*flags: str, text: str, metavar: str | None = None) -> Any:
 
 
 @dataclass(frozen=True)
-class Beside:
+class ExtraOutputs:
     """What is written beside the track, and how loud all of it is."""
 
     loudness: Annotated[
@@ -53,14 +53,14 @@ class Beside:
         True
     )
 
-    def files(self, talk: Conversation, track: Path | None) -> Files:
+    def files(self, talk: Conversation, track: Path | None) -> OutputFiles:
         """Raises UsageError where something should lie beside a track that is no file."""
         folder = turn_files(talk, self.turns_dir) if self.turns_dir else ()
         if track is None:
             if self.stems or self.subs:
                 raise UsageError("--stems and --subs lie beside the track; name one with -o out.wav")
-            return Files(None, folder)
-        return Files(
+            return OutputFiles(None, folder)
+        return OutputFiles(
             track=track,
             turns=folder,
             stems=stem_files(talk, track) if self.stems else {},
@@ -76,7 +76,7 @@ class Beside:
         """
         if self.loudness is None:
             return talk
-        from csm_cli.loudness import LOUDEST, QUIETEST
+        from csm_cli.audio.loudness import LOUDEST, QUIETEST
 
         if not (math.isfinite(self.loudness) and QUIETEST <= self.loudness <= LOUDEST):
             raise UsageError(f"--loudness takes LUFS from {QUIETEST:g} to {LOUDEST:g}, not {self.loudness:g}")
@@ -84,7 +84,7 @@ class Beside:
 
 
 @dataclass(frozen=True)
-class Again:
+class RedoOptions:
     """What of a run before is kept."""
 
     redo: Annotated[
@@ -95,9 +95,9 @@ class Again:
     ] = False
     fresh: Annotated[bool, _again("--fresh", text="Speak everything again; keep nothing of the run before.")] = False
 
-    def wish(self, talk: Conversation, track: Path | None) -> Wish:
+    def wish(self, talk: Conversation, track: Path | None) -> RedoRequest:
         """Raises UsageError where turns are named that cannot be spoken again."""
-        from csm_cli.replay import Wish
+        from csm_cli.generation.incremental import RedoRequest
 
         if self.redo is not None and track is None:
             raise UsageError("--redo goes by what is kept beside the track; name it with -o out.wav")
@@ -107,7 +107,7 @@ class Again:
                 raise UsageError(f"--redo {self.redo}: there is no turn {number}; the script has {len(talk.turns)}")
             if talk.turns[number - 1].recording:
                 raise UsageError(f"--redo {self.redo}: turn {number} is a recording; leave it out")
-        return Wish(numbers, self.cascade, self.fresh)
+        return RedoRequest(numbers, self.cascade, self.fresh)
 
 
 def converse(
@@ -117,12 +117,12 @@ def converse(
     ] = False,
     report: ReportFile = None,
     *,
-    beside: Beside,
-    again: Again,
-    speech: Speech,
-    output: Output,
-    live: Live,
-    telling: Telling,
+    beside: ExtraOutputs,
+    again: RedoOptions,
+    speech: SynthesisFlags,
+    output: OutputFile,
+    live: PlaybackOptions,
+    telling: OutputOptions,
 ) -> None:
     """Speak a dialogue as one track.
 
@@ -131,18 +131,18 @@ def converse(
     from csm_cli.script import read_script
 
     talk = beside.loud(read_script(script))
-    job = plan([talk], speech, telling)
+    job = make_job([talk], speech, telling)
     if not output.output and dry_run:
-        print_plan(job)
+        print_dry_run(job)
         return
     page = report_path(report)
     files = replace(beside.files(talk, output.file), kind=live.format)
     wish = again.wish(talk, output.file)
     live = check_outputs(output, live, telling, files, _read(script, talk))
     if dry_run:
-        print_plan(job)
+        print_dry_run(job)
     else:
-        speak_one(Order(job, files, output, live, wish, page))
+        run_conversation(RunRequest(job, files, output, live, wish, page))
 
 
 def _read(script: str, talk: Conversation) -> Iterator[Path]:

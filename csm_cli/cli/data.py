@@ -13,18 +13,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from csm_cli.cli.console import emit_json, emit_path, note, set_up, warn
-from csm_cli.cli.flat import flat
-from csm_cli.cli.options import Told
+from csm_cli.cli.console import emit_json, emit_path, log_line, set_up, warn
+from csm_cli.cli.expand import expand_dataclass
+from csm_cli.cli.options import ResultOptions
 from csm_cli.errors import NothingToLearn, UsageError
 
 if TYPE_CHECKING:
     from rich.status import Status
 
-    from csm_cli.data.clips import Findings, Piece, Speakers
-    from csm_cli.data.encode import Recipe
-    from csm_cli.data.examine import Limits
-    from csm_cli.data.tally import Tally
+    from csm_cli.data.clips import ClipFindings, DatasetEntry, SpeakerNumbers
+    from csm_cli.data.counts import DatasetCounts
+    from csm_cli.data.encode import EncodingRecipe
+    from csm_cli.data.examine import ClipLimits
 
 _SHOWN = 5  # lines about clips left out for one reason, where not all are asked for
 
@@ -34,7 +34,7 @@ def _clips(*flags: str, text: str, **more: Any) -> Any:
 
 
 @dataclass(frozen=True)
-class Choice:
+class DataSelection:
     """What is read, and what of it is left out."""
 
     form: Annotated[
@@ -58,10 +58,10 @@ class Choice:
     all: Annotated[bool, _clips("--all", text="Tell of every clip left out, not of the first ones.")] = False
 
     @property
-    def limits(self) -> Limits:
-        from csm_cli.data.examine import Limits
+    def limits(self) -> ClipLimits:
+        from csm_cli.data.examine import ClipLimits
 
-        return Limits(self.shortest, self.longest, self.max_pause, lowest_rate=self.min_rate)
+        return ClipLimits(self.shortest, self.longest, self.max_pause, lowest_rate=self.min_rate)
 
 
 @dataclass(frozen=True)
@@ -91,8 +91,8 @@ def check(
     jobs: Jobs = 1,
     plot: Annotated[Path | None, typer.Option(metavar="FILE.png", help="Draw how long the clips are.")] = None,
     *,
-    choice: Choice,
-    telling: Told,
+    choice: DataSelection,
+    telling: ResultOptions,
 ) -> None:
     """Say what of a dataset could be learned from, and why the rest could not.
 
@@ -102,7 +102,7 @@ def check(
     from functools import partial
 
     from csm_cli.data.examine import examine
-    from csm_cli.data.spread import spread
+    from csm_cli.data.workers import map_processes
 
     set_up(telling)
     if plot and not _can_plot():
@@ -110,7 +110,7 @@ def check(
     speakers, found = _read(sources, choice)
     count = _Count(choice, telling)
     with count.shown():
-        for findings in spread(partial(examine, limits=choice.limits), found, jobs):
+        for findings in map_processes(partial(examine, limits=choice.limits), found, jobs):
             count.add(findings)
     count.tell({"speaker_names": speakers.names})
     if plot:
@@ -126,8 +126,8 @@ def prepare(
     jobs: Jobs = 1,
     *,
     encoding: Encoding,
-    choice: Choice,
-    telling: Told,
+    choice: DataSelection,
+    telling: ResultOptions,
 ) -> None:
     """Encode a dataset to codes, once, for csm train; a run that was cut off goes on.
 
@@ -138,7 +138,7 @@ def prepare(
     speakers, found = _read(sources, choice)
     recipe = _recipe(encoding, choice)
     if not telling.quiet:
-        note(f"loading {encoding.model or 'the bundled voice'} ...")
+        log_line(f"loading {encoding.model or 'the bundled voice'} ...")
     from csm_cli.data.prepare import Preparation
 
     work = Preparation(folder, recipe, jobs)
@@ -150,7 +150,7 @@ def prepare(
     if _can_plot():
         count.tally.save_plot(folder / "lengths.png")
     elif not telling.quiet:
-        note('no lengths.png: matplotlib is missing; pip install "csm-cli[train]"')
+        log_line('no lengths.png: matplotlib is missing; pip install "csm-cli[train]"')
     sizes = _sizes(folder)
     if encoding.held_out and not sizes["held_out"]:
         warn(f"none of {sizes['examples']} examples is held out for evaluation; a larger --held-out would")
@@ -159,10 +159,10 @@ def prepare(
         emit_path(folder)
 
 
-def _recipe(encoding: Encoding, choice: Choice) -> Recipe:
-    from csm_cli.data.encode import Recipe
+def _recipe(encoding: Encoding, choice: DataSelection) -> EncodingRecipe:
+    from csm_cli.data.encode import EncodingRecipe
 
-    return Recipe(
+    return EncodingRecipe(
         model=encoding.model,
         revision=encoding.revision,
         device=encoding.device,
@@ -172,24 +172,24 @@ def _recipe(encoding: Encoding, choice: Choice) -> Recipe:
     )
 
 
-def _read(sources: list[Path], choice: Choice) -> tuple[Speakers, Iterator[Piece]]:
+def _read(sources: list[Path], choice: DataSelection) -> tuple[SpeakerNumbers, Iterator[DatasetEntry]]:
     """The speakers met, once the pieces have been gone through.
 
     Raises:
         UsageError: an unknown format. InputError: no dataset there.
     """
-    from csm_cli.data.clips import Speakers
-    from csm_cli.data.rows import TEXT, Reading
-    from csm_cli.data.sources import FORMS, find_parts, pieces, read_parts
+    from csm_cli.data.clips import SpeakerNumbers
+    from csm_cli.data.rows import TEXT, RowReader
+    from csm_cli.data.sources import FORMS, find_datasets, read_datasets, read_entries
 
     if choice.form not in FORMS:
         raise UsageError(f"--format takes {', '.join(FORMS)}, not {choice.form!r}")
     if choice.shortest >= choice.longest:
         raise UsageError(f"--shortest {choice.shortest:g} is not below --longest {choice.longest:g}")
-    speakers = Speakers(choice.speaker)
+    speakers = SpeakerNumbers(choice.speaker)
     words = (choice.text_column,) if choice.text_column else TEXT
-    parts = find_parts([source.expanduser() for source in sources], choice.form)
-    return speakers, pieces(read_parts(parts, Reading(speakers, words)))
+    parts = find_datasets([source.expanduser() for source in sources], choice.form)
+    return speakers, read_entries(read_datasets(parts, RowReader(speakers, words)))
 
 
 def _sizes(folder: Path) -> dict[str, int]:
@@ -205,10 +205,10 @@ def _can_plot() -> bool:
 class _Count:
     """What has been found so far, told as it comes and in the end."""
 
-    def __init__(self, choice: Choice, telling: Told) -> None:
-        from csm_cli.data.tally import Tally
+    def __init__(self, choice: DataSelection, telling: ResultOptions) -> None:
+        from csm_cli.data.counts import DatasetCounts
 
-        self.tally: Tally = Tally()
+        self.tally: DatasetCounts = DatasetCounts()
         self._shown = float("inf") if choice.all else _SHOWN
         self._telling = telling
         self._told: Counter[str] = Counter()
@@ -232,10 +232,10 @@ class _Count:
             raise
         except BaseException:
             if not self._telling.quiet and self.tally.clips:
-                note(f"broken off; {self}{hint}")
+                log_line(f"broken off; {self}{hint}")
             raise
 
-    def add(self, found: Findings, done_before: bool = False) -> None:
+    def add(self, found: ClipFindings, done_before: bool = False) -> None:
         self.tally.add(found)
         self._fresh += 0.0 if done_before else sum(seconds for _, seconds in found.kept)
         for drop in found.drops:
@@ -245,7 +245,7 @@ class _Count:
         if self._status:
             self._status.update(str(self))
         elif not self._telling.quiet:
-            note(str(self))
+            log_line(str(self))
 
     def speed(self) -> dict[str, float]:
         """Hours of sound prepared in an hour of this run."""
@@ -264,7 +264,7 @@ class _Count:
         return f"{self.tally.clips} clips kept, {length}; {len(self.tally.drops)} left out"
 
 
-def _show(tally: Tally) -> None:
+def _show(tally: DatasetCounts) -> None:
     from rich.console import Console
     from rich.table import Table
 
@@ -277,4 +277,4 @@ def _show(tally: Tally) -> None:
 
 data = typer.Typer(name="data", help="Check recorded speech and prepare it for training.", no_args_is_help=True)
 for command in (check, prepare):
-    data.command()(flat(command))
+    data.command()(expand_dataclass(command))

@@ -14,7 +14,7 @@ import typer
 from csm_cli import __version__
 from csm_cli.cli.console import emit, emit_json
 from csm_cli.errors import CsmError, SoundDeviceMissing
-from csm_cli.home import config_file
+from csm_cli.storage.paths import user_config_file
 
 _PACKAGES = ("transformers", "huggingface_hub", "tokenizers", "safetensors", "numpy", "soundfile", "librosa")
 
@@ -75,7 +75,7 @@ def _sound() -> dict[str, Any]:
 
 
 def _player() -> dict[str, Any]:
-    from csm_cli.player import device_name
+    from csm_cli.audio.playback import device_name
 
     try:
         return {"device": device_name()}
@@ -91,7 +91,7 @@ def _yours() -> dict[str, Any]:
     found: dict[str, Any] = {"voices": str(voices_folder())}
     try:
         found["saved"] = [voice.name for voice in list_voices() if not voice.bundled]
-        found["config"] = str(config_file())
+        found["config"] = str(user_config_file())
         found["set"] = [f"{name} by {setting.source}" for name, setting in read_settings().items()]
     except CsmError as error:
         found["error"] = str(error)

@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from csm_cli.cli.console import emit_path, note, set_up
-from csm_cli.cli.options import Telling
-from csm_cli.disk import real_name
+from csm_cli.cli.console import emit_path, log_line, set_up
+from csm_cli.cli.options import OutputOptions
 from csm_cli.errors import OutputRefused, UsageError
+from csm_cli.storage.files import resolved_name
 
 if TYPE_CHECKING:
     import torch
 
 
 @dataclass(frozen=True)
-class Given:
+class ExportOptions:
     """What is exported, and how it is come by."""
 
     model: Annotated[
@@ -41,7 +41,7 @@ class Given:
 
 
 @dataclass(frozen=True)
-class Form:
+class ExportFormat:
     """How it is written."""
 
     to: Annotated[str, typer.Option(metavar="transformers|original", help="original: Sesame's own format.")] = (
@@ -57,7 +57,7 @@ class Form:
         Raises:
             UsageError: no such format or dtype.
         """
-        from csm_cli.checkpoint.writing import FORMATS
+        from csm_cli.checkpoint.write import FORMATS
         from csm_cli.device import DTYPES, as_torch
 
         if self.to not in FORMATS:
@@ -73,22 +73,22 @@ def export(
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Only the folder's path.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of a failure.")] = False,
     *,
-    given: Given,
-    form: Form,
+    given: ExportOptions,
+    form: ExportFormat,
 ) -> None:
     """Write a checkpoint for other tools: merged, in transformers' format or in Sesame's original one."""
-    set_up(Telling(quiet=quiet, debug=debug))
+    set_up(OutputOptions(quiet=quiet, debug=debug))
     if no_clobber and output.exists():
         raise OutputRefused(f"{output} exists, and --no-clobber keeps it")
     dtype = form.checked()
     if not quiet:
-        note(f"reading {given.model or 'the bundled voice'} ...")
-    from csm_cli.checkpoint import companions, open_checkpoint
-    from csm_cli.checkpoint.writing import write_checkpoint
+        log_line(f"reading {given.model or 'the bundled voice'} ...")
+    from csm_cli.checkpoint import companion_files, open_checkpoint
+    from csm_cli.checkpoint.write import write_checkpoint
 
     model, revision, offline = given.model, given.revision, given.offline
     found = open_checkpoint(model, revision, given.adapter, offline=offline)
-    if real_name(output.expanduser()) in {real_name(file.parent) for file in found.weights.files}:
+    if resolved_name(output.expanduser()) in {resolved_name(file.parent) for file in found.weights.files}:
         raise UsageError(f"{output} is what is exported and would be replaced; name another -o")
-    write_checkpoint(found, companions(model, revision, offline), output.expanduser(), form.to, dtype)
+    write_checkpoint(found, companion_files(model, revision, offline), output.expanduser(), form.to, dtype)
     emit_path(output)

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from csm_cli.batch import LEDGER
-from csm_cli.cli.console import emit_path, note
+from csm_cli.cli.console import emit_path, log_line
 
 
 def merge(
@@ -26,5 +26,5 @@ def merge(
     target = output.expanduser()
     good, failed = join([folder.expanduser() for folder in folders], target)
     if not quiet:
-        note(f"{good} done, {failed} failed, from {len(folders)} folder{'s' if len(folders) != 1 else ''}")
+        log_line(f"{good} done, {failed} failed, from {len(folders)} folder{'s' if len(folders) != 1 else ''}")
     emit_path(target / LEDGER)

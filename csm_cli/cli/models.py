@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from csm_cli.cli.console import emit, emit_json, note, set_up
-from csm_cli.cli.options import Telling
+from csm_cli.cli.console import emit, emit_json, log_line, set_up
+from csm_cli.cli.options import OutputOptions
 
 if TYPE_CHECKING:
-    from csm_cli.checkpoint.cache import Snapshot
+    from csm_cli.checkpoint.hub_cache import CachedSnapshot
 
 Id = Annotated[str, typer.Argument(metavar="ID", help="A Hugging Face id, such as sesame/csm-1b.")]
 Revision = Annotated[str | None, typer.Option("--revision", metavar="REV", help="A commit, branch or tag.")]
@@ -27,7 +27,7 @@ models = typer.Typer(name="models", help="Checkpoints: what is cached, fetched a
 @models.command(name="list")
 def list_(json: Json = False, debug: Debug = False) -> None:
     """The bundled voice, and every CSM and codec in the cache."""
-    from csm_cli.checkpoint.cache import snapshots
+    from csm_cli.checkpoint.hub_cache import snapshots
 
     found = snapshots()
     if json:
@@ -52,10 +52,10 @@ def pull(
     """Fetch a checkpoint, and no file more than it needs; every tensor's name and shape is checked."""
     from csm_cli.checkpoint import open_checkpoint
 
-    set_up(Telling(quiet=quiet, verbose=verbose, debug=debug))
+    set_up(OutputOptions(quiet=quiet, verbose=verbose, debug=debug))
     checkpoint = open_checkpoint(id, revision, offline=offline)
     if not quiet:
-        note(f"{id} is here, commit {checkpoint.revision or 'none: it is local'}; speak with it: --model {id}")
+        log_line(f"{id} is here, commit {checkpoint.revision or 'none: it is local'}; speak with it: --model {id}")
     emit(str(checkpoint.tokenizer_file.parent))
 
 
@@ -66,21 +66,21 @@ def where(
     debug: Debug = False,
 ) -> None:
     """The folder of a cached checkpoint."""
-    from csm_cli.checkpoint.cache import cached
-    from csm_cli.checkpoint.source import Folder, locate
+    from csm_cli.checkpoint.find import LocalFolder, locate
+    from csm_cli.checkpoint.hub_cache import find_cached
 
     source = locate(id, revision, offline=True)
-    emit(str(source.path if isinstance(source, Folder) else cached(source.name, revision)[0].folder))
+    emit(str(source.path if isinstance(source, LocalFolder) else find_cached(source.name, revision)[0].folder))
 
 
 @models.command()
 def rm(id: Id, revision: Revision = None, debug: Debug = False) -> None:
     """Remove a checkpoint from the cache, or one revision of it."""
-    from csm_cli.checkpoint.cache import cached, remove
+    from csm_cli.checkpoint.hub_cache import find_cached, remove
 
-    gone = cached(id, revision)
+    gone = find_cached(id, revision)
     freed = remove(gone)
-    note(f"{id} removed, {', '.join(each.revision[:8] for each in gone)}; {_size(freed)} freed")
+    log_line(f"{id} removed, {', '.join(each.revision[:8] for each in gone)}; {_size(freed)} freed")
 
 
 def _size(count: float) -> str:
@@ -91,7 +91,7 @@ def _size(count: float) -> str:
     return f"{count:.1f} GB"
 
 
-def _record(snapshot: Snapshot) -> dict[str, Any]:
+def _record(snapshot: CachedSnapshot) -> dict[str, Any]:
     return {
         "id": snapshot.name,
         "revision": snapshot.revision,

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from csm_cli.disk import home
 from csm_cli.errors import CsmError, UsageError
-from csm_cli.settings import GENERATION, parse
-from csm_cli.types import Care, Options
-from csm_cli.wording import EASY
+from csm_cli.generation.chunking import DEFAULT_CHUNK_CHARS
+from csm_cli.settings import GENERATION_KEYS, parse
+from csm_cli.storage.files import expand_path
+from csm_cli.types import GenerationOptions, RetryPolicy
 
 if TYPE_CHECKING:
-    from csm_cli.verify import Whisper
+    from csm_cli.generation.verification import WhisperRecognizer
 
 Text = str | None
 
@@ -36,7 +36,7 @@ def _output(*flags: str, text: str, metavar: str | None = None) -> Any:
 
 
 @dataclass(frozen=True)
-class Speech:
+class SynthesisFlags:
     """Which checkpoint speaks, where and how. Generation values stay as written until `flags` reads them."""
 
     model: Annotated[
@@ -127,7 +127,7 @@ class Speech:
         is_int8(self.quantize)
 
     @property
-    def care(self) -> Care:
+    def care(self) -> RetryPolicy:
         """How takes are looked after.
 
         Raises:
@@ -137,10 +137,10 @@ class Speech:
         if self.no_trim and (self.takes > 1 or self.verify):
             flag = "--takes" if self.takes > 1 else "--verify"
             raise UsageError(f"{flag} chooses among takes and --no-trim has none judged; keep one")
-        return Care() if self.no_trim else Care(True, self.retries, self.takes, most)
+        return RetryPolicy() if self.no_trim else RetryPolicy(True, self.retries, self.takes, most)
 
     @property
-    def streamed_care(self) -> Care:
+    def streamed_care(self) -> RetryPolicy:
         """How takes are looked after that are heard as they are made: not at all.
 
         Raises:
@@ -149,9 +149,9 @@ class Speech:
         if self.takes > 1 or self.verify:
             flag = "--takes" if self.takes > 1 else "--verify"
             raise UsageError(f"{flag} chooses among takes and a stream cannot be taken back; keep one")
-        return Care(stream=True)
+        return RetryPolicy(stream=True)
 
-    def recognizer(self) -> Whisper | None:
+    def recognizer(self) -> WhisperRecognizer | None:
         """Who listens to the takes, if somebody is to.
 
         Raises:
@@ -159,19 +159,19 @@ class Speech:
         """
         if not self.verify:
             return None
-        from csm_cli.verify import Whisper
+        from csm_cli.generation.verification import WhisperRecognizer
 
-        return Whisper(self.verify_model)
+        return WhisperRecognizer(self.verify_model)
 
-    def flags(self) -> Options:
+    def flags(self) -> GenerationOptions:
         """The generation options as given.
 
         Raises:
             UsageError: an impossible value.
         """
-        return _options({name: getattr(self, name) for name in GENERATION}, _flag)
+        return _options({name: getattr(self, name) for name in GENERATION_KEYS}, _flag)
 
-    def overrides(self) -> Options:
+    def overrides(self) -> GenerationOptions:
         """The options above every turn's own.
 
         Raises:
@@ -182,7 +182,7 @@ class Speech:
 
 
 @dataclass(frozen=True)
-class Telling:
+class OutputOptions:
     """What is told of a run, and how."""
 
     json: Annotated[bool, _output("--json", text="What was spoken, as JSON on standard output.")] = False
@@ -192,7 +192,7 @@ class Telling:
 
 
 @dataclass(frozen=True)
-class Told(Telling):
+class ResultOptions(OutputOptions):
     """What is told of a run in which nobody speaks."""
 
     json: Annotated[bool, _output("--json", text="What came of it, as JSON on standard output.")] = False
@@ -202,7 +202,7 @@ class Told(Telling):
 
 
 @dataclass(frozen=True)
-class Output:
+class OutputFile:
     """Where the result goes."""
 
     output: Annotated[
@@ -231,7 +231,7 @@ class Output:
         Raises:
             UsageError: none was named, or one in the home of nobody.
         """
-        return None if self.name == "-" else home(self.name)
+        return None if self.name == "-" else expand_path(self.name)
 
     @property
     def file(self) -> Path | None:
@@ -263,24 +263,24 @@ def voice_names(incomplete: str) -> list[str]:
 def _characters(split: str) -> int:
     """Characters of a part; 0 for none."""
     parse("split", split, "--split")
-    return {"auto": EASY, "off": 0}[split] if split in ("auto", "off") else int(split)
+    return {"auto": DEFAULT_CHUNK_CHARS, "off": 0}[split] if split in ("auto", "off") else int(split)
 
 
 def _override(text: str) -> tuple[str, str]:
     name, equals, value = text.partition("=")
     name = name.strip().replace("-", "_")
-    if not equals or name not in GENERATION:
-        near = difflib.get_close_matches(name, GENERATION, n=2, cutoff=0.6)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(GENERATION)}"
+    if not equals or name not in GENERATION_KEYS:
+        near = difflib.get_close_matches(name, GENERATION_KEYS, n=2, cutoff=0.6)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(GENERATION_KEYS)}"
         raise UsageError(f"--override takes KEY=VALUE, such as temperature=0.5, not {text!r}; {hint}")
     return name, value.strip()
 
 
-def _options(written: Mapping[str, Text], label: Callable[[str], str]) -> Options:
+def _options(written: Mapping[str, Text], label: Callable[[str], str]) -> GenerationOptions:
     values: dict[str, Any] = {
         name: parse(name, text, label(name)) for name, text in written.items() if text is not None
     }
-    return Options(**values)
+    return GenerationOptions(**values)
 
 
 def _flag(name: str) -> str:

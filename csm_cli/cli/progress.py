@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from csm_cli.events import Event, Tick, Utterance
+from csm_cli.generation.events import Event, FrameProgress, Utterance
 from csm_cli.types import Conversation, Turn
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ _CHARACTERS_PER_SECOND = 14.0
 _NARROWEST, _WIDEST = 8, 30  # columns of the bar
 
 
-class Meter:
+class ProgressMeter:
     """Counts the frames and stops of a run; the rest is known from them.
 
     frame_rate: frames per second of audio. characters: to be spoken in all, besides those of `conversations`.
@@ -40,7 +40,7 @@ class Meter:
 
     def see(self, event: Event) -> None:
         key = id(event.conversation)
-        if isinstance(event, Tick):
+        if isinstance(event, FrameProgress):
             self.turn = event.turn
             self.frames += event.frames - self._open.get(key, 0)
             self._open[key] = event.frames
@@ -82,7 +82,7 @@ class Meter:
 
 
 @contextmanager
-def drawn(meter: Meter, quiet: bool) -> Iterator[None]:
+def show_progress(meter: ProgressMeter, quiet: bool) -> Iterator[None]:
     """Draws `meter` as a bar while it counts, where somebody looks at a terminal."""
     if quiet or not sys.stderr.isatty():
         yield
@@ -96,7 +96,7 @@ def drawn(meter: Meter, quiet: bool) -> Iterator[None]:
 
 
 class _Bar:
-    def __init__(self, meter: Meter) -> None:
+    def __init__(self, meter: ProgressMeter) -> None:
         self._meter = meter
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:

@@ -10,11 +10,11 @@ from typing import Annotated
 
 import typer
 
-from csm_cli.cli.files import Files
-from csm_cli.cli.live import Live
-from csm_cli.cli.options import Output, Speech, Telling, voice_names
-from csm_cli.cli.single import Order, check_outputs, speak_one
-from csm_cli.cli.speaking import plan
+from csm_cli.cli.conversation_run import RunRequest, check_outputs, run_conversation
+from csm_cli.cli.live_audio import PlaybackOptions
+from csm_cli.cli.options import OutputFile, OutputOptions, SynthesisFlags, voice_names
+from csm_cli.cli.output_files import OutputFiles
+from csm_cli.cli.synthesis import make_job
 from csm_cli.errors import InputError, ModelNotFound, UsageError
 from csm_cli.types import Conversation, Turn
 
@@ -42,10 +42,10 @@ def say(
         ),
     ] = None,
     *,
-    speech: Speech,
-    output: Output,
-    live: Live,
-    telling: Telling,
+    speech: SynthesisFlags,
+    output: OutputFile,
+    live: PlaybackOptions,
+    telling: OutputOptions,
 ) -> None:
     """Speak a text: TEXT, -f FILE or standard input."""
     from csm_cli.script import parse_context, parse_say
@@ -54,11 +54,11 @@ def say(
     words = "" if source == "-" else _filled(read_words(source) if source else text)
     heard = [_voice(voice, speaker)] if voice else []
     heard += [parse_context(each) for each in context or ()]
-    files = Files(output.file, kind=live.format)
+    files = OutputFiles(output.file, kind=live.format)
     live = check_outputs(output, live, telling, files, _read(source, voice, heard))
     turns = parse_say(words or _filled(read_words("-")), speaker)  # nobody types for an output that cannot be
-    job = plan([Conversation(turns, tuple(heard))], speech, telling)
-    speak_one(Order(job, files, output, live))
+    job = make_job([Conversation(turns, tuple(heard))], speech, telling)
+    run_conversation(RunRequest(job, files, output, live))
 
 
 def _source(text: str | None, file: str | None) -> str | None:

@@ -10,14 +10,14 @@ from typing import Annotated, Any
 
 import typer
 
-from csm_cli.cli.console import emit, emit_path, note
-from csm_cli.disk import check_place, home, real_name, write_atomically
+from csm_cli.cli.console import emit, emit_path, log_line
 from csm_cli.errors import UsageError
+from csm_cli.storage.files import check_writable, expand_path, resolved_name, write_atomically
 
 script = typer.Typer(name="script", help="Scripts from other programs' forms.", no_args_is_help=True)
 
 
-class Form(Enum):
+class ScriptFormat(Enum):
     dia = "dia"
     vibevoice = "vibevoice"
     higgs = "higgs"
@@ -36,19 +36,21 @@ def convert_file(
     output: Annotated[
         str, typer.Option("-o", "--output", metavar="FILE", help="The script, as YAML; - is standard output.")
     ] = "-",
-    form: Annotated[Form | None, typer.Option("--from", help="Its form; told by what is in it if not given.")] = None,
+    form: Annotated[
+        ScriptFormat | None, typer.Option("--from", help="Its form; told by what is in it if not given.")
+    ] = None,
     no_clobber: Annotated[bool, typer.Option("--no-clobber", help="Refuse to replace an existing file.")] = False,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Only the output's path.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of a failure.")] = False,
 ) -> None:
     """A dialogue in the form of Dia, VibeVoice, Higgs Audio, SubRip or WebVTT as a script for csm converse."""
     from csm_cli.script import script_from
-    from csm_cli.script.foreign import convert
+    from csm_cli.script.importers import convert
 
-    path = None if output == "-" else home(output)
+    path = None if output == "-" else expand_path(output)
     if path:
-        check_place(path, not no_clobber)
-        if source != "-" and real_name(path) == real_name(Path(source)):
+        check_writable(path, not no_clobber)
+        if source != "-" and resolved_name(path) == resolved_name(Path(source)):
             raise UsageError(f"{path} is what is converted and would be replaced; name another -o")
     folder = path.parent if path else Path()
     data = convert(source, form.value if form else None, folder)
@@ -63,7 +65,7 @@ def convert_file(
     if not quiet:
         command = f"csm converse {shlex.quote(str(path))} -o out.wav"
         turns = f"{len(talk.turns)} turn{'s' if len(talk.turns) > 1 else ''}"
-        note(f"{turns} by {', '.join(data['speakers'])}; speak them with {command}")
+        log_line(f"{turns} by {', '.join(data['speakers'])}; speak them with {command}")
 
 
 def _yaml(data: dict[str, Any]) -> str:

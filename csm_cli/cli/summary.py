@@ -8,16 +8,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from csm_cli import __version__
-from csm_cli.cli.speaking import Job, Spoken, title
-from csm_cli.events import Utterance
+from csm_cli.cli.synthesis import FinishedConversation, SynthesisJob, turn_title
+from csm_cli.generation.events import Utterance
 
 if TYPE_CHECKING:
-    from csm_cli.audio import Tags
+    from csm_cli.audio.io import Tags
+    from csm_cli.audio.mix import TrackSpan
     from csm_cli.checkpoint import Checkpoint
-    from csm_cli.cli.progress import Meter
-    from csm_cli.joint import Piece
-    from csm_cli.synth import Synthesizer
-    from csm_cli.track import Span
+    from csm_cli.cli.progress import ProgressMeter
+    from csm_cli.generation.concatenate import Segment
+    from csm_cli.generation.synthesizer import Synthesizer
 
 _SHOWN = 160  # characters of a text
 _STOPS = {
@@ -31,7 +31,7 @@ _STOPS = {
 }
 
 
-def record(spoken: Spoken, output: str | None, synth: Synthesizer) -> dict[str, Any]:
+def record(spoken: FinishedConversation, output: str | None, synth: Synthesizer) -> dict[str, Any]:
     """A conversation's JSON object.
 
     `stop`: the least welcome of the turns'; `rtf`: compute time per time of audio; `forgotten`: turns that left the
@@ -51,7 +51,7 @@ def record(spoken: Spoken, output: str | None, synth: Synthesizer) -> dict[str, 
         "model": checkpoint.name,
         "revision": checkpoint.revision,
         "device": str(synth.device),
-        "warnings": cut(spoken),
+        "warnings": cut_warnings(spoken),
         "window": _window(spoken.utterances, synth),
         "turns": [_turn(spoken, index) for index in range(len(spoken.utterances))],
     }
@@ -59,19 +59,19 @@ def record(spoken: Spoken, output: str | None, synth: Synthesizer) -> dict[str, 
 
 def tags(utterances: Sequence[Utterance], checkpoint: Checkpoint, name: str = "") -> Tags:
     """What a sound file says of itself: that it is synthetic, by which model and which seeds. `name`: its title."""
-    from csm_cli.audio import Tags
+    from csm_cli.audio.io import Tags
 
     made = _made(utterances)
     # where a local checkpoint lies is nobody else's business
     model = f"{checkpoint.name} at {checkpoint.revision}" if checkpoint.revision else Path(checkpoint.name).name
     recorded = f"; {len(utterances) - len(made)} of {len(utterances)} turns are recordings"
-    comment = f"synthetic speech; model: {model}; seed: {runs([each.seed for each in made])}"
+    comment = f"synthetic speech; model: {model}; seed: {format_ranges([each.seed for each in made])}"
     if len(made) < len(utterances):
         comment = comment + recorded if made else "recordings; no speech in this file was synthesized"
     return Tags(f"csm-cli {__version__}", comment, name)
 
 
-def runs(numbers: Sequence[int]) -> str:
+def format_ranges(numbers: Sequence[int]) -> str:
     """Numbers in their order, those that follow one another as 1-8."""
     found: list[list[int]] = []
     for number in numbers:
@@ -82,20 +82,20 @@ def runs(numbers: Sequence[int]) -> str:
     return ", ".join("-".join(map(str, run)) for run in found)
 
 
-def cut(spoken: Spoken) -> list[str]:
+def cut_warnings(spoken: FinishedConversation) -> list[str]:
     """What each turn was warned about, and that it did not end by itself."""
     warnings = []
     for number, each in enumerate(spoken.utterances, 1):
-        warnings += [f"{title(each.turn, number)}: {warning}" for warning in each.warnings]
+        warnings += [f"{turn_title(each.turn, number)}: {warning}" for warning in each.warnings]
         if each.stop == "cap":
             warnings.append(
-                f"{title(each.turn, number)} was cut after {each.audio.duration:.1f} s, before it had ended; "
+                f"{turn_title(each.turn, number)} was cut after {each.audio.duration:.1f} s, before it had ended; "
                 f"give it a larger --max-duration or another --seed than {each.seed}"
             )
     return warnings
 
 
-def told(utterance: Utterance) -> str:
+def describe_utterance(utterance: Utterance) -> str:
     """One turn, as it came out."""
     how = f"{utterance.audio.duration:.2f} s, {_STOPS['kept' if utterance.kept else utterance.stop]}"
     how += f" in {len(utterance.pieces)} parts" if len(utterance.pieces) > 1 else ""
@@ -113,7 +113,7 @@ def _shown(text: str) -> str:
     return plain if len(plain) <= _SHOWN else f"{plain[: _SHOWN - 4].rstrip()} ..."
 
 
-def total(meter: Meter, synth: Synthesizer) -> str:
+def summarize(meter: ProgressMeter, synth: Synthesizer) -> str:
     """What all of a run came to."""
     stops = ", ".join(f"{count} {_STOPS[stop]}" for stop, count in meter.stops.items()) or "none"
     return (
@@ -122,7 +122,7 @@ def total(meter: Meter, synth: Synthesizer) -> str:
     )
 
 
-def crowded(job: Job, synth: Synthesizer) -> str:
+def contention_hint(job: SynthesisJob, synth: Synthesizer) -> str:
     """A hint, where several threads shared the processor with other programs; else nothing."""
     import torch
 
@@ -152,7 +152,7 @@ def _window(utterances: Sequence[Utterance], synth: Synthesizer) -> dict[str, in
     }
 
 
-def window(use: Mapping[str, int]) -> str:
+def window_summary(use: Mapping[str, int]) -> str:
     """How full the model's window was, or will be; `use` as JSON has it."""
     peak = f"window: peak {use['peak']} of {use['positions']} positions"
     if not use["forgotten"]:
@@ -171,8 +171,8 @@ def _stop(utterances: Sequence[Utterance]) -> str:
     return next(stop for stop in ("cap", "silence", "eos", "recorded") if stop in stops)
 
 
-def _turn(spoken: Spoken, index: int) -> dict[str, Any]:
-    from csm_cli.replay import told as told_take
+def _turn(spoken: FinishedConversation, index: int) -> dict[str, Any]:
+    from csm_cli.generation.incremental import take_record as told_take
 
     utterance, span = spoken.utterances[index], spoken.track.spans[index]
     turn = utterance.turn
@@ -193,7 +193,7 @@ def _turn(spoken: Spoken, index: int) -> dict[str, Any]:
     }
 
 
-def _part(piece: Piece, span: Span) -> dict[str, Any]:
+def _part(piece: Segment, span: TrackSpan) -> dict[str, Any]:
     """Its times on the track."""
     return {
         "text": piece.text,

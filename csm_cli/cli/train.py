@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from csm_cli.cli.console import emit_path, note, set_up
-from csm_cli.cli.options import Telling
+from csm_cli.cli.console import emit_path, log_line, set_up
+from csm_cli.cli.options import OutputOptions
 from csm_cli.errors import INTERRUPTED, UsageError
 
 if TYPE_CHECKING:
-    from csm_cli.cli.training import Teller
-    from csm_cli.train.finetune import Run
-    from csm_cli.train.settings import Settings
+    from csm_cli.cli.train_progress import TrainingReporter
+    from csm_cli.train.run import TrainingRun
+    from csm_cli.train.settings import TrainSettings
 
 _ECHO = 1.0  # seconds in which a launcher passes on the Ctrl-C that the terminal has sent already
 _MISSING = '{0} needs {1}, which is not installed; pip install "csm-cli[train]"'
@@ -49,7 +49,7 @@ class Base:
     ] = "auto"
     offline: Annotated[bool, typer.Option("--offline", envvar="CSM_OFFLINE", help="Use what is cached only.")] = False
 
-    def completed(self, settings: Settings) -> Settings:
+    def completed(self, settings: TrainSettings) -> TrainSettings:
         if settings.model is not None:
             return settings
         return settings.model_copy(update={"model": self.model, "revision": settings.revision or self.revision})
@@ -68,35 +68,35 @@ def train(
 
     Goes on where it was stopped. On several GPUs or machines: accelerate launch -m csm_cli train CONFIG.yaml
     """
-    set_up(Telling(quiet=quiet, debug=debug))
+    set_up(OutputOptions(quiet=quiet, debug=debug))
     run = _opened(config, quiet, base)
-    from csm_cli.cli.training import Teller
+    from csm_cli.cli.train_progress import TrainingReporter
 
     with _stopping() as stopped:
-        teller = Teller(run.steps, quiet or not run.main)
+        teller = TrainingReporter(run.steps, quiet or not run.main)
         _follow(run, teller, stopped)
     if stopped:
         if run.main:
-            note(f"stopped after step {run.trainer.step}, which is saved; the same command goes on from there")
+            log_line(f"stopped after step {run.trainer.step}, which is saved; the same command goes on from there")
         raise typer.Exit(INTERRUPTED)
     if run.main:
         best = run.folder / "best"
         emit_path(best if best.is_dir() else run.folder / "last")
 
 
-def _opened(config: Path, quiet: bool, base: Base) -> Run:
-    from csm_cli.train.settings import read_settings
+def _opened(config: Path, quiet: bool, base: Base) -> TrainingRun:
+    from csm_cli.train.settings import read_train_settings
 
-    settings = base.completed(read_settings(config))
+    settings = base.completed(read_train_settings(config))
     _check(settings)
     if not quiet and _first():
-        note(f"loading {settings.model or 'the bundled voice'} ...")
-    from csm_cli.train.finetune import Run
+        log_line(f"loading {settings.model or 'the bundled voice'} ...")
+    from csm_cli.train.run import TrainingRun
 
-    return Run(settings, base.device, base.offline)
+    return TrainingRun(settings, base.device, base.offline)
 
 
-def _check(settings: Settings) -> None:
+def _check(settings: TrainSettings) -> None:
     """What can be told before a model is loaded.
 
     Raises:
@@ -111,7 +111,7 @@ def _check(settings: Settings) -> None:
     open_store(Path(settings.data).expanduser())
 
 
-def _follow(run: Run, teller: Teller, stopped: list[float]) -> None:
+def _follow(run: TrainingRun, teller: TrainingReporter, stopped: list[float]) -> None:
     with teller:
         for event in run.events(lambda: bool(stopped)):
             teller.tell(event)

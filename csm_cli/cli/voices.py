@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from csm_cli.cli.console import emit, emit_json, emit_path, note, set_up, warn
-from csm_cli.cli.flat import flat
-from csm_cli.cli.options import Told, voice_names
+from csm_cli.cli.console import emit, emit_json, emit_path, log_line, set_up, warn
+from csm_cli.cli.expand import expand_dataclass
+from csm_cli.cli.options import ResultOptions, voice_names
 from csm_cli.cli.say import read_words
 from csm_cli.errors import InputError, UsageError
 
 if TYPE_CHECKING:
-    from csm_cli.codec import Codec
-    from csm_cli.voices import Clip, Voice, Words
+    from csm_cli.models.mimi import Codec
+    from csm_cli.voices import PreparedClip, SavedVoice, VoiceText
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="A saved voice.", autocompletion=voice_names)]
 Names = Annotated[list[str], typer.Argument(metavar="NAME...", help="Saved voices.", autocompletion=voice_names)]
@@ -27,7 +27,7 @@ voices = typer.Typer(name="voices", help="Saved voices: speech, its words and wh
 
 
 @dataclass(frozen=True)
-class Given:
+class VoiceOptions:
     """What is said of a clip."""
 
     text: Annotated[str | None, typer.Option("--text", metavar="TEXT", help="What the clip says.")] = None
@@ -39,10 +39,10 @@ class Given:
     start: Annotated[float | None, typer.Option("--start", metavar="SEC", help="Where in CLIP it begins.")] = None
     end: Annotated[float | None, typer.Option("--end", metavar="SEC", help="Where it ends.")] = None
 
-    def words(self, clip: Path) -> Words:
+    def words(self, clip: Path) -> VoiceText:
         """Raises UsageError where the clip's words are given twice or nowhere; InputError where they cannot be said."""
-        from csm_cli.script.source import text_trouble
-        from csm_cli.voices import Words
+        from csm_cli.script.source import text_problem
+        from csm_cli.voices import VoiceText
 
         if self.text is not None and self.text_file is not None:
             raise UsageError("--text and --text-file both given; keep one")
@@ -53,9 +53,9 @@ class Given:
         text = " ".join((self.text if self.text is not None else read_words(str(file))).split())
         if not any(char.isalnum() for char in text):
             raise InputError("the clip's text is empty; write what the clip says")
-        if trouble := next(filter(None, map(text_trouble, (text, self.license, self.source))), ""):
+        if trouble := next(filter(None, map(text_problem, (text, self.license, self.source))), ""):
             raise InputError(f"{clip}: {trouble}")
-        return Words(text, self.license, self.source)
+        return VoiceText(text, self.license, self.source)
 
 
 @dataclass(frozen=True)
@@ -73,9 +73,9 @@ def add(
     name: Annotated[str, typer.Argument(metavar="NAME", help="Letters, digits, - and _.")],
     clip: Annotated[Path, typer.Argument(metavar="CLIP", help="A recording of 5 to 15 s by one speaker.")],
     *,
-    given: Given,
+    given: VoiceOptions,
     codes: Codes,
-    telling: Told,
+    telling: ResultOptions,
 ) -> None:
     """Save a recording as a voice: trimmed, at the model's rate, encoded once."""
     from csm_cli.voices import add_voice, check_name
@@ -96,38 +96,38 @@ def add(
         return
     emit_path(voice.audio)
     if not telling.quiet:
-        note(f"voice {name} saved, {made.audio.duration:.1f} s; speak with it: csm say -v {name} ...")
+        log_line(f"voice {name} saved, {made.audio.duration:.1f} s; speak with it: csm say -v {name} ...")
 
 
 def _codec(codes: Codes) -> Codec:
     from csm_cli.checkpoint import open_checkpoint
-    from csm_cli.codec import Codec
+    from csm_cli.models.mimi import Codec
 
     checkpoint = open_checkpoint(codes.model, offline=codes.offline)
     return Codec.load(checkpoint.codec_config, checkpoint.codec_weights, "cpu", checkpoint.config.codebooks)
 
 
-def _clip(path: Path, given: Given, words: Words, codec: Codec) -> Clip:
-    from csm_cli.audio import read_audio
+def _clip(path: Path, given: VoiceOptions, words: VoiceText, codec: Codec) -> PreparedClip:
+    from csm_cli.audio.io import read_audio
     from csm_cli.errors import AudioUnreadable
-    from csm_cli.voices import prepare
+    from csm_cli.voices import prepare_clip
 
     audio = read_audio(path, codec.rate, given.start, given.end)
     try:
-        return prepare(audio, words.text)
+        return prepare_clip(audio, words.text)
     except AudioUnreadable as problem:
         raise AudioUnreadable(f"{path}: {problem}") from problem
 
 
-def _encode(voice: Voice, codec: Codec) -> None:
+def _encode(voice: SavedVoice, codec: Codec) -> None:
     """Keeps the codes of what was saved, rounding to 16 bits included."""
     import torch
 
-    from csm_cli.audio import read_audio
-    from csm_cli.voices import kept_codes
+    from csm_cli.audio.io import read_audio
+    from csm_cli.voices import cached_codes
 
     samples = torch.from_numpy(read_audio(voice.audio, codec.rate).samples)
-    kept_codes(voice.audio, codec.mark, lambda: codec.encode(samples).numpy())
+    cached_codes(voice.audio, codec.mark, lambda: codec.encode(samples).numpy())
 
 
 @voices.command(name="list")
@@ -161,8 +161,8 @@ def show(name: Name, json: Json = False, debug: Debug = False) -> None:
 @voices.command()
 def play(name: Name, debug: Debug = False) -> None:
     """Play a voice's clip."""
-    from csm_cli.audio import probe, read_audio
-    from csm_cli.player import open_player
+    from csm_cli.audio.io import probe, read_audio
+    from csm_cli.audio.playback import open_player
     from csm_cli.voices import find_voice
 
     voice = find_voice(name)
@@ -180,19 +180,19 @@ def rm(names: Names, debug: Debug = False) -> None:
         find_voice(name)  # none is removed where one is misspelled
     for name in names:
         remove_voice(name)
-        note(f"voice {name} removed")
+        log_line(f"voice {name} removed")
 
 
-voices.command()(flat(add))
+voices.command()(expand_dataclass(add))
 
 
-def _seconds(voice: Voice) -> float:
-    from csm_cli.audio import probe
+def _seconds(voice: SavedVoice) -> float:
+    from csm_cli.audio.io import probe
 
     return probe(voice.audio).duration
 
 
-def _record(voice: Voice) -> dict[str, Any]:
+def _record(voice: SavedVoice) -> dict[str, Any]:
     return {
         "name": voice.name,
         "seconds": round(_seconds(voice), 2),

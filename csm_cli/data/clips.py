@@ -31,7 +31,7 @@ REASONS = (
 
 
 @dataclass(frozen=True)
-class Clip:
+class TrainingClip:
     """Recorded speech and its words. learned: False where it is heard only, as context.
 
     place: where the dataset tells of it, as `file:line`. duration, rate: what it says of the file, in seconds and
@@ -49,15 +49,15 @@ class Clip:
 
 
 @dataclass(frozen=True)
-class Talk:
+class TrainingConversation:
     """Clips in the order they were spoken; a dataset of single clips is one of talks of one clip."""
 
     id: str
-    clips: tuple[Clip, ...]
+    clips: tuple[TrainingClip, ...]
 
 
 @dataclass(frozen=True)
-class Drop:
+class DroppedClip:
     """Something left out; `reason` is one of REASONS, `seconds` what is known of its length."""
 
     id: str
@@ -70,21 +70,21 @@ class Drop:
         return f"{self.place}: {self.reason}: {self.detail}"
 
 
-Piece = list[Talk | Drop]
+DatasetEntry = list[TrainingConversation | DroppedClip]
 """What is worked on, and done again, at once."""
 
 
 @dataclass
-class Findings:
+class ClipFindings:
     """What became of a piece's clips. kept: speaker and seconds of each; learned: how many are not only heard."""
 
     kept: list[tuple[int, float]] = field(default_factory=list)
-    drops: list[Drop] = field(default_factory=list)
+    drops: list[DroppedClip] = field(default_factory=list)
     learned: int = 0
 
-    def note(self, clip: Clip, outcome: Drop | float) -> None:
+    def note(self, clip: TrainingClip, outcome: DroppedClip | float) -> None:
         """A clip was left out, or kept with so many seconds."""
-        if isinstance(outcome, Drop):
+        if isinstance(outcome, DroppedClip):
             self.drops.append(outcome)
         else:
             self.kept.append((clip.speaker, round(outcome, 3)))
@@ -95,14 +95,14 @@ class Findings:
         return {"kept": self.kept, "drops": [asdict(drop) for drop in self.drops], "learned": self.learned}
 
     @classmethod
-    def of(cls, record: Mapping[str, Any]) -> Findings:
+    def of(cls, record: Mapping[str, Any]) -> ClipFindings:
         kept = [(speaker, seconds) for speaker, seconds in record["kept"]]
         learned = record.get("learned", len(kept))  # an older shard does not say
-        return cls(kept, [Drop(**each) for each in record["drops"]], learned)
+        return cls(kept, [DroppedClip(**each) for each in record["drops"]], learned)
 
 
 @dataclass
-class Speakers:
+class SpeakerNumbers:
     """Numbers for speakers: a number stands for itself, names get the free ones in the order they come.
 
     unnamed: the number where a dataset names nobody. names: the names met so far.

@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from csm_cli.audio import Audio, resample
+from csm_cli.audio.io import Audio, resample
 from csm_cli.checkpoint import open_checkpoint
-from csm_cli.codec import Codec
-from csm_cli.codec.config import codec_config
-from csm_cli.data.clips import Clip, Drop, Findings, Piece, Talk
-from csm_cli.data.examine import Limits, hear
-from csm_cli.data.store import CodedTurn, Coding, Example
+from csm_cli.data.clips import ClipFindings, DatasetEntry, DroppedClip, TrainingClip, TrainingConversation
+from csm_cli.data.examine import ClipLimits, read_clip
+from csm_cli.data.store import CodecIdentity, CodedTurn, Example
 from csm_cli.device import pick_device
-from csm_cli.prompt import Prompter
+from csm_cli.generation.prompt import PromptBuilder
+from csm_cli.models.mimi import Codec
+from csm_cli.models.mimi.config import codec_config
 
 if TYPE_CHECKING:
     from csm_cli.checkpoint import Checkpoint
@@ -29,13 +29,13 @@ _CONTEXT = 4  # the part of a window, at most, that repeats the end of the one b
 
 
 @dataclass(frozen=True)
-class Recipe:
+class EncodingRecipe:
     """How examples are made. held_out: the share of conversations kept from training; threads: of torch, 0 for all."""
 
     model: str | None
     revision: str | None = None
     device: str = "auto"
-    limits: Limits = field(default_factory=Limits)
+    limits: ClipLimits = field(default_factory=ClipLimits)
     held_out: float = 0.0
     threads: int = 0
     offline: bool = False
@@ -45,16 +45,16 @@ class Recipe:
 class _Spoken:
     """A clip on its way: its sound, then its codes; or why it was left out. seconds: of its sound."""
 
-    talk: Talk
-    clip: Clip
-    got: Audio | CodedTurn | Drop
+    talk: TrainingConversation
+    clip: TrainingClip
+    got: Audio | CodedTurn | DroppedClip
     seconds: float
 
 
 class Encoder:
     """A checkpoint's codec and tokenizer. coding: what goes into a store; window: positions of the model."""
 
-    def __init__(self, recipe: Recipe) -> None:
+    def __init__(self, recipe: EncodingRecipe) -> None:
         """Raises ModelError as `open_checkpoint`, UsageError or DeviceError as `pick_device`."""
         if recipe.threads:
             torch.set_num_threads(recipe.threads)
@@ -63,15 +63,15 @@ class Encoder:
         config = self.checkpoint.config
         self._recipe = recipe
         self._codec = Codec.load(self.checkpoint.codec_config, self.checkpoint.codec_weights, device, config.codebooks)
-        self._prompter = Prompter(self.checkpoint.tokenizer_file, config)
+        self._prompter = PromptBuilder(self.checkpoint.tokenizer_file, config)
         self._batch = _BATCH.get(device.type, 1)
         self.window = config.backbone.positions
-        self.coding = Coding(codec_identity(self.checkpoint), config.codebooks, self._codec.frame_rate)
+        self.coding = CodecIdentity(codec_identity(self.checkpoint), config.codebooks, self._codec.frame_rate)
 
-    def encode(self, piece: Piece) -> tuple[list[Example], Findings]:
+    def encode(self, piece: DatasetEntry) -> tuple[list[Example], ClipFindings]:
         """The examples of a piece, and what became of its clips."""
-        found = Findings([], [item for item in piece if isinstance(item, Drop)])
-        talks = [item for item in piece if isinstance(item, Talk)]
+        found = ClipFindings([], [item for item in piece if isinstance(item, DroppedClip)])
+        talks = [item for item in piece if isinstance(item, TrainingConversation)]
         entries = self._coded(_heard(talks, self._recipe.limits))
         examples: list[Example] = []
         for talk in talks:
@@ -97,26 +97,26 @@ class Encoder:
         samples = torch.from_numpy(resample(audio, self._codec.rate).samples)
         return nn.functional.pad(samples, (0, -len(samples) % self._codec.frame_samples))
 
-    def _kept(self, entry: _Spoken, found: Findings) -> CodedTurn | None:
+    def _kept(self, entry: _Spoken, found: ClipFindings) -> CodedTurn | None:
         """The turn of an entry where it can be learned from; notes what became of it."""
         got = entry.got
         assert not isinstance(got, Audio)
         if isinstance(got, CodedTurn) and (size := self._positions(got)) > self.window:
             detail = f"takes {size} positions, the model's window has {self.window}"
-            got = Drop(entry.talk.id, entry.clip.place, "no room", detail, round(entry.seconds, 2))
-        found.note(entry.clip, got if isinstance(got, Drop) else entry.seconds)
-        return None if isinstance(got, Drop) else got
+            got = DroppedClip(entry.talk.id, entry.clip.place, "no room", detail, round(entry.seconds, 2))
+        found.note(entry.clip, got if isinstance(got, DroppedClip) else entry.seconds)
+        return None if isinstance(got, DroppedClip) else got
 
     def _positions(self, turn: CodedTurn) -> int:
         """Rows of the turn in a prompt: its text's ids, its frames, and the frame that ends it."""
         return len(self._prompter.text_ids(turn.speaker, turn.text)) + len(turn.codes) + 1
 
-    def _examples(self, talk: Talk, turns: Sequence[CodedTurn | None]) -> Iterator[Example]:
+    def _examples(self, talk: TrainingConversation, turns: Sequence[CodedTurn | None]) -> Iterator[Example]:
         """The windows of a conversation; one begins anew after a turn that was left out."""
         windows = [
             window
             for run in _runs(turns)
-            for window in windows_of(run, [self._positions(turn) for turn in run], self.window)
+            for window in split_to_windows(run, [self._positions(turn) for turn in run], self.window)
         ]
         out = is_held_out(talk.id, self._recipe.held_out)
         for number, window in enumerate(windows, 1):
@@ -124,7 +124,7 @@ class Encoder:
             yield Example(name, tuple(window), out)
 
 
-def windows_of(turns: Sequence[CodedTurn], sizes: Sequence[int], window: int) -> Iterator[list[CodedTurn]]:
+def split_to_windows(turns: Sequence[CodedTurn], sizes: Sequence[int], window: int) -> Iterator[list[CodedTurn]]:
     """Whole turns in order, as many as a window of so many positions holds; `sizes`: positions of each.
 
     Each after the first begins with the last turns of the one before, as context, in at most a quarter of it.
@@ -159,10 +159,10 @@ def codec_identity(checkpoint: Checkpoint) -> str:
     return digest.hexdigest()[:32]
 
 
-def _heard(talks: Iterable[Talk], limits: Limits) -> Iterator[_Spoken]:
+def _heard(talks: Iterable[TrainingConversation], limits: ClipLimits) -> Iterator[_Spoken]:
     for talk in talks:
-        for clip, got in zip(talk.clips, hear(talk, limits), strict=True):
-            yield _Spoken(talk, clip, got, got.seconds if isinstance(got, Drop) else got.duration)
+        for clip, got in zip(talk.clips, read_clip(talk, limits), strict=True):
+            yield _Spoken(talk, clip, got, got.seconds if isinstance(got, DroppedClip) else got.duration)
 
 
 def _runs(turns: Sequence[CodedTurn | None]) -> Iterator[list[CodedTurn]]:

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from csm_cli.audio import Audio, AudioInfo, Held, part_trouble, probe, read_audio
-from csm_cli.data.clips import Clip, Drop, Findings, Piece, Talk
+from csm_cli.audio.io import Audio, AudioInfo, HeldOutput, probe, range_problem, read_audio
+from csm_cli.data.clips import ClipFindings, DatasetEntry, DroppedClip, TrainingClip, TrainingConversation
 from csm_cli.errors import AudioUnreadable
 
 _FRAME_SECONDS = 0.02
@@ -25,7 +25,7 @@ _SLACK_SECONDS, _SLACK = 0.2, 0.02  # how far a dataset may be mistaken about a 
 
 
 @dataclass(frozen=True)
-class Limits:
+class ClipLimits:
     """What is learned from. Seconds; `pause`: the longest silence within; `clipped`: the share of samples cut off."""
 
     shortest: float = 0.2
@@ -35,7 +35,7 @@ class Limits:
     lowest_rate: int = 8000
 
 
-class Unfit(Exception):
+class UnsuitableClip(Exception):
     """Why a clip is left out: one of `REASONS`, and in so many words. seconds: its length, where that is known."""
 
     def __init__(self, reason: str, detail: str, seconds: float = 0.0) -> None:
@@ -43,37 +43,37 @@ class Unfit(Exception):
         self.reason, self.detail, self.seconds = reason, detail, seconds
 
 
-def hear(talk: Talk, limits: Limits) -> Iterator[Audio | Drop]:
+def read_clip(talk: TrainingConversation, limits: ClipLimits) -> Iterator[Audio | DroppedClip]:
     """The sound of each clip of a conversation, or why it is left out."""
     for clip in talk.clips:
         try:
-            yield listen(clip, limits)
-        except Unfit as unfit:
-            yield Drop(talk.id, clip.place, unfit.reason, unfit.detail, round(unfit.seconds, 2))
+            yield check_clip(clip, limits)
+        except UnsuitableClip as unfit:
+            yield DroppedClip(talk.id, clip.place, unfit.reason, unfit.detail, round(unfit.seconds, 2))
 
 
-def examine(piece: Piece, limits: Limits) -> Findings:
+def examine(piece: DatasetEntry, limits: ClipLimits) -> ClipFindings:
     """What of a piece could be learned from."""
-    found = Findings()
+    found = ClipFindings()
     for item in piece:
-        if isinstance(item, Drop):
+        if isinstance(item, DroppedClip):
             found.drops.append(item)
             continue
-        for clip, sound in zip(item.clips, hear(item, limits), strict=True):
-            found.note(clip, sound if isinstance(sound, Drop) else sound.duration)
+        for clip, sound in zip(item.clips, read_clip(item, limits), strict=True):
+            found.note(clip, sound if isinstance(sound, DroppedClip) else sound.duration)
     return found
 
 
-def listen(clip: Clip, limits: Limits) -> Audio:
+def check_clip(clip: TrainingClip, limits: ClipLimits) -> Audio:
     """The sound of a clip at its own rate.
 
     Raises:
         Unfit: it should not be learned from.
     """
     if not any(char.isalnum() for char in clip.text):
-        raise Unfit("no text", f"its text is {clip.text!r}" if clip.text else "it has no text")
+        raise UnsuitableClip("no text", f"its text is {clip.text!r}" if clip.text else "it has no text")
     if clip.recording is None:
-        raise Unfit("no audio", "it names no sound file")
+        raise UnsuitableClip("no audio", "it names no sound file")
     try:
         file = _file(clip)
         info = probe(file)
@@ -81,61 +81,65 @@ def listen(clip: Clip, limits: Limits) -> Audio:
         part = (clip.recording.start, clip.recording.end)
         audio = read_audio(file, info.rate, *part, longest=seconds + 1)
     except AudioUnreadable as problem:
-        raise Unfit("unreadable", str(problem)) from problem
+        raise UnsuitableClip("unreadable", str(problem)) from problem
     _check_sound(audio, clip.text, limits, seconds)
     return audio
 
 
-def _file(clip: Clip) -> Held | Path:
+def _file(clip: TrainingClip) -> HeldOutput | Path:
     """Raises AudioUnreadable; Unfit where a row has no sound."""
     assert clip.recording is not None
     if clip.row is None:
         return clip.recording.path
-    from csm_cli.data.parquet import sound
+    from csm_cli.data.parquet import cell_audio
 
-    found = sound(clip.recording.path, clip.row)
+    found = cell_audio(clip.recording.path, clip.row)
     if found is None:
-        raise Unfit("no audio", "its row holds no sound")
+        raise UnsuitableClip("no audio", "its row holds no sound")
     return found
 
 
-def _check_header(clip: Clip, info: AudioInfo, limits: Limits) -> float:
+def _check_header(clip: TrainingClip, info: AudioInfo, limits: ClipLimits) -> float:
     """What can be known without reading the samples; returns the clip's seconds."""
     heard = clip.recording
     assert heard is not None
-    if trouble := part_trouble(info.duration, heard.start, heard.end, longest=float("inf")):
-        raise Unfit("unreadable", f"{heard.path}: {trouble}")
+    if trouble := range_problem(info.duration, heard.start, heard.end, longest=float("inf")):
+        raise UnsuitableClip("unreadable", f"{heard.path}: {trouble}")
     seconds = min(info.duration if heard.end is None else heard.end, info.duration) - (heard.start or 0.0)
     if info.rate < limits.lowest_rate:
-        raise Unfit("wrong rate", f"{info.rate} samples per second, at least {limits.lowest_rate}", seconds)
+        raise UnsuitableClip("wrong rate", f"{info.rate} samples per second, at least {limits.lowest_rate}", seconds)
     if clip.rate is not None and clip.rate != info.rate:
-        raise Unfit("wrong rate", f"the dataset says {clip.rate}, the file {info.rate} samples per second", seconds)
+        raise UnsuitableClip(
+            "wrong rate", f"the dataset says {clip.rate}, the file {info.rate} samples per second", seconds
+        )
     if clip.duration is not None and abs(clip.duration - seconds) > _SLACK_SECONDS + _SLACK * seconds:
-        raise Unfit("wrong duration", f"the dataset says {clip.duration:.2f} s, the file {seconds:.2f} s", seconds)
+        raise UnsuitableClip(
+            "wrong duration", f"the dataset says {clip.duration:.2f} s, the file {seconds:.2f} s", seconds
+        )
     if seconds < limits.shortest:
-        raise Unfit("too short", f"{seconds:.2f} s, at least {limits.shortest:g} s", seconds)
+        raise UnsuitableClip("too short", f"{seconds:.2f} s, at least {limits.shortest:g} s", seconds)
     if seconds > limits.longest:
-        raise Unfit("too long", f"{seconds:.2f} s, at most {limits.longest:g} s", seconds)
+        raise UnsuitableClip("too long", f"{seconds:.2f} s, at most {limits.longest:g} s", seconds)
     return seconds
 
 
-def _check_sound(audio: Audio, text: str, limits: Limits, seconds: float) -> None:
+def _check_sound(audio: Audio, text: str, limits: ClipLimits, seconds: float) -> None:
     cut = clipped_share(audio.samples)
     if cut > limits.clipped:
-        raise Unfit("clipping", f"{cut:.1%} of the samples are cut off, at most {limits.clipped:.1%}", seconds)
+        raise UnsuitableClip("clipping", f"{cut:.1%} of the samples are cut off, at most {limits.clipped:.1%}", seconds)
     silent = _silent(audio)
     if silent.all():
-        raise Unfit("silence", "nothing is to be heard", seconds)
+        raise UnsuitableClip("silence", "nothing is to be heard", seconds)
     start, frames = _longest_run(silent)
     if frames * _FRAME_SECONDS > limits.pause:
         where = f"{frames * _FRAME_SECONDS:.1f} s of silence after {start * _FRAME_SECONDS:.1f} s"
-        raise Unfit("silence", f"{where}, at most {limits.pause:g} s", seconds)
+        raise UnsuitableClip("silence", f"{where}, at most {limits.pause:g} s", seconds)
     letters = sum(char.isalnum() for char in text)
     spoken = float((~silent).sum()) * _FRAME_SECONDS
     if letters > FASTEST * (spoken + _FRAME_SECONDS):
-        raise Unfit("too much text", f"{letters} letters for {spoken:.2f} s of speech", seconds)
+        raise UnsuitableClip("too much text", f"{letters} letters for {spoken:.2f} s of speech", seconds)
     if letters < SLOWEST * (spoken - _GRACE_SECONDS):
-        raise Unfit("too little text", f"{letters} letters for {spoken:.2f} s of speech", seconds)
+        raise UnsuitableClip("too little text", f"{letters} letters for {spoken:.2f} s of speech", seconds)
 
 
 def clipped_share(samples: NDArray[np.float32]) -> float:

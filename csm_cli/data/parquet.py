@@ -15,9 +15,19 @@ from itertools import accumulate, islice
 from pathlib import Path
 from typing import Any
 
-from csm_cli.audio import Held
-from csm_cli.data.clips import Talk
-from csm_cli.data.rows import AUDIO, COLUMNS, NAME, Reading, Rows, beside, first_of, read_fields, row_talk
+from csm_cli.audio.io import HeldOutput
+from csm_cli.data.clips import TrainingConversation
+from csm_cli.data.rows import (
+    AUDIO,
+    COLUMNS,
+    NAME,
+    DatasetRows,
+    RowReader,
+    first_present,
+    read_fields,
+    resolve_beside,
+    row_conversation,
+)
 from csm_cli.errors import AudioUnreadable, InputError
 from csm_cli.types import Recording
 
@@ -26,13 +36,13 @@ _ROWS = 8  # whose sounds are taken from a page at once
 _BUFFER = 2**20  # bytes read at once, where else a whole row group would be
 
 
-def need_pyarrow(path: Path) -> None:
+def require_pyarrow(path: Path) -> None:
     """Raises InputError where it is not installed."""
     if importlib.util.find_spec("pyarrow") is None:
         raise InputError(f'{path}: is Parquet, which needs pyarrow; pip install "csm-cli[parquet]"')
 
 
-def read_parquet(path: Path, reading: Reading) -> Rows:
+def read_parquet(path: Path, reading: RowReader) -> DatasetRows:
     """The rows of a table, numbered from 1.
 
     Raises:
@@ -46,19 +56,19 @@ def read_parquet(path: Path, reading: Reading) -> Rows:
     columns = [name for name in (*COLUMNS, *reading.words) if name in names]
     inside = sounds.column if sounds.inside else None
 
-    def talk(fields: Mapping[str, Any], place: str) -> Talk:
+    def talk(fields: Mapping[str, Any], place: str) -> TrainingConversation:
         row = int(place.rpartition(":")[2])
         if inside is None:
-            return row_talk(path, fields, place, reading)
-        found = row_talk(path, {name: fields[name] for name in fields if name not in AUDIO}, place, reading)
+            return row_conversation(path, fields, place, reading)
+        found = row_conversation(path, {name: fields[name] for name in fields if name not in AUDIO}, place, reading)
         clip = replace(found.clips[0], recording=Recording(path), row=row)
-        return Talk(found.id if first_of(fields, NAME) is not None else str(row), (clip,))
+        return TrainingConversation(found.id if first_present(fields, NAME) is not None else str(row), (clip,))
 
     kept = [name for name in columns if name != inside]
     return read_fields(path, _fields(path, file, kept), talk)
 
 
-def sound(path: Path, row: int) -> Held | Path | None:
+def cell_audio(path: Path, row: int) -> HeldOutput | Path | None:
     """The sound of a row, counted from 1; None where it has none.
 
     Raises:
@@ -70,8 +80,8 @@ def sound(path: Path, row: int) -> Held | Path | None:
         raise AudioUnreadable(f"{path}: row {row} cannot be read ({problem})") from problem
     data, name = found.get("bytes"), found.get("path")
     if data is None:
-        return beside(path, name) if name else None
-    return Held(name or "its sound", data)
+        return resolve_beside(path, name) if name else None
+    return HeldOutput(name or "its sound", data)
 
 
 def _fields(path: Path, file: Any, columns: list[str]) -> Iterator[tuple[int, Mapping[str, Any] | str]]:

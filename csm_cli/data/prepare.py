@@ -10,21 +10,21 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from csm_cli.data.clips import Clip, Findings, Piece, Speakers, Talk
-from csm_cli.data.encode import Encoder, Recipe
-from csm_cli.data.spread import spread
+from csm_cli.data.clips import ClipFindings, DatasetEntry, SpeakerNumbers, TrainingClip, TrainingConversation
+from csm_cli.data.encode import Encoder, EncodingRecipe
 from csm_cli.data.store import StoreWriter
+from csm_cli.data.workers import map_processes
 from csm_cli.errors import NothingToLearn
-from csm_cli.lock import locked
+from csm_cli.storage.lock import exclusive_lock
 
 SCHEMA = 1  # one more whenever the same clips are to make other shards
 
 
 @dataclass(frozen=True)
-class Step:
+class PrepareProgress:
     """A piece that is done. done_before: by an earlier run. examples: how many it makes."""
 
-    found: Findings
+    found: ClipFindings
     examples: int
     done_before: bool
 
@@ -34,17 +34,17 @@ class _Job:
     """One piece, for whichever process makes its shard."""
 
     number: int
-    piece: Piece
+    piece: DatasetEntry
     mark: str
-    recipe: Recipe
+    recipe: EncodingRecipe
     writer: StoreWriter
-    done: Step | None
+    done: PrepareProgress | None
 
 
 class Preparation:
     """Makes the store of a recipe in a folder."""
 
-    def __init__(self, folder: Path, recipe: Recipe, workers: int = 1) -> None:
+    def __init__(self, folder: Path, recipe: EncodingRecipe, workers: int = 1) -> None:
         """Raises ModelError as `open_checkpoint`, UsageError or DeviceError as `pick_device`."""
         self._folder, self._workers = folder, workers
         self._recipe = replace(recipe, threads=1) if workers > 1 else recipe
@@ -58,7 +58,7 @@ class Preparation:
             "held_out_share": recipe.held_out,
         }
 
-    def run(self, pieces: Iterable[Piece], speakers: Speakers) -> Iterator[Step]:
+    def run(self, pieces: Iterable[DatasetEntry], speakers: SpeakerNumbers) -> Iterator[PrepareProgress]:
         """Each piece when it is on the disk; the store is finished after the last.
 
         Raises:
@@ -68,9 +68,9 @@ class Preparation:
             OutputRefused, OutputFailed: it cannot be written; what was finished stays.
             CsmError: a worker was killed.
         """
-        with locked(self._folder):
+        with exclusive_lock(self._folder):
             count = examples = 0
-            for step in spread(_make, self._jobs(pieces), self._workers):
+            for step in map_processes(_make, self._jobs(pieces), self._workers):
                 count, examples = count + 1, examples + step.examples
                 yield step
             if not examples:
@@ -78,45 +78,51 @@ class Preparation:
                 raise NothingToLearn
             self._writer.finish(count, {**self._about, "speakers": speakers.names})
 
-    def _jobs(self, pieces: Iterable[Piece]) -> Iterator[_Job]:
+    def _jobs(self, pieces: Iterable[DatasetEntry]) -> Iterator[_Job]:
         for number, piece in enumerate(pieces):
             mark = _mark(self._basis, piece)
             note = self._writer.note(number)
-            done = Step(Findings.of(note), note["examples"], True) if note and note.get("mark") == mark else None
+            done = (
+                PrepareProgress(ClipFindings.of(note), note["examples"], True)
+                if note and note.get("mark") == mark
+                else None
+            )
             yield _Job(number, [] if done else piece, mark, self._recipe, self._writer, done)
 
 
-def _make(job: _Job) -> Step:
+def _make(job: _Job) -> PrepareProgress:
     if job.done:
         return job.done
     examples, found = _encoder(job.recipe).encode(job.piece)
     job.writer.write(job.number, examples, {"mark": job.mark, "examples": len(examples), **found.record()})
-    return Step(found, len(examples), False)
+    return PrepareProgress(found, len(examples), False)
 
 
 @lru_cache(maxsize=1)
-def _encoder(recipe: Recipe) -> Encoder:
+def _encoder(recipe: EncodingRecipe) -> Encoder:
     return Encoder(recipe)
 
 
-def _basis(encoder: Encoder, recipe: Recipe) -> list[Any]:
+def _basis(encoder: Encoder, recipe: EncodingRecipe) -> list[Any]:
     """What else than its clips makes a shard what it is."""
     with encoder.checkpoint.tokenizer_file.open("rb") as file:
         tokenizer = hashlib.file_digest(file, "sha256").hexdigest()
     return [SCHEMA, asdict(encoder.coding), encoder.window, tokenizer, asdict(recipe.limits), recipe.held_out]
 
 
-def _mark(basis: list[Any], piece: Piece) -> str:
+def _mark(basis: list[Any], piece: DatasetEntry) -> str:
     """The same mark, the same shard. Of a sound file its name, size and date count, not the folder it lies in."""
     parts = [
-        [item.id, [_clip_mark(clip) for clip in item.clips]] if isinstance(item, Talk) else [item.reason, item.detail]
+        [item.id, [_clip_mark(clip) for clip in item.clips]]
+        if isinstance(item, TrainingConversation)
+        else [item.reason, item.detail]
         for item in piece
     ]
     text = json.dumps([basis, parts])
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
-def _clip_mark(clip: Clip) -> list[Any]:
+def _clip_mark(clip: TrainingClip) -> list[Any]:
     heard = clip.recording
     said = [clip.speaker, clip.text, clip.learned, clip.duration, clip.rate]
     if clip.row is not None:

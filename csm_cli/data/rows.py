@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from csm_cli.data.clips import Clip, Drop, Speakers, Talk
+from csm_cli.data.clips import DroppedClip, SpeakerNumbers, TrainingClip, TrainingConversation
 from csm_cli.errors import InputError
-from csm_cli.script.source import text_trouble
+from csm_cli.script.source import text_problem
 from csm_cli.types import Recording
 
 # What a column may be called, the first that is there counts.
@@ -24,7 +24,7 @@ NAME = ("id", "custom_id")
 RATE = ("sampling_rate", "sample_rate")
 COLUMNS = (*AUDIO, *SPEAKER, *NAME, *RATE, "offset", "duration")  # and those of the words
 
-Rows = Iterator[Talk | Drop]
+DatasetRows = Iterator[TrainingConversation | DroppedClip]
 _Fields = Iterator[tuple[int, Mapping[str, Any] | str]]
 """Line number, and the row's fields or what is wrong with it."""
 
@@ -34,14 +34,14 @@ class _Broken(Exception):
 
 
 @dataclass(frozen=True)
-class Reading:
+class RowReader:
     """What holds for all rows. words: what the column of the words may be called."""
 
-    speakers: Speakers
+    speakers: SpeakerNumbers
     words: tuple[str, ...] = TEXT
 
 
-def read_rows(path: Path, reading: Reading) -> Rows:
+def read_rows(path: Path, reading: RowReader) -> DatasetRows:
     """The rows of a JSONL, CSV or TSV file with named columns; files in it are beside it.
 
     Raises:
@@ -49,10 +49,10 @@ def read_rows(path: Path, reading: Reading) -> Rows:
     """
     delimiter = {".csv": ",", ".tsv": "\t"}.get(path.suffix.lower())
     rows = _json_rows(path) if delimiter is None else _table_rows(path, delimiter, reading)
-    return read_fields(path, rows, lambda fields, place: row_talk(path, fields, place, reading))
+    return read_fields(path, rows, lambda fields, place: row_conversation(path, fields, place, reading))
 
 
-def read_ljspeech(path: Path, reading: Reading) -> Rows:
+def read_ljspeech(path: Path, reading: RowReader) -> DatasetRows:
     """The rows `id|words|words spelled out` of LJSpeech's metadata.csv; clips are in `wavs` beside it.
 
     Raises:
@@ -62,7 +62,9 @@ def read_ljspeech(path: Path, reading: Reading) -> Rows:
     return read_fields(path, rows, lambda fields, place: _ljspeech(path, fields["row"].split("|"), place, reading))
 
 
-def read_fields(path: Path, rows: _Fields, read: Callable[[Mapping[str, Any], str], Talk]) -> Rows:
+def read_fields(
+    path: Path, rows: _Fields, read: Callable[[Mapping[str, Any], str], TrainingConversation]
+) -> DatasetRows:
     """Each numbered row as `read` takes it, broken ones as drops."""
     for number, fields in rows:
         place = f"{path}:{number}"
@@ -71,7 +73,7 @@ def read_fields(path: Path, rows: _Fields, read: Callable[[Mapping[str, Any], st
                 raise _Broken(fields)
             talk = read(fields, place)
         except _Broken as problem:
-            yield Drop("", place, "broken row", str(problem))
+            yield DroppedClip("", place, "broken row", str(problem))
         else:
             yield talk
 
@@ -96,7 +98,7 @@ def _json_rows(path: Path) -> _Fields:
         yield number, fields if isinstance(fields, dict) else "is not a JSON object"
 
 
-def _table_rows(path: Path, delimiter: str, reading: Reading) -> _Fields:
+def _table_rows(path: Path, delimiter: str, reading: RowReader) -> _Fields:
     table = csv.reader((line for _, line in _lines(path)), delimiter=delimiter)
     header = [name.strip() for name in next(table, [])]
     if not _named(header, AUDIO) or not _named(header, reading.words):
@@ -116,26 +118,26 @@ def _table_rows(path: Path, delimiter: str, reading: Reading) -> _Fields:
             yield table.line_num, f"has {len(cells)} cells, the header {len(header)}"
 
 
-def row_talk(path: Path, fields: Mapping[str, Any], place: str, reading: Reading) -> Talk:
+def row_conversation(path: Path, fields: Mapping[str, Any], place: str, reading: RowReader) -> TrainingConversation:
     """The clip of a row; its file is beside `path`."""
     name = _audio(fields)
     offset, duration = _seconds(fields, "offset"), _seconds(fields, "duration")
     end = None if offset is None or duration is None else offset + duration
-    label = first_of(fields, SPEAKER)
-    clip = Clip(
+    label = first_present(fields, SPEAKER)
+    clip = TrainingClip(
         speaker=reading.speakers.number(None if label is None else str(label).strip()),
-        text=_text(first_of(fields, reading.words)),
-        recording=Recording(beside(path, name), offset, end) if name else None,
+        text=_text(first_present(fields, reading.words)),
+        recording=Recording(resolve_beside(path, name), offset, end) if name else None,
         place=place,
         duration=duration if end is None else None,
         rate=_rate(fields),
     )
-    given = first_of(fields, NAME)
+    given = first_present(fields, NAME)
     own = name.rpartition(".")[0] or name if offset is None else f"{name}@{offset:g}"
-    return Talk(str(given) if given is not None else own or place, (clip,))
+    return TrainingConversation(str(given) if given is not None else own or place, (clip,))
 
 
-def _ljspeech(path: Path, cells: list[str], place: str, reading: Reading) -> Talk:
+def _ljspeech(path: Path, cells: list[str], place: str, reading: RowReader) -> TrainingConversation:
     if len(cells) not in (2, 3):
         raise _Broken(f"has {len(cells)} parts between bars; expected id|words or id|words|words spelled out")
     name = cells[0].strip()
@@ -144,22 +146,22 @@ def _ljspeech(path: Path, cells: list[str], place: str, reading: Reading) -> Tal
     folder = path.parent / "wavs"
     files = (folder / f"{name}{suffix}" for suffix in (".wav", ".flac"))
     recording = next((file for file in files if file.exists()), folder / f"{name}.wav")
-    clip = Clip(reading.speakers.unnamed, _text(cells[-1] or cells[1]), Recording(recording), place)
-    return Talk(name, (clip,))
+    clip = TrainingClip(reading.speakers.unnamed, _text(cells[-1] or cells[1]), Recording(recording), place)
+    return TrainingConversation(name, (clip,))
 
 
 def _named(names: list[str], known: tuple[str, ...]) -> bool:
     return any(name in names for name in known)
 
 
-def first_of(fields: Mapping[str, Any], names: tuple[str, ...]) -> Any:
+def first_present(fields: Mapping[str, Any], names: tuple[str, ...]) -> Any:
     """What a row says under the first of these names that it has."""
     return next((fields[name] for name in names if fields.get(name) is not None), None)
 
 
 def _audio(fields: Mapping[str, Any]) -> str:
     """The file's name; `datasets` writes it as an object with a path, too."""
-    value = first_of(fields, AUDIO)
+    value = first_present(fields, AUDIO)
     value = value.get("path") if isinstance(value, Mapping) else value
     if value is not None and not isinstance(value, str):
         raise _Broken(f"its sound is {value!r:.40}; expected a file's name")
@@ -173,7 +175,7 @@ def _text(value: Any) -> str:
         raise _Broken(f"its words are {value!r:.40}; expected text")
     if any("\ud800" <= char <= "\udfff" for char in value):
         raise _Broken("is not UTF-8; save the file as UTF-8")
-    if trouble := text_trouble(value):
+    if trouble := text_problem(value):
         raise _Broken(trouble)
     return value.strip()
 
@@ -192,13 +194,13 @@ def _seconds(fields: Mapping[str, Any], name: str) -> float | None:
 
 
 def _rate(fields: Mapping[str, Any]) -> int | None:
-    value = first_of(fields, RATE)
+    value = first_present(fields, RATE)
     try:
         return None if value is None else int(value)
     except (TypeError, ValueError, OverflowError):
         raise _Broken(f"its rate is {value!r:.40}; expected samples per second") from None
 
 
-def beside(path: Path, name: str) -> Path:
+def resolve_beside(path: Path, name: str) -> Path:
     """A file named in `path`."""
     return path.parent / os.path.expanduser(name)  # noqa: PTH111

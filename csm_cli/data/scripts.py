@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from csm_cli.data.clips import Clip, Drop, Talk
+from csm_cli.data.clips import DroppedClip, TrainingClip, TrainingConversation
 from csm_cli.errors import ScriptInvalid
 from csm_cli.script import Manifest, read_script
 from csm_cli.types import Conversation, Turn
 
 
-def read_dialogue(path: Path) -> Iterator[Talk | Drop]:
+def read_dialogue(path: Path) -> Iterator[TrainingConversation | DroppedClip]:
     """The one conversation of a script."""
     try:
         yield _talk(read_script(path), str(path))
@@ -19,7 +19,7 @@ def read_dialogue(path: Path) -> Iterator[Talk | Drop]:
         yield _broken(str(path), invalid)
 
 
-def read_dialogues(path: Path) -> Iterator[Talk | Drop]:
+def read_dialogues(path: Path) -> Iterator[TrainingConversation | DroppedClip]:
     """The conversations of a JSONL manifest, one a line.
 
     Raises:
@@ -30,10 +30,10 @@ def read_dialogues(path: Path) -> Iterator[Talk | Drop]:
         yield _broken(place, item) if isinstance(item, ScriptInvalid) else _talk(item, place)
 
 
-def _broken(place: str, invalid: ScriptInvalid) -> Drop:
+def _broken(place: str, invalid: ScriptInvalid) -> DroppedClip:
     first, more = invalid.complaints[0], len(invalid.complaints) - 1
     told = f"{first.path}: {first.message}" if first.path else first.message
-    return Drop(
+    return DroppedClip(
         "",
         first.place if first.line else place,
         "broken row",
@@ -41,11 +41,11 @@ def _broken(place: str, invalid: ScriptInvalid) -> Drop:
     )
 
 
-def _talk(conversation: Conversation, place: str) -> Talk:
+def _talk(conversation: Conversation, place: str) -> TrainingConversation:
     heard = [_clip(turn, f"{place} context {at}", False) for at, turn in enumerate(conversation.context, 1)]
     spoken = [_clip(turn, f"{place} turn {at}", True) for at, turn in enumerate(conversation.turns, 1)]
-    return Talk(conversation.id, (*heard, *spoken))
+    return TrainingConversation(conversation.id, (*heard, *spoken))
 
 
-def _clip(turn: Turn, place: str, learned: bool) -> Clip:
-    return Clip(turn.speaker, turn.text.strip(), turn.recording, place, learned)
+def _clip(turn: Turn, place: str, learned: bool) -> TrainingClip:
+    return TrainingClip(turn.speaker, turn.text.strip(), turn.recording, place, learned)

@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
-from csm_cli.data.clips import Drop, Piece, Talk
-from csm_cli.data.parquet import SUFFIX, need_pyarrow, read_parquet
-from csm_cli.data.rows import AUDIO, Reading, Rows, read_ljspeech, read_rows
+from csm_cli.data.clips import DatasetEntry, DroppedClip, TrainingConversation
+from csm_cli.data.parquet import SUFFIX, read_parquet, require_pyarrow
+from csm_cli.data.rows import AUDIO, DatasetRows, RowReader, read_ljspeech, read_rows
 from csm_cli.data.scripts import read_dialogue, read_dialogues
 from csm_cli.errors import InputError
 
@@ -25,7 +25,7 @@ _DIALOGUE = ("turns", "messages")
 
 
 @dataclass(frozen=True)
-class Part:
+class DatasetPart:
     """One file of a dataset. name: begins the ids of what is in it."""
 
     name: str
@@ -33,7 +33,7 @@ class Part:
     form: str
 
 
-def find_parts(sources: Sequence[Path], form: str = "auto") -> list[Part]:
+def find_datasets(sources: Sequence[Path], form: str = "auto") -> list[DatasetPart]:
     """The files that make up datasets, each of which is a file or a folder.
 
     Raises:
@@ -50,29 +50,29 @@ def find_parts(sources: Sequence[Path], form: str = "auto") -> list[Part]:
     return parts
 
 
-def read_parts(parts: Sequence[Part], reading: Reading) -> Rows:
+def read_datasets(parts: Sequence[DatasetPart], reading: RowReader) -> DatasetRows:
     """Everything in them, under ids that no two share."""
     seen: set[bytes] = set()
     for part in parts:
         for item in _read(part, reading):
-            if isinstance(item, Drop):
+            if isinstance(item, DroppedClip):
                 yield replace(item, id=part.name)
                 continue
             talk = replace(item, id=part.name if part.form == "dialogue" else f"{part.name}/{item.id}")
             mark = hashlib.sha256(talk.id.encode("utf-8", "surrogatepass")).digest()[:8]
             if mark in seen:
-                yield Drop(talk.id, talk.clips[0].place, "duplicate id", f'"{item.id}" stands further up, too')
+                yield DroppedClip(talk.id, talk.clips[0].place, "duplicate id", f'"{item.id}" stands further up, too')
             else:
                 seen.add(mark)
                 yield talk
 
 
-def pieces(items: Rows, clips: int = CLIPS) -> Iterator[Piece]:
+def read_entries(items: DatasetRows, clips: int = CLIPS) -> Iterator[DatasetEntry]:
     """The items in pieces of so many clips, or one item that has more."""
-    piece: Piece = []
+    piece: DatasetEntry = []
     size = 0
     for item in items:
-        more = len(item.clips) if isinstance(item, Talk) else 1
+        more = len(item.clips) if isinstance(item, TrainingConversation) else 1
         if piece and size + more > clips:
             yield piece
             piece, size = [], 0
@@ -82,7 +82,7 @@ def pieces(items: Rows, clips: int = CLIPS) -> Iterator[Piece]:
         yield piece
 
 
-def _read(part: Part, reading: Reading) -> Rows:
+def _read(part: DatasetPart, reading: RowReader) -> DatasetRows:
     if part.form == "ljspeech":
         return read_ljspeech(part.path, reading)
     if part.form == "dialogue":
@@ -97,20 +97,20 @@ def _name(source: Path) -> str:
     return path.parent.name if path.name in _METADATA else path.stem if path.is_file() else path.name
 
 
-def _parts(source: Path, form: str) -> list[Part]:
+def _parts(source: Path, form: str) -> list[DatasetPart]:
     if not source.is_dir():
-        return [Part("", source, _form(source, form))]
+        return [DatasetPart("", source, _form(source, form))]
     files = sorted(path for name in _METADATA for path in source.rglob(name))
     tables = sorted(source.rglob(f"*{SUFFIX}"))
     if not files and tables:
         names = (table.relative_to(source).with_suffix("").as_posix() for table in tables)
-        return [Part(f"/{name}", table, _form(table, form)) for name, table in zip(names, tables, strict=True)]
+        return [DatasetPart(f"/{name}", table, _form(table, form)) for name, table in zip(names, tables, strict=True)]
     if not files:
         hint = f"expected {' or '.join(_METADATA)} or *{SUFFIX} in it; or name a manifest or scripts"
         raise InputError(f"{source}: holds no dataset; {hint}")
     folders = (path.parent.relative_to(source).as_posix() for path in files)
     return [
-        Part("" if folder == "." else f"/{folder}", path, _form(path, form))
+        DatasetPart("" if folder == "." else f"/{folder}", path, _form(path, form))
         for path, folder in zip(files, folders, strict=True)
     ]
 
@@ -122,7 +122,7 @@ def _form(path: Path, form: str) -> str:
         InputError: it cannot be read.
     """
     if path.suffix.lower() == SUFFIX:
-        need_pyarrow(path)
+        require_pyarrow(path)
         return "parquet"
     if form in ("audiofolder", "nemo"):
         return "rows"

@@ -21,8 +21,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from csm_cli.disk import write_atomically
 from csm_cli.errors import InputError
+from csm_cli.storage.files import write_atomically
 
 VERSION = 1
 INDEX = "index.json"
@@ -53,7 +53,7 @@ class Example:
 
 
 @dataclass(frozen=True)
-class Coding:
+class CodecIdentity:
     """What made the codes. codec: `codec_identity` of it; frame_rate: frames per second."""
 
     codec: str
@@ -66,7 +66,7 @@ class StoreWriter:
     """Writes a store. Every shard appears whole or not at all, in any order and from any process; `finish` ends it."""
 
     folder: Path
-    coding: Coding
+    coding: CodecIdentity
 
     def write(self, number: int, examples: Sequence[Example], note: Mapping[str, Any] | None = None) -> None:
         """Puts a shard in its place. note: kept with it, see `note`.
@@ -139,7 +139,7 @@ class Store:
     def __init__(self, folder: Path, held_out: bool) -> None:
         self._folder, self._held_out = folder, held_out
         self.about = _index(folder)
-        self.coding = Coding(self.about["codec"], self.about["codebooks"], self.about["frame_rate"])
+        self.coding = CodecIdentity(self.about["codec"], self.about["codebooks"], self.about["frame_rate"])
         self._shard = lru_cache(maxsize=_OPEN)(self._mapped)
         chosen = [self._rows(number) for number in range(len(self.about["shards"]))]
         self._firsts = np.cumsum([0, *(len(rows) for rows, _ in chosen)])

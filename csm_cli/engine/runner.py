@@ -10,33 +10,33 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from csm_cli.engine.frame import next_frame
-from csm_cli.engine.graphed import CudaCapture, Graphed
-from csm_cli.engine.state import EXTENT_STEP, Shape, State, Views
-from csm_cli.engine.tape import Taped
+from csm_cli.engine.cuda_graph import CudaCapture, CudaGraphRunner
+from csm_cli.engine.decode_state import KV_BUCKET_STEP, DecodeShape, DecodeState, DecodeViews
+from csm_cli.engine.decode_step import next_frame
+from csm_cli.engine.op_replay import OpReplay
 from csm_cli.errors import UsageError
-from csm_cli.model import CsmModel
+from csm_cli.models.csm import CsmModel
 
 # Frames between two looks at what came out: on CUDA a look costs the time of a few launches, and a row that has ended
 # goes on for at most so many frames less one, which are dropped.
-CUDA_BURST = 4
+CUDA_STEPS_PER_SYNC = 4
 _FIRST_EXTENT = 256
 
 
-class Runner:
+class ModelRunner:
     """Runs frames of one model over one state."""
 
-    def __init__(self, model: CsmModel, state: State, compile: bool) -> None:
+    def __init__(self, model: CsmModel, state: DecodeState, compile: bool) -> None:
         on_cuda = model.device.type == "cuda"
-        self.burst = CUDA_BURST if on_cuda else 1
+        self.burst = CUDA_STEPS_PER_SYNC if on_cuda else 1
         self._few = on_cuda or compile
         self._model, self._state = model, state
-        self._views: dict[Shape, Views] = {}
-        self._frame: Taped[Shape] | Graphed[Shape] = Taped(self._body)
+        self._views: dict[DecodeShape, DecodeViews] = {}
+        self._frame: OpReplay[DecodeShape] | CudaGraphRunner[DecodeShape] = OpReplay(self._body)
         if compile or model.device.type != "cpu":
             body = _compiled(model, state) if compile else self._body
             kept = (state.hidden, state.at, state.codes)
-            self._frame = Graphed(body, kept, CudaCapture(model.device) if on_cuda else None)
+            self._frame = CudaGraphRunner(body, kept, CudaCapture(model.device) if on_cuda else None)
 
     @property
     def captures(self) -> int:
@@ -47,7 +47,7 @@ class Runner:
 
         In steps; where each extent costs a capture or a compilation, in doublings.
         """
-        step = EXTENT_STEP
+        step = KV_BUCKET_STEP
         if self._few:
             step = max(_FIRST_EXTENT, 1 << (positions - 1).bit_length())
         return min(-(-positions // step) * step, self._state.capacity)
@@ -56,9 +56,9 @@ class Runner:
         """Captures the graphs of so many rows for every extent, the largest first."""
         extents = {self.extent(positions) for positions in range(1, self._state.last + self.burst + 1)}
         for extent in sorted(extents, reverse=True):
-            self._frame.prepare(Shape(rows, extent, top_k, depth_top_k))
+            self._frame.prepare(DecodeShape(rows, extent, top_k, depth_top_k))
 
-    def run(self, shape: Shape, uniforms: Tensor, meanwhile: Callable[[], None]) -> Tensor:
+    def run(self, shape: DecodeShape, uniforms: Tensor, meanwhile: Callable[[], None]) -> Tensor:
         """Codes [T, B, K] on the CPU of frames drawn by uniforms [T, B, K]: the device is waited for once.
 
         meanwhile: what is done when all frames are launched, before they are waited for.
@@ -73,13 +73,13 @@ class Runner:
         meanwhile()
         return codes.cpu()
 
-    def _body(self, shape: Shape) -> None:
+    def _body(self, shape: DecodeShape) -> None:
         if shape not in self._views:
             self._views[shape] = self._state.views(self._model, shape)
         next_frame(self._model, self._state, self._views[shape])
 
 
-def _compiled(model: CsmModel, state: State) -> Callable[[Shape], None]:
+def _compiled(model: CsmModel, state: DecodeState) -> Callable[[DecodeShape], None]:
     """The frame through torch.compile, once for each shape; its views are taken within, since a compiler slices freely.
 
     Guards would cost as much as the frame's kernels; the model and the state never change, so only shapes are told
@@ -93,7 +93,7 @@ def _compiled(model: CsmModel, state: State) -> Callable[[Shape], None]:
         _check_compiler()
 
     def frame(rows: int, extent: int, top_k: int, depth_top_k: int) -> None:
-        next_frame(model, state, state.views(model, Shape(rows, extent, top_k, depth_top_k)))
+        next_frame(model, state, state.views(model, DecodeShape(rows, extent, top_k, depth_top_k)))
 
     options: dict[str, Any] = {
         "cpp_wrapper": model.device.type == "cpu",

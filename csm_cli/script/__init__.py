@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from csm_cli.script.complain import complaint_lines
+from csm_cli.script.diagnostics import diagnostic_lines
+from csm_cli.script.inline import parse_context, parse_say
 from csm_cli.script.manifest import Manifest, read_manifest
 from csm_cli.script.reader import read_either, read_script, script_from
-from csm_cli.script.say import parse_context, parse_say
 from csm_cli.script.schema import json_schema
 
 __all__ = [
     "Manifest",
-    "complaint_lines",
+    "diagnostic_lines",
     "json_schema",
     "parse_context",
     "parse_say",

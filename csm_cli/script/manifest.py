@@ -5,23 +5,23 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from csm_cli.errors import COMPLAINTS_SHOWN, Complaint, ScriptInvalid
+from csm_cli.errors import MAX_DIAGNOSTICS_SHOWN, Diagnostic, ScriptInvalid
 from csm_cli.script import schema
-from csm_cli.script.drafts import spelled
-from csm_cli.script.files import Files
-from csm_cli.script.json_text import parse_json
-from csm_cli.script.resolve import HEADLESS, Setting, is_header, resolve_line, resolve_setting
-from csm_cli.script.source import REFUSED, STDIN, Source
-from csm_cli.script.streaming import Lines, numbered
-from csm_cli.script.table import Table, parse_plain, plain_lines, refused
-from csm_cli.script.validate import read
+from csm_cli.script.audio_lookup import AudioLookup
+from csm_cli.script.json_reader import parse_json
+from csm_cli.script.line_stream import LineStream, numbered_lines
+from csm_cli.script.parsed_turns import spelled
+from csm_cli.script.resolve import UNKNOWN_HEADER, ManifestHeader, is_header, resolve_header, resolve_line
+from csm_cli.script.source import INVALID, STDIN, Source
+from csm_cli.script.table import Table, parse_plain, plain_lines, unsupported_format
+from csm_cli.script.validate import validate_entry
 from csm_cli.types import Conversation
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 YAML = (".yaml", ".yml")
 _NOT_PLAIN = ("{", "[", "#")
 
-Item = tuple[Source, int, Conversation | None]
+ManifestItem = tuple[Source, int, Conversation | None]
 
 
 class Manifest:
@@ -37,12 +37,12 @@ class Manifest:
         InputError: in a pass, the file has changed since it was opened.
     """
 
-    def __init__(self, path: Path | str, lines: Lines | None = None) -> None:
+    def __init__(self, path: Path | str, lines: LineStream | None = None) -> None:
         self._suffix = Path(path).suffix.lower()
         if self._suffix in YAML:
             message = "is YAML, which is a script; speak it with csm converse"
-            raise ScriptInvalid([Complaint(str(path), 0, 0, "", message)])
-        self._lines = lines or Lines(path)
+            raise ScriptInvalid([Diagnostic(str(path), 0, 0, "", message)])
+        self._lines = lines or LineStream(path)
         self.path = None if self._lines.name == STDIN else Path(path)
         self._base = self.path.parent if self.path else Path()
 
@@ -52,7 +52,7 @@ class Manifest:
         Raises:
             ScriptInvalid: at the end, with every complaint about every line.
         """
-        complaints: list[Complaint] = []
+        complaints: list[Diagnostic] = []
         count = 0
         owners: dict[str, int] = {}
         try:
@@ -61,14 +61,14 @@ class Manifest:
                     twice = f'"{item.id}" is the id of line {owners[item.id]} too'
                     source.complain((spelled(source.data, "id"),), twice)
                 count += len(source.complaints)
-                complaints += source.complaints[: COMPLAINTS_SHOWN - len(complaints)]
+                complaints += source.complaints[: MAX_DIAGNOSTICS_SHOWN - len(complaints)]
                 if item is not None and not count:
                     yield item
         except ScriptInvalid as beyond_reading:
             count += beyond_reading.count
             complaints += beyond_reading.complaints
         if not owners and not count:
-            count, complaints = 1, [Complaint(self._lines.name, 1, 1, "", "there are no lines to speak")]
+            count, complaints = 1, [Diagnostic(self._lines.name, 1, 1, "", "there are no lines to speak")]
         if count:
             raise ScriptInvalid(complaints, count)
 
@@ -87,7 +87,7 @@ class Manifest:
             elif item is not None:
                 yield number, item
 
-    def _items(self) -> Iterator[Item]:
+    def _items(self) -> Iterator[ManifestItem]:
         if self._suffix in DELIMITERS:
             return self._rows(Table(self._lines, DELIMITERS[self._suffix]))
         return self._texts() if self._suffix == ".txt" or self._is_plain() else self._objects()
@@ -98,42 +98,42 @@ class Manifest:
         first = next((line.lstrip() for line in self._lines if line.strip()), "{")
         return not first.startswith(_NOT_PLAIN)
 
-    def _source(self, files: Files) -> Source:
+    def _source(self, files: AudioLookup) -> Source:
         return Source(self._lines.name, files)
 
-    def _texts(self) -> Iterator[Item]:
-        files = Files(self._base)
+    def _texts(self) -> Iterator[ManifestItem]:
+        files = AudioLookup(self._base)
         for number, line in plain_lines(self._lines):
             source = self._source(files)
             parse_plain(line, source, number)
-            yield source, number, resolve_line(source, Setting(), f"{number:04d}")
+            yield source, number, resolve_line(source, ManifestHeader(), f"{number:04d}")
 
-    def _rows(self, table: Table) -> Iterator[Item]:
-        files = Files(self._base)
+    def _rows(self, table: Table) -> Iterator[ManifestItem]:
+        files = AudioLookup(self._base)
         for index, (number, cells) in enumerate(table.rows()):
             source = self._source(files)
             if isinstance(cells, str):
-                refused(source, number, cells)
+                unsupported_format(source, number, cells)
             elif index == 0:
                 table.head(cells, source, number)
             else:
                 table.item(cells, source, number)
-            readable = source.data is not REFUSED
-            yield source, number, resolve_line(source, Setting(), f"{number:04d}") if readable else None
+            readable = source.data is not INVALID
+            yield source, number, resolve_line(source, ManifestHeader(), f"{number:04d}") if readable else None
             if index == 0 and source.complaints:
                 return
 
-    def _objects(self) -> Iterator[Item]:
-        files, setting = Files(self._base), Setting()
-        for index, (number, line) in enumerate(numbered(self._lines)):
+    def _objects(self) -> Iterator[ManifestItem]:
+        files, setting = AudioLookup(self._base), ManifestHeader()
+        for index, (number, line) in enumerate(numbered_lines(self._lines)):
             source = self._source(files)
             source.data = parse_json(line, source, number)
             if index == 0 and is_header(source.data):
-                header = read(schema.HeaderOutline, source, source.data, ())
-                setting = resolve_setting(source, header, setting) if header else setting
+                header = validate_entry(schema.HeaderOutline, source, source.data, ())
+                setting = resolve_header(source, header, setting) if header else setting
                 yield source, number, None
-            elif source.data is REFUSED:
-                setting = setting if index else HEADLESS
+            elif source.data is INVALID:
+                setting = setting if index else UNKNOWN_HEADER
                 yield source, number, None
             else:
                 yield source, number, resolve_line(source, setting, f"{number:04d}")

@@ -7,14 +7,14 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from csm_cli.errors import Complaint, ScriptInvalid
-from csm_cli.script.files import Files
-from csm_cli.script.json_text import parse_json
+from csm_cli.errors import Diagnostic, ScriptInvalid
+from csm_cli.script.audio_lookup import AudioLookup
+from csm_cli.script.json_reader import parse_json
+from csm_cli.script.line_stream import MAX_LINE_CHARS, LineStream, numbered_lines
 from csm_cli.script.manifest import DELIMITERS, YAML, Manifest
-from csm_cli.script.resolve import HEADLESS, Setting, is_header, resolve_script
-from csm_cli.script.source import REFUSED, STDIN, Source, read_text
-from csm_cli.script.streaming import LONGEST, Lines, numbered
-from csm_cli.script.yaml_text import parse_yaml
+from csm_cli.script.resolve import UNKNOWN_HEADER, ManifestHeader, is_header, resolve_script
+from csm_cli.script.source import INVALID, STDIN, Source, read_text
+from csm_cli.script.yaml_reader import parse_yaml
 from csm_cli.types import Conversation
 
 _CUES = (".srt", ".vtt")
@@ -28,7 +28,7 @@ def read_script(path: Path | str) -> Conversation:
     """
     if Path(path).suffix.lower() in _CUES:
         message = "is subtitles; make a script of it with csm script convert"
-        raise ScriptInvalid([Complaint(str(path), 0, 0, "", message)])
+        raise ScriptInvalid([Diagnostic(str(path), 0, 0, "", message)])
     return _script(path, read_text(path))
 
 
@@ -38,8 +38,8 @@ def script_from(data: Mapping[str, Any], base: Path = Path(), name: str = "<data
     Raises:
         ScriptInvalid: as `read_script`, without lines and columns.
     """
-    source = Source(name, Files(base), data)
-    return _finished(source, resolve_script(source, "", Setting()))
+    source = Source(name, AudioLookup(base), data)
+    return _finished(source, resolve_script(source, "", ManifestHeader()))
 
 
 def read_either(path: Path | str) -> Iterable[Conversation]:
@@ -48,8 +48,8 @@ def read_either(path: Path | str) -> Iterable[Conversation]:
     Raises:
         ScriptInvalid: it is neither.
     """
-    lines, suffix = Lines(path), Path(path).suffix.lower()
-    if suffix in DELIMITERS or (suffix not in (*YAML, ".json") and lines.size > LONGEST):
+    lines, suffix = LineStream(path), Path(path).suffix.lower()
+    if suffix in DELIMITERS or (suffix not in (*YAML, ".json") and lines.size > MAX_LINE_CHARS):
         return _manifest(path, lines)
     text = "".join(lines)
     try:
@@ -65,14 +65,14 @@ def read_either(path: Path | str) -> Iterable[Conversation]:
         raise fewer from None
 
 
-def _manifest(path: Path | str, lines: Lines) -> list[Conversation]:
+def _manifest(path: Path | str, lines: LineStream) -> list[Conversation]:
     return list(Manifest(path, lines).checked())
 
 
 def _script(path: Path | str, text: str) -> Conversation:
     stdin = str(path) == "-"
-    source = Source(STDIN if stdin else str(path), Files(Path() if stdin else Path(path).parent))
-    form, base = _form(path, text), Setting()
+    source = Source(STDIN if stdin else str(path), AudioLookup(Path() if stdin else Path(path).parent))
+    form, base = _form(path, text), ManifestHeader()
     if form == "yaml":
         parse_yaml(text, source)
     elif form == "json":
@@ -80,7 +80,7 @@ def _script(path: Path | str, text: str) -> Conversation:
     else:
         base = _parse_lines(text, source)
     name = "" if stdin else Path(path).stem
-    conversation = resolve_script(source, name, base) if source.data is not REFUSED else None
+    conversation = resolve_script(source, name, base) if source.data is not INVALID else None
     return _finished(source, conversation)
 
 
@@ -94,13 +94,13 @@ def _form(path: Path | str, text: str) -> str:
     return "jsonl" if re.match(r"\s*\{.*\}[ \t\r]*(\n|$)", text) else "json"
 
 
-def _parse_lines(text: str, source: Source) -> Setting:
+def _parse_lines(text: str, source: Source) -> ManifestHeader:
     """A header, then one turn a line; or a whole script on the only line. Returns what the script stands on."""
-    lines = list(numbered(text.split("\n")))
+    lines = list(numbered_lines(text.split("\n")))
     source.values[()] = (1, 1)
     if not lines:
         source.complain((), "the file is empty; expected turns")
-        return Setting()
+        return ManifestHeader()
     number, line = lines[0]
     first = parse_json(line, Source(source.file, source.files), number)
     whole = len(lines) == 1 and isinstance(first, dict) and ("turns" in first or "messages" in first)
@@ -109,10 +109,10 @@ def _parse_lines(text: str, source: Source) -> Setting:
         lines = lines[1:]
     else:
         source.data = {}
-    if not whole and source.data is not REFUSED:
+    if not whole and source.data is not INVALID:
         rows = [parse_json(line, source, number, ("turns", at)) for at, (number, line) in enumerate(lines)]
         source.data = {**source.data, "turns": rows}
-    return HEADLESS if first is REFUSED else Setting()
+    return UNKNOWN_HEADER if first is INVALID else ManifestHeader()
 
 
 def _finished(source: Source, conversation: Conversation | None) -> Conversation:

@@ -7,28 +7,28 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from csm_cli.script import schema
-from csm_cli.script.cast import Cast, read_cast, recording, voice_turn
-from csm_cli.script.drafts import Draft, context_drafts, message_drafts, spelled, turn_drafts
-from csm_cli.script.say import split_tags
-from csm_cli.script.source import Source, shown, written
-from csm_cli.script.validate import read
-from csm_cli.types import Conversation, Options, Turn
+from csm_cli.script.inline import split_tags
+from csm_cli.script.parsed_turns import ParsedTurn, parse_context_turns, parse_messages, parse_turns, spelled
+from csm_cli.script.source import Source, as_written, quoted
+from csm_cli.script.speakers import SpeakerTable, read_speakers, resolve_recording, voice_turn
+from csm_cli.script.validate import validate_entry
+from csm_cli.types import Conversation, GenerationOptions, Turn
 
 
 @dataclass(frozen=True)
-class Setting:
+class ManifestHeader:
     """What the turns of a script, or the lines of a manifest, have in common."""
 
-    cast: Cast = field(default_factory=Cast)
+    cast: SpeakerTable = field(default_factory=SpeakerTable)
     gap: float = 0.0
-    options: Options = field(default_factory=Options)
+    options: GenerationOptions = field(default_factory=GenerationOptions)
     context: tuple[Turn, ...] = ()
     title: str = ""
     loudness: float | None = None
     lexicon: Mapping[str, str] = field(default_factory=dict)
 
 
-HEADLESS = Setting(Cast(known=False))  # the first line, perhaps a header, could not be parsed
+UNKNOWN_HEADER = ManifestHeader(SpeakerTable(known=False))  # the first line, perhaps a header, could not be parsed
 _HEAD = {"csm", "title", "speakers", "defaults", "lexicon"}
 _BODY = {"turns", "messages", "text", "input"}
 
@@ -38,40 +38,44 @@ def is_header(data: object) -> bool:
     return isinstance(data, dict) and bool(_HEAD & data.keys()) and not _BODY & data.keys()
 
 
-def resolve_script(source: Source, name: str, base: Setting) -> Conversation | None:
+def resolve_script(source: Source, name: str, base: ManifestHeader) -> Conversation | None:
     """The script in `source.data`; None where its outline is beyond reading. Complaints are noted in `source`."""
-    outline = read(schema.ScriptOutline, source, source.data, ())
+    outline = validate_entry(schema.ScriptOutline, source, source.data, ())
     if outline is None:
         return None
-    setting = resolve_setting(source, outline, base)
+    setting = resolve_header(source, outline, base)
     return _dialogue(source, outline, setting, name)
 
 
-def resolve_line(source: Source, setting: Setting, name: str) -> Conversation | None:
+def resolve_line(source: Source, setting: ManifestHeader, name: str) -> Conversation | None:
     """One line of a manifest under the setting of its header; `name` is its id where it gives none."""
     data = source.data
     if isinstance(data, dict) and ("turns" in data or "messages" in data):
-        outline = read(schema.DialogueOutline, source, data, ())
+        outline = validate_entry(schema.DialogueOutline, source, data, ())
         if outline is None:
             return None
-        return _dialogue(source, outline, resolve_setting(source, outline, setting), outline.id or name)
-    line = read(schema.Line, source, data, ())
+        return _dialogue(source, outline, resolve_header(source, outline, setting), outline.id or name)
+    line = validate_entry(schema.ManifestLine, source, data, ())
     return None if line is None else _line(source, line, setting, name)
 
 
-def resolve_setting(source: Source, outline: Any, base: Setting) -> Setting:
+def resolve_header(source: Source, outline: Any, base: ManifestHeader) -> ManifestHeader:
     """The head of a script over `base`.
 
     Its speakers replace those, its context follows, its defaults and its lexicon lie over.
     """
     cast = base.cast
     if outline.speakers is not None:
-        cast = read_cast(source, outline.speakers, ("speakers",))
+        cast = read_speakers(source, outline.speakers, ("speakers",))
     elif "speakers" in source.data:
-        cast = Cast(known=False)
-    given = None if outline.defaults is None else read(schema.Defaults, source, outline.defaults, ("defaults",))
-    defaults = given or schema.Defaults()
-    return Setting(
+        cast = SpeakerTable(known=False)
+    given = (
+        None
+        if outline.defaults is None
+        else validate_entry(schema.ScriptDefaults, source, outline.defaults, ("defaults",))
+    )
+    defaults = given or schema.ScriptDefaults()
+    return ManifestHeader(
         cast=cast,
         gap=base.gap if defaults.gap is None else defaults.gap,
         options=defaults.options().over(base.options),
@@ -83,24 +87,24 @@ def resolve_setting(source: Source, outline: Any, base: Setting) -> Setting:
 
 
 def _lexicon(source: Source, entries: Any) -> Mapping[str, str]:
-    given = None if entries is None else read(schema.Lexicon, source, entries, ("lexicon",))
+    given = None if entries is None else validate_entry(schema.Lexicon, source, entries, ("lexicon",))
     return given.root if given else {}
 
 
-def _context(source: Source, entries: Sequence[Any] | None, cast: Cast) -> tuple[Turn, ...]:
-    drafts = context_drafts(source, entries or (), ("context",))
+def _context(source: Source, entries: Sequence[Any] | None, cast: SpeakerTable) -> tuple[Turn, ...]:
+    drafts = parse_context_turns(source, entries or (), ("context",))
     _unique_ids(source, drafts)
     turns = (_turn(source, draft, cast) for draft in drafts)
     return tuple(turn for turn in turns if turn is not None)
 
 
-def _dialogue(source: Source, outline: Any, setting: Setting, name: str) -> Conversation:
+def _dialogue(source: Source, outline: Any, setting: ManifestHeader, name: str) -> Conversation:
     if outline.turns is not None and outline.messages is not None:
         source.complain(("messages",), 'stands beside "turns"; keep one', at_key=True)
     if outline.messages is not None and outline.turns is None:
-        written_turns = message_drafts(source, outline.messages, ("messages",))
+        written_turns = parse_messages(source, outline.messages, ("messages",))
     else:
-        written_turns = turn_drafts(source, outline.turns or (), ("turns",))
+        written_turns = parse_turns(source, outline.turns or (), ("turns",))
     drafts = written_turns.drafts
     spoken = [draft for draft in drafts if not draft.heard]
     if not spoken and not written_turns.broken:
@@ -126,7 +130,7 @@ def _dialogue(source: Source, outline: Any, setting: Setting, name: str) -> Conv
     )
 
 
-def _line(source: Source, line: schema.Line, setting: Setting, name: str) -> Conversation:
+def _line(source: Source, line: schema.ManifestLine, setting: ManifestHeader, name: str) -> Conversation:
     context = setting.context + _context(source, line.context, setting.cast)
     drafts = _line_drafts(source, line, setting.cast)
     turns = [turn for turn in (_turn(source, draft, setting.cast) for draft in drafts) if turn]
@@ -141,10 +145,12 @@ def _line(source: Source, line: schema.Line, setting: Setting, name: str) -> Con
     )
 
 
-def _line_drafts(source: Source, line: schema.Line, cast: Cast) -> list[Draft]:
+def _line_drafts(source: Source, line: schema.ManifestLine, cast: SpeakerTable) -> list[ParsedTurn]:
     text_at = (spelled(source.data, "text"),)
     speaker_at = (spelled(source.data, "speaker"),)
-    whole = Draft((), line.speaker or "", speaker_at, line.text, text_at, gain=line.gain or 0.0, options=line.options())
+    whole = ParsedTurn(
+        (), line.speaker or "", speaker_at, line.text, text_at, gain=line.gain or 0.0, options=line.options()
+    )
     if line.speaker is not None:
         return [whole]
     if len(cast.speakers) > 1:
@@ -155,12 +161,14 @@ def _line_drafts(source: Source, line: schema.Line, cast: Cast) -> list[Draft]:
     return [replace(whole, speaker=str(part.speaker), text=part.text) for part in split_tags(line.text, 0)]
 
 
-def _voices(cast: Cast, turns: Iterable[Turn]) -> tuple[Turn, ...]:
+def _voices(cast: SpeakerTable, turns: Iterable[Turn]) -> tuple[Turn, ...]:
     names = {turn.name for turn in turns}
     return tuple(voice for name, voice in cast.voices.items() if name in names)
 
 
-def _line_voices(source: Source, line: schema.Line, cast: Cast, turns: Sequence[Turn]) -> tuple[Turn, ...]:
+def _line_voices(
+    source: Source, line: schema.ManifestLine, cast: SpeakerTable, turns: Sequence[Turn]
+) -> tuple[Turn, ...]:
     """The line's own voice, which is its only speaker's, else the cast's."""
     who = {(turn.speaker, turn.name) for turn in turns}
     if line.voice is not None and len(who) > 1:
@@ -170,7 +178,7 @@ def _line_voices(source: Source, line: schema.Line, cast: Cast, turns: Sequence[
     return (own,) if own else _voices(cast, turns)
 
 
-def _turn(source: Source, draft: Draft, cast: Cast, index: int = 0) -> Turn | None:
+def _turn(source: Source, draft: ParsedTurn, cast: SpeakerTable, index: int = 0) -> Turn | None:
     """The turn of a draft, untimed; None where it has no speaker, text or audio to go by. index: in its dialogue."""
     complaint = cast.complaint(draft.speaker)
     if complaint:
@@ -179,7 +187,7 @@ def _turn(source: Source, draft: Draft, cast: Cast, index: int = 0) -> Turn | No
         source.complain(draft.text_at, "expected text, got nothing")
     clip = None
     if draft.audio is not None:
-        clip = recording(source, draft.audio, draft.audio_at, (draft.start, draft.end))
+        clip = resolve_recording(source, draft.audio, draft.audio_at, (draft.start, draft.end))
     number = cast.number(draft.speaker)
     if number is None or (draft.audio is not None and clip is None):
         return None
@@ -195,12 +203,12 @@ def _turn(source: Source, draft: Draft, cast: Cast, index: int = 0) -> Turn | No
     )
 
 
-def _nth(options: Options, index: int) -> Options:
+def _nth(options: GenerationOptions, index: int) -> GenerationOptions:
     """A speaker's options for their turn `index`: each has a seed of its own, as a conversation's turns have."""
     return options if options.seed is None else replace(options, seed=(options.seed + index) % 2**63)
 
 
-def _timed(source: Source, draft: Draft, turn: Turn, gap: float, first: bool) -> Turn:
+def _timed(source: Source, draft: ParsedTurn, turn: Turn, gap: float, first: bool) -> Turn:
     """`turn` with the silence before it: its offset or the default gap, and the pauses written before it."""
     usual = 0.0 if first else gap
     total = draft.pause + (usual if draft.offset is None else draft.offset)
@@ -209,7 +217,7 @@ def _timed(source: Source, draft: Draft, turn: Turn, gap: float, first: bool) ->
     return replace(turn, gap=total)
 
 
-def _context_first(source: Source, drafts: Sequence[Draft]) -> None:
+def _context_first(source: Source, drafts: Sequence[ParsedTurn]) -> None:
     started = False
     for draft in drafts:
         started = started or not draft.heard
@@ -217,9 +225,9 @@ def _context_first(source: Source, drafts: Sequence[Draft]) -> None:
             source.complain((*draft.at, "include"), "context has to stand before the first turn that is not context")
 
 
-def _unique_ids(source: Source, drafts: Sequence[Draft]) -> None:
-    owners: dict[str, Draft] = {}
+def _unique_ids(source: Source, drafts: Sequence[ParsedTurn]) -> None:
+    owners: dict[str, ParsedTurn] = {}
     for draft in drafts:
         owner = owners.setdefault(draft.id, draft)
         if draft.id and owner is not draft:
-            source.complain(draft.id_at, f"{shown(draft.id)} is the id of {written(owner.at)} too")
+            source.complain(draft.id_at, f"{quoted(draft.id)} is the id of {as_written(owner.at)} too")

@@ -17,28 +17,28 @@ from pydantic import (
 )
 
 from csm_cli import types
-from csm_cli.script.scalars import (
-    Count,
-    Duration,
-    Excluded,
-    File,
-    Gain,
-    Id,
-    Included,
-    Loudness,
-    Moment,
-    Name,
-    Number,
-    Offset,
-    Pause,
+from csm_cli.script.fields import (
+    CountField,
+    DurationField,
+    FilePath,
+    FormatVersion,
+    GainDb,
+    IncludeFalse,
+    IncludeTrue,
+    ItemId,
+    LoudnessLufs,
+    OffsetSeconds,
+    PauseSeconds,
     Seed,
+    SpeakerName,
+    SpeakerNumber,
     Temperature,
-    Title,
-    Version,
-    Word,
-    Words,
-    expects,
-    truth,
+    TextField,
+    TimeField,
+    TitleField,
+    WordField,
+    expecting,
+    parse_bool,
 )
 
 ALIASES = {
@@ -49,7 +49,7 @@ ALIASES = {
 }
 TAG = "\0"  # begins the names of union members, which no field of a script can begin with
 KEY = "[key]"  # pydantic's last step to a key that is wrong itself
-OPTIONS = frozenset(field.name for field in fields(types.Options))
+OPTIONS = frozenset(field.name for field in fields(types.GenerationOptions))
 
 
 def _also(name: str) -> Any:
@@ -73,85 +73,85 @@ class _Fields(BaseModel):
 
 
 class _Options(_Fields):
-    """Generation options; see `types.Options`."""
+    """Generation options; see `GenerationOptions`."""
 
     temperature: Temperature | None = None
-    top_k: Count | None = None
+    top_k: CountField | None = None
     depth_temperature: Temperature | None = None
-    depth_top_k: Count | None = None
+    depth_top_k: CountField | None = None
     seed: Seed | None = None
-    max_duration: Duration | None = None
+    max_duration: DurationField | None = None
 
-    def options(self) -> types.Options:
-        return types.Options(**{name: getattr(self, name) for name in OPTIONS})
+    def options(self) -> types.GenerationOptions:
+        return types.GenerationOptions(**{name: getattr(self, name) for name in OPTIONS})
 
 
-class Defaults(_Options):
+class ScriptDefaults(_Options):
     """What holds where a turn says nothing. gap: seconds of silence between turns. loudness: of the track, in LUFS."""
 
-    gap: Pause | None = None
-    loudness: Loudness | None = None
+    gap: PauseSeconds | None = None
+    loudness: LoudnessLufs | None = None
 
 
-class Lexicon(RootModel[dict[Word, Word]]):
+class Lexicon(RootModel[dict[WordField, WordField]]):
     """Words, and how each is spelled for the model; texts keep them as written."""
 
 
-class Speaker(_Options):
+class SpeakerFields(_Options):
     """id: the number the model reads. voice: a saved one, or audio with its words in `voice_text` or a .txt beside.
 
     seed: each turn has this one and its index in the dialogue added, so that no two are alike.
     """
 
-    id: Number
-    voice: File | None = None
-    voice_text: Words | None = None
-    gain: Gain | None = None
+    id: SpeakerNumber
+    voice: FilePath | None = None
+    voice_text: TextField | None = None
+    gain: GainDb | None = None
 
 
-class Heard(_Fields):
+class ContextEntry(_Fields):
     """Recorded speech that the model hears and that is not written."""
 
-    speaker: Annotated[Name, _also("speaker")]
-    audio: Annotated[File, _also("audio")]
-    text: Annotated[Words, _also("text")]
-    start: Moment | None = None
-    end: Moment | None = None
-    id: Annotated[Id | None, _also("id")] = None
+    speaker: Annotated[SpeakerName, _also("speaker")]
+    audio: Annotated[FilePath, _also("audio")]
+    text: Annotated[TextField, _also("text")]
+    start: TimeField | None = None
+    end: TimeField | None = None
+    id: Annotated[ItemId | None, _also("id")] = None
 
 
-class Left(Heard):
+class ExcludedEntry(ContextEntry):
     """Recorded speech in the place of a turn, left out of the output: context."""
 
-    include: Excluded
+    include: IncludeFalse
 
 
-class Recorded(Heard):
+class RecordedEntry(ContextEntry):
     """A recorded turn, kept as it is."""
 
-    offset: Offset | None = None
-    gain: Gain | None = None
-    include: Included | None = None
+    offset: OffsetSeconds | None = None
+    gain: GainDb | None = None
+    include: IncludeTrue | None = None
 
 
-class Spoken(_Options):
+class SpokenEntry(_Options):
     """A turn to be spoken. offset: seconds after the turn before, in place of the default gap."""
 
-    speaker: Annotated[Name, _also("speaker")]
-    text: Annotated[Words, _also("text")]
-    id: Annotated[Id | None, _also("id")] = None
-    offset: Offset | None = None
-    gain: Gain | None = None
-    include: Included | None = None
+    speaker: Annotated[SpeakerName, _also("speaker")]
+    text: Annotated[TextField, _also("text")]
+    id: Annotated[ItemId | None, _also("id")] = None
+    offset: OffsetSeconds | None = None
+    gain: GainDb | None = None
+    include: IncludeTrue | None = None
 
 
-class Silence(_Fields):
-    pause: Pause
+class PauseEntry(_Fields):
+    pause: PauseSeconds
 
 
 TURN_FIELDS = frozenset(
     name
-    for model in (Left, Recorded, Spoken, Silence)
+    for model in (ExcludedEntry, RecordedEntry, SpokenEntry, PauseEntry)
     for field in model.model_fields
     for name in (field, *ALIASES.get(field, ()))
 )
@@ -161,7 +161,7 @@ def _one_pair(schema: dict[str, Any]) -> None:
     schema.update(minProperties=1, maxProperties=1, propertyNames={"not": {"enum": sorted(TURN_FIELDS)}})
 
 
-class Short(RootModel[dict[str, Words]]):
+class ShortEntry(RootModel[dict[str, TextField]]):
     """A spoken turn as `speaker: text`."""
 
     model_config = ConfigDict(json_schema_extra=_one_pair)
@@ -174,29 +174,29 @@ def _turn_kind(entry: object) -> str:
         return TAG + "pause"
     if len(entry) == 1 and not TURN_FIELDS.intersection(entry):
         return TAG + "short"
-    if truth(entry.get("include")) is False:
+    if parse_bool(entry.get("include")) is False:
         return TAG + "left"
     return TAG + "recorded" if any(name in entry for name in ("audio", *ALIASES["audio"])) else TAG + "spoken"
 
 
 TurnEntry = Annotated[
-    Annotated[Short, Tag(TAG + "short")]
-    | Annotated[Spoken, Tag(TAG + "spoken")]
-    | Annotated[Recorded, Tag(TAG + "recorded")]
-    | Annotated[Left, Tag(TAG + "left")]
-    | Annotated[Silence, Tag(TAG + "pause")],
+    Annotated[ShortEntry, Tag(TAG + "short")]
+    | Annotated[SpokenEntry, Tag(TAG + "spoken")]
+    | Annotated[RecordedEntry, Tag(TAG + "recorded")]
+    | Annotated[ExcludedEntry, Tag(TAG + "left")]
+    | Annotated[PauseEntry, Tag(TAG + "pause")],
     Discriminator(_turn_kind),
 ]
 
 
 class TextItem(_Fields):
-    type: Annotated[Literal["text"], expects('"text" or "audio"')]
-    text: Words
+    type: Annotated[Literal["text"], expecting('"text" or "audio"')]
+    text: TextField
 
 
 class AudioItem(_Fields):
     type: Literal["audio"]
-    path: Annotated[File, Field(validation_alias=AliasChoices("path", "audio"))]
+    path: Annotated[FilePath, Field(validation_alias=AliasChoices("path", "audio"))]
 
 
 ContentItem = Annotated[
@@ -204,7 +204,7 @@ ContentItem = Annotated[
     Discriminator(lambda item: TAG + ("audio" if isinstance(item, dict) and item.get("type") == "audio" else "text")),
 ]
 Content = Annotated[
-    Annotated[Words, Tag(TAG + "words")] | Annotated[list[ContentItem], Tag(TAG + "items")],
+    Annotated[TextField, Tag(TAG + "words")] | Annotated[list[ContentItem], Tag(TAG + "items")],
     Discriminator(lambda content: TAG + ("items" if isinstance(content, list) else "words")),
 ]
 
@@ -212,15 +212,15 @@ Content = Annotated[
 class Message(_Fields):
     """A turn in the chat form of transformers."""
 
-    role: Name
+    role: SpeakerName
     content: Content
 
 
 class _Outline(_Fields):
     """The fields of a script, its entries not looked into yet."""
 
-    csm: Version = "1"
-    title: Title | None = None
+    csm: FormatVersion = "1"
+    title: TitleField | None = None
     defaults: Any = None
     lexicon: Any = None
     speakers: dict[str, Any] | None = None
@@ -239,35 +239,40 @@ class ScriptOutline(_Outline):
 class DialogueOutline(ScriptOutline):
     """A batch line that holds a whole dialogue."""
 
-    id: Annotated[Id | None, _also("id")] = None
+    id: Annotated[ItemId | None, _also("id")] = None
 
 
-class Line(_Options):
-    """A batch line with one text to speak. Without a speaker, `[n]` in the text tags turns. voice: as `Speaker`'s."""
+class ManifestLine(_Options):
+    """A batch line with one text to speak. Without a speaker, `[n]` in the text tags turns.
 
-    id: Annotated[Id | None, _also("id")] = None
-    speaker: Annotated[Name | None, _also("speaker")] = None
-    text: Annotated[Words, _also("text")]
-    voice: File | None = None
-    voice_text: Words | None = None
-    gain: Gain | None = None
+    voice: as in `SpeakerFields`.
+    """
+
+    id: Annotated[ItemId | None, _also("id")] = None
+    speaker: Annotated[SpeakerName | None, _also("speaker")] = None
+    text: Annotated[TextField, _also("text")]
+    voice: FilePath | None = None
+    voice_text: TextField | None = None
+    gain: GainDb | None = None
     context: list[Any] | None = None
 
 
 class _Entries(BaseModel):
     """What the outlines leave open, for the JSON Schema."""
 
-    defaults: Defaults | None = None
+    defaults: ScriptDefaults | None = None
     lexicon: Lexicon | None = None
-    speakers: dict[str, Speaker] | None = None
-    context: list[Heard] | None = None
+    speakers: dict[str, SpeakerFields] | None = None
+    context: list[ContextEntry] | None = None
     turns: list[TurnEntry] | None = None
     messages: list[Message] | None = None
 
 
 def json_schema(kind: Literal["script", "batch"] = "script") -> dict[str, Any]:
     """The JSON Schema (draft 2020-12) of a script or of one line of a manifest, for editors."""
-    roots: list[type[BaseModel]] = [ScriptOutline] if kind == "script" else [Line, DialogueOutline, HeaderOutline]
+    roots: list[type[BaseModel]] = (
+        [ScriptOutline] if kind == "script" else [ManifestLine, DialogueOutline, HeaderOutline]
+    )
     entries = _Entries.model_json_schema()
     definitions = entries["$defs"]
     for root in roots:

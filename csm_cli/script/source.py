@@ -11,17 +11,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from csm_cli.errors import Complaint, ScriptInvalid
-from csm_cli.script.files import Files
+from csm_cli.errors import Diagnostic, ScriptInvalid
+from csm_cli.script.audio_lookup import AudioLookup
 
 Keys = tuple[str | int, ...]
-Place = tuple[int, int]
+Location = tuple[int, int]
 
 STDIN = "<stdin>"
-REFUSED = object()  # stands for data that could not be parsed
+INVALID = object()  # stands for data that could not be parsed
 MAX_DEPTH = 32
 MAX_VALUES = 100_000
-LONGEST_TEXT = 100_000  # characters; two hours of speech
+MAX_TEXT_CHARS = 100_000  # characters; two hours of speech
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
@@ -34,11 +34,11 @@ class Source:
     """
 
     file: str
-    files: Files
-    data: Any = REFUSED
-    values: dict[Keys, Place] = field(default_factory=dict)
-    keys: dict[Keys, Place] = field(default_factory=dict)
-    complaints: list[Complaint] = field(default_factory=list)
+    files: AudioLookup
+    data: Any = INVALID
+    values: dict[Keys, Location] = field(default_factory=dict)
+    keys: dict[Keys, Location] = field(default_factory=dict)
+    complaints: list[Diagnostic] = field(default_factory=list)
 
     def complain(self, path: Keys, message: str, at_key: bool = False) -> None:
         """Notes a complaint at the value of `path`, or at its key; where there is none, at what encloses it."""
@@ -47,42 +47,42 @@ class Source:
         while place is None and inner:
             place, inner = self.values.get(inner), inner[:-1]
         line, column = place or self.values.get((), (0, 0))
-        self.complaints.append(Complaint(self.file, line, column, written(path), message))
+        self.complaints.append(Diagnostic(self.file, line, column, as_written(path), message))
 
-    def complain_at(self, place: Place, path: Keys, message: str) -> None:
-        self.complaints.append(Complaint(self.file, *place, written(path), message))
+    def complain_at(self, place: Location, path: Keys, message: str) -> None:
+        self.complaints.append(Diagnostic(self.file, *place, as_written(path), message))
 
     @property
     def full(self) -> str:
         """What is wrong where there are more values than anybody writes; empty where nothing is."""
         return f"more than {MAX_VALUES} values; write so much as several files" if len(self.values) > MAX_VALUES else ""
 
-    def text(self, value: str, path: Keys, place: Place) -> str:
+    def text(self, value: str, path: Keys, place: Location) -> str:
         """`value`, or nothing and a complaint where it holds characters that no text has."""
-        if trouble := text_trouble(value):
+        if trouble := text_problem(value):
             self.complain_at(place, path, trouble)
         return _CONTROL.sub("", value[:1000] if trouble else value)
 
 
-def text_trouble(text: str) -> str:
+def text_problem(text: str) -> str:
     """What is wrong with a text that is endless or holds characters no text has; empty where nothing is."""
-    if len(text) > LONGEST_TEXT:
-        return f"a text of {len(text)} characters, at most {LONGEST_TEXT}; break it into several"
+    if len(text) > MAX_TEXT_CHARS:
+        return f"a text of {len(text)} characters, at most {MAX_TEXT_CHARS}; break it into several"
     bad = _CONTROL.search(text)
     return f"control character U+{ord(bad[0]):04X} cannot be spoken; remove it" if bad else ""
 
 
-def written(path: Keys) -> str:
+def as_written(path: Keys) -> str:
     """`turns[1].text` for ("turns", 1, "text")."""
     parts = (f"[{key}]" if isinstance(key, int) else f".{_key(key)}" for key in path)
     return "".join(parts).removeprefix(".")
 
 
 def _key(key: str) -> str:
-    return key if re.fullmatch(r"[\w-]{1,40}", key) else shown(key)
+    return key if re.fullmatch(r"[\w-]{1,40}", key) else quoted(key)
 
 
-def shown(value: object) -> str:
+def quoted(value: object) -> str:
     """A value as a complaint names it, on one line and short."""
     if value is None or value == "":
         return "nothing"
@@ -106,7 +106,7 @@ def read_text(path: Path | str) -> str:
     try:
         raw = sys.stdin.buffer.read() if name == STDIN else Path(path).read_bytes()
     except (OSError, ValueError) as error:
-        raise _refused(name, (0, 0), unreadable(error)) from error
+        raise _refused(name, (0, 0), unreadable_error(error)) from error
     if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         raise _refused(name, (0, 0), "expected UTF-8, got UTF-16; save the file as UTF-8")
     try:
@@ -117,7 +117,7 @@ def read_text(path: Path | str) -> str:
         raise _refused(name, place, f"byte 0x{raw[error.start]:02X} is not UTF-8; save the file as UTF-8") from error
 
 
-def unreadable(error: Exception) -> str:
+def unreadable_error(error: Exception) -> str:
     """Why a file cannot be read."""
     if isinstance(error, FileNotFoundError):
         return "no such file"
@@ -127,5 +127,5 @@ def unreadable(error: Exception) -> str:
     return f"cannot be read: {reason}"
 
 
-def _refused(name: str, place: Place, message: str) -> ScriptInvalid:
-    return ScriptInvalid([Complaint(name, *place, "", message)])
+def _refused(name: str, place: Location, message: str) -> ScriptInvalid:
+    return ScriptInvalid([Diagnostic(name, *place, "", message)])

@@ -6,7 +6,7 @@ import csv
 import io
 from collections.abc import Iterable, Iterator
 
-from csm_cli.script.source import REFUSED, Place, Source
+from csm_cli.script.source import INVALID, Location, Source
 
 _TEXT = ("text", "input")
 
@@ -78,15 +78,15 @@ class Table:
                 self._row += part
                 yield part
 
-    def _places(self, cells: list[str], number: int) -> list[Place]:
+    def _places(self, cells: list[str], number: int) -> list[Location]:
         """Where cells begin: all at the row's beginning where quotes hide it."""
         if self._row.rstrip("\r\n") != self._delimiter.join(cells):
             return [(number, 1)] * len(cells)
         return [(number, 1 + sum(len(cell) + 1 for cell in cells[:at])) for at in range(len(cells))]
 
 
-def refused(source: Source, number: int, message: str) -> None:
+def unsupported_format(source: Source, number: int, message: str) -> None:
     """A row that cannot be read."""
     source.values[()] = (number, 1)
     source.complain((), message)
-    source.data = REFUSED
+    source.data = INVALID

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from csm_cli.script import schema
-from csm_cli.script.source import Keys, Source, shown
+from csm_cli.script.source import Keys, Source, quoted
 
 T = TypeVar("T")
 M = TypeVar("M", bound=BaseModel)
@@ -19,17 +19,17 @@ _KINDS = {"spoken": "a turn without audio", "recorded": "a recorded turn", "left
 _QUOTED = {"a list": "[", "fields": "{"}
 
 
-def read(kind: type[M], source: Source, data: object, path: Keys) -> M | None:
+def validate_entry(kind: type[M], source: Source, data: object, path: Keys) -> M | None:
     """`data`, which stands at `path`, as a model.
 
     Complaints are noted in `source`. What is left without the fields complained about is still returned where it is
     valid, so that its meaning can be checked in the same run.
     """
-    label = "left" if kind is schema.Heard else ""
+    label = "left" if kind is schema.ContextEntry else ""
     return _read(kind.model_validate, source, _Part(data, path, frozenset(kind.model_fields), label))
 
 
-def read_turn(source: Source, data: object, path: Keys) -> Any:
+def validate_turn(source: Source, data: object, path: Keys) -> Any:
     """One entry of `turns` as its model, in the manner of `read`."""
     return _read(schema.TURN.validate_python, source, _Part(data, path, schema.TURN_FIELDS, "spoken"))
 
@@ -85,7 +85,7 @@ def _finding(raw: Any, part: _Part) -> _Finding:
 
 def _complain(findings: list[_Finding], source: Source, part: _Part) -> None:
     unknown = [finding for finding in findings if finding.type == "extra_forbidden"]
-    meant = {near(finding.loc[-1], part.names) for finding in unknown}
+    meant = {suggestion(finding.loc[-1], part.names) for finding in unknown}
     meant |= {"speaker", "text"} if part.is_short and unknown else set()
     for finding in findings:
         path = (*part.path, *finding.loc)
@@ -109,7 +109,7 @@ def _unknown(finding: _Finding, part: _Part) -> str:
         return 'unknown field; put it in "defaults"'
     if name in schema.TURN_FIELDS and finding.kind in _KINDS:
         return f"has no effect on {_KINDS[finding.kind]}"
-    guess = near(name, part.names)
+    guess = suggestion(name, part.names)
     if guess is not None:
         return f'unknown field; did you mean "{guess}"?'
     return "unknown field; with other fields, write speaker and text" if part.is_short else "unknown field"
@@ -124,7 +124,7 @@ def _missing(finding: _Finding) -> str:
 
 
 def _wrong(finding: _Finding) -> str:
-    got = shown(finding.input)
+    got = quoted(finding.input)
     if finding.type in ("model_type", "model_attributes_type", "dict_type"):
         expected = "a turn (speaker: text)" if finding.kind == "spoken" else "fields (name: value)"
         return f"expected {expected}, got {got}"
@@ -134,6 +134,6 @@ def _wrong(finding: _Finding) -> str:
     return f"expected {finding.words or 'true or false'}, got {got}{hint if finding.words == 'text' else ''}"
 
 
-def near(name: object, names: Iterable[str]) -> str | None:
+def suggestion(name: object, names: Iterable[str]) -> str | None:
     """The one of `names` that `name` was probably meant to be."""
     return next(iter(difflib.get_close_matches(str(name), sorted(names), n=1, cutoff=0.6)), None)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from csm_cli.errors import UsageError
-from csm_cli.wording import SHORTEST_PART
+from csm_cli.generation.chunking import MIN_CHUNK_CHARS
 
 Value = str | int | float | bool
 
@@ -30,7 +30,7 @@ def parse(name: str, text: str, label: str) -> Value:
     Raises:
         UsageError: an impossible value; names it by `label`.
     """
-    key = KEYS[name]
+    key = ALL_KEYS[name]
     try:
         return key.read(text)
     except ValueError:
@@ -43,7 +43,7 @@ def json_schema() -> dict[str, Any]:
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "csm.toml",
         "type": "object",
-        "properties": {name: {**key.schema, "description": key.about} for name, key in KEYS.items()},
+        "properties": {name: {**key.schema, "description": key.about} for name, key in ALL_KEYS.items()},
         "additionalProperties": False,
     }
 
@@ -63,7 +63,7 @@ def _whole(text: str) -> int:
 
 
 def _duration(text: str) -> float:
-    """Seconds; 0 for `auto`, as in `Options`."""
+    """Seconds; 0 for `auto`, as in `GenerationOptions`."""
     if text == "auto":
         return 0.0
     value = _number(text)
@@ -87,7 +87,7 @@ def _takes(text: str) -> int:
 
 
 def _split(text: str) -> str:
-    if text not in ("auto", "off") and not (re.fullmatch(r"[0-9]{1,6}", text) and int(text) >= SHORTEST_PART):
+    if text not in ("auto", "off") and not (re.fullmatch(r"[0-9]{1,6}", text) and int(text) >= MIN_CHUNK_CHARS):
         raise ValueError(text)
     return text
 
@@ -117,9 +117,9 @@ _WHOLE: dict[str, Any] = {"type": "integer", "minimum": 0, "maximum": 2**63 - 1}
 _SECONDS = {"anyOf": [{"const": "auto"}, {"type": "number", "exclusiveMinimum": 0, "maximum": 3600}]}
 _COUNT: dict[str, Any] = {"type": "integer", "minimum": 0, "maximum": 100}
 _TRUTH: dict[str, Any] = {"type": "boolean"}
-_PARTS = {"anyOf": [{"enum": ["auto", "off"]}, {"type": "integer", "minimum": SHORTEST_PART, "maximum": 999_999}]}
+_PARTS = {"anyOf": [{"enum": ["auto", "off"]}, {"type": "integer", "minimum": MIN_CHUNK_CHARS, "maximum": 999_999}]}
 
-GENERATION = {
+GENERATION_KEYS = {
     "temperature": Key(_number, "a number >= 0", "How freely codes are drawn; 0 is greedy.", _NUMBER),
     "top_k": Key(_whole, "a whole number >= 0", "Draw from the N likeliest codes; 0 keeps all.", _WHOLE),
     "depth_temperature": Key(_number, "a number >= 0", "The depth decoder's; follows temperature.", _NUMBER),
@@ -129,7 +129,7 @@ GENERATION = {
         _duration, "auto or seconds > 0, at most 3600", "Longest duration of a turn; auto goes by its text.", _SECONDS
     ),
 }
-MODEL = {
+MODEL_KEYS = {
     "model": Key(_name, "an id or a path", "Hugging Face id, directory or weights file."),
     "adapter": Key(_name, "an id or a path", "A LoRA adapter, merged into the model."),
     "revision": Key(_name, "a commit, branch or tag", "Which of a Hugging Face id."),
@@ -140,10 +140,10 @@ MODEL = {
     "retries": Key(_retries, "a whole number from 0 to 100", "More takes where one is bad.", _COUNT),
     "takes": Key(_takes, "a whole number from 1 to 100", "So many, and the best is kept.", _COUNT | {"minimum": 1}),
     "split": Key(
-        _split, f"auto, off or characters from {SHORTEST_PART} on", "Longer texts are spoken in parts.", _PARTS
+        _split, f"auto, off or characters from {MIN_CHUNK_CHARS} on", "Longer texts are spoken in parts.", _PARTS
     ),
     "verify": Key(_truth, "true or false", "Try again where a recognizer hears other words.", _TRUTH),
     "verify_model": Key(_name, "a size or a folder", "The recognizer: faster-whisper's model."),
     "offline": Key(_truth, "true or false", "Use what is cached only.", _TRUTH),
 }
-KEYS = GENERATION | MODEL
+ALL_KEYS = GENERATION_KEYS | MODEL_KEYS

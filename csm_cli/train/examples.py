@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from csm_cli.errors import InputError
-from csm_cli.train.rows import IGNORE, Batch, Lesson, Row, collate, lesson
+from csm_cli.train.batches import IGNORE, Batch, LossMask, SequenceRow, collate, make_loss_mask
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from csm_cli.data.store import Example, Store
-    from csm_cli.prompt import Prompter
+    from csm_cli.generation.prompt import PromptBuilder
 
 _POOL = 16  # batches whose conversations are sorted by length together
 
 
-def row_of(example: Example, prompter: Prompter) -> Row:
+def example_row(example: Example, prompter: PromptBuilder) -> SequenceRow:
     """A conversation as the model reads it: each turn's text, its frames and one frame of end codes.
 
     Raises:
@@ -39,7 +39,7 @@ def row_of(example: Example, prompter: Prompter) -> Row:
     text, codes = rows[:, -1], rows[:, :-1]
     is_text = text >= 0
     labels = np.where((learned & ~is_text)[:, None], codes, IGNORE)
-    return Row(
+    return SequenceRow(
         text=np.where(is_text, text, 0),
         is_text=is_text,
         codes=np.where(is_text[:, None], 0, codes),
@@ -52,7 +52,7 @@ def row_of(example: Example, prompter: Prompter) -> Row:
 
 
 @dataclass(frozen=True)
-class Portions:
+class BatchSpec:
     """How examples are dealt out: `tokens` positions a batch, `window` at most in one example."""
 
     tokens: int
@@ -60,14 +60,14 @@ class Portions:
     seed: int = 0
 
 
-class Deck:
+class ExampleSampler:
     """A store's examples dealt into batches, over and over: batch n is the same in every run, whoever asks for it.
 
     Raises:
         InputError: the store is empty, has other codebooks than the model, or an example beyond the window.
     """
 
-    def __init__(self, store: Store, prompter: Prompter, portions: Portions, codebooks: int) -> None:
+    def __init__(self, store: Store, prompter: PromptBuilder, portions: BatchSpec, codebooks: int) -> None:
         if not len(store):
             raise InputError("the training data holds no examples; csm data prepare says what it dropped and why")
         if store.codebooks != codebooks:
@@ -84,14 +84,14 @@ class Deck:
 
     def _length(self, index: int) -> int:
         example = self._store[index]
-        length = len(row_of(example, self._prompter))
+        length = len(example_row(example, self._prompter))
         if length > self._portions.window:
             raise InputError(f"{example.id}: has {length} positions, the model's window {self._portions.window}")
         if not any(turn.learned for turn in example.turns):
             raise InputError(f"{example.id}: has no turn to learn; every one is context")
         return length
 
-    def batch(self, number: int, plan: Lesson) -> Batch:
+    def batch(self, number: int, plan: LossMask) -> Batch:
         """Batch `number` since the beginning, an epoch after another; its random choices are its own."""
         epoch, place = 0, number
         while place >= len(self._deal(epoch)):
@@ -99,9 +99,9 @@ class Deck:
             epoch += 1
         return collate([self._chosen(int(index), epoch, plan) for index in self._deal(epoch)[place]])
 
-    def _chosen(self, index: int, epoch: int, plan: Lesson) -> Row:
+    def _chosen(self, index: int, epoch: int, plan: LossMask) -> SequenceRow:
         random = np.random.default_rng((self._portions.seed, epoch, index))
-        return lesson(row_of(self._store[index], self._prompter), plan, random)
+        return make_loss_mask(example_row(self._store[index], self._prompter), plan, random)
 
     def _deal(self, epoch: int) -> list[NDArray[np.int64]]:
         """The indices of each batch of an epoch: shuffled, those of like length together, batches shuffled again."""
@@ -134,11 +134,13 @@ class Deck:
             yield pool[first:]
 
 
-def everything(store: Store, prompter: Prompter, tokens: int, share: Sequence[int] = (0, 1)) -> Iterator[Batch]:
+def evaluation_batches(
+    store: Store, prompter: PromptBuilder, tokens: int, share: Sequence[int] = (0, 1)
+) -> Iterator[Batch]:
     """All examples once, in order, all their frames learned: every `share[1]`-th batch from `share[0]` on."""
-    batches: list[list[Row]] = [[]]
+    batches: list[list[SequenceRow]] = [[]]
     for index in range(len(store)):
-        row = row_of(store[index], prompter)
+        row = example_row(store[index], prompter)
         longest = max([len(row), *map(len, batches[-1])])
         if batches[-1] and longest * (len(batches[-1]) + 1) > tokens:
             batches.append([])

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from csm_cli.checkpoint.adapter import WEIGHTS
-from csm_cli.checkpoint.writing import fresh_folder, save_tensors
+from csm_cli.checkpoint.write import save_tensors, staging_folder
 from csm_cli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -15,17 +15,17 @@ if TYPE_CHECKING:
 
     from transformers import CsmForConditionalGeneration
 
-    from csm_cli.train.settings import Lora
+    from csm_cli.train.settings import LoraSettings
 
 
-class Adapter:
+class LoraAdapter:
     """The adapter of a model, whose own weights are frozen.
 
     Raises:
         UsageError: peft is not installed, or a target names no linear.
     """
 
-    def __init__(self, model: CsmForConditionalGeneration, plan: Lora, base: str) -> None:
+    def __init__(self, model: CsmForConditionalGeneration, plan: LoraSettings, base: str) -> None:
         try:
             from peft import LoraConfig, get_peft_model
         except ImportError as problem:
@@ -48,7 +48,7 @@ class Adapter:
         from peft import get_peft_model_state_dict
 
         factors = get_peft_model_state_dict(self._model, save_embedding_layers=False)
-        with fresh_folder(folder) as fresh:
+        with staging_folder(folder) as fresh:
             save_tensors(factors, fresh / WEIGHTS)
             replace(self._config, inference_mode=True).save_pretrained(str(fresh))
 

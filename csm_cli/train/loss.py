@@ -13,18 +13,18 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from csm_cli.train.rows import IGNORE
+from csm_cli.train.batches import IGNORE
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import CsmForConditionalGeneration
 
-    from csm_cli.train.model import GuidedAttention
-    from csm_cli.train.rows import Batch
+    from csm_cli.recipe.model import GuidedAttention
+    from csm_cli.train.batches import Batch
 
 
 @dataclass(frozen=True)
-class Found:
+class Losses:
     """Cross-entropies in float32, with the weights and the rows of the batch they belong to.
 
     backbone, backbone_weights, rows: [N], one for each learned frame; depth: [M, K - 1] and depth_weights: [M] of those
@@ -52,7 +52,7 @@ class Found:
         return sorted(set(rows.tolist()))
 
 
-class Learner(nn.Module):
+class LossModule(nn.Module):
     """transformers' CSM as a function from a batch to its cross-entropies; the codec has no part in it.
 
     voices: adds a head that names which of so many voices a turn is about to be spoken in, so that taking it from the
@@ -67,7 +67,7 @@ class Learner(nn.Module):
         self._guided = guided
         self.voice_head = nn.Linear(model.config.hidden_size, voices) if voices else None
 
-    def forward(self, batch: Batch, guide: bool = False) -> Found:
+    def forward(self, batch: Batch, guide: bool = False) -> Losses:
         """Cross-entropies of a batch on the model's device; `guide`: also those of the guided attention."""
         guided = self._guided if guide else None
         if guided is not None:
@@ -81,7 +81,7 @@ class Learner(nn.Module):
         depth = self._depth(hidden[whole], labels[whole])
         pull = guided.take_sum() if guided is not None else torch.zeros((), device=hidden.device)
         voice = self._voice(hidden, batch.voices[:, :-1])
-        return Found(backbone, weights[first], rows[first], depth, weights[whole], rows[whole], pull, voice)
+        return Losses(backbone, weights[first], rows[first], depth, weights[whole], rows[whole], pull, voice)
 
     def _voice(self, hidden: Tensor, voices: Tensor) -> Tensor:
         """Sum of the cross-entropies of the voices [B, S] that hidden states [B, S, H] are about to speak in."""

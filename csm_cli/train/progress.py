@@ -9,8 +9,8 @@ import os
 import time
 from typing import TYPE_CHECKING, Any
 
-from csm_cli.disk import write_atomically
 from csm_cli.errors import OutputFailed, UsageError
+from csm_cli.storage.files import write_atomically
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -43,20 +43,20 @@ def save_atomically(state: dict[str, Any], path: Path) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def clear_up(folder: Path) -> None:
+def remove_temp_files(folder: Path) -> None:
     """Removes the temporary files that a kill has left in the folder of a run."""
     for path in (*folder.glob("*.tmp"), *folder.glob("samples/*/*.tmp")):
         path.unlink()
 
 
-def report(folder: Path, step: int, split: str, figures: Mapping[str, float]) -> None:
+def log_figures(folder: Path, step: int, split: str, figures: Mapping[str, float]) -> None:
     """Log the figures and append them to `folder/history.jsonl`."""
     shown = " ".join(f"{name} {value:.3f}" for name, value in figures.items())
     _LOG.info("%s %d %s: %s", folder.name, step, split, shown)
     _append(folder / _HISTORY, {"step": step, "split": split, "time": round(time.time()), **figures})
 
 
-class Record:
+class HistoryWriter:
     """The figures of a run in `folder`: history.jsonl, loss.png and, if asked for, TensorBoard's logs.
 
     Figures later than `step`, of steps that were not saved before a kill, are dropped: those steps come again.

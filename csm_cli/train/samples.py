@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from csm_cli.audio import Audio, write_audio
-from csm_cli.codec import Codec
+from csm_cli.audio.io import Audio, write_audio
+from csm_cli.models.mimi import Codec
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -19,16 +19,16 @@ if TYPE_CHECKING:
     from transformers import CsmForConditionalGeneration
 
     from csm_cli.checkpoint import Checkpoint
-    from csm_cli.prompt import Prompter
+    from csm_cli.generation.prompt import PromptBuilder
 
 _TAGGED = re.compile(r"\s*\[(\d{1,3})\](.*)", re.DOTALL)
 _CHARACTERS_A_SECOND, _SLOWEST = 14.0, 2.0
 
 
-class Samples:
+class SampleSpeaker:
     """Texts, tagged [n] or for speaker 0, said by transformers' own `generate`: training does not know the engine."""
 
-    def __init__(self, texts: Sequence[str], checkpoint: Checkpoint, prompter: Prompter) -> None:
+    def __init__(self, texts: Sequence[str], checkpoint: Checkpoint, prompter: PromptBuilder) -> None:
         """Raises InputError where a text cannot be spoken."""
         self._checkpoint = checkpoint
         self._prompts = [(prompter.text_ids(*_spoken(text)), len(_spoken(text)[1])) for text in texts]

@@ -8,33 +8,33 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from csm_cli.errors import ScriptInvalid, SettingsInvalid
-from csm_cli.script.files import Files
-from csm_cli.script.scalars import Seed, Words, expects, truth
-from csm_cli.script.source import REFUSED, Source, read_text
-from csm_cli.script.validate import read
-from csm_cli.script.yaml_text import parse_yaml
+from csm_cli.script.audio_lookup import AudioLookup
+from csm_cli.script.fields import Seed, TextField, expecting, parse_bool
+from csm_cli.script.source import INVALID, Source, read_text
+from csm_cli.script.validate import validate_entry
+from csm_cli.script.yaml_reader import parse_yaml
 
-_Place = Annotated[str, Field(min_length=1), expects("a path")]
-_Count = Annotated[int, Field(ge=1, le=10**12), expects("a whole number >= 1")]
-_Every = Annotated[int, Field(ge=0, le=10**9), expects("a number of steps, 0 for never")]
-_Positive = Annotated[float, Field(gt=0, allow_inf_nan=False), expects("a number > 0")]
-_NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False), expects("a number >= 0")]
-_Share = Annotated[float, Field(ge=0, le=1), expects("a number from 0 to 1")]
-_Part = Annotated[float, Field(ge=0, lt=1), expects("a number from 0 to below 1")]
-_Switch = Annotated[bool, BeforeValidator(truth), Field(strict=True)]
+_Place = Annotated[str, Field(min_length=1), expecting("a path")]
+_Count = Annotated[int, Field(ge=1, le=10**12), expecting("a whole number >= 1")]
+_Every = Annotated[int, Field(ge=0, le=10**9), expecting("a number of steps, 0 for never")]
+_Positive = Annotated[float, Field(gt=0, allow_inf_nan=False), expecting("a number > 0")]
+_NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False), expecting("a number >= 0")]
+_Share = Annotated[float, Field(ge=0, le=1), expecting("a number from 0 to 1")]
+_Part = Annotated[float, Field(ge=0, lt=1), expecting("a number from 0 to below 1")]
+_Switch = Annotated[bool, BeforeValidator(parse_bool), Field(strict=True)]
 
 
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Lora(_Strict):
+class LoraSettings(_Strict):
     """An adapter is learned, the model stays. targets: the ends of the names of the linears that are adapted."""
 
     rank: _Count = 16
     alpha: _Positive = 32.0
     dropout: _Part = 0.0
-    targets: list[Words] = Field(
+    targets: list[TextField] = Field(
         default=[
             "q_proj",
             "k_proj",
@@ -50,28 +50,28 @@ class Lora(_Strict):
     )
 
 
-class Scratch(_Strict):
+class ScratchSettings(_Strict):
     """The model's sizes with random weights. backbone, depth: sizes that differ, by their names in config.json."""
 
     backbone: dict[str, _Count] = {}
     depth: dict[str, _Count] = {}
 
 
-class Settings(_Strict):
+class TrainSettings(_Strict):
     """A run of training; see configs/finetune/ for what to begin with.
 
     data: a folder that `csm data prepare` has made; output: the folder of the run. model: what is trained, the bundled
     voice where none is named. batch_tokens: positions of a micro-batch in one process; a step has `accumulate` of them.
     average: decay of the averaged weights, which are what is evaluated and kept. depth_share, corrupt and start_weight
-    are as in `rows.Lesson`. samples: sentences spoken every `sample_every` steps, tagged [n] or by speaker 0.
+    are as in `LossMask`. samples: sentences spoken every `sample_every` steps, tagged [n] or by speaker 0.
     """
 
     data: _Place
     output: _Place
-    model: Words | None = None
-    revision: Words | None = None
-    lora: Lora | None = None
-    scratch: Scratch | None = None
+    model: TextField | None = None
+    revision: TextField | None = None
+    lora: LoraSettings | None = None
+    scratch: ScratchSettings | None = None
     steps: _Count
     batch_tokens: _Count = 2048
     accumulate: _Count = 1
@@ -84,14 +84,14 @@ class Settings(_Strict):
     depth_weight: _NotNegative = 1.0
     start_weight: _Positive = 1.0
     corrupt: _Part = 0.0
-    optimizer: Annotated[Literal["adamw", "adamw8bit"], expects("adamw or adamw8bit")] = "adamw"
-    precision: Annotated[Literal["float32", "bfloat16"], expects("float32 or bfloat16")] = "float32"
+    optimizer: Annotated[Literal["adamw", "adamw8bit"], expecting("adamw or adamw8bit")] = "adamw"
+    precision: Annotated[Literal["float32", "bfloat16"], expecting("float32 or bfloat16")] = "float32"
     checkpointing: _Switch = False
     seed: Seed = 0
     evaluate_every: _Every = 200
     save_every: _Every = 200
     sample_every: _Every = 0
-    samples: list[Words] = []
+    samples: list[TextField] = []
     tensorboard: _Switch = False
 
     @property
@@ -106,29 +106,29 @@ class Settings(_Strict):
 
 
 _EXPECTED = "settings (name: value)"
-_NESTED: dict[str, type[_Strict]] = {"lora": Lora, "scratch": Scratch}
+_NESTED: dict[str, type[_Strict]] = {"lora": LoraSettings, "scratch": ScratchSettings}
 
 
-def read_settings(path: Path) -> Settings:
+def read_train_settings(path: Path) -> TrainSettings:
     """The settings in a YAML file; paths in it are as seen from where the command runs.
 
     Raises:
         SettingsInvalid: every complaint, each with its place.
     """
     try:
-        source = Source(str(path), Files(path.parent))
+        source = Source(str(path), AudioLookup(path.parent))
         parse_yaml(read_text(path), source, _EXPECTED)
     except ScriptInvalid as problem:
         raise SettingsInvalid(problem.complaints) from problem
     settings = None
-    if source.data is not REFUSED:
+    if source.data is not INVALID:
         settings = _settings(source)
     if source.complaints or settings is None:
         raise SettingsInvalid(source.complaints)
     return settings
 
 
-def _settings(source: Source) -> Settings | None:
+def _settings(source: Source) -> TrainSettings | None:
     """Sections are read by themselves, so that complaints know their fields."""
     if not isinstance(source.data, dict):
         source.complain((), f"expected {_EXPECTED}")
@@ -136,9 +136,9 @@ def _settings(source: Source) -> Settings | None:
     given = dict(source.data)
     for name, kind in _NESTED.items():
         if isinstance(given.get(name), dict):
-            section: BaseModel | None = read(kind, source, given[name], (name,))
+            section: BaseModel | None = validate_entry(kind, source, given[name], (name,))
             given[name] = section.model_dump() if section is not None else {}
-    settings = read(Settings, source, given, ())
+    settings = validate_entry(TrainSettings, source, given, ())
     if settings is not None and settings.lora and settings.scratch:
         source.complain(("scratch",), "random weights cannot be adapted; keep lora or scratch", at_key=True)
     return settings

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
     from torch import Tensor
 
-    from csm_cli.train.loss import Found, Learner
-    from csm_cli.train.rows import Batch
+    from csm_cli.train.batches import Batch
+    from csm_cli.train.loss import Losses, LossModule
 
 NAMES = ("backbone", "depth", "guide", "voice")
 
@@ -55,20 +55,20 @@ class Optimization:
 
 
 @dataclass(frozen=True)
-class Aids:
+class AuxLossWeights:
     """What guided attention and the voice head count beside the backbone's loss."""
 
     guide: float = 0.0
     voice: float = 0.0
 
 
-NO_AIDS = Aids()
+NO_AUX_LOSSES = AuxLossWeights()
 
 
 class Trainer:
     """A learner, its averaged weights and its optimizer after `step` steps."""
 
-    def __init__(self, learner: Learner, plan: Optimization, accelerator: Accelerator) -> None:
+    def __init__(self, learner: LossModule, plan: Optimization, accelerator: Accelerator) -> None:
         self.plan = plan
         self.accelerator = accelerator
         self.bare = learner.to(accelerator.device).train()
@@ -79,7 +79,7 @@ class Trainer:
         self.average = {name: p.detach().clone() for name, p in averaged.items()}
         self.step = 0
 
-    def update(self, batches: Sequence[Batch], aids: Aids = NO_AIDS) -> dict[str, float]:
+    def update(self, batches: Sequence[Batch], aids: AuxLossWeights = NO_AUX_LOSSES) -> dict[str, float]:
         """One step over the micro-batches of this process; returns the mean losses of all processes.
 
         Raises:
@@ -97,7 +97,7 @@ class Trainer:
         self.step += 1
         return dict(zip(NAMES, means.tolist(), strict=True))
 
-    def _gradients(self, batches: Sequence[Batch], aids: Aids) -> Tensor:
+    def _gradients(self, batches: Sequence[Batch], aids: AuxLossWeights) -> Tensor:
         """[4] the mean losses; their gradients are left in the parameters."""
         self.optimizer.zero_grad(set_to_none=True)
         sizes = self.reduced(torch.stack([batch.sizes for batch in batches]).sum(dim=0)).clamp(min=1e-6)
@@ -115,7 +115,7 @@ class Trainer:
             seen += sums.detach().double()
         return (self.reduced(seen) / sizes.to(seen.device)).cpu()
 
-    def _refuse_broken(self, found: Found, sums: Tensor, batch: Batch) -> None:
+    def _refuse_broken(self, found: Losses, sums: Tensor, batch: Batch) -> None:
         if not torch.isfinite(sums).all():
             rows = found.broken_rows() or range(len(batch.names))
             raise self._failed("the loss is", [batch.names[row] for row in rows])
@@ -150,9 +150,9 @@ class Trainer:
         total: Tensor = self.accelerator.reduce(values.to(self.accelerator.device), "sum")
         return total
 
-    def averaged(self) -> Swapped:
+    def averaged(self) -> EmaWeightsSwap:
         """A context in which the model holds the averaged weights."""
-        return Swapped(self.parameters, self.average)
+        return EmaWeightsSwap(self.parameters, self.average)
 
     def state(self) -> dict[str, Any]:
         return {
@@ -178,7 +178,7 @@ class Trainer:
             torch._foreach_lerp_(list(self.average.values()), [p.detach() for p in self.parameters.values()], 1 - decay)
 
 
-class Swapped:
+class EmaWeightsSwap:
     """While it is entered, parameters hold other values."""
 
     def __init__(self, parameters: dict[str, Any], others: dict[str, Any]) -> None:

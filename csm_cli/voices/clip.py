@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from csm_cli.audio import Audio
+from csm_cli.audio.io import Audio
 from csm_cli.errors import AudioUnreadable
 
 if TYPE_CHECKING:
@@ -24,14 +24,14 @@ _LETTERS_PER_SECOND = (3.0, 30.0)
 
 
 @dataclass(frozen=True, eq=False)
-class Clip:
+class PreparedClip:
     """Speech without the silence around it, and warnings for who gave it."""
 
     audio: Audio
     warnings: tuple[str, ...]
 
 
-def prepare(audio: Audio, text: str) -> Clip:
+def prepare_clip(audio: Audio, text: str) -> PreparedClip:
     """A clip of the recording `audio`, which says `text`.
 
     Raises:
@@ -46,7 +46,7 @@ def prepare(audio: Audio, text: str) -> Clip:
     kept = Audio(audio.samples[max(0, first - margin) : last + margin], audio.rate)
     if kept.duration < SHORT:
         raise AudioUnreadable(f"the clip holds {kept.duration:.1f} s of speech; 5 to 15 s make a good voice")
-    return Clip(kept, tuple(_troubles(kept, text)))
+    return PreparedClip(kept, tuple(_troubles(kept, text)))
 
 
 def _levels(audio: Audio) -> NDArray[np.float32]:

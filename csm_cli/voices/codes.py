@@ -9,9 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from csm_cli.disk import write_atomically
 from csm_cli.errors import AudioUnreadable, OutputFailed, OutputRefused
-from csm_cli.home import data_folder
+from csm_cli.storage.files import write_atomically
+from csm_cli.storage.paths import user_data_folder
 
 if TYPE_CHECKING:
     import numpy as np
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def kept_codes(audio: Path, codec: str, encode: Callable[[], NDArray[np.int64]]) -> NDArray[np.int64]:
+def cached_codes(audio: Path, codec: str, encode: Callable[[], NDArray[np.int64]]) -> NDArray[np.int64]:
     """The codes [T, K] of a clip by the codec of this mark; encoded where none are kept, and then kept.
 
     Raises:
@@ -38,14 +38,14 @@ def kept_codes(audio: Path, codec: str, encode: Callable[[], NDArray[np.int64]])
     return codes
 
 
-def forget_codes(audio: Path) -> None:
+def remove_codes(audio: Path) -> None:
     """Removes the codes that are kept of a clip."""
     for file in _folder().glob(f"{_mark(audio)}-*.npy"):
         file.unlink(missing_ok=True)
 
 
 def _folder() -> Path:
-    return data_folder() / "codes"
+    return user_data_folder() / "codes"
 
 
 def _mark(audio: Path) -> str:

@@ -14,21 +14,21 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from csm_cli.disk import write_atomically
 from csm_cli.errors import OutputFailed, OutputRefused, VoiceInvalid, VoiceNotFound
-from csm_cli.home import data_folder
+from csm_cli.storage.files import write_atomically
+from csm_cli.storage.paths import user_data_folder
 from csm_cli.types import Recording, Turn
-from csm_cli.voices.codes import forget_codes
+from csm_cli.voices.codes import remove_codes
 
 if TYPE_CHECKING:
-    from csm_cli.audio import Audio
+    from csm_cli.audio.io import Audio
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 _AUDIO, _CARD = "audio.flac", "voice.json"
 
 
 @dataclass(frozen=True)
-class Words:
+class VoiceText:
     """What a clip says, the licence or consent under which it may be used, and where it is from."""
 
     text: str
@@ -37,12 +37,12 @@ class Words:
 
 
 @dataclass(frozen=True)
-class Voice:
+class SavedVoice:
     """A saved voice: speech in `audio` (FLAC, mono), and its words."""
 
     name: str
     folder: Path
-    words: Words
+    words: VoiceText
     bundled: bool = False
 
     @property
@@ -56,7 +56,7 @@ class Voice:
 
 def voices_folder() -> Path:
     """Where the user's own voices lie."""
-    return data_folder() / "voices"
+    return user_data_folder() / "voices"
 
 
 def is_name(text: str) -> bool:
@@ -64,7 +64,7 @@ def is_name(text: str) -> bool:
     return _NAME.fullmatch(text) is not None
 
 
-def list_voices() -> list[Voice]:
+def list_voices() -> list[SavedVoice]:
     """Every saved voice by name, the bundled ones first; folders that hold none are passed over.
 
     Raises:
@@ -74,7 +74,7 @@ def list_voices() -> list[Voice]:
     return [_read(folder, bundled) for folder, bundled in found]
 
 
-def find_voice(name: str) -> Voice:
+def find_voice(name: str) -> SavedVoice:
     """The voice of this name.
 
     Raises:
@@ -85,10 +85,10 @@ def find_voice(name: str) -> Voice:
         for home, bundled in _homes():
             if (home / name / _CARD).is_file():
                 return _read(home / name, bundled)
-    raise VoiceNotFound(f"no voice {name!r}; {near_voices(name)}")
+    raise VoiceNotFound(f"no voice {name!r}; {similar_voices(name)}")
 
 
-def near_voices(name: str) -> str:
+def similar_voices(name: str) -> str:
     """What to tell of the voices there are to somebody who asked for another."""
     names = _names()
     near = difflib.get_close_matches(name, names, n=3, cutoff=0.6)
@@ -111,20 +111,20 @@ def check_name(name: str, replace: bool = False) -> None:
         raise OutputRefused(f"there is a voice {name!r} already; add --replace to replace it")
 
 
-def add_voice(name: str, audio: Audio, words: Words, replace: bool = False) -> Voice:
+def add_voice(name: str, audio: Audio, words: VoiceText, replace: bool = False) -> SavedVoice:
     """Saves a voice; raises OutputRefused as `check_name`, and as `save_voice`."""
     check_name(name, replace)
     return save_voice(voices_folder() / name, audio, words)
 
 
-def save_voice(folder: Path, audio: Audio, words: Words) -> Voice:
+def save_voice(folder: Path, audio: Audio, words: VoiceText) -> SavedVoice:
     """Writes a voice's folder, named as the voice: it appears whole or not at all, in the place of one before.
 
     Raises:
         OutputRefused: the folder cannot be made.
         OutputFailed: the disk is full or failed.
     """
-    from csm_cli.audio import write_audio
+    from csm_cli.audio.io import write_audio
 
     fresh, old = (folder.with_name(f".{secrets.token_hex(8)}.{kind}") for kind in ("new", "old"))
     try:
@@ -137,10 +137,10 @@ def save_voice(folder: Path, audio: Audio, words: Words) -> Voice:
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
-    return Voice(folder.name, folder, words)
+    return SavedVoice(folder.name, folder, words)
 
 
-def remove_voice(name: str) -> Voice:
+def remove_voice(name: str) -> SavedVoice:
     """Removes a saved voice.
 
     Raises:
@@ -151,7 +151,7 @@ def remove_voice(name: str) -> Voice:
         raise OutputRefused(f"{name!r} is bundled with csm and stays")
     gone = voice.folder.with_name(f".{secrets.token_hex(8)}.old")
     with _told(voice.folder):
-        forget_codes(voice.audio)
+        remove_codes(voice.audio)
         voice.folder.rename(gone)
         shutil.rmtree(gone)
     return voice
@@ -174,15 +174,15 @@ def _names() -> list[str]:
     return [folder.name for home, _ in _homes() for folder in _folders(home)]
 
 
-def _read(folder: Path, bundled: bool) -> Voice:
+def _read(folder: Path, bundled: bool) -> SavedVoice:
     card = folder / _CARD
     try:
-        words = Words(**json.loads(card.read_text(encoding="utf-8")))
+        words = VoiceText(**json.loads(card.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as problem:
         raise VoiceInvalid(f"{card}: is not a voice's card ({problem}); remove {folder} and add it again") from problem
     if not (folder / _AUDIO).is_file():
         raise VoiceInvalid(f"{folder / _AUDIO}: the voice's clip is missing; remove {folder} and add it again")
-    return Voice(folder.name, folder, words, bundled)
+    return SavedVoice(folder.name, folder, words, bundled)
 
 
 @contextmanager

@@ -1,0 +1,1 @@
+"""Sound files, loudness, mixing, subtitles and playback."""

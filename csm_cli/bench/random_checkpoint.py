@@ -1,0 +1,99 @@
+"""csm-1b's shapes with random weights: what decoding costs does not depend on what is said, and needs no download."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+from zlib import crc32
+
+import torch
+from torch import Tensor
+
+from csm_cli.checkpoint import Checkpoint, open_checkpoint
+from csm_cli.checkpoint.tensor_shapes import BACKBONE_TABLE, DEPTH_TABLE, expected_shapes
+from csm_cli.checkpoint.weights import CheckpointWeights, StoredTensor
+from csm_cli.models.csm.config import model_config
+from csm_cli.types import GenerationOptions
+
+if TYPE_CHECKING:
+    from transformers import CsmConfig
+
+RANDOM = "csm-1b-random"
+
+_NOWHERE = Path(RANDOM)
+_BLOCK = 1_000_003
+_ROPE = {"rope_type": "llama3", "rope_theta": 500000.0, "factor": 32.0}
+_BACKBONE_ROPE = {"low_freq_factor": 0.125, "high_freq_factor": 0.5, "original_max_position_embeddings": 1024}
+_DEPTH_ROPE = {"low_freq_factor": 0.001953125, "high_freq_factor": 0.0078125, "original_max_position_embeddings": 16}
+
+
+def open_for_bench(model: str | None) -> Checkpoint:
+    """A checkpoint by name, or csm-1b's shapes."""
+    return random_checkpoint(csm_1b()) if model == RANDOM else open_checkpoint(model)
+
+
+def silence_logs() -> None:
+    """Keeps transformers' warnings and progress bars off the terminal."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
+def random_checkpoint(config: CsmConfig) -> Checkpoint:
+    """Weights drawn anew, and alike, each time they are read, so that no copy is kept. There is no tokenizer."""
+    given: dict[str, Any] = config.to_dict()
+    sizes = model_config(given)
+    shapes = expected_shapes(sizes)
+    drawn = {name: StoredTensor(shape, partial(_draw, name, shape), _NOWHERE) for name, shape in shapes.items()}
+    codec = {name: _stored(tensor) for name, tensor in _codec_weights(config).items()}
+    return Checkpoint(
+        name=RANDOM,
+        config=sizes,
+        codec_config=given["codec_config"],
+        weights=CheckpointWeights(drawn | {DEPTH_TABLE: drawn[BACKBONE_TABLE]}),
+        codec_weights=CheckpointWeights(codec),
+        tokenizer_file=_NOWHERE,
+        defaults=GenerationOptions(temperature=0.9, top_k=50),
+        revision=None,
+    )
+
+
+def csm_1b() -> CsmConfig:
+    """What sesame/csm-1b's config.json says of sizes and RoPE."""
+    from transformers import CsmConfig, CsmDepthDecoderConfig
+
+    silence_logs()
+    depth = CsmDepthDecoderConfig(rope_parameters=_ROPE | _DEPTH_ROPE)
+    return CsmConfig(rope_parameters=_ROPE | _BACKBONE_ROPE, depth_decoder_config=depth)
+
+
+def _stored(tensor: Tensor) -> StoredTensor:
+    return StoredTensor(tuple(tensor.shape), lambda: tensor, _NOWHERE)
+
+
+def _draw(name: str, shape: tuple[int, ...]) -> Tensor:
+    """Ones for norms; the rest as a model is initialized, a block of numbers again and again: drawing takes minutes.
+
+    The block's length is a prime, so that no two rows are the same.
+    """
+    if len(shape) < 2:
+        return torch.ones(shape)
+    size = math.prod(shape)
+    generator = torch.Generator().manual_seed(crc32(name.encode()))
+    block = torch.empty(min(size, _BLOCK)).normal_(std=0.02, generator=generator)
+    return block.repeat(-(-size // len(block)))[:size].view(shape)
+
+
+def _codec_weights(config: CsmConfig) -> dict[str, Tensor]:
+    """A Mimi as transformers initializes it, by on-disk names, which only saving gives."""
+    from safetensors.torch import load_file
+    from transformers import MimiModel
+
+    with TemporaryDirectory() as folder:
+        MimiModel(config.codec_config).save_pretrained(folder)
+        weights: dict[str, Tensor] = load_file(Path(folder) / "model.safetensors")
+    return weights

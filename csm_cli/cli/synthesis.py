@@ -1,0 +1,205 @@
+"""From conversations to tracks: what `say`, `converse` and `batch` have in common."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from csm_cli.cli.console import log_line, set_up
+from csm_cli.cli.options import OutputOptions, SynthesisFlags, is_int8
+from csm_cli.errors import GenerationFailed
+from csm_cli.generation.events import AudioChunk, ConversationFailed, FrameProgress, Utterance
+from csm_cli.settings import options, read_settings
+from csm_cli.types import Conversation, GenerationOptions, RetryPolicy, Turn
+
+if TYPE_CHECKING:
+    import torch
+
+    from csm_cli.audio.mix import Track
+    from csm_cli.checkpoint import Checkpoint
+    from csm_cli.cli.progress import ProgressMeter
+    from csm_cli.generation.synthesizer import Synthesizer
+    from csm_cli.generation.verification import Recognizer
+
+
+@dataclass(frozen=True, eq=False)
+class FinishedConversation:
+    """A conversation whose turns have all come out, in order."""
+
+    conversation: Conversation
+    utterances: tuple[Utterance, ...]
+    track: Track
+
+
+@dataclass(frozen=True)
+class SynthesisJob:
+    """What is to be spoken, `slots` conversations at a time, by whom, and how it is told."""
+
+    conversations: Sequence[Conversation]
+    flags: GenerationOptions
+    speech: SynthesisFlags
+    telling: OutputOptions
+    slots: int = 1
+    care: RetryPolicy = field(default_factory=RetryPolicy)
+    recognizer: Recognizer | None = None
+
+
+def make_job(
+    conversations: Iterable[Conversation], speech: SynthesisFlags, telling: OutputOptions, slots: int = 1
+) -> SynthesisJob:
+    """A job; options from the environment and from configuration files come below each script's own.
+
+    Raises:
+        UsageError: an impossible value, in a flag, in the environment or in a configuration file, or a recognizer that
+            is not installed.
+    """
+    speech.check_names()
+    unheard = IgnoredFlags(speech)
+    talks = list(with_settings(conversations, speech))
+    for talk in talks:
+        unheard.see(talk)
+    if not telling.quiet:
+        unheard.tell()
+    return SynthesisJob(talks, speech.flags(), speech, telling, slots, speech.care, speech.recognizer())
+
+
+def with_settings(conversations: Iterable[Conversation], speech: SynthesisFlags) -> Iterator[Conversation]:
+    """Conversations with `speech`'s overrides above their turns' options, and what is configured below their own."""
+    over, base = speech.overrides(), options(read_settings())
+    return (_between(each, over, base) for each in conversations)
+
+
+def _between(talk: Conversation, over: GenerationOptions, base: GenerationOptions) -> Conversation:
+    turns = talk.turns
+    if over != GenerationOptions():
+        turns = tuple(replace(turn, options=over.over(turn.options)) for turn in turns)
+    return replace(talk, turns=turns, defaults=talk.defaults.over(base))
+
+
+class IgnoredFlags:
+    """Counts the turns for which a flag does not count, since they have a value of their own."""
+
+    def __init__(self, speech: SynthesisFlags) -> None:
+        over = asdict(speech.overrides())
+        flags = asdict(speech.flags()).items()
+        self._flags = {name: given for name, given in flags if given is not None and over[name] is None}
+        self._counts: Counter[str] = Counter()
+
+    def see(self, talk: Conversation) -> None:
+        for name, given in self._flags.items():
+            self._counts[name] += sum(getattr(turn.options, name) not in (None, given) for turn in talk.turns)
+
+    def tell(self) -> None:
+        for name, count in self._counts.items():
+            if count:
+                flag = f"--{name.replace('_', '-')}"
+                whose = "turn that has its" if count == 1 else "turns that have their"
+                log_line(f"{flag} does not count for {count} {whose} own {name}; --override {name}=... does")
+
+
+def find_checkpoint(job: SynthesisJob) -> Checkpoint:
+    """Opens the checkpoint; its weights are not read yet."""
+    set_up(job.telling)
+    if not job.telling.quiet:
+        log_line(f"loading {job.speech.model or 'the bundled voice'} ...")
+    from csm_cli.checkpoint import open_checkpoint
+
+    speech = job.speech
+    pick_device_and_dtype(speech)  # before gigabytes are fetched
+    return open_checkpoint(speech.model, speech.revision, speech.adapter, offline=speech.offline)
+
+
+def pick_device_and_dtype(speech: SynthesisFlags) -> tuple[torch.device, torch.dtype]:
+    """Where and in what the model computes.
+
+    Raises:
+        UsageError: no such name. DeviceMissing: not on this machine.
+    """
+    from csm_cli.device import pick_device, pick_dtype
+
+    device = pick_device(speech.device)
+    return device, pick_dtype(speech.dtype, device)
+
+
+def open_synthesizer(job: SynthesisJob, checkpoint: Checkpoint | None = None) -> Synthesizer:
+    """Loads the model. This is where torch is imported."""
+    rounded = is_int8(job.speech.quantize)
+    found = checkpoint or find_checkpoint(job)
+    from csm_cli.generation.synthesizer import Synthesizer
+
+    synth = Synthesizer(found, *pick_device_and_dtype(job.speech), job.slots, job.speech.compile)
+    if rounded:
+        from csm_cli.models.csm.quantization import quantize
+
+        quantize(synth.engine.model)
+    return synth
+
+
+def speak(
+    synth: Synthesizer, job: SynthesisJob, meter: ProgressMeter, talks: Iterable[Conversation] | None = None
+) -> Iterator[AudioChunk | Utterance | FinishedConversation | ConversationFailed]:
+    """Utterances; each conversation when its last turn has come out, or what kept it from that.
+
+    talks: what is spoken in place of the job's own conversations, asked for as slots become free. Where the job's care
+    asks for a stream, each utterance comes after its sound.
+
+    `meter` sees every event. After its Failure, nothing more is heard of a conversation.
+    """
+    said: dict[int, list[Utterance]] = {}
+    for event in synth.speak(talks or job.conversations, job.flags, job.care, job.recognizer):
+        meter.see(event)
+        if isinstance(event, AudioChunk):
+            yield event
+        if isinstance(event, FrameProgress | AudioChunk):
+            continue
+        talk = event.conversation
+        utterances = said.setdefault(id(talk), [])
+        if not _any_bad(utterances):
+            yield _outcome(event, len(utterances) + 1)
+        if isinstance(event, Utterance):
+            utterances.append(event)
+        given_up = isinstance(event, ConversationFailed) or (job.care.trim and _any_bad(utterances))
+        if given_up or len(utterances) == len(talk.turns):
+            del said[id(talk)]  # another conversation may get its place in memory
+            if not given_up and not _any_bad(utterances):
+                yield _spoken(talk, utterances)
+
+
+def _outcome(event: Utterance | ConversationFailed, number: int) -> Utterance | ConversationFailed:
+    """A turn without a good take is a failure."""
+    if isinstance(event, Utterance) and event.fault:
+        return ConversationFailed(event.conversation, _bad(event, number))
+    return event
+
+
+def _any_bad(utterances: Sequence[Utterance]) -> bool:
+    return any(each.fault for each in utterances)
+
+
+def speaker_label(turn: Turn) -> str:
+    """Whose voice a turn is in, as stems and subtitles name it."""
+    return turn.name or str(turn.speaker)
+
+
+def turn_title(turn: Turn, number: int) -> str:
+    """A turn as a message names it."""
+    text = " ".join(turn.text.split())
+    return f'turn {number} ({turn.name or turn.speaker}: "{text[:40]}{"..." if len(text) > 40 else ""}")'
+
+
+def _bad(utterance: Utterance, number: int) -> GenerationFailed:
+    tries = ", ".join(f"{take.fault} with seed {take.seed}" for take in utterance.takes if take.fault)
+    kept = "" if utterance.stop == "empty" else ", or --no-trim to have it as it is"
+    return GenerationFailed(f"{turn_title(utterance.turn, number)} {tries}; try another --seed, more --retries{kept}")
+
+
+def _spoken(conversation: Conversation, utterances: Sequence[Utterance]) -> FinishedConversation:
+    from csm_cli.audio.mix import TrackClip, mix
+
+    parts = [
+        TrackClip(each.audio.samples, each.turn.gap, each.turn.gain, speaker_label(each.turn)) for each in utterances
+    ]
+    track = mix(parts, utterances[0].audio.rate, conversation.tail, conversation.loudness)
+    return FinishedConversation(conversation, tuple(utterances), track)

@@ -1,0 +1,1 @@
+"""From conversations to audio: prompts, turns, takes, context window, verification and incremental runs."""

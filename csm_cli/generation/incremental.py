@@ -1,0 +1,218 @@
+"""Speaking a dialogue again: which of its turns are kept from the run before, and which are spoken."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from csm_cli.batch.fingerprint import checkpoint_fingerprint
+from csm_cli.generation.chunking import apply_lexicon
+from csm_cli.generation.concatenate import Segment
+from csm_cli.generation.events import Utterance
+from csm_cli.generation.turn_cache import SCHEMA, CachedTurn, TurnCache
+from csm_cli.types import Conversation, GenerationOptions, RetryPolicy, Turn
+
+if TYPE_CHECKING:
+    from csm_cli.checkpoint import Checkpoint
+    from csm_cli.generation.take import Take
+
+# What a turn's sound does not depend on, or what is marked by itself.
+_ASIDE = ("name", "id", "gap", "gain", "recording", "options")
+
+
+@dataclass(frozen=True)
+class RedoRequest:
+    """What is spoken again. redo: these turns (from 1), with new seeds; cascade: also all that follows a change."""
+
+    redo: frozenset[int] = frozenset()
+    cascade: bool = False
+    fresh: bool = False
+
+
+@dataclass(frozen=True)
+class SynthesisContext:
+    """Who speaks a dialogue, and how. flags: options above the script's own; care, verified: how takes are chosen."""
+
+    checkpoint: Checkpoint
+    flags: GenerationOptions
+    care: RetryPolicy
+    verified: bool = False
+
+    def options(self, talk: Conversation, turn: Turn) -> GenerationOptions:
+        return turn.options.over(self.flags.over(talk.defaults)).completed(self.checkpoint.defaults)
+
+
+class IncrementalRun:
+    """One run over a dialogue whose turns may be there already.
+
+    talk: as it is written; conversation: as it is spoken, with recordings in the place of the turns that are kept.
+    kept: these, by their index; stale: those among them before which something else is said now than when they were
+    spoken.
+    """
+
+    def __init__(self, state: TurnCache, talk: Conversation, voice: SynthesisContext, wish: RedoRequest) -> None:
+        self.talk = talk
+        self._state, self._voice, self._wish = state, voice, wish
+        base = _base(talk, voice)
+        self._marks = [_mark(base, turn, talk.lexicon, voice.options(talk, turn)) for turn in talk.turns]
+        self._past = base
+        self._before = list(state.turns)
+        self._now: list[CachedTurn] = []
+        self._again: dict[int, CachedTurn] = {}  # what is spoken again because somebody wished so
+        self.kept: dict[int, CachedTurn] = {}
+        self.stale: list[int] = []
+        self.conversation = replace(talk, turns=tuple(self._planned(base)))
+
+    def _planned(self, past: str) -> list[Turn]:
+        """The turns as they are spoken now; `past` is empty where it cannot be known before it is spoken."""
+        pool = [] if self._wish.fresh else list(self._state.turns)
+        turns = list(self.talk.turns)
+        for index, turn in enumerate(turns):
+            found = None if turn.recording else self._found(pool, index, past)
+            if found:
+                pool.remove(found)
+            if index + 1 in self._wish.redo:
+                turns[index] = self._with_new_seed(turn, index + 1)
+                self._again |= {index: found} if found else {}
+                found = None
+            elif found and self._wish.cascade and found.heard != past:
+                found = None
+            if found:
+                self.kept[index] = found
+                self.stale += [index] if found.heard != past else []
+                turns[index] = replace(turn, recording=self._state.recording(found))
+            past = (
+                _digest(past, self._marks[index], found.name if found else "")
+                if past and turns[index].recording
+                else ""
+            )
+        return turns
+
+    def _found(self, pool: Sequence[CachedTurn], index: int, past: str) -> CachedTurn | None:
+        """The newest turn of the same mark that was said after the same, or else at the nearest place."""
+        given = None if self._wish.redo else self._given(index)
+        alike = [each for each in reversed(pool) if each.mark == self._marks[index] and given in (None, each.given)]
+        alike.sort(key=lambda each: (each.heard != past, abs(each.number - 1 - index)))
+        return next((each for each in alike if self._state.intact(each)), None)
+
+    def _given(self, index: int) -> int | None:
+        """The seed that somebody asked for."""
+        return self._voice.options(self.talk, self.talk.turns[index]).seed
+
+    def _with_new_seed(self, turn: Turn, number: int) -> Turn:
+        first = self._voice.flags.seed
+        seed = secrets.randbelow(2**31) if first is None else first + sorted(self._wish.redo).index(number)
+        return replace(turn, options=replace(turn.options, seed=seed))
+
+    def hear(self, utterance: Utterance) -> Utterance:
+        """Keeps the next turn of the conversation as it came out, at once; returns it as it is to be told.
+
+        Raises:
+            OutputRefused, OutputFailed: the folder cannot be written to.
+        """
+        index = len(self._now)
+        turn = self.talk.turns[index]
+        entry = CachedTurn(index + 1, turn.text, self._marks[index], self._past, "", 0, None, "recorded")
+        if kept := self.kept.get(index):
+            entry = replace(kept, number=index + 1)
+            utterance = _restored(utterance, kept)
+        elif not turn.recording:
+            given = self._again[index].given if index in self._again else self._given(index)
+            entry = replace(_noted(entry, utterance, self.talk.lexicon), given=given)
+            entry = self._state.add(entry, utterance)
+        self._past = _digest(self._past, entry.mark, entry.name)
+        self._now.append(entry)
+        return replace(utterance, conversation=self.talk, turn=turn)
+
+    @property
+    def done(self) -> int:
+        """How many turns have come out."""
+        return len(self._now)
+
+    @property
+    def left(self) -> list[int]:
+        """Of the turns that the same command would speak again, those that have not come out yet."""
+        wished = range(1, len(self.talk.turns) + 1) if self._wish.fresh else sorted(self._wish.redo)
+        return [number for number in wished if number > self.done and not self.talk.turns[number - 1].recording]
+
+    def settle(self) -> None:
+        """The track is written: what it was to replace is forgotten."""
+        disliked = self._before if self._wish.fresh else list(self._again.values())
+        self._state.settle([entry for entry in self._now if entry.name], disliked)
+
+
+def take_record(take: Take, rate: int) -> dict[str, Any]:
+    """A take as JSON has it."""
+    heard = take.hearing
+    return {
+        "part": take.part,
+        "seed": take.seed,
+        "stop": take.stop,
+        "duration_s": round(len(take.samples) / rate, 3),
+        "fault": take.fault or None,
+        "heard": heard.text if heard else None,
+        "word_error_rate": round(heard.error_rate, 3) if heard else None,
+    }
+
+
+def _noted(entry: CachedTurn, utterance: Utterance, lexicon: Mapping[str, str]) -> CachedTurn:
+    """`entry` with all that is told of an utterance, and how the model heard it."""
+    return replace(
+        entry,
+        seed=utterance.seed,
+        stop=utterance.stop,
+        takes=tuple(take_record(take, utterance.audio.rate) for take in utterance.takes),
+        parts=tuple((apply_lexicon(piece.text, lexicon), piece.frames) for piece in utterance.pieces),
+        pieces=tuple(asdict(piece) for piece in utterance.pieces),
+        positions=utterance.positions,
+        warnings=utterance.warnings,
+    )
+
+
+def _restored(utterance: Utterance, kept: CachedTurn) -> Utterance:
+    """What a kept turn was told to be when it was spoken."""
+    return replace(
+        utterance,
+        stop=kept.stop,
+        seed=kept.seed,
+        pieces=tuple(Segment(**piece) for piece in kept.pieces),
+        positions=kept.positions,
+        warnings=kept.warnings,
+        kept=True,
+    )
+
+
+def _base(talk: Conversation, voice: SynthesisContext) -> str:
+    """Of the model, how takes are chosen, and the context."""
+    care = [voice.care.trim, voice.care.takes, voice.care.split, voice.verified]
+    return _digest(
+        SCHEMA, checkpoint_fingerprint(voice.checkpoint), care, [_mark("", turn, {}) for turn in talk.context]
+    )
+
+
+def _mark(base: str, turn: Turn, lexicon: Mapping[str, str], options: GenerationOptions | None = None) -> str:
+    """Of all that a turn's sound depends on but its seed and what was said before it."""
+    fields = {name: value for name, value in asdict(turn).items() if name not in _ASIDE}
+    fields["spelled"] = apply_lexicon(turn.text, lexicon)
+    heard = turn.recording
+    sound = [_file_mark(heard.path), heard.start, heard.end] if heard else None
+    spoken = asdict(replace(options, seed=None)) if options and not heard else None
+    return _digest(base, fields, spoken, sound)
+
+
+def _file_mark(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:
+        return "unreadable"  # which is told where it is read for its sound
+
+
+def _digest(*parts: Any) -> str:
+    text = json.dumps(parts, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:32]

@@ -1,0 +1,1 @@
+"""The models: CSM's backbone and depth decoder, and the Mimi codec."""

@@ -1,0 +1,1 @@
+"""How the bundled voice was made. Only `make voice` and `make finetune-demo` import it."""

@@ -1,0 +1,144 @@
+"""The whole recipe of the bundled voice: `python -m csm_cli.recipe.voice configs/voice/cpu.yaml`.
+
+Stages, each going on where it was interrupted: corpus, codec, codes, model, export.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from transformers import CsmForConditionalGeneration, MimiModel
+
+from csm_cli.recipe.codec import train_codec
+from csm_cli.recipe.conversations import (
+    CorpusTake,
+    CorpusTurn,
+    conversation_row,
+    encode_samples,
+    encode_shards,
+    load_takes,
+)
+from csm_cli.recipe.corpus import make_corpus, render_voice, shard_count, shard_stems
+from csm_cli.recipe.espeak import Espeak
+from csm_cli.recipe.export import export_voice
+from csm_cli.recipe.model import model_config
+from csm_cli.recipe.plan import VoicePlan, read_plan
+from csm_cli.recipe.preview import plot_samples, sample_sentences, save_samples, summary
+from csm_cli.recipe.sentences import held_out_sentences
+from csm_cli.recipe.train_model import RecipeJob, train_model
+from csm_cli.train.batches import Batch, collate
+from csm_cli.train.progress import plot_history
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_LOG = logging.getLogger(__name__)
+STAGES = ("corpus", "codec", "codes", "model", "export")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the stages from the first to `--until`."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("plan", type=Path, help="a file of configs/voice/")
+    parser.add_argument("--until", choices=STAGES, default="export", help="the last stage to run")
+    parser.add_argument("--from-voice", type=Path, help="start from the weights of this checkpoint folder")
+    given = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    build_voice(read_plan(given.plan), given.until, given.from_voice)
+
+
+def build_voice(plan: VoicePlan, until: str = "export", start: Path | None = None) -> None:
+    """The recipe into `plan.folder`, and at the end into `plan.target`."""
+    for stage in STAGES[: STAGES.index(until) + 1]:
+        _LOG.info("stage: %s", stage)
+        _RUN[stage](plan, start)
+
+
+def _corpus(plan: VoicePlan, _: Path | None) -> None:
+    make_corpus(plan.folder / "corpus", plan.corpus)
+
+
+def _codec(plan: VoicePlan, start: Path | None) -> None:
+    if start is not None:
+        codec = CsmForConditionalGeneration.from_pretrained(start).codec_model
+        codec.save_pretrained(plan.folder / "codec" / "export")
+    else:
+        train_codec(plan.codec, plan.folder / "corpus", plan.folder / "codec")
+
+
+def _codes(plan: VoicePlan, _: Path | None) -> None:
+    stems = shard_stems(plan.folder / "corpus")[: shard_count(plan.corpus)]
+    encode_shards(_load_codec(plan), stems, plan.folder / "codes")
+
+
+def _model(plan: VoicePlan, start: Path | None) -> None:
+    model = fresh_model(plan) if start is None else CsmForConditionalGeneration.from_pretrained(start)
+    takes = load_takes(plan.folder / "corpus", plan.folder / "codes")
+    job = RecipeJob(takes, held_out_batches(plan, model.codec_model), plan.folder / "model", _Saver(plan))
+    train_model(model.to(_device()), plan.model, job)
+
+
+def _export(plan: VoicePlan, _: Path | None) -> None:
+    model = CsmForConditionalGeneration.from_pretrained(plan.folder / "export-latest")
+    model.codec_model = _load_codec(plan).cpu()
+    export_voice(model, plan.sampling, plan.target)
+    plot_samples(sample_sentences(model, Espeak(), held_out_sentences()[:3]), plan.target / "samples.png")
+
+
+_RUN = {"corpus": _corpus, "codec": _codec, "codes": _codes, "model": _model, "export": _export}
+
+
+def fresh_model(plan: VoicePlan) -> CsmForConditionalGeneration:
+    """A model with random weights around the trained codec."""
+    torch.manual_seed(0)
+    model = CsmForConditionalGeneration(model_config(plan.model.backbone, plan.model.depth, plan.codec.shape))
+    model.codec_model = _load_codec(plan)
+    return model
+
+
+def held_out_batches(plan: VoicePlan, codec: MimiModel, count: int = 48) -> list[Batch]:
+    """Held-out sentences in the two fixed voices, as batches without context."""
+    espeak = Espeak()
+    spoken = [render_voice(espeak, text, index % 2) for index, text in enumerate(held_out_sentences()[:count])]
+    takes = [CorpusTake(utterance, encode_samples(codec, [samples])[0]) for utterance, samples in spoken]
+    rows = [conversation_row([CorpusTurn(take.utterance.voice, take, learned=True)]) for take in takes]
+    return [collate(rows[start : start + 16]) for start in range(0, count, 16)]
+
+
+class _Saver:
+    """After every save: export the averaged weights, draw the curves and, now and then, sample speech."""
+
+    def __init__(self, plan: VoicePlan) -> None:
+        self._plan = plan
+        self._espeak = Espeak()
+        self._saves = 0
+
+    def __call__(self, model: CsmForConditionalGeneration, step: int) -> None:
+        folder = self._plan.folder / "export-latest"
+        export_voice(model, self._plan.sampling, folder)
+        plot_history(self._plan.folder / "model")
+        self._saves += 1
+        if self._saves % self._plan.preview_every == 0:
+            exported = CsmForConditionalGeneration.from_pretrained(folder)
+            samples = sample_sentences(exported, self._espeak, held_out_sentences()[: self._plan.preview_sentences])
+            save_samples(samples, self._plan.folder / "samples")
+            figures = summary(samples)
+            _LOG.info("preview at %d: %s", step, json.dumps(figures))
+            (folder / "preview.json").write_text(json.dumps({"step": step, **figures}) + "\n")
+
+
+def _load_codec(plan: VoicePlan) -> MimiModel:
+    return MimiModel.from_pretrained(plan.folder / "codec" / "export").to(_device()).eval()
+
+
+def _device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+if __name__ == "__main__":
+    main()

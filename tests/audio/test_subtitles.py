@@ -1,0 +1,32 @@
+from __future__ import annotations
+
+import json
+
+from csm_cli.audio.subtitles import Cue, as_json, srt, vtt
+
+CUES = [
+    Cue(3661.0, 3662.5, "ben", "A <b> & so\n\non --> there"),
+    Cue(0.0, 1.9996, "ana", "Hello."),
+]
+
+
+def test_subrip() -> None:
+    assert srt(CUES) == (
+        "1\n00:00:00,000 --> 00:00:02,000\nana: Hello.\n"
+        "\n2\n01:01:01,000 --> 01:01:02,500\nben: A <b> & so on -> there\n"
+    )
+
+
+def test_webvtt_escapes_what_it_would_read_as_markup() -> None:
+    assert vtt(CUES) == (
+        "WEBVTT\n\n00:00:00.000 --> 00:00:02.000\n<v ana>Hello.\n"
+        "\n01:01:01.000 --> 01:01:02.500\n<v ben>A &lt;b&gt; &amp; so on --&gt; there\n"
+    )
+
+
+def test_json_keeps_the_text_as_written() -> None:
+    assert json.loads(as_json(CUES))[1] == {"start": 3661.0, "end": 3662.5, "speaker": "ben", "text": CUES[0].text}
+
+
+def test_no_cues() -> None:
+    assert (srt([]), vtt([]), as_json([])) == ("", "WEBVTT\n", "[]\n")

@@ -1,0 +1,300 @@
+"""What a batch remembers: the ledger, fingerprints, patterns, shards."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from csm_cli.batch import (
+    BatchItem,
+    Counts,
+    Fingerprinter,
+    Ledger,
+    OutputPattern,
+    Selection,
+    Shard,
+    SynthesisSetup,
+    remove_stale_temp_files,
+    select_items,
+)
+from csm_cli.batch.fingerprint import checkpoint_fingerprint
+from csm_cli.batch.ledger import LedgerEntry
+from csm_cli.batch.merge import merge
+from csm_cli.checkpoint import Checkpoint, open_checkpoint
+from csm_cli.errors import InputError, UsageError
+from csm_cli.types import Conversation, GenerationOptions, Recording, RetryPolicy, Turn
+
+LINES = [{"id": "a", "status": "ok", "fingerprint": "1"}, {"id": "b", "status": "failed", "fingerprint": "2"}]
+
+
+def ledger_of(folder: Path, text: str) -> Path:
+    path = folder / "results.jsonl"
+    path.write_text(text)
+    return path
+
+
+def whole() -> str:
+    return "".join(json.dumps(line) + "\n" for line in LINES)
+
+
+def test_what_was_added_is_read_again(tmp_path: Path) -> None:
+    with Ledger(tmp_path / "new" / "folder") as ledger:
+        for line in [*LINES, LINES[1] | {"status": "ok"}]:
+            ledger.append(line)
+    with Ledger(tmp_path / "new" / "folder") as again:
+        assert again.entries == {"a": LedgerEntry("ok", "1"), "b": LedgerEntry("ok", "2")}
+    assert len((tmp_path / "new" / "folder" / "results.jsonl").read_text().splitlines()) == 3
+
+
+@pytest.mark.parametrize("torn", ["{", '{"id": "c", "status": "ok"}', "x" * 100_000])
+def test_a_torn_last_line_is_cut_and_the_next_stands_alone(tmp_path: Path, torn: str) -> None:
+    path = ledger_of(tmp_path, whole() + torn)
+    with Ledger(tmp_path) as ledger:
+        assert set(ledger.entries) == {"a", "b"}
+        ledger.append({"id": "d", "status": "ok"})
+    assert path.read_text() == whole() + '{"id": "d", "status": "ok"}\n'
+
+
+def test_a_ledger_of_nothing_but_a_torn_line_is_empty(tmp_path: Path) -> None:
+    path = ledger_of(tmp_path, '{"id"')
+    with Ledger(tmp_path) as ledger:
+        assert not ledger.entries
+    assert not path.read_text()
+
+
+@pytest.mark.parametrize("line", ["hello\n", "[1]\n", '{"a": 1}\n', '{"a": 1}'])
+def test_somebody_elses_file_is_left_alone(tmp_path: Path, line: str) -> None:
+    path = ledger_of(tmp_path, whole() + line)
+    with pytest.raises(InputError, match=r"results\.jsonl:3: is not a result"):
+        Ledger(tmp_path)
+    assert path.read_text() == whole() + line
+
+
+def test_one_process_holds_it_until_it_dies(tmp_path: Path) -> None:
+    code = "import pathlib, csm_cli.batch; held = csm_cli.batch.Ledger(pathlib.Path()); print('held'); input()"
+    command = [sys.executable, "-uc", code]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=tmp_path) as holder:
+        assert holder.stdout and holder.stdout.readline()
+        with pytest.raises(UsageError, match="in use by another run"):
+            Ledger(tmp_path)
+        holder.kill()
+    Ledger(tmp_path).close()
+
+
+@pytest.mark.parametrize(
+    ("pattern", "folder"),
+    [
+        ("out/{id}.wav", "out"),
+        ("{id}.wav", "."),
+        ("a/b/x-{index}/{id}.wav", "a/b"),
+        ("a{{b}}/{id}.wav", "a{b}"),
+        ("/{id}.wav", "/"),
+        ("one.wav", "."),
+        ("out/{shard:03d}/{id}.wav", "out/007"),
+    ],
+)
+def test_the_folder_is_what_all_names_share(pattern: str, folder: str) -> None:
+    assert OutputPattern(pattern, 7).folder == Path(folder)
+
+
+@pytest.mark.parametrize(("text", "shard"), [("1/1", Shard(1, 1)), ("3/8", Shard(3, 8)), ("slurm", Shard(3, 4))])
+def test_a_shard_is_read(text: str, shard: Shard) -> None:
+    array = {"ID": "14", "MIN": "10", "MAX": "16", "COUNT": "4", "STEP": "2"}
+    assert Shard.read(text, {f"SLURM_ARRAY_TASK_{name}": value for name, value in array.items()}) == shard
+
+
+def test_an_array_with_holes_is_refused() -> None:
+    array = {"ID": "1", "MIN": "1", "MAX": "7", "COUNT": "3", "STEP": "1"}
+    with pytest.raises(UsageError, match="without holes"):
+        Shard.read("slurm", {f"SLURM_ARRAY_TASK_{name}": value for name, value in array.items()})
+
+
+@pytest.mark.parametrize("text", ["0/2", "3/2", "1", "1/0", "a/b", "", "slurm", "-1/2"])
+def test_an_impossible_shard_is_refused(text: str) -> None:
+    with pytest.raises(UsageError):
+        Shard.read(text, {})
+
+
+def items(count: int) -> list[BatchItem]:
+    return [
+        BatchItem(Conversation((Turn(0, "Hi."),), id=f"{n}"), Path(f"{n}.wav"), f"{n}.wav", "f") for n in range(count)
+    ]
+
+
+def test_shards_share_all_items_and_none_twice() -> None:
+    parts = [Shard(index, 3).of(items(10)) for index in (1, 2, 3)]
+    assert sorted(item.id for part in parts for item in part) == [item.id for item in items(10)]
+
+
+def test_done_is_ok_unchanged_and_there(tmp_path: Path) -> None:
+    made = [replace(item, path=tmp_path / item.path) for item in items(5)]
+    for item in made[:4]:
+        item.path.touch()
+    entries = {
+        "0": LedgerEntry("ok", "f"),
+        "1": LedgerEntry("ok", "old"),
+        "2": LedgerEntry("failed", "f"),
+        "4": LedgerEntry("ok", "f"),
+    }
+
+    def chosen(choice: Selection) -> tuple[str, int, bool, int]:
+        tally = Counts()
+        taken = "".join(item.id for item in select_items(made, entries, choice, tally))
+        assert tally.taken == len(taken)
+        return taken, tally.done, tally.left, tally.skipped
+
+    assert chosen(Selection()) == ("1234", 1, False, 3)
+    assert chosen(Selection(limit=3)) == ("123", 1, True, 3)
+    assert chosen(Selection(limit=4)) == ("1234", 1, False, 3)
+    assert chosen(Selection(failed=True)) == ("2", 1, False, 12)
+    assert chosen(Selection(force=True)) == ("01234", 0, False, 0)
+
+
+def test_what_a_killed_run_left_half_written_is_swept(tmp_path: Path) -> None:
+    for name in (".0123456789abcdef.tmp", ".mine.tmp", "a.wav"):
+        (tmp_path / name).touch()
+    sweep = remove_stale_temp_files()
+    sweep(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {".mine.tmp", "a.wav"}
+    (tmp_path / ".0123456789abcdef.tmp").touch()
+    sweep(tmp_path)
+    assert (tmp_path / ".0123456789abcdef.tmp").exists(), "this run's own"
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tiny_checkpoint: Path) -> Checkpoint:
+    return open_checkpoint(str(tiny_checkpoint))
+
+
+def mark(
+    checkpoint: Checkpoint, item: BatchItem, flags: GenerationOptions | None = None, trim: bool = False
+) -> BatchItem:
+    return Fingerprinter(SynthesisSetup(checkpoint, flags or GenerationOptions(), RetryPolicy(trim))).mark(item)
+
+
+TALK = Conversation((Turn(0, "Hi."),), id="a")
+CHANGES: list[Callable[[Conversation], Conversation]] = [
+    lambda talk: replace(talk, id="b"),
+    lambda talk: replace(talk, tail=1.0),
+    lambda talk: replace(talk, turns=(Turn(1, "Hi."),)),
+    lambda talk: replace(talk, turns=(Turn(0, "Hi!"),)),
+    lambda talk: replace(talk, turns=(Turn(0, "Hi.", gain=1.0),)),
+    lambda talk: replace(talk, turns=(Turn(0, "Hi.", options=GenerationOptions(top_k=3)),)),
+    lambda talk: replace(talk, defaults=GenerationOptions(seed=3)),
+    lambda talk: replace(talk, context=(Turn(0, "Ho.", recording=Recording(Path("none.wav"))),)),
+]
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_whatever_changes_the_sound_changes_the_fingerprint(
+    checkpoint: Checkpoint, change: Callable[[Conversation], Conversation]
+) -> None:
+    same, other = (mark(checkpoint, BatchItem(talk, Path("a.wav"))).fingerprint for talk in (TALK, change(TALK)))
+    assert same == mark(checkpoint, BatchItem(TALK, Path("a.wav"))).fingerprint != other
+
+
+def test_flags_and_the_files_name_count_too(checkpoint: Checkpoint) -> None:
+    item = BatchItem(TALK, Path("a.wav"))
+    cares = [RetryPolicy(True, takes=3), RetryPolicy(True, split=80)]
+    voices = [SynthesisSetup(checkpoint, GenerationOptions(), care) for care in cares]
+    voices.append(SynthesisSetup(checkpoint, GenerationOptions(), verified=True))
+    marks = [
+        mark(checkpoint, item),
+        mark(checkpoint, item, GenerationOptions(temperature=0.5)),
+        mark(checkpoint, item, trim=True),
+        mark(checkpoint, replace(item, file="a.flac")),
+        *(Fingerprinter(voice).mark(item) for voice in voices),
+    ]
+    assert len({each.fingerprint for each in marks}) == 4 + len(voices)
+
+
+def test_of_a_lexicon_what_its_words_say_counts(checkpoint: Checkpoint) -> None:
+    plain, other, respelled = (
+        mark(checkpoint, BatchItem(replace(TALK, lexicon=lexicon), Path("a.wav"))).fingerprint
+        for lexicon in ({}, {"Ho": "Hoh"}, {"Hi": "High"})
+    )
+    assert plain == other != respelled
+
+
+def test_a_seed_is_given_where_none_is(checkpoint: Checkpoint) -> None:
+    seeds = [
+        mark(checkpoint, BatchItem(TALK, Path(name), name)).conversation.defaults.seed for name in ("a.wav", "b.wav")
+    ]
+    assert seeds[0] is not None and seeds[0] == seeds[1]
+    assert (
+        mark(checkpoint, BatchItem(TALK, Path("a.wav")), GenerationOptions(seed=0)).conversation.defaults.seed is None
+    )
+
+
+def test_a_recording_counts_by_its_bytes(checkpoint: Checkpoint, tone: Path) -> None:
+    item = BatchItem(replace(TALK, context=(Turn(0, "Ho.", recording=Recording(tone)),)), Path("a.wav"))
+    before = mark(checkpoint, item).fingerprint
+    tone.write_bytes(tone.read_bytes()[:-2] + b"\x01\x00")
+    assert mark(checkpoint, item).fingerprint != before
+
+
+def test_a_checkpoint_is_what_it_holds_wherever_it_lies(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    def copy(name: str, change: bool) -> str:
+        folder = tmp_path / name
+        folder.mkdir()
+        for file in tiny_checkpoint.iterdir():
+            data = bytearray(file.read_bytes())
+            if change and file.suffix == ".safetensors":
+                data[-len(data) // 3] ^= 1
+            (folder / file.name).write_bytes(data)
+        return checkpoint_fingerprint(open_checkpoint(str(folder)))
+
+    original = checkpoint_fingerprint(open_checkpoint(str(tiny_checkpoint)))
+    assert copy("same", False) == original != copy("other", True)
+
+
+def result(id: str, status: str = "ok", fingerprint: str = "1") -> dict[str, str]:
+    return {"id": id, "status": status, "file": f"{id}.wav", "output": "elsewhere", "fingerprint": fingerprint}
+
+
+def written(folder: Path, *results: dict[str, str]) -> Path:
+    with Ledger(folder) as ledger:
+        for each in results:
+            (folder / each["file"]).write_text(f"{folder.name} {each['fingerprint']}")
+            ledger.append(each)
+    return folder
+
+
+def entries(folder: Path) -> dict[str, LedgerEntry]:
+    with Ledger(folder) as ledger:
+        return ledger.entries
+
+
+def test_shards_are_merged_and_merged_again(tmp_path: Path) -> None:
+    one = written(tmp_path / "one", result("a"), result("b", "failed"), result("a", fingerprint="2"))
+    two = written(tmp_path / "two", result("b"), result("c", "failed"))
+    assert merge([one, two], tmp_path / "all") == (2, 1) == merge([one, two], tmp_path / "all")
+    assert entries(tmp_path / "all") == {
+        "a": LedgerEntry("ok", "2"),
+        "b": LedgerEntry("ok", "1"),
+        "c": LedgerEntry("failed", "1"),
+    }
+    assert {file.name: file.read_text() for file in (tmp_path / "all").glob("*.wav")} == {
+        "a.wav": "one 2",
+        "b.wav": "two 1",
+    }
+    lines = [json.loads(line) for line in (tmp_path / "all" / "results.jsonl").read_text().splitlines()]
+    assert [line["output"] for line in lines if line["id"] == "a"] == [str(tmp_path / "all" / "a.wav")]
+
+
+def test_what_cannot_be_merged_is_refused(tmp_path: Path) -> None:
+    one = written(tmp_path / "one", result("a"))
+    with pytest.raises(InputError, match=r"has no results\.jsonl"):
+        merge([one, tmp_path], tmp_path / "all")
+    two = written(tmp_path / "two", result("b") | {"file": "a.wav"})
+    with pytest.raises(InputError, match=r'"a" and "b" are both in a file a\.wav'):
+        merge([one, two], tmp_path / "all")
+    (one / "a.wav").unlink()
+    with pytest.raises(InputError, match="run its shard again"):
+        merge([one], tmp_path / "all")

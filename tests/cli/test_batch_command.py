@@ -1,0 +1,350 @@
+"""csm batch: a manifest to files."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+from conftest import Result, write_tone
+
+Csm = Callable[..., Result]
+
+
+def item(id: str, text: str = "Hello.", **fields: Any) -> dict[str, Any]:
+    return {"id": id, "speaker": 0, "text": text, "max_duration": 0.4} | fields
+
+
+def manifest(folder: Path, *items: dict[str, Any]) -> Path:
+    path = folder / "lines.jsonl"
+    path.write_text("\n".join(map(json.dumps, items)), encoding="utf-8")
+    return path
+
+
+def run(csm: Csm, checkpoint: Path, path: Path | str, pattern: object, *flags: object) -> Result:
+    return csm("batch", path, "-o", pattern, "--model", checkpoint, *flags)
+
+
+def test_writes_a_file_for_each_item(csm: Csm, tiny_checkpoint: Path, tmp_path: Path, tone: Path) -> None:
+    context = [{"speaker": 1, "audio": tone.name, "text": "Hi!"}]
+    turns = [{"speaker": 0, "text": "Hi", "max_duration": 0.4}, {"speaker": 1, "text": "Ho", "max_duration": 0.2}]
+    path = manifest(tmp_path, item("a"), item("b", context=context), {"id": "c", "turns": turns})
+    result = run(csm, tiny_checkpoint, path, tmp_path / "out" / "{id}.wav")
+    assert result.code == 0, result.err
+    assert sorted(result.out.splitlines()) == [str(tmp_path / "out" / f"{name}.wav") for name in "abc"]
+    assert {name: soundfile.info(tmp_path / "out" / f"{name}.wav").duration for name in "abc"} == {
+        "a": 0.4,
+        "b": 0.4,
+        "c": 0.56,
+    }
+    assert "3 of 3 written" in result.err and "seed" in result.err
+
+
+def test_items_sound_the_same_alone_and_together(csm: Csm, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    items = [item(f"{n}", f"Hello number {n}.", seed=n, temperature=1.0) for n in range(5)]
+    takes = []
+    for size in (1, 3):
+        run(csm, tiny_checkpoint, manifest(tmp_path, *items), tmp_path / f"{size}" / "{id}.wav", "--batch-size", size)
+        takes.append([soundfile.read(tmp_path / f"{size}" / f"{n}.wav")[0] for n in range(5)])
+    assert all(np.array_equal(alone, together) for alone, together in zip(*takes, strict=True))
+
+
+def test_names_come_from_the_fields(csm: Csm, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    path = manifest(tmp_path, item("x"), item("ü b"))
+    assert run(csm, tiny_checkpoint, path, tmp_path / "{index:03d}-{speaker}-{id}.flac").code == 0
+    assert (tmp_path / "001-0-x.flac").exists() and (tmp_path / "002-0-ü b.flac").exists()
+
+
+def test_json_is_one_object_an_item(csm: Csm, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    result = run(csm, tiny_checkpoint, manifest(tmp_path, item("a"), item("b")), tmp_path / "{id}.wav", "--json")
+    records = [json.loads(line) for line in result.out.splitlines()]
+    assert {record["id"]: record["output"] for record in records} == {n: str(tmp_path / f"{n}.wav") for n in "ab"}
+    assert all(record["status"] == "ok" and record["duration_s"] == 0.4 for record in records)
+
+
+def test_reads_standard_input(csm: Csm, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(json.dumps(item("a")).encode())))
+    assert run(csm, tiny_checkpoint, "-", tmp_path / "{id}.wav").code == 0 and (tmp_path / "a.wav").exists()
+
+
+def test_a_failed_item_is_one_line_and_the_rest_go_on(csm: Csm, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    bad = item("bad", max_duration=100)
+    result = run(csm, tiny_checkpoint, manifest(tmp_path, item("a"), bad, item("b")), tmp_path / "{id}.wav", "--json")
+    assert result.code == 5
+    assert (tmp_path / "a.wav").exists() and (tmp_path / "b.wav").exists() and not (tmp_path / "bad.wav").exists()
+    failures = [line for line in result.err.splitlines() if line.startswith("csm: bad: turn 1")]
+    assert len(failures) == 1 and "too long" in failures[0]
+    assert result.err.splitlines()[-1] == "csm: 1 of 3 items failed; the lines above say why"
+    told = [json.loads(line) for line in result.out.splitlines()]
+    assert [record["status"] for record in told if record["id"] == "bad"] == ["failed"]
+
+
+def test_where_all_items_fail_nothing_was_generated(csm: Csm, mute_checkpoint: Path, tmp_path: Path) -> None:
+    result = run(csm, mute_checkpoint, manifest(tmp_path, item("a"), item("b")), tmp_path / "{id}.wav")
+    assert result.code == 1 and result.err.count("came out empty") == 2 and not list(tmp_path.glob("*.wav"))
+
+
+@pytest.mark.parametrize(
+    ("pattern", "ids", "code", "message"),
+    [
+        ("out.wav", "ab", 3, "put {id} into -o"),
+        ("{id.__class__}.wav", "ab", 2, "no field"),
+        ("{}.wav", "ab", 2, "no field"),
+        ("{name}.wav", "ab", 2, "{id}, {index}, {speaker} and {shard}"),
+        ("{id.wav", "ab", 2, "csm: -o"),
+        ("{id:d}.wav", "ab", 2, "csm: -o"),
+        ("{index:{width}}.wav", "ab", 2, "csm: -o"),
+        ("{id}.mp3", "ab", 2, ".mp3"),
+        ("-", "ab", 2, "batch writes files"),
+        ("x" * 300 + "{id}.wav", "ab", 2, "too long"),
+    ],
+)
+def test_outputs_are_refused_before_anything_is_loaded(
+    csm: Csm, tmp_path: Path, pattern: str, ids: str, code: int, message: str
+) -> None:
+    path = manifest(tmp_path, *(item(name) for name in ids))
+    result = run(csm, tmp_path / "none", path, tmp_path / pattern if pattern != "-" else "-")
+    assert result.code == code and message in result.err
+    assert "loading" not in result.err and len(result.err.splitlines()) == 1 and not result.out
+
+
+@pytest.mark.parametrize(
+    ("heard", "message"),
+    [
+        ((None, "b.wav"), '"b" would replace {folder}/b.wav, which this batch reads'),
+        (("b.wav", None), '"b" would replace {folder}/b.wav, which this batch reads'),
+        ((None, "a.wav"), '"b" reads {folder}/a.wav, which a line before it would replace'),
+        (("other/../a.wav", None), '"a" would replace {folder}/a.wav, which this batch reads'),
+        ((None, "link.wav"), '"b" reads {folder}/link.wav, which a line before it would replace'),
+    ],
+)
+def test_what_a_line_reads_no_line_replaces(
+    csm: Csm, tmp_path: Path, heard: tuple[str | None, str | None], message: str
+) -> None:
+    before = write_tone(tmp_path / "a.wav").read_bytes()
+    write_tone(tmp_path / "b.wav")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "link.wav").symlink_to("a.wav")
+    past = [{"context": [{"speaker": 1, "audio": name, "text": "Hi!"}]} if name else {} for name in heard]
+    path = manifest(tmp_path, item("a", **past[0]), item("b", **past[1]))
+    result = run(csm, tmp_path / "none", path, tmp_path / "{id}.wav")
+    assert result.code == 2 and result.err == f"csm: {message.format(folder=tmp_path)}; name another -o\n"
+    assert (tmp_path / "a.wav").read_bytes() == before
+
+
+def test_a_batch_reads_what_another_has_written(csm: Csm, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    run(csm, tiny_checkpoint, manifest(tmp_path, item("a")), tmp_path / "{id}.wav")
+    context = [{"speaker": 1, "audio": "a.wav", "text": "Hello."}]
+    goes_on = run(csm, tiny_checkpoint, manifest(tmp_path, item("b", context=context)), tmp_path / "{id}.wav")
+    assert goes_on.code == 0 and (tmp_path / "b.wav").exists()
+    both = manifest(tmp_path, item("a"), item("b", context=context))
+    assert '"b" reads' in run(csm, tiny_checkpoint, both, tmp_path / "{id}.wav").err  # though "a" is done
+
+
+def test_the_manifest_is_not_replaced(csm: Csm, tmp_path: Path) -> None:
+    path = manifest(tmp_path, item("a")).rename(tmp_path / "a.wav")
+    result = run(csm, tmp_path / "none", path, tmp_path / "{id}.wav")
+    assert result.code == 2 and f'"a" would replace {path}, which this batch reads' in result.err
+
+
+def test_two_names_of_one_file_are_refused(csm: Csm, tmp_path: Path) -> None:
+    (tmp_path / "a").symlink_to(tmp_path / "b", target_is_directory=True)
+    result = run(csm, tmp_path / "none", manifest(tmp_path, item("a"), item("b")), tmp_path / "{id}" / "x.wav")
+    assert result.code == 3 and "put {id} into -o" in result.err
+
+
+def test_a_line_has_a_voice_of_its_own(csm: Csm, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    path = manifest(tmp_path, item("a", seed=1, voice="ash"), item("b", seed=1, voice="birch"), item("c", seed=1))
+    run(csm, tiny_checkpoint, path, tmp_path / "{id}.wav")
+    assert len({soundfile.read(tmp_path / f"{name}.wav")[0].tobytes() for name in "abc"}) == 3
+
+
+def test_flags_that_lines_do_not_hear_are_told_once(csm: Csm, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    path = manifest(tmp_path, *(item(f"{n}", max_duration=0.16) for n in range(4)))
+    told = run(csm, tiny_checkpoint, path, tmp_path / "{id}.wav", "--max-duration", "0.4", "--shard", "1/2")
+    assert told.err.count("--max-duration does not count for 2 turns that have their own") == 1
+    over = run(csm, tiny_checkpoint, path, tmp_path / "{id}.wav", "--override", "max_duration=0.24", "--json")
+    lines = [json.loads(line) for line in over.out.splitlines()]
+    assert "does not count" not in over.err and [line["duration_s"] for line in lines] == [0.24] * 4
+
+
+def test_no_output_is_a_usage_error(csm: Csm, tmp_path: Path) -> None:
+    result = csm("batch", manifest(tmp_path, item("a")))
+    assert result.code == 2 and "-o 'out/{id}.wav'" in result.err
+
+
+def test_quiet_prints_paths_only(csm: Csm, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    result = run(csm, tiny_checkpoint, manifest(tmp_path, item("a")), tmp_path / "{id}.wav", "-q")
+    assert result.out == f"{tmp_path / 'a.wav'}\n"
+    assert all("was cut" in line for line in result.err.splitlines())
+
+
+def results(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
+
+
+def test_results_are_recorded_beside_the_files(csm: Csm, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    path = manifest(tmp_path, item("a", seed=5), item("bad", max_duration=100))
+    told = run(csm, tiny_checkpoint, path, tmp_path / "out" / "{id}.wav", "--json").out
+    recorded = {record.pop("id"): record for record in results(tmp_path / "out")}
+    assert recorded["a"].pop("file") == "a.wav"
+    good = recorded["a"]
+    assert good["status"] == "ok" and good["output"] == str(tmp_path / "out" / "a.wav") and good["duration_s"] == 0.4
+    assert good["seed"] == 5 and good["stop"] == "cap" and good["rtf"] > 0 and len(good["warnings"]) == 1
+    assert recorded["bad"]["status"] == "failed" and "too long" in recorded["bad"]["error"]
+    assert all(record.pop("fingerprint") for record in recorded.values())
+    assert {record.pop("id"): record for record in map(json.loads, told.splitlines())} == recorded
+
+
+def test_a_rerun_speaks_only_what_is_not_done(csm: Csm, tiny_checkpoint: Path, tmp_path: Path, tone: Path) -> None:
+    context = [{"speaker": 1, "audio": tone.name, "text": "Hi!"}]
+    items = [item("a"), item("b", context=context), item("c"), item("d")]
+
+    def again(*flags: object) -> set[str]:
+        done = run(csm, tiny_checkpoint, manifest(tmp_path, *items), tmp_path / "out" / "{id}.wav", *flags)
+        assert done.code == 0, done.err
+        return {Path(line).stem for line in done.out.splitlines()}
+
+    assert again() == set("abcd")
+    assert again() == set()
+    (tmp_path / "out" / "d.wav").unlink()
+    items[2] |= {"text": "Hello!"}
+    assert again() == set("cd")
+    write_tone(tone, 0.4)
+    assert again() == {"b"}
+    assert again("--temperature", "1") == set("abcd")
+    assert again("--temperature", "1") == set()
+    assert again("--temperature", "1", "--force") == set("abcd")
+
+
+def test_a_rerun_with_nothing_to_do_loads_no_weights(
+    csm: Csm, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = manifest(tmp_path, item("a"))
+    run(csm, tiny_checkpoint, path, tmp_path / "{id}.wav")
+    monkeypatch.setattr("csm_cli.generation.synthesizer.Synthesizer", None)
+    again = run(csm, tiny_checkpoint, path, tmp_path / "{id}.wav")
+    assert again.code == 0 and "nothing to speak; 1 done before" in again.err and not again.out
+
+
+def test_a_seed_that_nobody_gave_is_the_same_every_time(csm: Csm, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    path = manifest(tmp_path, item("a", temperature=1.0), item("b", temperature=1.0))
+    takes = []
+    for name in ("one", "two"):
+        assert run(csm, tiny_checkpoint, path, tmp_path / name / "{id}.wav").code == 0
+        takes.append([(tmp_path / name / f"{each}.wav").read_bytes() for each in "ab"])
+    assert takes[0] == takes[1] and takes[0][0] != takes[0][1]
+
+
+def test_what_failed_is_tried_again(csm: Csm, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    pattern = tmp_path / "{id}.wav"
+    assert run(csm, tiny_checkpoint, manifest(tmp_path, item("a"), item("b", max_duration=100)), pattern).code == 5
+    path = manifest(tmp_path, item("a"), item("b"), item("new"))
+    failed = run(csm, tiny_checkpoint, path, pattern, "--retry-failed")
+    assert failed.code == 0 and failed.out == f"{tmp_path / 'b.wav'}\n"
+    assert run(csm, tiny_checkpoint, path, pattern).out == f"{tmp_path / 'new.wav'}\n"
+
+
+@pytest.mark.parametrize(("flags", "failures"), [(["--fail-fast"], 1), (["--max-failures", 2], 2), ([], 4)])
+def test_a_run_gives_up_when_told_to(
+    csm: Csm, mute_checkpoint: Path, tmp_path: Path, flags: list[object], failures: int
+) -> None:
+    path = manifest(tmp_path, *(item(name) for name in "abcd"))
+    result = run(csm, mute_checkpoint, path, tmp_path / "{id}.wav", "--batch-size", 1, *flags)
+    assert result.code == 1 and result.err.count("came out empty") == failures == len(results(tmp_path))
+    assert ("were not tried" in result.err) is (failures < 4)
+
+
+def test_a_limit_leaves_the_rest_for_later(csm: Csm, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    path = manifest(tmp_path, *(item(name) for name in "abc"))
+    first = run(csm, tiny_checkpoint, path, tmp_path / "{id}.wav", "--limit", 2)
+    assert first.code == 0 and "the rest left for later" in first.err and len(first.out.splitlines()) == 2
+    assert run(csm, tiny_checkpoint, path, tmp_path / "{id}.wav", "--limit", 2).out == f"{tmp_path / 'c.wav'}\n"
+
+
+@pytest.mark.parametrize("size", [1, 4])
+def test_the_same_bytes_at_once_resumed_and_in_shards(
+    csm: Csm, tiny_checkpoint: Path, tmp_path: Path, size: int
+) -> None:
+    path = manifest(tmp_path, *(item(f"{n}", f"Hello {'again ' * n}.", temperature=1.0) for n in range(7)))
+
+    def spoken(name: str, *flags: object) -> None:
+        done = run(csm, tiny_checkpoint, path, tmp_path / name / "{id}.wav", "--batch-size", size, *flags)
+        assert done.code == 0, done.err
+
+    spoken("whole")
+    spoken("resumed", "--limit", 3)
+    spoken("resumed")
+    spoken("part-{shard}", "--shard", "1/2")
+    spoken("part-{shard}", "--shard", "2/2")
+    whole = {file.name: file.read_bytes() for file in tmp_path.glob("whole/*.wav")}
+    assert len(whole) == 7
+    assert {file.name: file.read_bytes() for file in tmp_path.glob("resumed/*.wav")} == whole
+    assert {file.name: file.read_bytes() for file in tmp_path.glob("part-*/*.wav")} == whole
+    assert [len(results(tmp_path / f"part-{n}")) for n in (1, 2)] == [4, 3]
+    merged = csm("merge", tmp_path / "part-1", tmp_path / "part-2", "-o", tmp_path / "all")
+    assert merged.code == 0 and merged.out == f"{tmp_path / 'all' / 'results.jsonl'}\n" and "7 done" in merged.err
+    assert "7 done before" in run(csm, tiny_checkpoint, path, tmp_path / "all" / "{id}.wav").err
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "1025", "many", "", "1.5", "²"])
+def test_an_impossible_batch_size_is_refused(csm: Csm, tmp_path: Path, text: str) -> None:
+    result = run(csm, tmp_path / "none", manifest(tmp_path, item("a")), tmp_path / "{id}.wav", "--batch-size", text)
+    assert result.code == 2 and "--batch-size takes auto or a whole number" in result.err
+
+
+def test_the_batch_size_that_fits_is_told(csm: Csm, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    told = run(csm, tiny_checkpoint, manifest(tmp_path, item("a")), tmp_path / "{id}.wav").err
+    assert re.search(r"up to \d items at once \(--batch-size auto: .* MB an item\)", told)
+
+
+def page_rows(path: Path) -> list[dict[str, Any]]:
+    found = re.search(r'<script id="data"[^>]*>(.*?)</script>', path.read_text(encoding="utf-8"), re.DOTALL)
+    assert found
+    rows: list[dict[str, Any]] = json.loads(found[1])
+    return rows
+
+
+def test_a_report_shows_all_that_is_recorded(csm: Csm, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    path = manifest(tmp_path, item("a"), item("bad", max_duration=100), item("b", "</script>"))
+    report = tmp_path / "pages" / "report.html"
+    for _ in range(2):  # the second run speaks nothing but the failure
+        assert run(csm, tiny_checkpoint, path, tmp_path / "out" / "{id}.wav", "--report", report).code == 5
+        rows = {row["id"]: row for row in page_rows(report)}
+        assert {name: row["status"] for name, row in rows.items()} == {"a": "ok", "b": "ok", "bad": "failed"}
+        assert rows["b"]["text"] == "</script>" and rows["a"]["audio"].startswith("data:audio/flac;base64,")
+        assert "too long" in rows["bad"]["warnings"][0] and rows["bad"]["speaker"] == "0"
+
+
+def test_a_report_of_much_sound_plays_the_files(
+    csm: Csm, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("csm_cli.report.page.EMBEDDED_SECONDS", 0.1)
+    path, report = manifest(tmp_path, item("ü a")), tmp_path / "pages" / "report.html"
+    assert run(csm, tiny_checkpoint, path, tmp_path / "out" / "{id}.wav", "--report", report).code == 0
+    (row,) = page_rows(report)
+    assert row["audio"] == "../out/%C3%BC%20a.wav" and row["picture"]
+
+
+@pytest.mark.parametrize("name", ["report.pdf", "folder", "file.txt/report.html", "folder.html"])
+def test_an_impossible_report_is_refused(csm: Csm, tmp_path: Path, name: str) -> None:
+    (tmp_path / "folder.html").mkdir()
+    (tmp_path / "file.txt").touch()
+    path = manifest(tmp_path, item("a"))
+    result = run(csm, tmp_path / "none", path, tmp_path / "{id}.wav", "--report", tmp_path / name)
+    assert result.code == 2 and len(result.err.splitlines()) == 1 and "loading" not in result.err
+
+
+def test_no_clobber_keeps_what_was_not_recorded(csm: Csm, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    path = manifest(tmp_path, item("a"), item("b"))
+    run(csm, tiny_checkpoint, path, tmp_path / "{id}.wav", "--limit", 1)
+    (tmp_path / "b.wav").write_bytes(b"mine")
+    result = run(csm, tiny_checkpoint, path, tmp_path / "{id}.wav", "--no-clobber")
+    assert result.code == 2 and "b.wav" in result.err and (tmp_path / "b.wav").read_bytes() == b"mine"

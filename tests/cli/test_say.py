@@ -1,0 +1,392 @@
+"""csm say: from a text to a file."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from conftest import Result, write_tone
+
+from csm_cli.cli import main
+from csm_cli.generation.take import Take, TakeBuilder
+
+Csm = Callable[..., Result]
+FRAME = 1920
+
+
+@pytest.fixture
+def say(csm: Csm, tiny_checkpoint: Path) -> Csm:
+    return lambda *arguments: csm("say", "--model", tiny_checkpoint, "--max-duration", "0.4", *arguments)
+
+
+def standard_input(monkeypatch: pytest.MonkeyPatch, data: bytes, tty: bool = False) -> None:
+    stream = io.TextIOWrapper(io.BytesIO(data))
+    monkeypatch.setattr(stream, "isatty", lambda: tty)
+    monkeypatch.setattr(sys, "stdin", stream)
+
+
+def test_writes_a_file_and_says_so(say: Csm, tmp_path: Path) -> None:
+    result = say("Hello there.", "-o", tmp_path / "out.wav")
+    assert result.code == 0, result.err
+    assert result.out == f"{tmp_path / 'out.wav'}\n"
+    assert "0.4 s of speech" in result.err and "RTF" in result.err and "seed" in result.err
+    info = soundfile.info(tmp_path / "out.wav")
+    assert (info.frames, info.samplerate, info.channels, info.subtype) == (5 * FRAME, 24000, 1, "PCM_16")
+
+
+def test_warns_of_a_turn_that_was_cut(say: Csm, tmp_path: Path) -> None:
+    warnings = [line for line in say("Hi", "-o", tmp_path / "a.wav").err.splitlines() if line.startswith("csm: ")]
+    assert len(warnings) == 1 and "was cut after 0.4 s" in warnings[0]
+
+
+def test_quiet_prints_the_path_only(say: Csm, tmp_path: Path) -> None:
+    result = say("Hi", "-q", "-o", tmp_path / "out.flac")
+    assert result.out == f"{tmp_path / 'out.flac'}\n"
+    assert not [line for line in result.err.splitlines() if not line.startswith("csm: ")]
+    assert soundfile.info(tmp_path / "out.flac").format == "FLAC"
+
+
+def test_json_tells_all(say: Csm, tmp_path: Path, tiny_checkpoint: Path) -> None:
+    told = say("[0]Hi. [1]Hello!", "--json", "--seed", "7", "-o", tmp_path / "a.wav").json
+    assert told["output"] == str(tmp_path / "a.wav") and told["model"] == str(tiny_checkpoint)
+    assert told["duration_s"] == 0.8 and told["stop"] == "cap" and told["seed"] == 7 and told["rtf"] > 0
+    assert len(told["warnings"]) == 2
+    assert [(turn["speaker"], turn["text"], turn["seed"], turn["frames"]) for turn in told["turns"]] == [
+        ("0", "Hi.", 7, 5),
+        ("1", "Hello!", 8, 5),
+    ]
+    assert [(turn["start_s"], turn["end_s"]) for turn in told["turns"]] == [(0.0, 0.4), (0.4, 0.8)]
+
+
+def test_a_pipe_gets_a_complete_wav_and_nothing_else(
+    tiny_checkpoint: Path, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    assert main(["say", "Hi", "-o", "-", "--model", str(tiny_checkpoint), "--max-duration", "0.4"]) == 0
+    samples, rate = soundfile.read(io.BytesIO(capfdbinary.readouterr().out))
+    assert (len(samples), rate) == (5 * FRAME, 24000)
+
+
+@pytest.mark.parametrize("source", ["argument", "file", "dash", "stdin"])
+def test_the_text_comes_from_anywhere(say: Csm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str) -> None:
+    standard_input(monkeypatch, "Grüße 👋\n".encode() if source in ("dash", "stdin") else b"not this")
+    (tmp_path / "text.txt").write_text("\ufeffGrüße 👋\n", encoding="utf-8")
+    given = {"argument": ["Grüße 👋"], "file": ["-f", tmp_path / "text.txt"], "dash": ["-"], "stdin": []}[source]
+    told = say(*given, "--json", "-o", tmp_path / "a.wav").json
+    assert told["turns"][0]["text"] == "Grüße 👋"
+
+
+@pytest.mark.parametrize(
+    ("given", "typed", "tty", "message"),
+    [
+        (["Hi", "-f", "text.txt"], b"", False, "both given"),
+        (["-", "-f", "text.txt"], b"", False, "both given"),
+        ([], b"", False, "empty"),
+        ([], b"", True, "give it as an argument"),
+        (["  "], b"", False, "empty"),
+    ],
+)
+def test_two_texts_or_none_are_a_usage_error(
+    say: Csm, monkeypatch: pytest.MonkeyPatch, given: list[str], typed: bytes, tty: bool, message: str
+) -> None:
+    standard_input(monkeypatch, typed, tty)
+    result = say(*given, "-o", "a.wav")
+    assert result.code == 2 and message in result.err and len(result.err.splitlines()) == 1
+
+
+def test_markup_and_special_tokens_are_spoken_as_written(say: Csm, tmp_path: Path) -> None:
+    text = "[bold]Hi[/bold] :smile: <|AUDIO|> [link=x]y"
+    result = say(text, "-o", tmp_path / "a.wav")
+    assert result.code == 0 and text in result.err
+
+
+def test_a_terminal_is_not_steered_by_a_text(say: Csm, tmp_path: Path) -> None:
+    result = say("Hi \x1b[31mred", "-o", tmp_path / "a.wav")
+    assert "\x1b[31m" not in result.err
+
+
+def test_paths_may_hold_spaces_and_anything(say: Csm, tmp_path: Path) -> None:
+    path = tmp_path / "a folder" / "grüße [1] =é👋.wav"
+    heard = write_tone(tmp_path / "früh = er.wav")
+    result = say("Hi", "-o", path, "--context", f"[1]{heard}=Hi = there")
+    assert result.code == 0 and result.out == f"{path}\n" and path.exists()
+
+
+def test_context_changes_what_is_said(say: Csm, tmp_path: Path, tone: Path) -> None:
+    plain, heard = tmp_path / "plain.wav", tmp_path / "heard.wav"
+    say("Hi", "-o", plain)
+    say("Hi", "-o", heard, "--context", f"[1]{tone}=Hi there")
+    assert not np.array_equal(soundfile.read(plain)[0], soundfile.read(heard)[0])
+
+
+def test_a_voice_is_the_speakers_first_context(say: Csm, tmp_path: Path, tone: Path) -> None:
+    tone.with_suffix(".txt").write_text("Hi there\n")
+    ways = [["-v", tone], ["-v", f"{tone}=Hi there"]]
+    ways += [["--context", f"[{speaker}]{tone}=Hi there"] for speaker in (3, 4)]
+    takes = []
+    for way in ways:
+        assert say("Hi", "-s", "3", "--seed", "1", "-o", tmp_path / "a.wav", *way).code == 0
+        takes.append((tmp_path / "a.wav").read_bytes())
+    assert takes[0] == takes[1] == takes[2] != takes[3]
+
+
+def test_a_seed_repeats_a_take(say: Csm, tmp_path: Path) -> None:
+    takes = []
+    for seed in (1, 1, 2):
+        assert say("Hi", "--temperature", "1", "--top-k", "0", "--seed", seed, "-o", tmp_path / "a.wav").code == 0
+        takes.append((tmp_path / "a.wav").read_bytes())
+    assert takes[0] == takes[1] != takes[2]
+
+
+def test_no_clobber_refuses_before_anything_is_loaded(say: Csm, tmp_path: Path) -> None:
+    path = tmp_path / "a.wav"
+    path.write_bytes(b"mine")
+    result = say("Hi", "--no-clobber", "-o", path)
+    assert result.code == 2 and path.read_bytes() == b"mine" and "loading" not in result.err
+    assert say("Hi", "-o", path).code == 0 and path.read_bytes() != b"mine"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "output"),
+    [
+        (["Hi", "--context", "[0]tone.wav=Words."], "tone.wav"),
+        (["Hi", "-v", "tone.wav=Words."], "sub/../tone.wav"),
+        (["Hi", "-v", "tone.wav"], "tone.wav"),
+        (["Hi", "-v", "tone.wav", "--format", "wav"], "tone.txt"),
+        (["Hi", "-v", "link.wav=Words."], "tone.wav"),
+        (["-f", "tone.txt", "--format", "wav"], "tone.txt"),
+    ],
+)
+def test_what_is_read_is_not_replaced(
+    say: Csm, tmp_path: Path, tone: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], output: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tone.txt").write_text("Words.")
+    (tmp_path / "link.wav").symlink_to(tone)
+    before = tone.read_bytes()
+    result = say(*arguments, "-o", output)
+    assert (
+        result.code == 2
+        and result.err == f"csm: {Path(output)} is read by this run and would be replaced; name another -o\n"
+    )
+    assert tone.read_bytes() == before and (tmp_path / "tone.txt").read_text() == "Words."
+
+
+def test_words_beside_a_recording_that_are_given_otherwise_are_not_read(say: Csm, tmp_path: Path, tone: Path) -> None:
+    assert say("Hi", "-v", f"{tone}=Words.", "--format", "wav", "-o", tone.with_suffix(".txt")).code == 0
+
+
+def test_a_missing_text_is_said_before_a_missing_output(say: Csm, heard: SimpleNamespace) -> None:
+    heard.missing = True
+    assert say("").err == "csm: no text to say; what was given is empty\n"
+
+
+def test_nobody_is_let_type_for_an_output_that_cannot_be(
+    say: Csm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    standard_input(monkeypatch, b"Hello there.", tty=True)
+    assert say("-", "-o", tmp_path).code == 2 and sys.stdin.read() == "Hello there."
+
+
+def test_an_empty_take_fails_and_writes_nothing(csm: Csm, mute_checkpoint: Path, tmp_path: Path) -> None:
+    result = csm("say", "Hi", "--model", mute_checkpoint, "-o", tmp_path / "a.wav")
+    assert result.code == 1 and "came out empty" in result.err and not (tmp_path / "a.wav").exists()
+
+
+def test_audio_is_not_written_to_a_terminal(say: Csm, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    result = say("Hi", "-o", "-")
+    assert result.code == 2 and "terminal" in result.err
+
+
+def test_json_and_audio_do_not_share_a_pipe(say: Csm) -> None:
+    assert say("Hi", "-o", "-", "--json").code == 2
+
+
+def test_a_text_of_untagged_brackets_is_one_turn(say: Csm, tmp_path: Path) -> None:
+    told = json.loads(say("Look at [1] and [2].", "--json", "-o", tmp_path / "a.wav").out)
+    assert [turn["text"] for turn in told["turns"]] == ["Look at [1] and [2]."]
+
+
+def test_the_environment_names_the_model(
+    csm: Csm, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CSM_MODEL", str(tiny_checkpoint))
+    monkeypatch.setenv("CSM_MAX_DURATION", "0.2")
+    told = csm("say", "Hi", "--json", "-o", tmp_path / "a.wav").json
+    assert told["model"] == str(tiny_checkpoint) and told["duration_s"] == 0.16
+
+
+@pytest.fixture
+def wild(csm: Csm, tiny_checkpoint: Path) -> Csm:
+    """A checkpoint that cannot say end, sampled freely."""
+    return lambda *arguments: csm("say", "Hi", "--model", tiny_checkpoint, "--temperature", 1, "--seed", 7, *arguments)
+
+
+def test_a_model_that_never_ends_fails_with_every_seed_it_tried(wild: Csm, tmp_path: Path) -> None:
+    result = wild("--retries", 1, "-o", tmp_path / "a.wav")
+    (failure,) = [line for line in result.err.splitlines() if line.startswith("csm: ")]
+    assert result.code == 1 and not (tmp_path / "a.wav").exists()
+    assert 'turn 1 (0: "Hi") had not ended after 3.4 s with seed 7, had not ended after 3.4 s with seed 8;' in failure
+    assert "--no-trim" in failure
+
+
+def test_untrimmed_it_is_as_the_model_made_it(wild: Csm, tmp_path: Path) -> None:
+    result = wild("--no-trim", "--json", "-o", tmp_path / "a.wav")
+    assert result.code == 0 and "was cut after 3.4 s" in result.err
+    assert result.json["stop"] == "cap" and result.json["turns"][0]["frames"] == 42
+
+
+def test_a_duration_that_was_asked_for_is_no_fault(wild: Csm, tmp_path: Path) -> None:
+    told = wild("--max-duration", 0.4, "--json", "-o", tmp_path / "a.wav").json
+    (take,) = told["turns"][0]["takes"]
+    assert take == {
+        "part": 1,
+        "seed": 7,
+        "stop": "cap",
+        "duration_s": 0.4,
+        "fault": None,
+        "heard": None,
+        "word_error_rate": None,
+    }
+
+
+@pytest.mark.parametrize("suffix", ["wav", "flac"])
+def test_the_file_says_that_it_is_synthetic_and_by_what(
+    say: Csm, tmp_path: Path, tiny_checkpoint: Path, suffix: str
+) -> None:
+    say("[0]Hi. [1]Hello!", "--seed", "7", "-o", tmp_path / f"a.{suffix}")
+    with soundfile.SoundFile(tmp_path / f"a.{suffix}") as file:
+        assert file.comment == f"synthetic speech; model: {tiny_checkpoint.name}; seed: 7-8"
+        assert file.software.startswith("csm-cli ")
+
+
+def test_the_home_of_nobody(say: Csm) -> None:
+    result = say("Hi", "-o", "~nobody-of-that-name/a.wav")
+    assert result.code == 2 and "no such user" in result.err
+
+
+LONG = "One is here. Two is here. Three is here."
+
+
+@pytest.fixture
+def parted(csm: Csm, mute_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> Csm:
+    """Every take is five frames of a tone, whatever the model says."""
+    monkeypatch.setattr("csm_cli.generation.synthesizer.Tape", Tone)
+    return lambda *arguments: csm("say", "--model", mute_checkpoint, "--seed", 7, *arguments)
+
+
+class Tone(TakeBuilder):
+    def end(self, stop: str) -> Take:
+        made = super().end(stop)
+        codes, samples = torch.ones(5, 8, dtype=torch.int64), np.full(5 * FRAME, 0.1, np.float32)
+        return replace(made, codes=codes, samples=samples, stop="eos", fault="")
+
+
+def test_a_long_text_is_spoken_in_parts_whose_times_are_told(parted: Csm, tmp_path: Path) -> None:
+    result = parted(LONG, "--split", 20, "--json", "-o", tmp_path / "a.wav")
+    (turn,) = result.json["turns"]
+    assert [part["text"] for part in turn["parts"]] == ["One is here.", "Two is here.", "Three is here."]
+    starts = [part["start_s"] for part in turn["parts"]]
+    assert starts == sorted(starts) and starts[0] == 0 and turn["parts"][-1]["end_s"] == turn["end_s"]
+    assert [(take["part"], take["seed"]) for take in turn["takes"]] == [(1, 7), (2, 8), (3, 9)]
+    assert turn["frames"] == 15 and "in 3 parts, seed 7" in result.err
+
+
+@pytest.mark.parametrize("flags", [["--split", "off"], ["--split", "20", "--no-trim"], [], ["--max-duration", "9"]])
+def test_what_is_not_to_be_parted_is_whole(parted: Csm, tmp_path: Path, flags: list[str]) -> None:
+    (turn,) = parted(LONG, *flags, "--json", "-o", tmp_path / "a.wav").json["turns"]
+    assert len(turn["parts"]) == len(turn["takes"]) == 1
+
+
+def test_takes_are_all_told(parted: Csm, tmp_path: Path) -> None:
+    result = parted("Hi", "--takes", 3, "--temperature", 1, "--json", "-o", tmp_path / "a.wav")
+    assert [take["seed"] for take in result.json["turns"][0]["takes"]] == [7, 8, 9]
+    assert ", 3 takes, seed 7" in result.err
+
+
+def test_a_speaker_no_context_has_is_warned_about(parted: Csm, tmp_path: Path, tone: Path) -> None:
+    result = parted("[0]Hi. [1]Ho. [0]Hi.", "--context", f"[1]{tone}=Hello", "--json", "-o", tmp_path / "a.wav")
+    (warning,) = result.json["warnings"]
+    assert warning.startswith('turn 1 (0: "Hi."): speaker 0 is not among those heard before (1)')
+    assert f"csm: {warning}" in result.err.splitlines()
+
+
+def test_the_windows_use_is_told(parted: Csm, tmp_path: Path) -> None:
+    result = parted("[0]Hi. [1]Ho.", "--json", "-o", tmp_path / "a.wav")
+    assert result.json["window"] == {"peak": 22, "positions": 512, "easy": 512, "forgotten": 0}
+    assert "window: peak 22 of 512 positions" in result.err
+
+
+def test_turns_that_leave_the_window_are_told_once(say: Csm, tmp_path: Path) -> None:
+    words = "word " * 35  # a position a character
+    result = say(f"[0]{words} [1]{words} [0]{words}", "--json", "-o", tmp_path / "a.wav")
+    assert [turn["forgotten"] for turn in result.json["turns"]] == [[], [], [1]]
+    assert result.json["window"]["forgotten"] == 1
+    *turns, total = result.err.splitlines()
+    assert total.endswith("; the conversation is longer than the window, so each turn hears only the latest before it")
+    assert not [line for line in turns if "forgotten" in line or "hears" in line]
+
+
+def test_a_turns_own_parts_are_not_told_as_other_turns(csm: Csm, tmp_path: Path) -> None:
+    text = " ".join(["The old house by the river was empty all winter."] * 5)
+    result = csm("say", text, "--json", "--seed", "1", "-o", tmp_path / "a.wav")
+    assert result.json["turns"][0]["forgotten"] and result.json["window"]["forgotten"] == 0
+    assert "hears" not in result.err and "forgotten" not in result.err
+
+
+class Ears:
+    """Hears another text than any."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def hear(self, audio: object) -> str:
+        return f"some words {self.name} made up"
+
+
+def test_what_says_other_words_fails_and_is_told(parted: Csm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("csm_cli.generation.verification.Whisper", Ears)
+    flags = ["--verify", "--verify-model", "tiny", "--temperature", 1, "--retries", 1, "-o", tmp_path / "a.wav"]
+    result = parted("Hello there.", *flags)
+    assert result.code == 1 and not (tmp_path / "a.wav").exists()
+    assert result.err.count('was heard as "some words tiny made up"') == 2
+    assert "Traceback" not in result.err
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--split", "19"], "--split takes auto, off or characters from 20 on"),
+        (["--split", "-1"], "--split takes"),
+        (["--split", "²²"], "--split takes"),
+        (["--no-trim", "--takes", "2"], "keep one"),
+        (["--no-trim", "--verify"], "keep one"),
+        (["--takes", "0"], "--takes"),
+    ],
+)
+def test_impossible_ways_to_choose_takes_are_usage_errors(say: Csm, flags: list[str], message: str) -> None:
+    result = say("Hi", "-o", "a.wav", *flags)
+    assert result.code == 2 and message in result.err and "loading" not in result.err
+
+
+def test_a_missing_recognizer_is_said_before_anything_is_loaded(say: Csm, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("csm_cli.generation.verification.find_spec", lambda name: None)
+    result = say("Hi", "-o", "a.wav", "--verify")
+    assert result.code == 2 and result.err.splitlines() == [
+        "csm: --verify needs a recognizer; pip install 'csm-cli[verify]'"
+    ]
+
+
+def test_a_long_text_is_shown_in_part(say: Csm, tmp_path: Path) -> None:
+    told = say("Once more. " * 40, "--max-duration", "0.2", "-o", tmp_path / "a.wav").err
+    (line,) = [each for each in told.splitlines() if each.startswith("0: ")]
+    assert "Once more. On ...  [" in line and len(line) < 260

@@ -1,0 +1,211 @@
+"""csm voices, and speaking with them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import soundfile
+from conftest import Result, save_checkpoint
+from tiny import Shape, random_csm
+from voices.test_voices import RATE, WORDS, speech
+
+from csm_cli.models.mimi import Codec
+
+Csm = Callable[..., Result]
+
+
+@pytest.fixture
+def clip(tmp_path: Path) -> Path:
+    path = tmp_path / "a clip.wav"
+    soundfile.write(path, speech(), RATE)
+    return path
+
+
+@pytest.fixture
+def add(csm: Csm, clip: Path, tiny_checkpoint: Path) -> Csm:
+    given = ("--text", WORDS.text, "--license", "CC0", "--model", tiny_checkpoint)
+    return lambda name, *flags: csm("voices", "add", name, clip, *given, *flags)
+
+
+@pytest.fixture
+def say(csm: Csm, tiny_checkpoint: Path, tmp_path: Path) -> Callable[..., bytes]:
+    """The bytes of what is said with these flags."""
+
+    def call(*flags: object) -> bytes:
+        output = tmp_path / "said.wav"
+        run = ("say", "Hi", "--model", tiny_checkpoint, "--max-duration", "0.4", "--seed", "1", "-o", output)
+        assert csm(*run, *flags).code == 0
+        return output.read_bytes()
+
+    return call
+
+
+def test_a_voice_is_added_listed_shown_and_removed(csm: Csm, add: Csm) -> None:
+    result = add("ana", "--source", "recorded [here]")
+    assert result.code == 0 and "voice ana saved, 6." in result.err, result.err
+    assert "csm: " not in result.err
+    listed = {voice["name"]: voice for voice in csm("voices", "list", "--json").json}
+    assert (
+        list(listed)[-1] == "ana"
+        and listed["ash"]["bundled"]
+        and listed["ana"]
+        == {
+            "name": "ana",
+            "seconds": listed["ana"]["seconds"],
+            "text": WORDS.text,
+            "license": "CC0",
+            "source": "recorded [here]",
+            "audio": listed["ana"]["audio"],
+            "bundled": False,
+        }
+    )
+    assert result.out.strip() == listed["ana"]["audio"] and soundfile.info(result.out.strip()).samplerate == RATE
+    assert "recorded [here]" in csm("voices", "show", "ana").out
+    assert "ana" in csm("voices", "list").out and csm("voices", "rm", "ana").code == 0
+    assert csm("voices", "show", "ana").code == 4
+
+
+@pytest.mark.parametrize("way", ["flag", "file", "beside"])
+def test_the_words_come_from_anywhere(csm: Csm, clip: Path, tiny_checkpoint: Path, tmp_path: Path, way: str) -> None:
+    (tmp_path / "words.txt").write_text(f"\ufeff{WORDS.text}\n", encoding="utf-8")
+    if way == "beside":
+        (tmp_path / "words.txt").rename(clip.with_suffix(".txt"))
+    given = {"flag": ["--text", WORDS.text], "file": ["--text-file", tmp_path / "words.txt"], "beside": []}[way]
+    told = csm("voices", "add", "ana", clip, *given, "--model", tiny_checkpoint, "--json")
+    assert told.json["text"] == WORDS.text and "no --license" in told.err
+
+
+@pytest.mark.parametrize(
+    ("flags", "code", "message"),
+    [
+        ([], 2, "the clip's words are missing"),
+        (["--text", "a", "--text-file", "b"], 2, "keep one"),
+        (["--text", " . "], 3, "text is empty"),
+        (["--text", "Hi \x1b there"], 3, "U+001B cannot be spoken"),
+        (["--text", "Hi", "--license", "caf\udce9"], 3, "U+DCE9"),
+        (["--text-file", "none.txt"], 3, "none.txt: No such file"),
+        (["--text", "Hi", "--start", "99"], 3, "past the end"),
+        (["--text", "Hi", "--end", "0.5"], 3, "s of speech"),
+    ],
+)
+def test_what_makes_no_voice_is_refused(
+    csm: Csm, clip: Path, tiny_checkpoint: Path, home: Path, flags: list[str], code: int, message: str
+) -> None:
+    result = csm("voices", "add", "ana", clip, "--model", tiny_checkpoint, *flags)
+    assert result.code == code and message in result.err and len(result.err.splitlines()) == 1
+    assert not list(home.iterdir())
+
+
+def test_a_missing_clip_is_named(csm: Csm, tiny_checkpoint: Path) -> None:
+    result = csm("voices", "add", "ana", "none.wav", "--text", "Hi", "--model", tiny_checkpoint)
+    assert result.code == 3 and "none.wav: No such file" in result.err
+
+
+def test_none_is_removed_where_one_is_misspelled(csm: Csm, add: Csm) -> None:
+    add("ana")
+    result = csm("voices", "rm", "ana", "anna")
+    assert result.code == 4 and "did you mean ana" in result.err and csm("voices", "show", "ana").code == 0
+
+
+def test_a_saved_voice_speaks_as_its_clip_does(add: Csm, csm: Csm, say: Callable[..., bytes]) -> None:
+    add("ana")
+    audio = csm("voices", "show", "ana", "--json").json["audio"]
+    saved = say("-v", "ana", "-s", "3")
+    assert saved == say("--context", f"[3]{audio}={WORDS.text}", "-s", "3") != say("-s", "3")
+
+
+def test_it_is_encoded_once_for_each_codec(
+    add: Csm, csm: Csm, say: Callable[..., bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add("ana")
+    other = save_checkpoint(random_csm(Shape(codebooks=4)), tmp_path / "other")
+    run = ("say", "Hi", "-v", "ana", "--max-duration", "0.4", "--seed", "1", "-o", tmp_path / "b.wav", "--model", other)
+    assert "voice ana: encoded for this codec, once" in csm(*run).err
+    first = (tmp_path / "b.wav").read_bytes()
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("encoded again")
+
+    monkeypatch.setattr(Codec, "encode", refuse)
+    result = csm(*run)
+    assert result.code == 0 and "encoded for this" not in result.err and (tmp_path / "b.wav").read_bytes() == first
+    say("-v", "ana")
+
+
+@pytest.mark.parametrize("name", ["anna", "none.wav", "a/b", "x" * 300])
+def test_an_unknown_voice_is_an_error(csm: Csm, add: Csm, tmp_path: Path, name: str) -> None:
+    add("ana")
+    result = csm("say", "Hi", "-v", name, "-o", tmp_path / "a.wav")
+    assert result.code == 4 and "no voice" in result.err and len(result.err.splitlines()) == 1
+    assert ("did you mean ana" in result.err) == (name == "anna")
+
+
+def script(voice: str) -> str:
+    return f"speakers: {{ana: {{id: 3, voice: {voice}}}}}\nturns: [{{ana: Hi}}]\n"
+
+
+def test_scripts_and_batch_lines_name_voices(
+    csm: Csm, add: Csm, say: Callable[..., bytes], tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    add("saved")
+    (tmp_path / "a.yaml").write_text(script("saved"))
+    line = {"id": "a", "speaker": 3, "text": "Hi", "voice": "saved"}
+    (tmp_path / "lines.jsonl").write_text(json.dumps(line))
+    run = ("--model", tiny_checkpoint, "--max-duration", "0.4", "--seed", "0", "-o", tmp_path / "out" / "{id}.wav")
+    wanted = say("-v", "saved", "-s", "3", "--seed", "0")
+    assert csm("converse", tmp_path / "a.yaml", *run[:-1], tmp_path / "a.wav").code == 0
+    assert (tmp_path / "a.wav").read_bytes() == wanted
+    assert csm("batch", tmp_path / "lines.jsonl", *run).code == 0
+    assert (tmp_path / "out" / "a.wav").read_bytes() == wanted
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        (script("savd"), "speakers.ana.voice    no voice 'savd'; did you mean saved?"),
+        (script("savd.wav"), "speakers.ana.voice    no such file: savd.wav"),
+        (script("saved, voice_text: Hi"), "speakers.ana.voice_text has no effect on a saved voice"),
+        ('{"text": "Hi", "voice": "savd"}', "did you mean saved?"),
+        ('{"text": "Hi", "voice_text": "Ho"}', 'has no effect without "voice"'),
+        ('{"text": "[0]Hi [1]Ho", "voice": "saved"}', "several speakers"),
+    ],
+)
+def test_a_script_complains_of_voices_there_are_not(
+    csm: Csm, add: Csm, tmp_path: Path, text: str, complaint: str
+) -> None:
+    add("saved")
+    path = tmp_path / ("a.jsonl" if text.startswith("{") else "a.yaml")
+    path.write_text(text)
+    result = csm("check", path)
+    assert result.code == 3 and complaint in result.err
+
+
+def test_a_file_beside_a_script_counts_before_a_voice_of_its_name(csm: Csm, add: Csm, tmp_path: Path) -> None:
+    add("saved")
+    (tmp_path / "saved").write_text("no sound")
+    (tmp_path / "a.yaml").write_text(script("saved"))
+    assert "not readable as sound" in csm("check", tmp_path / "a.yaml").err
+
+
+@pytest.mark.parametrize(("shell", "typed"), [("bash", "csm say -v a"), ("bash", "csm voices show a")])
+def test_a_shell_completes_the_names(add: Csm, home: Path, shell: str, typed: str) -> None:
+    add("ana")
+    words = {"COMP_WORDS": typed, "COMP_CWORD": str(len(typed.split()) - 1), "_CSM_COMPLETE": f"complete_{shell}"}
+    run = [sys.executable, "-c", "import sys; from csm_cli.cli import main; sys.exit(main())"]
+    done = subprocess.run(run, env=os.environ | words | {"CSM_HOME": str(home)}, capture_output=True, text=True)
+    assert done.stdout.split() == ["ash", "ana"] and not done.stderr
+
+
+def test_play_plays_the_clip(csm: Csm, heard: SimpleNamespace) -> None:
+    assert csm("voices", "play", "ash").code == 0
+    assert (
+        heard.rate == RATE
+        and sum(map(len, heard.chunks)) == soundfile.info(csm("voices", "show", "ash", "--json").json["audio"]).frames
+    )

@@ -1,0 +1,95 @@
+"""Whether other programs took a good part of the processor."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import Result
+from tiny import Shape, greedy, ours, random_csm, text_rows
+
+from csm_cli.engine import Engine, Request, decode_loop
+from csm_cli.engine.contention import ContentionMonitor
+
+Csm = Callable[..., Result]
+
+
+def paced(*taken: tuple[float, float]) -> bool:
+    """Whether so many seconds, and seconds of the processor, tell of others."""
+    pace = ContentionMonitor()
+    for seconds, processor_seconds in taken:
+        pace.add(seconds, processor_seconds)
+    return pace.crowded
+
+
+IDLE, SHARED, STALLED = (0.0030, 0.0030), (0.0072, 0.0045), (0.2, 0.02)
+
+
+@pytest.mark.parametrize(
+    ("taken", "crowded"),
+    [
+        ([], False),
+        ([IDLE] * 23, False),
+        ([IDLE] * 22 + [SHARED], False),
+        ([(5.0, 0.01)] + [IDLE] * 22, False),  # a disk, or a stop at the terminal
+        ([SHARED] * 9, False),
+        ([SHARED] * 23, True),
+        ([IDLE] * 188 + [STALLED] * 6, True),
+        ([(0.0, 0.0)] * 23, False),  # a clock that is too coarse
+    ],
+)
+def test_what_tells_of_others(taken: list[tuple[float, float]], crowded: bool) -> None:
+    assert paced(*taken) is crowded
+
+
+def test_steps_are_counted_and_nothing_between_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = {"wall": 0.0, "mine": 0.0}
+    monkeypatch.setattr(time, "perf_counter", lambda: clock["wall"])
+    monkeypatch.setattr(time, "thread_time", lambda: clock["mine"])
+    engine = Engine(ours(random_csm(Shape()))[0])
+    step, waiting = engine.step, [Request(text_rows(torch.arange(9), 8), greedy(20))]
+
+    def busy(meanwhile: Callable[[], None]) -> object:
+        clock["wall"] += 1.0
+        clock["mine"] += share
+        return step(meanwhile)
+
+    monkeypatch.setattr(engine, "step", busy)
+    share = 0.99
+    for _ in decode_loop(engine, lambda: waiting.pop() if waiting else None):
+        clock["wall"] += 100.0  # files, verification, a sound device
+    assert not engine.pace.crowded
+    share, waiting = 0.5, [Request(text_rows(torch.arange(9), 8), greedy(20))]
+    list(decode_loop(engine, lambda: waiting.pop() if waiting else None))
+    assert engine.pace.crowded
+
+
+@pytest.fixture
+def crowded(csm: Csm, monkeypatch: pytest.MonkeyPatch) -> Csm:
+    """`csm` on a machine that others keep busy, with two threads."""
+    monkeypatch.setattr(ContentionMonitor, "crowded", True)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    return csm
+
+
+def test_it_is_told_once_and_not_where_it_would_not_help(
+    crowded: Csm, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "lines.txt").write_text("Hi.\nHo.\n")
+    given = ("--model", tiny_checkpoint, "--max-duration", "0.4")
+    say = ("say", "Hi.", "-o", tmp_path / "a.wav", *given)
+    hint = "OMP_NUM_THREADS=1 csm"
+    assert crowded(*say).err.count(hint) == 1
+    assert crowded("batch", tmp_path / "lines.txt", "-o", tmp_path / "{id}.wav", *given).err.count(hint) == 1
+    told = crowded(*say, "--json")
+    assert told.json["status"] == "ok" and hint in told.err
+    assert hint not in crowded(*say, "-q").err
+    monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
+    assert hint not in crowded(*say).err
+    monkeypatch.delenv("OMP_WAIT_POLICY")
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    assert hint not in crowded(*say).err

@@ -1,0 +1,142 @@
+"""The frame is fit for graphs: the same buffers, the same shapes, no waiting; and replays say what calls say."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from recorder import Recorder
+from tiny import Shape, ours, random_csm, spoken, text_rows
+from torch import Tensor
+
+from csm_cli.engine import Engine, Request, SamplingParams
+from csm_cli.engine import decode_state as state_module
+from csm_cli.engine.cuda_graph import CudaGraphRunner
+from csm_cli.engine.runner import ModelRunner
+from csm_cli.errors import UsageError
+from csm_cli.models.csm import CsmModel
+
+SAMPLED = SamplingParams(temperature=0.9, top_k=20, depth_temperature=0.8, depth_top_k=10, seed=0, max_frames=12)
+
+
+@pytest.fixture(scope="module")
+def model() -> CsmModel:
+    return ours(random_csm(Shape(codebooks=4)))[0]
+
+
+def request(seed: int, length: int, frames: int = 12) -> Request:
+    generator = torch.Generator().manual_seed(seed)
+    rows = text_rows(torch.randint(0, 250, (length,), generator=generator), 4)
+    return Request(rows, replace(SAMPLED, seed=seed, max_frames=frames))
+
+
+def graphed(model: CsmModel, slots: int, burst: int = 1) -> tuple[Engine, Recorder]:
+    """An engine whose frames are recorded and replayed."""
+    engine, recorder = Engine(model, slots), Recorder()
+    runner, state = engine.runner, engine.state
+    runner._frame = CudaGraphRunner(runner._body, (state.hidden, state.at, state.codes), recorder)
+    runner.burst = burst
+    return engine, recorder
+
+
+@pytest.mark.parametrize(("rows", "context"), [(1, 20), (2, 120), (4, 300), (8, 100)])
+def test_a_replay_with_spoilt_results_says_what_a_call_says(model: CsmModel, rows: int, context: int) -> None:
+    asked = [request(n, context + n) for n in range(rows)]
+    engine, recorder = graphed(model, rows)
+    for wanted, got in zip(spoken(Engine(model, rows), asked), spoken(engine, asked), strict=True):
+        assert torch.equal(wanted, got)
+    assert recorder.captured >= 1
+
+
+def test_other_prompts_of_a_bucket_need_no_new_capture(model: CsmModel) -> None:
+    engine, recorder = graphed(model, 2)
+    spoken(engine, [request(1, 20), request(2, 30)])
+    before = recorder.captured
+    for seed in (3, 5, 7):
+        spoken(engine, [request(seed, 20 + seed), request(seed + 1, 40)])
+    assert recorder.captured == before == engine.runner.captures
+
+
+def test_capturing_leaves_the_rows_as_they_were(model: CsmModel) -> None:
+    engine, _ = graphed(model, 2)
+    asked = [request(1, 20), request(2, 30)]
+    for each in asked:
+        engine.admit(each)
+    engine.prepare(SAMPLED)
+    prepared = engine.runner.captures
+    frames: dict[Request, list[Tensor]] = {each: [] for each in asked}
+    while engine.busy:
+        for frame in engine.step():
+            frames[frame.request].append(frame.codes)
+    for each, wanted in zip(asked, spoken(Engine(model, 2), asked), strict=True):
+        assert torch.equal(torch.stack(frames[each]), wanted)
+    assert prepared == engine.runner.captures == 2 * (engine.state.capacity // state_module.KV_BUCKET_STEP)
+
+
+@pytest.mark.parametrize("burst", [2, 4, 5])
+def test_frames_beyond_an_end_are_dropped(model: CsmModel, burst: int) -> None:
+    """Rows of other lengths, more of them than slots, and turns that go on where the last one ended."""
+    asked = [request(n, 10 + 7 * n, frames=n + 1) for n in range(7)]
+    engine = Engine(model, 4)
+    engine.runner.burst = burst
+    wanted = spoken(Engine(model, 4), asked)
+    for got, codes in zip(spoken(engine, asked), wanted, strict=True):
+        assert len(got) == len(codes) and torch.equal(got, codes)
+
+
+def test_a_burst_may_end_at_the_last_position(model: CsmModel) -> None:
+    engine = Engine(model)
+    engine.runner.burst = 4
+    full = request(1, model.config.backbone.positions - 6, frames=6)
+    assert torch.equal(spoken(engine, [full])[0], spoken(Engine(model), [full])[0])
+
+
+def test_meanwhile_is_when_all_frames_are_launched_and_none_is_looked_at(model: CsmModel) -> None:
+    engine, _ = graphed(model, 1, burst=4)
+    engine.admit(request(1, 20))
+    seen: list[int] = []
+    frames = engine.step(lambda: seen.append(int(engine.state.at[0])))
+    assert (seen, len(frames)) == ([20 + 4], 4)
+
+
+def test_a_wait_inside_a_frame_is_refused(model: CsmModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, _ = graphed(model, 1)
+    embed = model.embed_frames
+    monkeypatch.setattr(model, "embed_frames", lambda codes: embed(codes * int(codes.sum() >= 0)))
+    with pytest.raises(AssertionError, match="item"):
+        spoken(engine, [request(1, 5)])
+
+
+def test_extents_follow_the_context(model: CsmModel) -> None:
+    engine = Engine(model)
+    capacity = engine.state.capacity
+    assert [engine.runner.extent(n) for n in (1, 128, 129, 512, 513)] == [128, 128, 256, 512, capacity]
+    few = ModelRunner(model, engine.state, compile=False)
+    few._few = True  # as where each costs a capture or a compilation
+    assert [few.extent(n) for n in (1, 256, 257, 513)] == [256, 256, 512, capacity]
+    assert capacity % state_module.KV_BUCKET_STEP == 0 and capacity > model.config.backbone.positions
+
+
+def test_compiling_without_a_compiler_is_refused(model: CsmModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(UsageError, match="--compile needs a C"):
+        Engine(model, compile=True)
+
+
+def test_compiling_is_refused_where_the_linker_would_lose_its_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    small = ours(random_csm(Shape(codebooks=2)))[0]
+    monkeypatch.setattr(torch, "__path__", ["/home/me/my project/torch"])
+    with pytest.raises(UsageError, match="a path with spaces"):
+        Engine(small, compile=True)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_compiled_frames_say_what_frames_say() -> None:
+    small = ours(random_csm(Shape(codebooks=2)))[0]
+    if " " in torch.__path__[0]:  # refused there, as the test above has it
+        return
+    generator = torch.Generator().manual_seed(1)
+    asked = [Request(text_rows(torch.randint(0, 250, (20,), generator=generator), 2), SAMPLED)]
+    (wanted,), (got,) = spoken(Engine(small), asked), spoken(Engine(small, compile=True), asked)
+    assert torch.equal(wanted, got)

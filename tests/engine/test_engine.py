@@ -1,0 +1,204 @@
+"""The engine's promises: rows do not depend on their neighbours, caches on how they were filled, seeds on anything."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from tiny import Shape, frame_rows, greedy, ours, random_csm, spoken, text_rows
+from torch import Tensor
+
+from csm_cli.engine import Engine, Frame, Request, SamplingParams, decode
+from csm_cli.models.csm import CsmModel
+
+SAMPLED = SamplingParams(temperature=0.9, top_k=20, depth_temperature=0.9, depth_top_k=20, seed=0, max_frames=30)
+
+
+@pytest.fixture(scope="module")
+def model() -> CsmModel:
+    return ours(random_csm(Shape()))[0]
+
+
+def a_prompt(seed: int, length: int | None = None) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    length = length or int(torch.randint(5, 200, (), generator=generator))
+    return text_rows(torch.randint(0, 250, (length,), generator=generator), 8)
+
+
+def requests(count: int) -> list[Request]:
+    return [Request(a_prompt(n), replace(SAMPLED, seed=n)) for n in range(count)]
+
+
+def alone_in_a_bucket(model: CsmModel, request: Request, rows: int) -> Tensor:
+    """The request's codes when every other row of the batch speaks the same short text."""
+    others = [Request(a_prompt(999, 5), replace(greedy(SAMPLED.max_frames), seed=1)) for _ in range(rows - 1)]
+    return spoken(Engine(model, slots=rows), [*others, request])[-1]
+
+
+def test_a_row_does_not_depend_on_its_neighbours(model: CsmModel) -> None:
+    together = spoken(Engine(model, slots=8), requests(8))
+    for request, codes in zip(requests(8), together, strict=True):
+        assert torch.equal(alone_in_a_bucket(model, request, 8), codes)
+
+
+def test_a_row_is_the_same_alone_and_among_eight(model: CsmModel) -> None:
+    """Matrix kernels differ in the last bit between batch sizes, so a draw may rarely fall on the other side."""
+    together = spoken(Engine(model, slots=8), requests(100))
+    alone = [spoken(Engine(model), [request])[0] for request in requests(100)]
+    same = sum(torch.equal(a, b) for a, b in zip(together, alone, strict=True))
+    print(f"{same} of 100 utterances identical alone and among 8")
+    assert same >= 98
+
+
+def test_a_kept_cache_gives_what_prefilling_anew_gives(model: CsmModel) -> None:
+    """Four turns on one engine, each prompt beginning with what the cache holds, against fresh engines."""
+    kept, past = Engine(model), torch.empty(0, 9, dtype=torch.int64)
+    for turn in range(4):
+        prompt = torch.cat((past, a_prompt(turn, 12)))
+        (codes,) = spoken(kept, [Request(prompt, greedy(15))])
+        (anew,) = spoken(Engine(model), [Request(prompt, greedy(15))])
+        assert torch.equal(codes, anew), f"turn {turn}"
+        past = torch.cat((prompt, frame_rows(codes)))
+
+
+def test_a_following_turn_prefills_only_what_is_new(model: CsmModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, lengths = Engine(model), []
+    embed = model.embed_rows
+    monkeypatch.setattr(model, "embed_rows", lambda rows: (lengths.append(len(rows)), embed(rows))[1])
+    prompt = a_prompt(0, 40)
+    (codes,) = spoken(engine, [Request(prompt, greedy(10))])
+    assert len(codes) == 10
+    spoken(engine, [Request(torch.cat((prompt, frame_rows(codes), a_prompt(1, 7))), greedy(5))])
+    assert lengths == [40, 1 + 7]  # the frame that ends the speech, and the new text
+
+
+def test_a_request_goes_to_the_slot_that_holds_most_of_it(model: CsmModel) -> None:
+    engine = Engine(model, slots=2)
+    first, second = a_prompt(1, 30), a_prompt(2, 30)
+    spoken(engine, [Request(first, greedy(4)), Request(second, greedy(4))])
+    engine.admit(Request(torch.cat((second, a_prompt(3, 5))), greedy(4)))
+    assert [slot.request is not None for slot in engine.slots] == [False, True]
+
+
+def test_more_requests_than_slots_are_all_spoken(model: CsmModel) -> None:
+    few = requests(11)
+    for request, codes in zip(few, spoken(Engine(model, slots=4), few), strict=True):
+        assert torch.equal(codes, alone_in_a_bucket(model, request, 4))
+
+
+def test_batches_shrink_as_rows_end(model: CsmModel) -> None:
+    engine = Engine(model, slots=8)
+    lengths = [3, 3, 3, 3, 3, 3, 3, 9]
+    asked = [Request(a_prompt(n), replace(greedy(length), seed=n)) for n, length in enumerate(lengths)]
+    codes = spoken(engine, asked)
+    assert list(map(len, codes)) == lengths
+    assert torch.equal(codes[-1], spoken(Engine(model), [asked[-1]])[0])
+
+
+def test_what_follows_a_frame_is_asked_for_at_once(model: CsmModel) -> None:
+    """The source may answer a stop with the conversation's next turn."""
+    asked = [Request(a_prompt(1), greedy(2))]
+    seen: list[Frame] = []
+    for frame in decode(Engine(model), lambda: asked.pop() if asked else None):
+        seen.append(frame)
+        if frame.stop and len(seen) < 6:
+            asked.append(Request(a_prompt(len(seen)), greedy(2)))
+    assert [frame.stop for frame in seen] == [None, "cap"] * 3
+
+
+def ending(model: CsmModel, codes: list[int]) -> CsmModel:
+    """The model with heads that always choose the given codes."""
+    heads = [model.head, *model.depth_heads]
+    for head, code in zip(heads, codes, strict=True):
+        bias = torch.nn.Parameter(torch.full((model.config.codes,), -1e4), requires_grad=False)
+        bias[code] = 1e4
+        head.bias = bias
+    return model
+
+
+def test_speech_ends_when_all_codebooks_but_the_last_say_so() -> None:
+    model = ending(ours(random_csm(Shape()))[0], [0] * 7 + [5])
+    frames = list(decode(Engine(model), iter([Request(a_prompt(1), greedy(9)), None]).__next__))
+    assert [frame.stop for frame in frames] == ["eos"]
+    assert frames[0].codes.tolist() == [0] * 8
+
+
+def test_a_zero_in_some_codebooks_is_speech() -> None:
+    model = ending(ours(random_csm(Shape()))[0], [0, 0, 0, 7, 0, 0, 0, 0])
+    frames = list(decode(Engine(model), iter([Request(a_prompt(1), greedy(3)), None]).__next__))
+    assert [frame.stop for frame in frames] == [None, None, "cap"]
+
+
+def test_special_ids_are_never_spoken() -> None:
+    theirs = random_csm(Shape())
+    with torch.no_grad():
+        theirs.lm_head.weight[64:] *= 100
+        theirs.depth_decoder.codebooks_head.weight[:, :, 64:] *= 100
+    model = ours(theirs)[0]
+    codes = torch.cat(spoken(Engine(model), requests(2)))
+    assert int(codes.max()) < 64
+
+
+def test_the_window_may_be_filled_to_the_last_position(model: CsmModel) -> None:
+    positions = model.config.backbone.positions
+    engine = Engine(model, slots=2)
+    full = Request(a_prompt(1, positions - 6), greedy(6))
+    (codes,) = spoken(engine, [full])
+    assert len(codes) == 6
+    assert len(spoken(engine, [Request(a_prompt(2), greedy(3))])[0]) == 3  # beside the idle full row
+    with pytest.raises(ValueError, match="exceed the window"):
+        engine.admit(Request(a_prompt(1, positions - 6), greedy(7)))
+
+
+@pytest.mark.parametrize(
+    "poisoned",
+    [
+        "backbone_model.norm.weight",
+        "backbone_model.layers.2.mlp.down_proj.weight",
+        "depth_decoder.model.norm.weight",
+        "depth_decoder.model.layers.0.self_attn.v_proj.weight",
+    ],
+)
+def test_numbers_that_are_not_finite_are_told(poisoned: str) -> None:
+    theirs = random_csm(Shape())
+    with torch.no_grad():
+        theirs.get_parameter(poisoned).fill_(float("nan"))
+    frames = list(decode(Engine(ours(theirs)[0]), iter([Request(a_prompt(1), greedy(4)), None]).__next__))
+    assert [frame.stop for frame in frames] == ["broken"]
+
+
+def test_a_broken_row_costs_its_neighbours_nothing(model: CsmModel) -> None:
+    """A row is poisoned through its hidden state, as a float16 overflow would."""
+    engine, asked = Engine(model, slots=4), requests(4)
+    for request in asked:
+        engine.admit(request)
+    engine.state.hidden[1] = float("nan")
+    frames: dict[Request, list[Tensor]] = {request: [] for request in asked}
+    while engine.busy:
+        for frame in engine.step():
+            frames[frame.request].append(frame.codes)
+    assert frames.pop(asked[1])[0].tolist() == [-1] * 8
+    for request, codes in frames.items():
+        assert torch.equal(torch.stack(codes), alone_in_a_bucket(model, request, 4))
+    assert torch.equal(spoken(engine, requests(4))[1], spoken(Engine(model, slots=4), requests(4))[1])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_follows_float32_at_first(dtype: torch.dtype) -> None:
+    theirs = random_csm(Shape(), seed=2)
+    model, config = ours(theirs)
+    half = CsmModel(config, theirs.state_dict(), torch.device("cpu"), dtype)
+    request = Request(a_prompt(4, 20), greedy(20))
+    wanted, got = spoken(Engine(model), [request])[0], spoken(Engine(half), [request])[0]
+    assert torch.equal(wanted[0, :1], got[0, :1])
+    assert got.shape == wanted.shape
+
+
+def test_whoever_stops_listening_frees_the_slots(model: CsmModel) -> None:
+    engine = Engine(model, slots=2)
+    frames = decode(engine, iter([*requests(2), None]).__next__)
+    next(frames)
+    frames.close()
+    assert not engine.busy
+    assert torch.equal(spoken(engine, requests(1))[0], spoken(Engine(model, slots=2), requests(1))[0])

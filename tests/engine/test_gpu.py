@@ -1,0 +1,122 @@
+"""On CUDA: graphs say what eager frames say and what a CPU says, replay after replay, and nothing is captured late."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from tiny import Shape, greedy, random_csm, spoken, text_rows
+
+from csm_cli.bench.quantization import logits
+from csm_cli.engine import Engine, Request, SamplingParams
+from csm_cli.engine.cuda_graph import CudaGraphRunner
+from csm_cli.engine.decode_state import DecodeShape as Bucket
+from csm_cli.models.csm import CsmModel
+from csm_cli.models.csm.config import model_config
+from csm_cli.models.csm.quantization import quantize
+
+pytestmark = pytest.mark.gpu
+FRAMES = 12
+SPECIAL = [64, 65, 66]  # ids that are never spoken
+GREEDY: dict[str, Any] = {"do_sample": False, "depth_decoder_do_sample": False}
+GREEDY |= {"suppress_tokens": SPECIAL, "depth_decoder_suppress_tokens": SPECIAL}
+
+
+@pytest.fixture(scope="module")
+def theirs() -> Any:
+    return random_csm(Shape())
+
+
+def on(theirs: Any, device: str, dtype: torch.dtype = torch.float32) -> CsmModel:
+    config = model_config(theirs.config.to_dict())
+    return CsmModel(config, theirs.state_dict(), torch.device(device), dtype)
+
+
+def eager(model: CsmModel, slots: int) -> Engine:
+    engine = Engine(model, slots)
+    engine.runner._frame = CudaGraphRunner(engine.runner._body, (), None)
+    return engine
+
+
+def requests(rows: int, sampling: SamplingParams) -> list[Request]:
+    generator = torch.Generator().manual_seed(rows)
+    lengths = [20 + 37 * n % 200 for n in range(rows)]
+    ids = [torch.randint(0, 250, (length,), generator=generator) for length in lengths]
+    return [Request(text_rows(each, 8), replace(sampling, seed=n)) for n, each in enumerate(ids)]
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 8])
+def test_greedy_frames_are_those_of_a_cpu(theirs: Any, rows: int) -> None:
+    asked = requests(rows, greedy(FRAMES))
+    wanted = spoken(Engine(on(theirs, "cpu"), rows), asked)
+    for engine in (Engine(on(theirs, "cuda"), rows), eager(on(theirs, "cuda"), rows)):
+        for got, codes in zip(spoken(engine, asked), wanted, strict=True):
+            assert torch.equal(got, codes)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_graphs_say_what_eager_frames_say(theirs: Any, dtype: torch.dtype) -> None:
+    model = on(theirs, "cuda", dtype)
+    asked = requests(5, SamplingParams(0.9, 20, 0.8, 10, seed=0, max_frames=FRAMES))
+    for got, wanted in zip(spoken(Engine(model, 4), asked), spoken(eager(model, 4), asked), strict=True):
+        assert torch.equal(got, wanted)
+
+
+def test_every_bucket_replays_over_poisoned_outputs(theirs: Any) -> None:
+    model = on(theirs, "cuda")
+    engine = Engine(model, 8)
+    runner, state = engine.runner, engine.state
+    extents = sorted({runner.extent(n) for n in range(1, state.last)}, reverse=True)
+    for rows in (8, 4, 2, 1):
+        for extent in extents:
+            bucket = Bucket(rows, extent, top_k=1, depth_top_k=1)
+            codes = []
+            for frame in (runner._body, runner._frame, runner._frame):
+                state.hidden.copy_(torch.linspace(-1, 1, state.hidden.numel(), device="cuda").view_as(state.hidden))
+                for layer in (*state.backbone.layers, *state.depth.layers):
+                    layer.zero_()
+                state.at.fill_(extent // 2)
+                state.codes.fill_(-7)
+                frame(bucket)
+                codes.append((state.codes[:rows].clone(), state.hidden[:rows].clone()))
+                assert (state.codes[rows:] == -7).all()
+            for got in codes[1:]:
+                assert torch.equal(got[0], codes[0][0]) and (got[0] >= 0).all()
+                torch.testing.assert_close(got[1], codes[0][1])
+    assert runner.captures == 4 * len(extents)
+
+
+def test_nothing_is_captured_after_warming_up(theirs: Any) -> None:
+    engine, sampling = Engine(on(theirs, "cuda"), 4), SamplingParams(0.9, 20, 0.8, 10, seed=0, max_frames=FRAMES)
+    engine.prepare(sampling)
+    prepared = engine.runner.captures
+    for count in (1, 4, 7):
+        spoken(engine, requests(count, sampling))
+    assert engine.runner.captures == prepared > 0
+
+
+def test_bfloat16_begins_as_transformers_begins(theirs: Any) -> None:
+    """Half precision takes other turns in the end; the first codes of most prompts are the same."""
+    asked = requests(8, greedy(2))
+    model = deepcopy(theirs).to("cuda", torch.bfloat16)
+    same = 0
+    for request, got in zip(asked, spoken(Engine(on(theirs, "cuda", torch.bfloat16), 8), asked), strict=True):
+        ids = request.rows[None, :, -1].cuda()
+        wanted = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=2, **GREEDY)
+        same += int((wanted[0, 0].cpu() == got[0]).sum())
+    assert same > 0.75 * 8 * 8
+
+
+@pytest.mark.triton
+def test_int8_weights_change_little(theirs: Any) -> None:
+    model = on(theirs, "cuda", torch.bfloat16)
+    (asked,) = requests(1, greedy(FRAMES))
+    (codes,) = spoken(Engine(model), [asked])
+    wanted = logits(model, asked.rows, codes).float()
+    quantize(model)
+    got = logits(model, asked.rows, codes).float()
+    assert 0 < (got - wanted).square().mean().sqrt() / wanted.std() < 0.2
+    assert len(spoken(Engine(model), [asked])[0]) == FRAMES

@@ -1,0 +1,153 @@
+"""What is played from a tape is what calling says, whatever lay in the results before."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from dataclasses import replace
+from functools import partial
+
+import pytest
+import torch
+from recorder import tensors
+from tiny import Shape, ours, random_csm, spoken, text_rows
+from torch import Tensor
+from torch.nn import functional as F
+
+from csm_cli.engine import Engine, Request, SamplingParams
+from csm_cli.engine import op_replay as tape
+from csm_cli.engine.cuda_graph import CudaGraphRunner
+from csm_cli.engine.op_replay import OpReplay
+from csm_cli.models.csm import CsmModel
+
+SAMPLED = SamplingParams(temperature=0.9, top_k=20, depth_temperature=0.8, depth_top_k=10, seed=0, max_frames=40)
+
+
+@pytest.fixture(scope="module")
+def model() -> CsmModel:
+    return ours(random_csm(Shape(codebooks=4)))[0]
+
+
+def request(seed: int, length: int) -> Request:
+    ids = torch.randint(0, 250, (length,), generator=torch.Generator().manual_seed(seed))
+    return Request(text_rows(ids, 4), replace(SAMPLED, seed=seed))
+
+
+def spoil(taped: OpReplay[str]) -> None:
+    """Every result that is computed anew each time is made wrong."""
+    for call in taped._calls:
+        for result in tensors(call.keywords.get("out", ())) if isinstance(call, partial) else []:
+            result.fill_(float("nan") if result.is_floating_point() else 1)
+
+
+def mixed(x: Tensor, weight: Tensor, total: Tensor) -> None:
+    """Functions and methods, with and without `out`; views, pairs, numbers, writing in place and by index."""
+    product = torch.mm(x, weight)
+    left, right = product.chunk(2, -1)
+    gated = F.silu(left, inplace=True).mul_(right)
+    values, ids = gated.topk(2)
+    attended = F.scaled_dot_product_attention(values[None], values[None], values[None])[0]
+    x[:, : gated.shape[1]] = gated / gated.norm()
+    x[:2] += weight[ids[0]]
+    total.add_(attended.softmax(-1).cumsum(-1)[:, :1] * len(x))
+    total.masked_fill_(~(total > -torch.ones(1)), 0)
+
+
+def test_a_tape_says_what_calls_say() -> None:
+    def start() -> tuple[Tensor, Tensor, Tensor]:
+        torch.manual_seed(0)
+        return torch.randn(3, 8), torch.randn(8, 8), torch.zeros(3, 1)
+
+    called, played = start(), start()
+    taped = OpReplay[str](lambda key: mixed(*played))
+    for turn in range(6):
+        mixed(*called)
+        spoil(taped)
+        taped("same")
+        assert all(torch.equal(a, b) for a, b in zip(called, played, strict=True)), f"call {turn}"
+    assert taped.captures == 1
+
+
+def test_views_and_numbers_are_not_taken_again() -> None:
+    x, y = torch.zeros(2, 4), torch.zeros(4)
+
+    def fn(key: str) -> None:
+        y.copy_(x.view(4, 2)[1:3].flatten().unsqueeze(0)[0] + len(x) * x.shape[1])
+
+    taped = OpReplay[str](fn)
+    for _ in range(3):
+        taped("same")
+    assert len(taped._calls) == 2 and y.tolist() == [8.0] * 4  # the sum and the copy
+
+
+def test_only_the_last_keys_tape_is_kept() -> None:
+    made: list[weakref.ref[Tensor]] = []
+    x = torch.ones(3)
+
+    def fn(key: int) -> None:
+        result = x * key
+        made.append(weakref.ref(result))
+        x.copy_(result).clamp_(max=9)
+
+    taped = OpReplay[int](fn)
+    for key in (2, 2, 2, 3, 3, 3, 2):
+        taped(key)
+    gc.collect()
+    assert x.tolist() == [9.0] * 3
+    assert taped.captures == 2 and not any(ref() is not None for ref in made)
+
+
+def test_a_tape_that_would_hold_too_much_is_not_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[weakref.ref[Tensor]] = []
+    x = torch.ones(3)
+
+    def fn(key: str) -> None:
+        result = x + 1
+        made.append(weakref.ref(result))
+        x.copy_(result)
+
+    monkeypatch.setattr(tape, "_LARGEST", x.nbytes - 1)
+    taped = OpReplay[str](fn)
+    for _ in range(4):
+        taped("same")
+    gc.collect()
+    assert x.tolist() == [5.0] * 3 and len(made) == 4
+    assert not any(ref() is not None for ref in made)
+
+
+def test_a_tape_that_was_not_finished_is_not_played() -> None:
+    x, fails = torch.zeros(2), [False, True, False, False]
+
+    def fn(key: str) -> None:
+        x.add_(1)
+        if fails.pop(0):
+            raise KeyboardInterrupt
+        x.mul_(2)
+
+    taped = OpReplay[str](fn)
+    taped("same")
+    with pytest.raises(KeyboardInterrupt):
+        taped("same")
+    for _ in range(2):
+        taped("same")
+    assert x.tolist() == [18.0, 18.0] and taped.captures == 1 and len(taped._calls) == 2
+
+
+@pytest.mark.parametrize("lengths", [[20], [120, 3, 110], [250, 100, 5, 9, 30]])
+def test_an_engine_with_a_tape_says_what_one_without_says(model: CsmModel, lengths: list[int]) -> None:
+    """Other extents and fewer rows on the way, so that tapes are written anew."""
+    asked = [request(seed, length) for seed, length in enumerate(lengths)]
+    plain = Engine(model, slots=len(lengths))
+    plain.runner._frame = CudaGraphRunner(plain.runner._body, (), None)
+    engine = Engine(model, slots=len(lengths))
+    for wanted, got in zip(spoken(plain, asked), spoken(engine, asked), strict=True):
+        assert torch.equal(wanted, got)
+    assert engine.runner.captures >= 1
+
+
+def test_a_frame_is_called_twice_and_then_played(model: CsmModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, called = Engine(model), []
+    head = model.head
+    monkeypatch.setattr(model, "head", lambda x: (called.append(x), head(x))[1])
+    (codes,) = spoken(engine, [request(1, 20)])
+    assert len(called) == 2 < len(codes)

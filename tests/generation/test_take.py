@@ -1,0 +1,234 @@
+"""When a take ends early, what of it is kept, and what is wrong with it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from torch import Tensor
+
+from csm_cli.generation.take import Take, TakeBuilder, TakeSpec, Transcription, best_take, worst_stop
+
+RATE, SAMPLES = 12.5, 4
+LOUD, SOFT, MUTE = 300, 20, 0
+
+
+class Chunk:
+    """Each frame sounds as loud as its first code says, in thousandths."""
+
+    def __init__(self, codes: Tensor, last: bool) -> None:
+        self.codes, self.last = codes, last
+
+    def samples(self) -> NDArray[np.float32]:
+        return (self.codes[:, :1] / 1000.0).expand(-1, SAMPLES).reshape(-1).numpy()
+
+
+class Codec:
+    frame_rate, frame_samples, codebooks = RATE, SAMPLES, 2
+
+    def decoder(self) -> None:
+        return None
+
+
+class Deck:
+    def __init__(self, beside: bool) -> None:
+        self.codec, self.beside = Codec(), beside
+        self.chunks: list[int] = []
+
+    def put(self, decoder: None, codes: Tensor, last: bool = False) -> Chunk:
+        self.chunks.append(len(codes))
+        return Chunk(codes, last)
+
+
+def new_tape(text: str = "Hello.", capped: bool = False, watched: bool = True, beside: bool = False) -> TakeBuilder:
+    return TakeBuilder(Deck(beside), TakeSpec(text, 7, capped, watched))  # type: ignore[arg-type]
+
+
+def play(tape: TakeBuilder, levels: Sequence[int], stuck: bool = False) -> str | None:
+    """Adds frames, each unlike the one before unless `stuck`, until the tape says why to end."""
+    for index, level in enumerate(levels):
+        stop = tape.add(torch.tensor([level, 0 if stuck else index]))
+        if stop:
+            return stop
+    return None
+
+
+def test_a_tapethat_ends_by_itself_is_kept_whole() -> None:
+    tape = new_tape()
+    assert play(tape, [MUTE] * 5 + [LOUD] * 20 + [MUTE] * 10) is None
+    made = tape.end("eos")
+    assert (made.stop, made.seed, made.fault, made.codes.shape) == ("eos", 7, "", (35, 2))
+    np.testing.assert_allclose(made.samples.reshape(35, SAMPLES)[:, 0], [0] * 5 + [0.3] * 20 + [0] * 10, atol=1e-6)
+
+
+def test_a_silence_that_nobody_heard_before_the_end_does_not_end_a_take() -> None:
+    tape = new_tape()
+    assert play(tape, [LOUD] * 10 + [MUTE] * 28) is None
+    made = tape.end("eos")
+    assert (made.stop, len(made.codes)) == ("eos", 38)
+
+
+@pytest.mark.parametrize("hum", [MUTE, 1])
+def test_silence_ends_a_tapewithin_a_chunk_and_a_short_pause_of_it_stays(hum: int) -> None:
+    tape = new_tape()
+    assert play(tape, [LOUD] * 20 + [hum] * 200) == "silence"
+    assert 20 + 25 <= len(tape) < 20 + 25 + 12
+    made = tape.end("silence")
+    assert (made.stop, made.fault, len(made.codes)) == ("silence", "", 23)
+    assert len(made.samples) == 23 * SAMPLES
+
+
+def test_soft_speech_and_short_pauses_are_not_silence() -> None:
+    assert play(new_tape(), ([LOUD] * 10 + [SOFT] * 30 + [MUTE] * 20) * 4) is None
+
+
+def test_a_tapewithout_a_sound_is_empty() -> None:
+    tape = new_tape()
+    assert play(tape, [MUTE] * 99) == "silence"
+    made = tape.end("silence")
+    assert (made.stop, made.fault, len(made.codes), len(made.samples)) == ("empty", "came out silent", 0, 0)
+
+
+def test_a_tapewithout_a_frame_is_empty() -> None:
+    made = new_tape().end("eos")
+    assert (made.stop, made.fault, made.codes.shape) == ("empty", "came out empty", (0, 2))
+
+
+def test_one_sound_over_and_over_ends_a_tapeand_is_kept_once() -> None:
+    tape = new_tape()
+    assert play(tape, [LOUD] * 20) is None
+    assert play(tape, [LOUD] * 99, stuck=True) == "repeat"
+    assert len(tape) == 20 + 12
+    made = tape.end("repeat")
+    assert (made.stop, len(made.codes)) == ("repeat", 21)
+    assert made.fault == "got stuck on one sound after 1.7 s"
+
+
+def test_the_same_silent_frame_is_silence_and_no_repeat() -> None:
+    tape = new_tape()
+    play(tape, [LOUD] * 20)
+    assert play(tape, [MUTE] * 99, stuck=True) == "silence"
+
+
+@pytest.mark.parametrize(
+    ("text", "frames", "stop", "capped", "fault"),
+    [
+        ("Hello.", 20, "cap", False, "had not ended after 1.6 s"),
+        ("Hello.", 20, "cap", True, ""),
+        ("word " * 100, 20, "cap", True, ""),
+        ("word " * 100, 20, "eos", False, "broke off after 1.6 s"),
+        ("word " * 100, 200, "eos", False, ""),
+        ("...", 1, "eos", False, ""),
+    ],
+)
+def test_faults(text: str, frames: int, stop: str, capped: bool, fault: str) -> None:
+    tape = new_tape(text, capped)
+    play(tape, [LOUD] * frames)
+    assert tape.end(stop).fault == fault
+
+
+def test_silence_does_not_make_a_tapelong_enough() -> None:
+    tape = new_tape("word " * 20)
+    play(tape, [LOUD] * 20 + [MUTE] * 24)
+    assert tape.end("eos").fault == "broke off after 1.6 s"
+
+
+def test_unwatched_a_tapeis_what_the_model_made() -> None:
+    tape = new_tape("word " * 100, watched=False)
+    assert play(tape, [MUTE] * 60) is None and play(tape, [LOUD] * 60, stuck=True) is None
+    made = tape.end("cap")
+    assert (made.stop, made.fault, len(made.codes), len(made.samples)) == ("cap", "", 120, 120 * SAMPLES)
+
+
+def test_sound_is_made_in_chunks() -> None:
+    tape = new_tape()
+    play(tape, [LOUD] * 30)
+    tape.end("eos")
+    assert tape._deck.chunks == [4, 4, 8, 12, 2]  # type: ignore[attr-defined]
+
+
+def made(frames: Sequence[tuple[int, int]], stop: str, beside: bool, burst: int) -> Take:
+    """The take of these frames, as a session makes it that is told of `burst` frames at a time."""
+    tape = new_tape("word " * 3, beside=beside)
+    for first in range(0, len(frames), burst):
+        for index, frame in enumerate(frames[first : first + burst], first):
+            early = tape.add(torch.tensor(frame))
+            capped = "cap" if stop == "cap" and index == len(frames) - 1 else None
+            if ended := capped or early:
+                tape.close()
+                return tape.end(ended)
+    return tape.end(stop)
+
+
+SOUNDS = st.tuples(st.sampled_from([LOUD, SOFT, MUTE]), st.integers(1, 40), st.booleans())
+
+
+@settings(max_examples=300, deadline=None)
+@given(runs=st.lists(SOUNDS, min_size=1, max_size=5), stop=st.sampled_from(["eos", "cap"]))
+@example(runs=[(LOUD, 8, False), (MUTE, 32, False)], stop="cap")
+@example(runs=[(LOUD, 8, False), (MUTE, 32, False)], stop="eos")
+@example(runs=[(LOUD, 3, False), (MUTE, 30, False)], stop="cap")
+@example(runs=[(LOUD, 3, False), (MUTE, 37, False)], stop="cap")
+@example(runs=[(LOUD, 8, False), (MUTE, 40, False), (LOUD, 12, False)], stop="eos")
+def test_chunks_decoded_beside_the_frames_make_the_same_takes(runs: list[tuple[int, int, bool]], stop: str) -> None:
+    """They are heard a chunk later, and what is heard then counts from where it was."""
+    frames = [
+        (level, run if stuck else 1000 * run + at) for run, (level, n, stuck) in enumerate(runs) for at in range(n)
+    ]
+    wanted = made(frames, stop, beside=False, burst=1)
+    got = made(frames, stop, beside=True, burst=4)
+    assert (got.stop, got.fault) == (wanted.stop, wanted.fault)
+    assert torch.equal(got.codes, wanted.codes)
+    np.testing.assert_array_equal(got.samples, wanted.samples)
+
+
+def test_beside_the_frames_a_chunk_is_heard_when_the_next_begins() -> None:
+    tape = new_tape(beside=True)
+    heard = []
+    for index in range(28):
+        tape.add(torch.tensor([LOUD, index]))
+        heard.append(len(tape.fresh()) // SAMPLES)
+    assert {index + 1: count for index, count in enumerate(heard) if count} == {8: 4, 16: 4, 28: 8}
+
+
+def test_a_stream_is_heard_at_once() -> None:
+    tape = TakeBuilder(Deck(beside=True), TakeSpec("Hello.", 7, streamed=True))  # type: ignore[arg-type]
+    heard = []
+    for index in range(8):
+        tape.add(torch.tensor([LOUD, index]))
+        heard.append(len(tape.fresh()) // SAMPLES)
+    assert heard == [0, 0, 0, 4, 0, 0, 0, 4]
+
+
+def take(stop: str, fault: str, seed: int) -> Take:
+    return Take(torch.zeros(1, 2), np.zeros(SAMPLES, np.float32), stop, seed, fault)
+
+
+def test_the_best_take_is_a_good_one_or_the_least_bad() -> None:
+    bad = [take("empty", "x", 1), take("repeat", "x", 2), take("cap", "x", 3), take("cap", "x", 4)]
+    assert best_take(bad).seed == 3
+    assert best_take([*bad, take("silence", "", 5), take("eos", "", 6)]).fault == ""
+
+
+def long_take(frames: int, error_rate: float | None = None, fault: str = "") -> Take:
+    hearing = None if error_rate is None else Transcription("", error_rate, 1)
+    return replace(take("eos", fault, frames), codes=torch.zeros(frames, 2), hearing=hearing)
+
+
+def test_of_good_takes_the_fewest_wrong_words_count_then_the_likeliest_length() -> None:
+    assert len(best_take([long_take(20, 0.2), long_take(90, 0.0), long_take(30, 0.1)]).codes) == 90
+    assert len(best_take([long_take(20), long_take(90), long_take(30)]).codes) == 30
+    assert len(best_take([long_take(20), long_take(90), long_take(30)], frames=80).codes) == 90
+    assert len(best_take([long_take(20), long_take(90, fault="x"), long_take(95, fault="x")], frames=80).codes) == 20
+    assert len(best_take([long_take(20), long_take(20)]).codes) == 20
+
+
+def test_a_turn_has_the_worst_stop_of_its_parts() -> None:
+    assert worst_stop(["eos", "silence", "eos"]) == "silence"
+    assert worst_stop(["eos", "empty", "cap"]) == "empty"

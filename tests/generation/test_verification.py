@@ -1,0 +1,103 @@
+"""Whether a take says its text; faster-whisper itself is stood in for."""
+
+from __future__ import annotations
+
+import sys
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from csm_cli.audio.io import Audio
+from csm_cli.errors import ModelNotFound, UsageError
+from csm_cli.generation import verification as verify
+from csm_cli.generation.take import Take
+from csm_cli.generation.verification import WhisperRecognizer, apply_transcription, compare
+
+TAKE = Take(torch.zeros(1, 4), np.zeros(1920, np.float32), "eos", 1, "")
+
+
+@pytest.mark.parametrize(
+    ("text", "heard", "rate", "run"),
+    [
+        ("Hello there.", "hello THERE", 0.0, 0),
+        ("Dr. Smith paid $3.50.", "Doctor Smith paid three dollars and fifty cents", 0.0, 0),
+        ("one red cat and two dogs", "one red hat and two dogs", 1 / 6, 1),
+        ("I can see a tree here", "I can here", 0.5, 3),
+        ("I can see", "I can see what was never written", 4 / 3, 4),
+        ("Good day to you", "", 1.0, 4),
+        ("...", "", 0.0, 0),
+    ],
+)
+def test_words_are_compared_not_how_they_are_written(text: str, heard: str, rate: float, run: int) -> None:
+    hearing = compare(text, heard)
+    assert (hearing.text, hearing.error_rate, hearing.run) == (heard, pytest.approx(rate), run)
+
+
+@pytest.mark.parametrize(
+    ("text", "heard", "good"),
+    [
+        ("Come here.", "Come hear.", True),  # one wrong word
+        ("Come here.", "Go now.", False),
+        ("a b c d e f g h", "a b x d e f y h", True),
+        ("a b c d e f g h", "a x c y e z g h", False),
+        ("the sun rose over " * 10, "the sun rose over " * 9, False),  # a phrase was lost
+    ],
+)
+def test_a_take_is_bad_by_its_wrong_words_or_by_too_many_in_a_row(text: str, heard: str, good: bool) -> None:
+    assert (apply_transcription(TAKE, heard, [text]).fault == "") is good
+
+
+def test_a_fault_says_what_was_heard() -> None:
+    made = apply_transcription(TAKE, "Go now.", ["Come here."])
+    assert made.fault == 'was heard as "Go now." (100% of its words wrong, 2 in a row)'
+    assert made.hearing and made.hearing.error_rate == 1.0
+
+
+def test_a_respelled_text_may_be_heard_either_way() -> None:
+    for heard in ("Ask Nguyen now please", "Ask win now please"):
+        assert not apply_transcription(TAKE, heard, ["Ask Nguyen now please", "Ask win now please"]).fault
+
+
+class FakeModel:
+    """As faster_whisper.WhisperModel at its edge."""
+
+    def __init__(self, name: str) -> None:
+        if name == "none":
+            raise ValueError("Invalid model size 'none'\nand more")
+        self.heard: list[np.ndarray] = []
+
+    def transcribe(self, audio: np.ndarray, **options: Any) -> tuple[Any, object]:
+        self.heard.append(audio)
+        return iter([SimpleNamespace(text=" Hello"), SimpleNamespace(text=" there. ")]), object()
+
+
+@pytest.fixture
+def whisper(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = ModuleType("faster_whisper")
+    module.WhisperModel = FakeModel  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "faster_whisper", module)
+    monkeypatch.setattr(verify, "find_spec", lambda name: name)
+
+
+@pytest.mark.usefixtures("whisper")
+def test_whisper_hears_at_its_own_rate_with_one_model() -> None:
+    recognizer = WhisperRecognizer("base.en")
+    for _ in range(2):
+        assert recognizer.hear(Audio(np.zeros(24000, np.float32), 24000)) == "Hello there."
+    assert [(len(each), each.dtype) for each in recognizer._model.heard] == [(16000, np.float32)] * 2
+
+
+@pytest.mark.usefixtures("whisper")
+def test_a_model_that_cannot_be_had_is_one_line() -> None:
+    with pytest.raises(ModelNotFound, match="--verify-model none: cannot be loaded") as caught:
+        WhisperRecognizer("none").hear(Audio(np.zeros(24000, np.float32), 24000))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_recognizer_that_is_not_installed_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verify, "find_spec", lambda name: None)
+    with pytest.raises(UsageError, match=r"pip install 'csm-cli\[verify\]'"):
+        WhisperRecognizer("base.en")

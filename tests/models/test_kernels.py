@@ -1,0 +1,215 @@
+"""Triton's kernels do what their PyTorch twins do: compiled on CUDA, elsewhere interpreted (TRITON_INTERPRET=1)."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tiny import Shape, greedy, random_csm, spoken, text_rows
+from torch import Tensor
+
+from csm_cli.engine import Engine, Request
+from csm_cli.engine import sampler as sampling
+from csm_cli.engine.sampler import Sampler
+from csm_cli.models.csm import AttentionMetadata, CsmModel, DecodeSlots, KVCache, KVCacheView, PrefillSlots
+from csm_cli.models.csm import transformer as stack
+from csm_cli.models.csm.config import Rope, StackConfig, model_config
+from csm_cli.models.csm.kernels import dispatch as choice
+from csm_cli.models.csm.kernels import kernels_for
+from csm_cli.models.csm.kernels import reference as plain
+from csm_cli.models.csm.kernels.reference import LinearWeight
+from csm_cli.models.csm.quantization import Int8Weight
+from csm_cli.models.csm.transformer import Linear, RMSNorm, RopeTable
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+SIZES = StackConfig(1, 96, 6, 2, 24, 80, 300, 1e-5, Rope(10000.0))
+HALF = torch.bfloat16 if DEVICE.type == "cuda" else torch.float16  # Triton's interpreter rounds bfloat16 its own way
+DTYPES = pytest.mark.parametrize("dtype", [torch.float32, HALF], ids=str)
+CLOSE = {torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 2e-2}
+
+
+def random(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(DEVICE, dtype)
+
+
+def assert_close(got: Tensor, wanted: Tensor) -> None:
+    assert got.dtype == wanted.dtype
+    torch.testing.assert_close(got, wanted, atol=CLOSE[wanted.dtype], rtol=CLOSE[wanted.dtype])
+
+
+def norm_of(like: Tensor) -> RMSNorm:
+    return RMSNorm(SIZES, like.to(HALF))  # PyTorch's
+
+
+def projections(outputs: int, inputs: int, dtype: torch.dtype) -> list[LinearWeight]:
+    """As it is and in 8 bits."""
+    weight = random(outputs, inputs, dtype=dtype, seed=1) / inputs**0.5
+    linear = Linear(weight)
+    linear.weight = weight.T  # as it lies on CUDA
+    return [linear, Int8Weight(weight)]
+
+
+ROWS = pytest.mark.parametrize("rows", [1, 2, 3, 5, 20, 64])
+BITS = pytest.mark.parametrize("bits", [32, 8])
+
+
+def test_only_cuda_takes_tritons() -> None:
+    assert kernels_for(torch.device("cpu")) == choice.Kernels()
+
+
+@pytest.mark.triton
+def test_more_rows_than_a_frame_has_are_pytorchs() -> None:
+    x, projection = random(65, 96), projections(40, 96, torch.float32)[0]
+    assert torch.equal(choice.fused().read(x, norm_of(x), projection), plain.norm_linear(x, norm_of(x), projection))
+
+
+@pytest.mark.triton
+@DTYPES
+@ROWS
+@BITS
+def test_read(rows: int, bits: int, dtype: torch.dtype) -> None:
+    x, projection = random(2 * rows, 96, dtype=dtype)[1::2], projections(42, 96, dtype)[bits == 8]
+    assert_close(choice.fused().read(x, norm_of(x), projection), plain.norm_linear(x, norm_of(x), projection))
+
+
+@pytest.mark.triton
+@DTYPES
+@ROWS
+@BITS
+@pytest.mark.parametrize("inputs", [40, 2200])
+def test_onto(rows: int, bits: int, inputs: int, dtype: torch.dtype) -> None:
+    x, mixed = random(rows, 96, dtype=dtype), random(rows, inputs, dtype=dtype)
+    projection = projections(96, inputs, dtype)[bits == 8]
+    assert_close(choice.fused().onto(x, projection, mixed), plain.linear_add(x, projection, mixed))
+
+
+@pytest.mark.triton
+@DTYPES
+@ROWS
+@BITS
+def test_gate(rows: int, bits: int, dtype: torch.dtype) -> None:
+    x, projection = random(rows, 96, dtype=dtype), projections(2 * 75, 96, dtype)[bits == 8]
+    assert_close(choice.fused().gate(x, norm_of(x), projection), plain.swiglu(x, norm_of(x), projection))
+
+
+PLACES = pytest.mark.parametrize(
+    "where",
+    [
+        PrefillSlots(0, 3, 7, 8),
+        PrefillSlots(1, 3, 0, 2),
+        PrefillSlots(2, 3, 4, 9),
+        DecodeSlots(torch.tensor([0, 5, 30], device=DEVICE), 32),
+        DecodeSlots(torch.tensor([0, 128, 299, 260], device=DEVICE), 300),
+    ],
+    ids=["a position", "two positions", "some", "each its own", "in parts"],
+)
+
+
+def placed(where: PrefillSlots | DecodeSlots, like: Tensor, cache: KVCache) -> tuple[AttentionMetadata, KVCacheView]:
+    rope = RopeTable(SIZES, like)._pairs[where.positions(DEVICE)]
+    view = where.views(cache)[0]
+    return AttentionMetadata(where.length, rope, where.mask(like), [view]), view
+
+
+@pytest.mark.triton
+@DTYPES
+@PLACES
+@BITS
+def test_turn(where: PrefillSlots | DecodeSlots, bits: int, dtype: torch.dtype) -> None:
+    like = random(1, dtype=dtype)
+    projection = projections((6 + 2 * 2) * 24, 96, dtype)[bits == 8]
+    x = random(len(where.positions(DEVICE)), 96, dtype=dtype)
+    caches = [KVCache(SIZES, 4, 300, like) for _ in range(2)]
+    queries = [
+        turn(x, norm_of(x), projection, *placed(where, like, cache))
+        for turn, cache in zip((choice.fused().turn, plain.qkv_rope), caches, strict=True)
+    ]
+    assert_close(*queries)
+    assert_close(caches[0].layers[0], caches[1].layers[0])
+    assert caches[1].layers[0].any()
+
+
+@pytest.mark.triton
+@DTYPES
+@PLACES
+def test_attend(where: PrefillSlots | DecodeSlots, dtype: torch.dtype) -> None:
+    cache = KVCache(SIZES, 4, 300, random(1, dtype=dtype))
+    cache.layers[0].copy_(random(*cache.layers[0].shape, dtype=dtype))
+    query = random(len(where.positions(DEVICE)), 6, 24, dtype=dtype)
+    place, view = placed(where, query, cache)
+    assert_close(choice.fused().attend(query, place, view), plain.attention(query, place, view))
+
+
+@pytest.mark.triton
+@pytest.mark.parametrize("count", [64, 100])
+@pytest.mark.parametrize("top_ks", [(1, 1, 1), (5, 1, 20), (50, 3, 7), (0, 2, 60)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("times", [1, 4], ids=["3 rows", "12 rows"])
+def test_draw(count: int, top_ks: tuple[int, ...], dtype: torch.dtype, times: int) -> None:
+    rows = 3 * times
+    filter_ = Sampler(rows, count, DEVICE)
+    widest = filter_.set([(0.7 + k / 100, k) for k in top_ks] * times)
+    temperature, beyond = filter_.temperature, filter_.beyond[:, :widest]
+    for seed in range(10):
+        generator = torch.Generator().manual_seed(seed)
+        logits = torch.stack([torch.randperm(count, generator=generator) / 16 - 3 for _ in range(rows)]).to(DEVICE)
+        uniforms = torch.rand(rows, 4, generator=generator).to(DEVICE)
+        given = (logits.to(dtype), uniforms[:, 1:2], temperature, beyond, random(count, 20, seed=1))
+        for got, wanted in zip(choice.fused().draw(*given), plain.sample_top_k(*given), strict=True):
+            assert torch.equal(got, wanted)
+
+
+@pytest.mark.triton
+@pytest.mark.parametrize("rows", [1, 9])
+def test_of_equal_logits_the_lower_code_is_likelier(rows: int) -> None:
+    filter_ = Sampler(rows, 100, DEVICE)
+    logits = torch.zeros(rows, 100, device=DEVICE)
+    logits[:, 40:] = 1
+    for top_k, uniform, wanted in [(1, 0.9, 40), (5, 0.0, 40), (5, 0.5, 42), (5, 0.99, 44)]:
+        widest = filter_.set([(1.0, top_k)] * rows)
+        given = (filter_.temperature, filter_.beyond[:, :widest], random(100, 8))
+        codes, embedded = choice.fused().draw(logits, torch.full((rows, 1), uniform, device=DEVICE), *given)
+        assert codes.tolist() == [wanted] * rows and torch.equal(embedded, given[2][[wanted] * rows])
+
+
+@pytest.mark.triton
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # the interpreter's, of numpy
+@pytest.mark.parametrize("rows", [4, 9])
+def test_a_draw_from_what_is_not_finite_is_a_code(rows: int) -> None:
+    filter_ = Sampler(rows, 100, DEVICE)
+    widest = filter_.set([(1.0, 5)] * rows)
+    logits = random(rows, 100)
+    logits[0] = float("nan")
+    logits[1] = -float("nan")
+    logits[2] = -float("inf")
+    logits[3, 7] = float("inf")
+    table = random(100, 8)[:, :0]
+    codes, _ = choice.fused().draw(
+        logits, random(rows, 1).abs(), filter_.temperature, filter_.beyond[:, :widest], table
+    )
+    assert (codes >= 0).all() and (codes < 100).all()
+
+
+@DTYPES
+def test_rounded_weights_are_near_and_leave_rows_alone(dtype: torch.dtype) -> None:
+    x, weight = random(5, 64, dtype=dtype), random(48, 64, dtype=dtype, seed=1)
+    rounded, wanted = Int8Weight(weight), x.float() @ weight.float().T
+    assert (rounded(x).float() - wanted).square().mean().sqrt() / wanted.std() < 0.015
+    loud = torch.cat((x[:1], 1000 * x[1:]))
+    assert torch.equal(rounded(loud)[:1], rounded(x)[:1])
+
+
+@pytest.mark.triton
+@pytest.mark.parametrize("rows", [1, 3])
+def test_frames_are_those_of_pytorch(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    theirs = random_csm(Shape())
+    config = model_config(theirs.config.to_dict())
+    generator = torch.Generator().manual_seed(0)
+    ids = [torch.randint(0, 250, (10 + 60 * n,), generator=generator) for n in range(rows)]
+    asked = [Request(text_rows(each, 8), greedy(2)) for each in ids]
+    wanted = spoken(Engine(CsmModel(config, theirs.state_dict(), torch.device("cpu"), torch.float32), rows), asked)
+    monkeypatch.setattr(stack, "_is_plain", lambda like: False)  # weights lie as on CUDA
+    for module in (stack, sampling):
+        monkeypatch.setattr(module, "kernels_for", lambda device: choice.fused())
+    got = spoken(Engine(CsmModel(config, theirs.state_dict(), DEVICE, torch.float32), rows), asked)
+    for each, codes in zip(got, wanted, strict=True):
+        assert torch.equal(each, codes)

@@ -1,0 +1,87 @@
+"""8-bit linears: close to the exact ones, row by row, and refused where they do not work."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny import Shape, greedy, ours, random_csm, spoken, text_rows
+
+from csm_cli.bench.quantization import logits, quantize_and_compare
+from csm_cli.bench.timing import PreparedBench
+from csm_cli.checkpoint import open_checkpoint
+from csm_cli.engine import Engine, Request
+from csm_cli.errors import UsageError
+from csm_cli.models.csm import CsmModel
+from csm_cli.models.csm.quantization import Int8Linear, quantize
+
+CPU = torch.device("cpu")
+
+
+def test_a_product_is_within_the_rounding() -> None:
+    generator = torch.Generator().manual_seed(0)
+    weight, x = torch.randn(48, 64, generator=generator), torch.randn(5, 64, generator=generator)
+    wanted = x @ weight.T
+    error = (Int8Linear(weight)(x) - wanted).square().mean().sqrt() / wanted.std()
+    assert error < 0.015
+
+
+def test_a_row_does_not_depend_on_its_neighbours() -> None:
+    generator = torch.Generator().manual_seed(0)
+    linear, x = Int8Linear(torch.randn(48, 64, generator=generator)), torch.randn(16, 64, generator=generator)
+    loud = torch.cat((x[:1], 1e4 * x[1:]))
+    assert torch.equal(linear(x)[:1], linear(loud)[:1])
+    assert torch.equal(linear(x)[:1], linear(x[:1]))
+
+
+def test_an_outputs_weights_lie_together_however_they_were_given() -> None:
+    """A product with them the other way is exact too, but takes twice as long."""
+    weight = torch.randn(64, 48).T
+    assert Int8Linear(weight).lines.is_contiguous() and not weight.is_contiguous()
+
+
+def test_rows_and_weights_of_nothing_but_zeros_give_zeros() -> None:
+    assert not Int8Linear(torch.zeros(8, 16))(torch.ones(2, 16)).any()
+    assert not Int8Linear(torch.ones(8, 16))(torch.zeros(2, 16)).any()
+
+
+def test_the_comparison_reads_what_was_said() -> None:
+    """Greedy codes are the likeliest ones of the logits they were drawn from."""
+    model, config = ours(random_csm(Shape()))
+    rows = text_rows(torch.arange(10), config.codebooks)
+    (codes,) = spoken(Engine(model), [Request(rows, greedy(12))])
+    assert torch.equal(logits(model, rows, codes).argmax(-1), codes)
+
+
+def test_what_rounding_changes_is_small_but_something(tiny_checkpoint: Path) -> None:
+    ready = PreparedBench(open_checkpoint(str(tiny_checkpoint)), CPU, torch.float32)
+    changes = quantize_and_compare(ready)
+    assert 0.8 < changes["codes_equal"] <= 1
+    assert 0 < changes["logits_error"] < 0.2
+    layers = (*ready.model.backbone.layers, *ready.model.depth.layers)
+    assert all(isinstance(each, Int8Linear) for layer in layers for each in (layer.qkv, layer.out, layer.down))
+
+
+def test_other_dtypes_are_refused() -> None:
+    theirs = random_csm(Shape())
+    model = CsmModel(ours(theirs)[1], theirs.state_dict(), CPU, torch.bfloat16)
+    with pytest.raises(UsageError, match="float32"):
+        quantize(model)
+
+
+def test_say_takes_it_and_refuses_anything_else(csm: Callable[..., Any], tiny_checkpoint: Path, tmp_path: Path) -> None:
+    flags = ("--model", tiny_checkpoint, "--seed", "1", "--max-duration", "0.5", "--no-trim")
+    out = tmp_path / "a.wav"
+    assert csm("say", "hi", "-o", out, *flags, "--quantize", "int8").code == 0
+    assert out.stat().st_size > 44
+    refused = csm("say", "hi", "-o", out, *flags, "--quantize", "int4")
+    assert refused.code == 2 and "none or int8" in refused.err
+
+
+def test_bench_tells_what_it_changes(csm: Callable[..., Any], tiny_checkpoint: Path) -> None:
+    told = csm("bench", "decode", "--model", tiny_checkpoint, "--frames", 2, "--quantize", "int8", "--json")
+    assert told.code == 0, told.err
+    assert told.json["quantize"] == "int8" and 0.8 < told.json["codes_equal"] <= 1

@@ -1,0 +1,288 @@
+"""Scripts and manifests: every complaint as it is printed, and what the good ones mean."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from csm_cli.errors import ScriptInvalid
+from csm_cli.script import diagnostic_lines, read_either, read_manifest, read_script, script_from
+from csm_cli.types import Conversation, GenerationOptions, Recording, Turn
+
+CASES = Path(__file__).parents[1] / "cases"
+SAMPLES = Path(__file__).parents[2] / "samples"
+BAD = sorted(path for path in CASES.glob("*/*") if path.suffix != ".txt")
+
+
+@pytest.fixture
+def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working folder with the audio files that cases name."""
+    monkeypatch.chdir(tmp_path)
+    soundfile.write("one.wav", np.zeros(24000, np.float32), 24000)
+    soundfile.write("latin.wav", np.zeros(24000, np.float32), 24000)
+    soundfile.write("empty.wav", np.zeros(0, np.float32), 24000)
+    soundfile.write("eleven_hours.wav", np.zeros(11 * 3600, np.float32), 1)
+    Path("latin.txt").write_bytes("Olé".encode("latin-1"))
+    Path("broken.wav").write_bytes(b"RIFF no wave")
+    Path("folder").mkdir()
+    return tmp_path
+
+
+def complaints(path: str | Path, kind: str = "scripts") -> list[str]:
+    read = read_script if kind == "scripts" else read_manifest
+    with pytest.raises(ScriptInvalid) as caught:
+        read(path)
+    return diagnostic_lines(caught.value)
+
+
+def script(desk: Path, text: str, name: str = "script.yaml") -> Conversation:
+    (desk / name).write_text(text, encoding="utf-8")
+    return read_script(name)
+
+
+def manifest(desk: Path, *lines: object) -> list[Conversation]:
+    (desk / "m.jsonl").write_text("\n".join(json.dumps(line) for line in lines))
+    return list(read_manifest("m.jsonl"))
+
+
+@pytest.mark.parametrize("case", BAD, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_every_complaint_is_printed_as_expected(case: Path, desk: Path) -> None:
+    shutil.copy(case, desk)
+    expected = case.with_suffix(".txt").read_text().splitlines()
+    assert [line.rstrip() for line in complaints(case.name, case.parent.name)] == expected
+
+
+def test_there_is_an_expectation_for_every_case() -> None:
+    assert len(BAD) >= 40
+    assert {path.with_suffix(".txt") for path in BAD} == set(CASES.glob("*/*.txt"))
+
+
+def test_a_script_means_what_it_says(desk: Path) -> None:
+    text = """
+csm: 1
+title: Episode 12
+defaults: {gap: 0.25, temperature: 0, max_duration: auto}
+speakers:
+  ana: {id: 0, voice: one.wav, voice_text: I am Ana., seed: 5}
+  ben: {id: 1, gain: -1.5}
+  cleo: {id: 2, voice: one.wav, voice_text: I am not in it.}
+context:
+  - {speaker: ben, audio: one.wav, text: "So?", start: 0.25, end: 0.75}
+turns:
+  - ana: Better than we feared.
+  - {speaker: ben, id: t2, text: "Really?", offset: -0.2, seed: 42, gain: 1}
+  - {pause: 1.5}
+  - {pause: 0.5}
+  - {speaker: ana, audio: one.wav, text: Not once.}
+  - {pause: 2}
+"""
+    ana, file = Turn(0, "Better than we feared.", "ana", options=GenerationOptions(seed=5)), Path("one.wav")
+    ben = Turn(1, "Really?", "ben", "t2", gap=-0.2, gain=-0.5, options=GenerationOptions(seed=42))
+    assert script(desk, text) == Conversation(
+        turns=(ana, ben, Turn(0, "Not once.", "ana", recording=Recording(file), gap=2.25)),
+        context=(
+            Turn(0, "I am Ana.", "ana", recording=Recording(file)),
+            Turn(1, "So?", "ben", recording=Recording(file, 0.25, 0.75), gain=-1.5),
+        ),
+        id="script",
+        title="Episode 12",
+        tail=2.0,
+        defaults=GenerationOptions(temperature=0.0, max_duration=0.0),
+    )
+
+
+@pytest.mark.parametrize("word", ["12:30:45", "on", "no", "null", "~", "0x10", "1e3", "2024-01-01", "[bold] hi", "7"])
+def test_yaml_scalars_stay_as_written(word: str, desk: Path) -> None:
+    written = f'"{word}"' if word.startswith("[") else word
+    assert script(desk, f"turns:\n  - 0: {written}\n").turns[0].text == word
+    named = script(desk, "speakers: {no: {id: 3}}\nturns: [{no: yes}]\n").turns[0]
+    assert (named.name, named.speaker, named.text) == ("no", 3, "yes")
+
+
+def test_block_text_loses_its_last_line_break_only(desk: Path) -> None:
+    assert script(desk, "turns:\n  - 0: |\n      One.\n      Two.\n").turns[0].text == "One.\nTwo."
+
+
+def test_a_transcript_lies_beside_its_voice(desk: Path) -> None:
+    (desk / "one.txt").write_text("\ufeffI am Ana.\n", encoding="utf-8")
+    voiced = script(desk, "speakers: {ana: {id: 0, voice: one.wav}}\nturns: [{ana: Hi.}]\n")
+    assert [turn.text for turn in voiced.context] == ["I am Ana."]
+
+
+def test_paths_are_relative_to_the_script_and_forgiving(desk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (desk / "clips").mkdir()
+    shutil.copy("one.wav", "clips/two words.wav")
+    monkeypatch.setenv("HOME", str(desk))
+    line = "{{speaker: 0, audio: '{}', text: Hi.}}"
+    entries = ", ".join(line.format(path) for path in (r"clips\two words.wav", "~/one.wav", desk / "one.wav"))
+    (desk / "clips" / "s.yaml").write_text(f"turns: [{entries.replace('clips', '../clips', 1)}]")
+    paths = [turn.recording.path for turn in read_script("clips/s.yaml").turns if turn.recording]
+    assert [path.resolve() for path in paths] == [desk / "clips/two words.wav", desk / "one.wav", desk / "one.wav"]
+
+
+@pytest.mark.parametrize("suffix", ["yaml", "jsonl", "json", "txt"])
+def test_a_byte_order_mark_is_no_text(suffix: str, desk: Path) -> None:
+    (desk / f"s.{suffix}").write_bytes(b'\xef\xbb\xbf{"turns": [{"speaker": 0, "text": "Ol\xc3\xa9"}]}')
+    assert read_script(desk / f"s.{suffix}").turns[0].text == "Olé"
+
+
+@pytest.mark.parametrize(
+    ("raw", "message"),
+    [
+        ("turns: [{0: Hi}]".encode("utf-16"), "expected UTF-8, got UTF-16; save the file as UTF-8"),
+        (b"turns:\n  - 0: Ol\xe9\n", "byte 0xE9 is not UTF-8; save the file as UTF-8"),
+        (b"turns:\n  - 0: a\x00b\n", "a character here cannot stand in YAML; remove it"),
+        (b"x: " + b"a" * 4_000_000, "more than 4 MB of YAML; write so much as JSONL"),
+    ],
+)
+def test_what_is_not_text_is_one_complaint(raw: bytes, message: str, desk: Path) -> None:
+    (desk / "s.yaml").write_bytes(raw)
+    with pytest.raises(ScriptInvalid) as caught:
+        read_script("s.yaml")
+    assert [complaint.message for complaint in caught.value.complaints] == [message]
+
+
+def test_missing_files_and_folders_are_complaints(desk: Path) -> None:
+    assert complaints("gone.yaml")[0].split(maxsplit=1) == ["gone.yaml", "no such file"]
+    assert complaints("folder")[0].split(maxsplit=1) == ["folder", "is a directory; name a file in it"]
+
+
+def test_unprintable_names_cannot_write_to_the_terminal(desk: Path) -> None:
+    assert "\x1b" not in "".join(complaints("\x1b[31mgone.yaml"))
+
+
+def test_a_manifest_line_is_a_conversation(desk: Path) -> None:
+    context = [{"speaker": 1, "audio": "one.wav", "text": "Hi!"}]
+    header = {"csm": 1, "defaults": {"top_k": 0}}
+    lines = manifest(
+        desk,
+        header,
+        {"id": "p-001", "speaker": 0, "text": "Hello.", "context": context, "seed": 7},
+        {"custom_id": 7, "input": "Hi.", "role": "3"},
+        {"turns": [{"0": "One."}, {"1": "Two."}]},
+        {"text": "[0]Where? [1]Here, in [brackets]."},
+        {"text": "[bold] is spoken"},
+        {"messages": [{"role": "0", "content": "Hello from Sesame."}]},
+    )
+    assert [line.id for line in lines] == ["p-001", "7", "0004", "0005", "0006", "0007"]
+    assert [[(turn.speaker, turn.text) for turn in line.turns] for line in lines] == [
+        [(0, "Hello.")],
+        [(3, "Hi.")],
+        [(0, "One."), (1, "Two.")],
+        [(0, "Where?"), (1, "Here, in [brackets].")],
+        [(0, "[bold] is spoken")],
+        [(0, "Hello from Sesame.")],
+    ]
+    assert lines[0].context == (Turn(1, "Hi!", "1", recording=Recording(Path("one.wav"))),)
+    assert lines[0].turns[0].options == GenerationOptions(seed=7)
+    assert {line.defaults for line in lines} == {GenerationOptions(top_k=0)}
+
+
+def test_a_header_gives_every_line_its_voices(desk: Path) -> None:
+    header = {"speakers": {"ana": {"id": 4, "voice": "one.wav", "voice_text": "I am Ana.", "temperature": 0.5}}}
+    (line,) = manifest(desk, header, {"text": "Hello."})
+    assert [(turn.speaker, turn.text, turn.options.temperature) for turn in (*line.context, *line.turns)] == [
+        (4, "I am Ana.", None),
+        (4, "Hello.", 0.5),
+    ]
+
+
+def test_a_lexicon_respells_and_a_header_s_holds_for_every_line(desk: Path) -> None:
+    talk = script(desk, "lexicon: {Nguyen: win, 5: five}\nturns:\n  - 0: Ask Nguyen.\n")
+    assert talk.lexicon == {"Nguyen": "win", "5": "five"} and talk.turns[0].text == "Ask Nguyen."
+    own = {"lexicon": {"b": "bee"}, "turns": [{"0": "b"}]}
+    lines = manifest(desk, {"lexicon": {"a": "eh", "b": "be"}}, {"text": "a"}, own)
+    assert [line.lexicon for line in lines] == [{"a": "eh", "b": "be"}, {"a": "eh", "b": "bee"}]
+
+
+def test_a_speakers_seed_gives_each_turn_its_own_and_a_turns_counts_as_written(desk: Path) -> None:
+    text = """
+speakers: {ana: {id: 0, seed: 40}, ben: {id: 1}, cleo: {id: 2, seed: 9223372036854775807}}
+turns:
+  - ana: One.
+  - ben: Two.
+  - ana: Three.
+  - {speaker: ana, text: Four., seed: 7}
+  - cleo: Five.
+"""
+    assert [turn.options.seed for turn in script(desk, text).turns] == [40, None, 42, 7, 3]
+
+
+def test_standard_input_is_a_dash(desk: Path) -> None:
+    code = "from csm_cli.script import read_manifest as m; print(next(iter(m('-'))).turns[0].text)"
+    run = subprocess.run([sys.executable, "-c", code], input=b'{"text": "Hi."}', capture_output=True, check=True)
+    assert run.stdout.strip() == b"Hi."
+
+
+def test_either_form_is_told_apart(desk: Path) -> None:
+    assert [item.id for item in read_either(SAMPLES / "batch.jsonl")] == ["alone", "answer"]
+    assert [item.title for item in read_either(SAMPLES / "dialogue.jsonl")] == ["A walk in the morning"]
+    shutil.copy(CASES / "manifests" / "lines.jsonl", "m.jsonl")
+    with pytest.raises(ScriptInvalid) as caught:
+        read_either("m.jsonl")
+    assert "carl" in str(caught.value.complaints)
+
+
+def test_a_part_of_a_long_file_is_no_long_part(desk: Path) -> None:
+    turn = {"speaker": 0, "text": "Hi.", "audio": "eleven_hours.wav", "start": 0, "end": 3}
+    assert script_from({"turns": [turn]}).turns[0].recording == Recording(Path("eleven_hours.wav"), 0, 3)
+
+
+@pytest.mark.parametrize(
+    ("name", "trouble"), [("fifo.wav", "is a pipe or a device"), ("bytes.raw", "not readable as sound")]
+)
+def test_what_cannot_be_opened_as_sound_is_a_complaint(desk: Path, name: str, trouble: str) -> None:
+    os.mkfifo("fifo.wav")
+    Path("bytes.raw").write_bytes(bytes(100))
+    with pytest.raises(ScriptInvalid) as caught:
+        script_from({"turns": [{"speaker": 0, "text": "Hi.", "audio": name}]})
+    (complaint,) = caught.value.complaints
+    assert complaint.file == name and complaint.message.startswith(trouble)
+
+
+def test_a_voices_words_hold_no_control_characters(desk: Path) -> None:
+    Path("one.txt").write_text("I am\x1b[2J Ana.")
+    Path("s.yaml").write_text("speakers: {ana: {id: 0, voice: one.wav}}\nturns: [{ana: Hi.}]\n")
+    assert "control character U+001B cannot be spoken" in complaints("s.yaml")[0]
+
+
+def test_yaml_is_no_manifest(desk: Path) -> None:
+    Path("m.yaml").write_text("turns:\n  - 0: Hi.\n")
+    assert complaints("m.yaml", "manifests")[0].split(maxsplit=1)[1].startswith("is YAML, which is a script")
+
+
+def test_plain_data_is_a_script_too(desk: Path) -> None:
+    assert script_from({"turns": [{"speaker": 0, "text": "Hi."}]}).turns == (Turn(0, "Hi.", "0"),)
+    with pytest.raises(ScriptInvalid) as caught:
+        script_from({"turns": [{"speaker": 0, "text": ""}]})
+    assert [(each.place, each.path) for each in caught.value.complaints] == [("<data>", "turns[0].text")]
+
+
+def test_the_samples_agree() -> None:
+    yaml, jsonl = (read_script(SAMPLES / f"dialogue.{suffix}") for suffix in ("yaml", "jsonl"))
+    assert yaml == jsonl
+    assert len(yaml.context) == 2
+    chat = read_script(SAMPLES / "chat.json")
+    assert ([turn.speaker for turn in chat.context], [turn.speaker for turn in chat.turns]) == ([1, 0], [1])
+
+
+def test_reading_a_script_needs_no_torch() -> None:
+    code = "import sys; from csm_cli.script import *; read_script(sys.argv[1]); print('torch' in sys.modules)"
+    path = str(SAMPLES / "dialogue.yaml")
+    run = subprocess.run([sys.executable, "-c", code, path], capture_output=True, check=True)
+    assert run.stdout.strip() == b"False"
+
+
+def test_subtitles_are_no_script_and_say_what_makes_one_of_them(desk: Path) -> None:
+    (desk / "talk.srt").write_text("1\n00:00:00,000 --> 00:00:01,000\nHi.\n")
+    with pytest.raises(ScriptInvalid) as caught:
+        read_script("talk.srt")
+    assert "csm script convert" in caught.value.complaints[0].message

@@ -1,0 +1,214 @@
+"""What is set outside of a command line, and by whom."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import Result
+from pydantic import TypeAdapter
+
+from csm_cli.errors import ConfigInvalid, UsageError
+from csm_cli.settings import ALL_KEYS, ResolvedSetting, defaults, json_schema, options, read_settings
+from csm_cli.types import GenerationOptions
+
+Csm = Callable[..., Result]
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder in which csm is called."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_nothing_is_set_from_the_beginning() -> None:
+    assert read_settings() == {}
+
+
+def test_the_environment_stands_over_the_project_over_the_user(
+    here: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (home / "config.toml").write_text('temperature = 0.1\ntop_k = 1\nseed = 1\nmodel = "a/b"\n')
+    (here / "csm.toml").write_text("temperature = 0.2\ntop_k = 0\n")
+    monkeypatch.setenv("CSM_TEMPERATURE", "0.3")
+    monkeypatch.setenv("CSM_SEED", "")
+    user = str(home / "config.toml")
+    found = read_settings()
+    assert found == {
+        "temperature": ResolvedSetting(0.3, "CSM_TEMPERATURE"),
+        "top_k": ResolvedSetting(0, "csm.toml"),
+        "seed": ResolvedSetting(1, user),
+        "model": ResolvedSetting("a/b", user),
+    }
+    assert options(found) == GenerationOptions(temperature=0.3, top_k=0, seed=1) and defaults(found) == {"model": "a/b"}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("temprature = 1", "there is no 'temprature'; did you mean temperature"),
+        ("[model]\nname = 1", "model takes an id or a path, not a table"),
+        ("x = 1", "known: temperature, top_k"),
+        ("temperature = ", "Invalid value"),
+        ("top-k = 3", "did you mean top_k"),
+        ("a = 1\na = 2", "mend or remove it"),
+    ],
+)
+def test_a_file_that_cannot_be_used_says_why(here: Path, text: str, message: str) -> None:
+    (here / "csm.toml").write_text(text)
+    with pytest.raises(ConfigInvalid, match=message) as caught:
+        read_settings()
+    assert caught.value.code == 2 and "csm.toml: " in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "temperature = -1",
+        "temperature = nan",
+        "temperature = true",
+        'top_k = "x"',
+        "top_k = 1.5",
+        "seed = -1",
+        "max_duration = 0",
+        'model = ""',
+        'quantize = "int4"',
+        "retries = 101",
+        "takes = 0",
+        "split = 5",
+        'split = "on"',
+        'verify = "maybe"',
+        "offline = 2",
+    ],
+)
+def test_an_impossible_value_names_its_place(here: Path, text: str) -> None:
+    (here / "csm.toml").write_text(text)
+    with pytest.raises(UsageError, match=f"csm.toml: {text.split()[0]} takes"):
+        read_settings()
+
+
+def test_a_file_that_is_a_folder_or_no_text_is_refused(here: Path) -> None:
+    (here / "csm.toml").mkdir()
+    with pytest.raises(ConfigInvalid, match="Is a directory"):
+        read_settings()
+    (here / "csm.toml").rmdir()
+    (here / "csm.toml").write_bytes(b"\xff\xfe")
+    with pytest.raises(ConfigInvalid):
+        read_settings()
+
+
+def test_the_home_of_nobody_is_refused(csm: Csm, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CSM_HOME", "~nobody-of-that-name")
+    result = csm("voices", "list")
+    assert result.code == 2 and "there is no such user" in result.err and len(result.err.splitlines()) == 1
+
+
+def test_the_schema_knows_every_key(csm: Csm) -> None:
+    schema = csm("config", "schema").json
+    assert schema == json_schema() and set(schema["properties"]) == set(ALL_KEYS)
+    assert not schema["additionalProperties"] and all(each["description"] for each in schema["properties"].values())
+    assert TypeAdapter(dict[str, object]).validate_python(schema)
+
+
+def test_a_flag_counts_over_a_file(csm: Csm, here: Path, tiny_checkpoint: Path) -> None:
+    (here / "csm.toml").write_text(f'model = "{tiny_checkpoint}"\nmax_duration = 0.4\nretries = 0\n')
+    told = csm("say", "Hi", "--json", "-o", "a.wav").json
+    assert told["model"] == str(tiny_checkpoint) and told["duration_s"] == 0.4
+    assert csm("say", "Hi", "--json", "--max-duration", "0.16", "-o", "a.wav").json["duration_s"] == 0.16
+
+
+def test_a_script_counts_over_a_file_and_an_override_over_its_turns(
+    csm: Csm, here: Path, tiny_checkpoint: Path
+) -> None:
+    (here / "csm.toml").write_text("max_duration = 3\nseed = 5\n")
+    (here / "a.yaml").write_text(
+        "defaults: {max_duration: 0.4}\n"
+        "turns:\n  - {speaker: 0, text: Hi, max_duration: 0.16}\n  - {speaker: 0, text: Ho}\n"
+    )
+    run = ("converse", "a.yaml", "--json", "-o", "a.wav", "--model", tiny_checkpoint)
+
+    def frames(*flags: str) -> list[int]:
+        return [turn["frames"] for turn in csm(*run, *flags).json["turns"]]
+
+    assert frames() == [2, 5] and csm(*run).json["turns"][0]["seed"] == 5
+    assert frames("--max-duration", "0.8") == [2, 10]
+    assert frames("--max-duration", "0.8", "--override", "max-duration=0.24") == [3, 3]
+
+
+def test_a_flag_that_does_not_count_is_said_once(csm: Csm, here: Path, tiny_checkpoint: Path) -> None:
+    turns = "  - {speaker: 0, text: Hi, max_duration: 0.16}\n" * 2
+    (here / "a.yaml").write_text(f"turns:\n{turns}")
+    run = ("converse", "a.yaml", "-o", "a.wav", "--model", tiny_checkpoint, "--max-duration", "0.4")
+    said = [line for line in csm(*run).err.splitlines() if "does not count" in line]
+    expected = (
+        "--max-duration does not count for 2 turns that have their own max_duration; --override max_duration=... does"
+    )
+    assert said == [expected]
+    assert "--override" not in csm(*run, "--override", "max_duration=0.4").err
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [("temperatur=1", "did you mean temperature"), ("temperature", "KEY=VALUE"), ("seed=x", "not 'x'")],
+)
+def test_an_override_that_cannot_be_is_refused(csm: Csm, given: str, message: str) -> None:
+    result = csm("say", "Hi", "-o", "a.wav", "--override", given)
+    assert result.code == 2 and message in result.err and len(result.err.splitlines()) == 1
+
+
+def test_show_says_where_every_value_is_from(
+    csm: Csm, here: Path, home: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (home / "config.toml").write_text(f'model = "{tiny_checkpoint}"\nseed = 3\n')
+    (here / "csm.toml").write_text("depth_top_k = 7\nsplit = 80\n")
+    (here / "a.yaml").write_text("defaults: {seed: 9}\nturns: [{0: Hi}]\n")
+    monkeypatch.setenv("CSM_RETRIES", "4")
+    shown = csm("config", "show", "--json", "--device", "cpu", "--override", "top_k=2", "--script", "a.yaml").json
+    assert {name: (each["value"], each["source"]) for name, each in shown.items()} == {
+        "temperature": (0.0, str(tiny_checkpoint)),
+        "top_k": (2, "--override"),
+        "depth_temperature": (None, "built in"),
+        "depth_top_k": (7, "csm.toml"),
+        "seed": (9, "a.yaml: defaults"),
+        "max_duration": (None, "built in"),
+        "model": (str(tiny_checkpoint), str(home / "config.toml")),
+        "adapter": (None, "built in"),
+        "revision": (None, "built in"),
+        "device": ("cpu", "flag"),
+        "dtype": ("auto", "built in"),
+        "quantize": ("none", "built in"),
+        "compile": (False, "built in"),
+        "retries": (4, "CSM_RETRIES"),
+        "takes": (1, "built in"),
+        "split": ("80", "csm.toml"),
+        "verify": (False, "built in"),
+        "verify_model": ("base.en", "built in"),
+        "offline": (False, "built in"),
+    }
+
+
+def test_show_says_which_flag_does_not_count(csm: Csm, here: Path) -> None:
+    (here / "a.yaml").write_text("turns:\n  - {speaker: 0, text: Hi, seed: 4}\n")
+    shown = csm("config", "show", "--script", "a.yaml", "--seed", "9")
+    assert "--seed does not count for 1 turn that has its own seed" in shown.err
+    assert [line.split() for line in shown.out.splitlines() if line.startswith("seed")] == [["seed", "9", "flag"]]
+
+
+def test_show_of_a_model_that_was_never_fetched_does_not_fetch_it(csm: Csm, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", "nowhere")
+    shown = csm("config", "show", "--json", "--model", "some/model").json
+    assert shown["temperature"] == {"value": "?", "source": "some/model (not fetched yet)"}
+
+
+def test_path_says_which_files_are_read(csm: Csm, here: Path, home: Path) -> None:
+    (here / "csm.toml").write_text("")
+    assert csm("config", "path").out.splitlines() == [str(here / "csm.toml"), f"{home / 'config.toml'}  (none)"]
+
+
+def test_a_broken_file_does_not_keep_from_asking_where_it_is(csm: Csm, here: Path) -> None:
+    (here / "csm.toml").write_text("x = 1")
+    assert csm("config", "path").code == 0 and csm("--help").code == 0
+    result = csm("say", "Hi", "-o", "a.wav")
+    assert result.code == 2 and "there is no 'x'" in result.err

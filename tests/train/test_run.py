@@ -1,0 +1,281 @@
+"""Runs of csm train: exact resumption, several processes, what is kept, and what stops them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import Accelerator
+from conftest import save_checkpoint
+from safetensors.torch import load_file
+from tiny import BOS, Shape, random_csm
+from transformers import CsmForConditionalGeneration
+
+from csm_cli.checkpoint import open_checkpoint
+from csm_cli.data.encode import codec_identity
+from csm_cli.data.store import CodecIdentity, CodedTurn, Example, StoreWriter, open_store
+from csm_cli.errors import InputError, TrainingFailed, UsageError
+from csm_cli.generation.prompt import PromptBuilder
+from csm_cli.train.batches import LossMask, collate
+from csm_cli.train.examples import BatchSpec, ExampleSampler
+from csm_cli.train.loss import LossModule
+from csm_cli.train.run import CheckpointSaved, EvaluationDone, StepDone, TrainingEvent, TrainingRun
+from csm_cli.train.settings import TrainSettings
+from csm_cli.train.trainer import NO_AUX_LOSSES, Optimization, Trainer
+
+BOOKS = 8
+
+
+def examples(count: int = 14) -> list[Example]:
+    generator = torch.Generator().manual_seed(0)
+
+    def turn(speaker: int, length: int, learned: bool = True) -> CodedTurn:
+        return CodedTurn(
+            speaker, "Well, so." * (1 + length % 2), torch.randint(1, 64, (length, BOOKS), generator=generator), learned
+        )
+
+    return [
+        Example(f"item-{index:02}", (turn(0, 3 + index % 5, False), turn(1, 4 + index % 3)), held_out=index % 5 == 4)
+        for index in range(count)
+    ]
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) -> Path:
+    return store(tmp_path_factory.mktemp("data"), tiny_checkpoint, *examples())
+
+
+@pytest.fixture
+def settings(data: Path, tiny_checkpoint: Path, tmp_path: Path) -> TrainSettings:
+    return TrainSettings(
+        data=str(data),
+        output=str(tmp_path / "run"),
+        model=str(tiny_checkpoint),
+        steps=6,
+        batch_tokens=120,
+        accumulate=2,
+        learning_rate=3e-3,
+        warm_up=2,
+        depth_share=0.5,
+        corrupt=0.1,
+        evaluate_every=3,
+        save_every=0,
+        average=0.9,
+    )
+
+
+def changed(settings: TrainSettings, **changes: object) -> TrainSettings:
+    return TrainSettings(**{**settings.model_dump(), **changes})
+
+
+def losses(events: Iterator[TrainingEvent]) -> list[tuple[int, float, float]]:
+    return [(e.step, e.losses["backbone"], e.losses["depth"]) for e in events if isinstance(e, StepDone)]
+
+
+@pytest.mark.parametrize("lora", [None, {"rank": 2, "dropout": 0.2}], ids=["full", "lora"])
+def test_a_killed_run_goes_on_exactly(settings: TrainSettings, tmp_path: Path, lora: dict[str, object] | None) -> None:
+    settings = changed(settings, lora=lora)
+    whole = losses(TrainingRun(settings, device="cpu").events())
+    other = changed(settings, output=str(tmp_path / "killed"), save_every=2)
+    killed = TrainingRun(other, device="cpu").events()
+    first = [next(killed) for _ in range(8)]  # past the state saved after step 2, into later steps
+    assert max(event.step for event in first if isinstance(event, StepDone)) in (3, 4)
+    killed.close()
+    torch.manual_seed(999)
+    rest = losses(TrainingRun(other, device="cpu").events())
+    assert rest[0][0] in (3, 5) and rest[-1][0] == 6
+    torch.testing.assert_close(torch.tensor(rest), torch.tensor(whole[-len(rest) :]), rtol=0, atol=1e-5)
+    rows = [json.loads(line) for line in (other.folder / "history.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if row["split"] == "train"] == [1, 2, 3, 4, 5, 6]
+    name = "adapter_model.safetensors" if lora else "model.safetensors"
+    one, two = (load_file(each.folder / "last" / name) for each in (settings, other))
+    for key, tensor in one.items():
+        torch.testing.assert_close(two[key], tensor, rtol=0, atol=1e-5)
+
+
+def test_stopping_saves_the_step_in_hand(settings: TrainSettings) -> None:
+    asked: list[int] = []
+    for event in TrainingRun(settings, device="cpu").events(lambda: bool(asked)):
+        if isinstance(event, StepDone) and event.step == 2:
+            asked.append(1)
+    assert losses(TrainingRun(settings, device="cpu").events())[0][0] == 4
+
+
+def test_other_settings_do_not_go_on(settings: TrainSettings) -> None:
+    list(TrainingRun(settings, device="cpu").events())
+    with pytest.raises(UsageError, match=r"was begun with learning_rate 0.003, now 0.001"):
+        TrainingRun(changed(settings, learning_rate=0.001), device="cpu")
+    (settings.folder / "state.pt").write_bytes(b"PK")
+    with pytest.raises(InputError, match=r"state.pt is damaged"):
+        TrainingRun(settings, device="cpu")
+
+
+def test_what_is_kept_loads(settings: TrainSettings) -> None:
+    events = list(TrainingRun(settings, device="cpu").events())
+    assert [event.step for event in events if isinstance(event, EvaluationDone)] == [3, 6]
+    assert {event.path.name for event in events if isinstance(event, CheckpointSaved)} >= {"last", "best"}
+    assert (settings.folder / "loss.png").stat().st_size > 1000
+    found = open_checkpoint(str(settings.folder / "last"))
+    theirs = CsmForConditionalGeneration.from_pretrained(settings.folder / "last").state_dict()
+    assert all(theirs[name].equal(tensor) for name, tensor in found.weights.items())
+    base = open_checkpoint(settings.model)
+    assert not base.weights["lm_head.weight"].equal(found.weights["lm_head.weight"])
+    assert base.codec_weights["decoder.layers.0.conv.weight"].equal(found.codec_weights["decoder.layers.0.conv.weight"])
+
+
+def test_an_adapter_changes_only_what_it_targets(settings: TrainSettings) -> None:
+    settings = changed(settings, lora={"rank": 2, "targets": ["q_proj"]})
+    list(TrainingRun(settings, device="cpu").events())
+    base = open_checkpoint(settings.model)
+    found = open_checkpoint(settings.model, adapter=str(settings.folder / "best"))
+    moved = {name for name in base.weights if not base.weights[name].equal(found.weights[name])}
+    assert moved == {name for name in base.weights if name.endswith("q_proj.weight")}
+    with pytest.raises(UsageError, match="no linear 'w_proj'"):
+        TrainingRun(changed(settings, lora={"targets": ["w_proj"]}), device="cpu")
+
+
+def test_random_weights_in_other_sizes(settings: TrainSettings) -> None:
+    scratch = {"backbone": {"num_hidden_layers": 1, "hidden_size": 32}, "depth": {"num_hidden_layers": 1}}
+    settings = changed(settings, scratch=scratch, steps=2, average=0.0)
+    list(TrainingRun(settings, device="cpu").events())
+    found = open_checkpoint(str(settings.folder / "last")).config
+    assert (found.backbone.layers, found.backbone.hidden, found.depth.layers) == (1, 32, 1)
+
+
+def test_activation_checkpointing_changes_no_loss(settings: TrainSettings) -> None:
+    plain = losses(TrainingRun(settings, device="cpu").events())
+    frugal = changed(settings, checkpointing=True, output=settings.output + "-frugal")
+    torch.testing.assert_close(torch.tensor(losses(TrainingRun(frugal, device="cpu").events())), torch.tensor(plain))
+
+
+def test_eight_bits_need_a_library(settings: TrainSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "bitsandbytes.optim", None)
+    with pytest.raises(UsageError, match="needs bitsandbytes"):
+        TrainingRun(changed(settings, optimizer="adamw8bit"), device="cpu")
+
+
+def test_samples_are_spoken_on_the_way(settings: TrainSettings) -> None:
+    spoken = changed(settings, samples=["Hi.", "[1] So."], sample_every=6)
+    list(TrainingRun(spoken, device="cpu").events())
+    assert sorted(path.name for path in (settings.folder / "samples" / "000006").iterdir()) == ["00.wav", "01.wav"]
+    assert (
+        losses(TrainingRun(changed(settings, output=settings.output + "2"), device="cpu").events())[-1]
+        == history(spoken)[-1]
+    )
+
+
+def history(settings: TrainSettings) -> list[tuple[int, float, float]]:
+    rows = [json.loads(line) for line in (settings.folder / "history.jsonl").read_text().splitlines()]
+    return [(row["step"], row["backbone"], row["depth"]) for row in rows if row["split"] == "train"]
+
+
+def test_a_loss_that_is_not_finite_stops_with_step_and_item(settings: TrainSettings, data: Path) -> None:
+    run = TrainingRun(settings, device="cpu")
+    with torch.no_grad():
+        run.subject.model.embed_text_tokens.weight[BOS] = torch.nan
+    with pytest.raises(TrainingFailed, match=r"step 1: the loss is not finite at item-\d\d"):
+        list(run.events())
+    assert not (settings.folder / "last").exists()
+
+
+def store(folder: Path, model: Path, *made: Example, books: int = BOOKS) -> Path:
+    writer = StoreWriter(folder, CodecIdentity(codec_identity(open_checkpoint(str(model))), books, 12.5))
+    writer.write(0, made)
+    writer.finish(1)
+    return folder
+
+
+def test_data_that_cannot_be_trained_on_is_named(settings: TrainSettings, tmp_path: Path) -> None:
+    codes, model = torch.ones(4, BOOKS, dtype=torch.int64), Path(str(settings.model))
+    long = Example("long", (CodedTurn(0, "Hi.", codes.repeat(200, 1)),))
+    heard = Example("heard", (CodedTurn(0, "Hi.", codes, learned=False),))
+    silent = Example("silent", (CodedTurn(0, " ", codes),))
+    for example, words in ((long, "long: has"), (heard, "heard: has no turn"), (silent, "silent: there is no text")):
+        folder = store(tmp_path / example.id, model, example)
+        with pytest.raises(InputError, match=words):
+            list(TrainingRun(changed(settings, data=str(folder)), device="cpu").events())
+    with pytest.raises(InputError, match="no examples"):
+        TrainingRun(changed(settings, data=str(store(tmp_path / "none", model))), device="cpu")
+    few = Example("few", (CodedTurn(0, "Hi.", codes[:, :4]),))
+    with pytest.raises(InputError, match="4 codebooks, the model 8"):
+        TrainingRun(changed(settings, data=str(store(tmp_path / "few", model, few, books=4))), device="cpu")
+
+
+def test_data_of_another_codec_is_refused(settings: TrainSettings, tmp_path: Path) -> None:
+    moved = save_checkpoint(random_csm(Shape(), seed=1), tmp_path / "other")
+    with pytest.raises(InputError, match="prepared for another codec"):
+        TrainingRun(changed(settings, model=str(moved)), device="cpu")
+
+
+def test_batches_follow_from_the_seed_and_use_every_example(data: Path, tiny_checkpoint: Path) -> None:
+    checkpoint = open_checkpoint(str(tiny_checkpoint))
+    prompter = PromptBuilder(checkpoint.tokenizer_file, checkpoint.config)
+
+    def deck(seed: int) -> ExampleSampler:
+        return ExampleSampler(open_store(data), prompter, BatchSpec(120, 512, seed), BOOKS)
+
+    one, same, other = deck(1), deck(1), deck(2)
+    names = [one.batch(number, LossMask()).names for number in range(20)]
+    assert [same.batch(number, LossMask()).names for number in reversed(range(20))] == names[::-1]
+    assert [other.batch(number, LossMask()).names for number in range(20)] != names
+    seen = [name for batch in names for name in batch]
+    count = len(open_store(data))
+    assert len(set(seen[:count])) == count
+    for number in range(20):
+        batch = one.batch(number, LossMask())
+        assert batch.text.numel() <= 120 or len(batch.names) == 1
+
+
+TWO = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from train.test_run import write_gradients
+write_gradients(Path(sys.argv[2]))
+"""
+
+
+def write_gradients(folder: Path) -> None:
+    """The gradients of this process's share of four batches, as process 0 has them."""
+    accelerator = Accelerator(cpu=True)
+    model = random_csm(Shape())
+    model.codec_model = torch.nn.Identity()
+    trainer = Trainer(LossModule(model), Optimization(steps=1, learning_rate=1e-3), accelerator)
+    world, rank = accelerator.num_processes, accelerator.process_index
+    rows = torch.load(folder / "rows.pt", weights_only=False)
+    shares = [collate(rows[start : start + 2]) for start in range(0, len(rows), 2)]
+    if world == 1:  # the same rows in half as many batches, twice as large
+        shares = [collate(rows[start : start + 4]) for start in range(0, len(rows), 4)]
+    trainer._gradients(shares[rank::world], NO_AUX_LOSSES)
+    if accelerator.is_main_process:
+        gradients = {name: p.grad for name, p in trainer.parameters.items() if p.grad is not None}
+        torch.save(gradients, folder / f"gradients-{world}.pt")
+
+
+def test_two_processes_have_the_gradients_of_one_with_twice_the_batch(
+    data: Path, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    checkpoint = open_checkpoint(str(tiny_checkpoint))
+    prompter = PromptBuilder(checkpoint.tokenizer_file, checkpoint.config)
+    deck = ExampleSampler(open_store(data), prompter, BatchSpec(1, 512, 0), BOOKS)
+    lesson = LossMask(depth_share=0.5)
+    chosen = [deck._chosen(index, 0, lesson) for index in range(8)]
+    torch.save(chosen, tmp_path / "rows.pt")
+    (tmp_path / "two.py").write_text(TWO)
+    here = Path(__file__).parents[1]
+    write_gradients(tmp_path)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
+    command = [*launch, str(tmp_path / "two.py"), str(here), str(tmp_path)]
+    environment = os.environ | {"PYTHONPATH": str(here.parent), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    one, two = (torch.load(tmp_path / f"gradients-{world}.pt") for world in (1, 2))
+    assert one.keys() == two.keys()
+    for name, gradient in one.items():
+        torch.testing.assert_close(two[name], gradient, rtol=1e-5, atol=1e-5)

@@ -1,0 +1,354 @@
+"""Training killed, out of disk, on damaged data, or run twice at once: one line, nothing lost or torn."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import random
+import re
+import resource
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from conftest import Result
+from safetensors.torch import load_file
+from train.test_run import examples, store
+
+from csm_cli.checkpoint import open_checkpoint
+from csm_cli.data.store import CodedTurn, Example
+from csm_cli.train.trainer import Trainer
+
+Csm = Callable[..., Result]
+STEPS = 12
+# Imports once, and then runs each line of arguments in a child: killed from here, or by its own hand at its n-th
+# file made or moved in the folder of the run.
+NURSERY = """
+import json, os, signal, sys
+import peft, csm_cli.train.run
+from csm_cli.cli import main
+
+def dying(folder, events):
+    def see(event, details):
+        nonlocal events
+        moved = event in ("os.rename", "open") and str(details[0]).startswith(folder)
+        if moved and (event == "os.rename" or details[2] & (os.O_WRONLY | os.O_RDWR)):
+            events -= 1
+            if not events:
+                os.kill(os.getpid(), signal.SIGKILL)
+    return see
+
+for line in sys.stdin:
+    config, folder, events = json.loads(line)
+    child = os.fork()
+    if not child:
+        if events:
+            sys.addaudithook(dying(folder, events))
+        os._exit(main(["train", config, "--device", "cpu", "-q"]))
+    print(child, flush=True)
+    print(os.waitpid(child, 0)[1], flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) -> Path:
+    return store(tmp_path_factory.mktemp("data"), tiny_checkpoint, *examples())
+
+
+@pytest.fixture
+def configured(data: Path, tiny_checkpoint: Path, tmp_path: Path) -> Callable[..., Path]:
+    """The file of a run's settings; the run is in a folder of its name."""
+
+    def configured(name: str, **more: object) -> Path:
+        settings: dict[str, Any] = {"data": str(data), "output": str(tmp_path / name), "model": str(tiny_checkpoint)}
+        settings |= {"steps": STEPS, "batch_tokens": 100, "depth_share": 0.5, "corrupt": 0.1, "warm_up": 2}
+        settings |= {"evaluate_every": 4, "save_every": 3, "learning_rate": 3e-3, "lora": {"rank": 2, "dropout": 0.2}}
+        path = tmp_path / f"{name}.yaml"
+        path.write_text(yaml.safe_dump(settings | more))
+        return path
+
+    return configured
+
+
+def history(folder: Path) -> list[dict[str, Any]]:
+    path = folder / "history.jsonl"
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def names(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*")}
+
+
+def assert_whole(folder: Path) -> None:
+    """What can be used has all its parts."""
+    for kept in (folder / "best", folder / "last"):
+        if kept.exists():
+            assert load_file(kept / "adapter_model.safetensors") and json.loads(
+                (kept / "adapter_config.json").read_text()
+            )
+    if (folder / "state.pt").exists():
+        assert torch.load(folder / "state.pt", weights_only=True)["step"] <= STEPS
+
+
+@contextmanager
+def nursery() -> Iterator[Callable[[Path, Path, int], tuple[int, Callable[[], int]]]]:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("CSM_")}
+    pipes = dict.fromkeys(("stdin", "stdout"), subprocess.PIPE)
+    with subprocess.Popen([sys.executable, "-c", NURSERY], **pipes, text=True, env=environment) as parent:
+        assert parent.stdin and parent.stdout
+        lines = (line.strip() for line in parent.stdout)
+
+        def train(config: Path, folder: Path, events: int = 0) -> tuple[int, Callable[[], int]]:
+            """The child's number, and what waits for its end and tells the signal that ended it."""
+            print(json.dumps([str(config), str(folder), events]), file=parent.stdin, flush=True)
+            numbers = (int(line) for line in lines if line.isdigit())  # paths may come between them
+            return next(numbers), lambda: next(numbers)
+
+        try:
+            yield train
+        finally:
+            parent.kill()
+
+
+def test_killed_again_and_again_it_ends_as_if_never(configured: Callable[..., Path], tmp_path: Path) -> None:
+    whole, killed, chance = tmp_path / "whole", tmp_path / "killed", random.Random(0)
+    with nursery() as train:
+        _, ended = train(configured("whole"), whole)
+        assert ended() == 0
+        config = configured("killed")
+        for _ in range(2):
+            child, ended = train(config, killed)
+            wanted = chance.randrange(2, 4)
+            before = (killed / "history.jsonl").stat().st_mtime_ns if killed.exists() else 0
+            for _ in range(wanted):
+                before = changed(killed / "history.jsonl", before)
+            time.sleep(chance.random() * 0.05)
+            os.kill(child, signal.SIGKILL)
+            assert ended() == signal.SIGKILL
+            assert_whole(killed)
+        for events in (17, 26, 8):  # 8: as the last run that is killed begins
+            _, ended = train(config, killed, events)
+            assert ended() == signal.SIGKILL
+            assert_whole(killed)
+        _, ended = train(config, killed)
+        assert ended() == 0
+    once, again = history(whole), history(killed)
+    assert [(row["step"], row["split"]) for row in again] == [(row["step"], row["split"]) for row in once]
+    figures = [
+        torch.tensor(
+            [[row[n] for n in sorted(row) if n not in ("split", "time")] for row in rows if row["split"] == split]
+        )
+        for rows in (once, again)
+        for split in ("train", "held out")
+    ]
+    torch.testing.assert_close(figures[2:], figures[:2], rtol=0, atol=1e-5)
+    assert names(killed) == names(whole)
+    for name in ("best", "last"):
+        one, two = (load_file(folder / name / "adapter_model.safetensors") for folder in (whole, killed))
+        torch.testing.assert_close(two, one, rtol=0, atol=1e-5)
+
+
+def changed(path: Path, before: int, seconds: float = 240) -> int:
+    """When the file was last changed, once that is after `before`."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if path.exists() and (now := path.stat().st_mtime_ns) > before:
+            return now
+        time.sleep(0.001)
+    raise AssertionError(f"{path} did not change")
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def kept(folder: Path) -> dict[str, bytes]:
+    """What a failure must leave as it is: the state, and what can be used."""
+    return {name: data for name, data in files(folder).items() if name.startswith(("state", "last", "best"))}
+
+
+def told(result: Result) -> str:
+    """The one line, and that it is one."""
+    lines = [line for line in result.err.splitlines() if line.startswith(("csm: ", "Traceback", "Exception"))]
+    assert result.err.endswith(lines[0] + "\n") and len(lines) == 1
+    return lines[0]
+
+
+def stopped_after(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C in that step."""
+    update = Trainer.update
+
+    def stopping(self: Trainer, *arguments: Any) -> dict[str, float]:
+        if self.step + 1 == step:
+            os.kill(os.getpid(), signal.SIGINT)
+        return update(self, *arguments)
+
+    monkeypatch.setattr(Trainer, "update", stopping)
+
+
+@pytest.fixture
+def begun(csm: Csm, configured: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A run of four steps, the last of which was evaluated and saved."""
+    config = configured("run")
+    with monkeypatch.context() as patched:
+        stopped_after(4, patched)
+        assert csm("train", config, "--device", "cpu").code == 130
+    return config
+
+
+@pytest.mark.parametrize("call", [1, 3, 4, 6])
+def test_a_full_disk_ends_the_run_and_the_next_goes_on(
+    csm: Csm, begun: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: int
+) -> None:
+    """The disk turns out to be full at one of the calls that reach it."""
+    before, calls = kept(tmp_path / "run"), 0
+
+    def fsync(_: int) -> None:
+        nonlocal calls
+        calls += 1
+        if calls >= call:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", fsync)
+        full = csm("train", begun, "--device", "cpu", "-q")
+    assert full.code == 1 and "No space left" in told(full)
+    assert not [name for name in names(tmp_path / "run") if name.endswith((".tmp", ".new", ".old"))]
+    after = kept(tmp_path / "run")
+    assert set(after) == set(before) and after["best/adapter_config.json"] == before["best/adapter_config.json"]
+    assert_whole(tmp_path / "run")
+    assert csm("train", begun, "--device", "cpu", "-q").code == 0
+    assert [row["step"] for row in history(tmp_path / "run") if row["split"] == "train"] == [*range(1, STEPS + 1)]
+
+
+def test_where_a_file_cannot_grow_the_last_state_stays(csm: Csm, begun: Path, tmp_path: Path) -> None:
+    folder, before = tmp_path / "run", kept(tmp_path / "run")
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limit[1]))
+    try:
+        full = csm("train", begun, "--device", "cpu", "-q")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert full.code == 1 and "File too large" in told(full)
+    assert kept(folder) == before and not [name for name in names(folder) if name.endswith((".tmp", ".new"))]
+    assert csm("train", begun, "--device", "cpu", "-q").code == 0
+
+
+def test_a_loss_that_is_not_finite_leaves_the_last_state(
+    csm: Csm, begun: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, update = kept(tmp_path / "run"), Trainer.update
+
+    def broken(self: Trainer, *arguments: Any) -> dict[str, float]:
+        if self.step == 5:
+            next(iter(self.parameters.values())).data.fill_(torch.nan)
+        return update(self, *arguments)
+
+    monkeypatch.setattr(Trainer, "update", broken)
+    result = csm("train", begun, "--device", "cpu", "-q")
+    assert result.code == 1
+    assert "step 6: the loss is not finite at item-" in told(result)
+    assert kept(tmp_path / "run") == before
+
+
+@pytest.mark.parametrize("damage", ["cut", "missing", "text"])
+def test_damaged_data_is_named(
+    csm: Csm, configured: Callable[..., Path], tiny_checkpoint: Path, tmp_path: Path, damage: str
+) -> None:
+    data = store(tmp_path / "data", tiny_checkpoint, *examples())
+    shard, text = data / "00000.safetensors", data / "00000.jsonl"
+    if damage == "cut":
+        shard.write_bytes(shard.read_bytes()[:-100])
+    elif damage == "missing":
+        shard.unlink()
+    else:
+        text.write_text(text.read_text().replace('"frames"', '"flames"'))
+    result = csm("train", configured("run", data=str(data)), "--device", "cpu", "-q")
+    assert result.code == 3
+    assert "00000.safetensors: missing or damaged" in told(result) and "run csm data prepare again" in told(result)
+
+
+@pytest.mark.parametrize("held_out", [False, True])
+def test_codes_the_model_does_not_have_are_named(
+    csm: Csm, configured: Callable[..., Path], tiny_checkpoint: Path, tmp_path: Path, held_out: bool
+) -> None:
+    codes = torch.ones(5, 8, dtype=torch.int64)
+    codes[2, 3] = 30_000
+    broken = Example("broken", (CodedTurn(0, "Hi.", codes),), held_out)
+    data = store(tmp_path / "data", tiny_checkpoint, *examples(), broken)
+    result = csm("train", configured("run", data=str(data)), "--device", "cpu", "-q")
+    assert result.code == 3
+    assert "broken: codes from 1 to 30000" in told(result) and "encode the sound again" in told(result)
+
+
+def test_two_runs_at_one_folder_are_one_too_many(csm: Csm, begun: Path, tmp_path: Path) -> None:
+    from csm_cli.storage.lock import exclusive_lock
+
+    with exclusive_lock(tmp_path / "run"):
+        second = csm("train", begun, "--device", "cpu", "-q")
+    assert second.code == 2 and "in use by another run" in told(second)
+
+
+def test_an_adapter_that_a_kill_left_aside_is_back(csm: Csm, begun: Path, tmp_path: Path) -> None:
+    run, model = tmp_path / "run", yaml.safe_load(begun.read_text())["model"]
+    (run / "best").rename(run / "best.old")
+    (run / "best.new").mkdir()
+    (run / ".0.tmp").write_text("half")
+    assert csm("train", begun, "--device", "cpu", "-q").code == 0
+    assert not {"best.old", "best.new", ".0.tmp"} & names(run)
+    assert open_checkpoint(model, adapter=str(run / "best"))
+
+
+def test_a_state_is_read_whatever_the_name_of_the_device(
+    csm: Csm, begun: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of several processes on CPUs, accelerate calls theirs cpu:0, which torch cannot read a file to."""
+    monkeypatch.setattr("accelerate.Accelerator.device", torch.device("cpu", 0))
+    assert csm("train", begun, "--device", "cpu", "-q").code == 0
+
+
+def start(config: Path, rank: int, port: int, log: Path) -> subprocess.Popen[bytes]:
+    """One of two processes that train together, as a launcher starts it."""
+    names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("CSM_")}
+    environment = clean | {name: str(value) for name, value in names.items()} | {"OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "csm_cli", "train", str(config), "--device", "cpu", "-q"]
+    with log.open("wb") as stderr:
+        return subprocess.Popen(command, env=environment, stderr=stderr)
+
+
+def test_of_two_processes_one_is_killed_and_the_other_ends_with_a_word(
+    csm: Csm, configured: Callable[..., Path], tmp_path: Path
+) -> None:
+    config = configured("run", steps=60, save_every=2, evaluate_every=0)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    logs = [tmp_path / "0.log", tmp_path / "1.log"]
+    processes = [start(config, rank, port, log) for rank, log in enumerate(logs)]
+    try:
+        changed(tmp_path / "run" / "state.pt", 0)
+        processes[0].kill()  # the one that saves
+        assert processes[1].wait(timeout=240) == 1
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+    lines = logs[1].read_text().splitlines()
+    (line,) = [line for line in lines if line.startswith(("csm: ", "Traceback"))]
+    assert re.match(r"csm: after step \d+, another process of this run has ended: killed, ", line)
+    assert line.endswith("what was saved last is whole, and the same command goes on from it")
+    assert_whole(tmp_path / "run")
+    alone = csm("train", config, "--device", "cpu")
+    assert alone.code == 0 and "going on from step" in alone.err
