@@ -20,9 +20,9 @@ class OpReplay(Generic[ReplayKey]):
     """`fn(key)`, written down at the second call in a row for a key and played from then on.
 
     The first is fn's own, which may make what it keeps. fn reads and writes only buffers that never move, and branches
-    on no number it computes: the same that `CudaGraphRunner` asks for. Only the last key's recording is kept, since it holds
-    the result of every operator; writing one takes as long as three or four calls. Where results are large nothing is
-    written down: 16 rows of csm-1b would hold 0.7 GB, and take as long either way.
+    on no number it computes: the same that `CudaGraphRunner` asks for. Only the last key's recording is kept, as it
+    holds the result of every operator; writing one takes as long as three or four calls. Where results are large
+    nothing is recorded: 16 rows of csm-1b would hold 0.7 GB, and take as long either way.
 
     On a CPU most operators of a small frame take no longer than Python takes to reach them: on the bundled voice 436
     of 673 are left, without the views, and a frame takes 0.72 of its time (two threads). torch.jit.trace: 0.67, but
