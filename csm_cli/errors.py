@@ -10,7 +10,7 @@ CsmError                      1  generation failed
 │   ├── ConfigInvalid         2  a configuration file cannot be read, or holds what there is not
 │   └── SoundDeviceMissing    2  nothing to play on
 ├── InputError                3  a text, script or audio file is missing, unreadable or invalid
-│   ├── ScriptInvalid         3  every complaint about a script at once
+│   ├── ScriptInvalid         3  every diagnostic about a script at once
 │   │   ├── NotReady          3  the same where only that was asked for
 │   │   └── SettingsInvalid   3  the same about the settings of a training
 │   ├── AudioUnreadable       3
@@ -115,28 +115,28 @@ class Diagnostic:
 
 
 class ScriptInvalid(InputError):
-    """All complaints about a script or manifest, sorted by place; of very many the first.
+    """All diagnostics about a script or manifest, sorted by place; of very many the first.
 
     count: how many there are; those given, where it is None.
     """
 
     outcome = "nothing was generated"
 
-    def __init__(self, complaints: Sequence[Diagnostic], count: int | None = None) -> None:
-        self.complaints = tuple(sorted(complaints)[:MAX_DIAGNOSTICS_SHOWN])
-        self.count = len(complaints) if count is None else count
-        first = f", the first {len(self.complaints)} are above" if self.count > len(self.complaints) else ""
+    def __init__(self, diagnostics: Sequence[Diagnostic], count: int | None = None) -> None:
+        self.diagnostics = tuple(sorted(diagnostics)[:MAX_DIAGNOSTICS_SHOWN])
+        self.count = len(diagnostics) if count is None else count
+        first = f", the first {len(self.diagnostics)} are above" if self.count > len(self.diagnostics) else ""
         super().__init__(f"{self.count} error{'s' if self.count != 1 else ''}{first}; {self.outcome}")
 
 
 class NotReady(ScriptInvalid):
-    """All complaints that `csm check` has."""
+    """All diagnostics that `csm check` has."""
 
     outcome = "not ready to be spoken"
 
 
 class SettingsInvalid(ScriptInvalid):
-    """All complaints about the settings of a training."""
+    """All diagnostics about the settings of a training."""
 
     outcome = "nothing was trained"
 

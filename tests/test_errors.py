@@ -25,6 +25,6 @@ def test_a_failure_ends_with_the_code_of_the_table(name: str) -> None:
 def test_complaints_are_sorted_counted_and_not_endless() -> None:
     places = [Diagnostic("a.yaml", line, 1, "turns", "wrong") for line in range(MAX_DIAGNOSTICS_SHOWN + 5, 0, -1)]
     failure = ScriptInvalid(places)
-    assert [complaint.line for complaint in failure.complaints] == list(range(1, MAX_DIAGNOSTICS_SHOWN + 1))
+    assert [diagnostic.line for diagnostic in failure.diagnostics] == list(range(1, MAX_DIAGNOSTICS_SHOWN + 1))
     assert str(failure) == f"205 errors, the first {MAX_DIAGNOSTICS_SHOWN} are above; nothing was generated"
     assert str(ScriptInvalid(places[:1])) == "1 error; nothing was generated"

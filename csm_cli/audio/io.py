@@ -62,7 +62,7 @@ class AudioInfo:
 
 @dataclass(frozen=True, eq=False)
 class HeldOutput:
-    """The bytes of a sound file that lies within another. name: what complaints call it."""
+    """The bytes of a sound file that lies within another. name: what diagnostics call it."""
 
     name: str
     data: bytes

@@ -25,13 +25,13 @@ _SAMPLES, _SAMPLE_BYTES = 64, 16384
 class SynthesisSetup:
     """Who speaks, and how all items are spoken.
 
-    flags: options above the script's own; care, verified: how takes are
+    flags: options above the script's own; retry_policy, verified: how takes are
     chosen.
     """
 
     checkpoint: Checkpoint
     flags: GenerationOptions
-    care: RetryPolicy = field(default_factory=RetryPolicy)
+    retry_policy: RetryPolicy = field(default_factory=RetryPolicy)
     verified: bool = False
 
 
@@ -49,14 +49,14 @@ class Fingerprinter:
 
     def mark(self, item: BatchItem) -> BatchItem:
         """`item` with its fingerprint; its seed, where nobody gave one, comes from that."""
-        talk, care = item.conversation, self._voice.care
+        talk, retry_policy = item.conversation, self._voice.retry_policy
         options = self._voice.flags.over(talk.defaults).completed(self._voice.checkpoint.defaults)
         parts: dict[str, Any] = {
             "schema": SCHEMA,
             "id": talk.id,
             "checkpoint": self._checkpoint,
             "options": _given(options),
-            "care": [care.trim, care.takes, care.split, self._voice.verified],
+            "retry_policy": [retry_policy.trim, retry_policy.takes, retry_policy.split, self._voice.verified],
             "tail": talk.tail,
             "loudness": talk.loudness,
             "context": [self._turn(turn) for turn in talk.context],

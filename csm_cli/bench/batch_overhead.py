@@ -37,7 +37,7 @@ class StubSynthesizer(Synthesizer):
         self,
         conversations: Iterable[Conversation],
         flags: GenerationOptions,
-        care: RetryPolicy | None = None,
+        retry_policy: RetryPolicy | None = None,
         recognizer: Recognizer | None = None,
     ) -> Iterator[Event]:
         frames, rate = round(SECONDS * self.codec.frame_rate), self.codec.rate

@@ -125,7 +125,7 @@ Source = LocalFolder | HubRepository
 
 
 def require_file(source: Source, file: str) -> Path:
-    """The file's path, or the source's own complaint."""
+    """The file's path, or the source's own diagnostic."""
     path = source.find(file)
     if path is None:
         raise source.absent(file)

@@ -95,7 +95,7 @@ def _same(one: StoredTensor, other: StoredTensor) -> bool:
     return one is other or one.read().equal(other.read())
 
 
-def _refuse(complaint: str, names: list[str]) -> None:
+def _refuse(diagnostic: str, names: list[str]) -> None:
     if names:
         more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-        raise CheckpointInvalid(f"{complaint} tensor {names[0]}{more}: not the CSM its config.json describes")
+        raise CheckpointInvalid(f"{diagnostic} tensor {names[0]}{more}: not the CSM its config.json describes")

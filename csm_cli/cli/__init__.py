@@ -72,7 +72,7 @@ def _usage(error: TyperException, arguments: list[str]) -> str:
 
 
 def _command(arguments: list[str]) -> str:
-    """Which command these arguments are for; not every complaint about them knows."""
+    """Which command these arguments are for; not every diagnostic about them knows."""
     from typer.main import get_command
 
     from csm_cli.cli.app import app

@@ -87,7 +87,7 @@ class BatchRequest:
     scope: BatchScope
     speech: SynthesisFlags
     output: OutputFile
-    telling: OutputOptions
+    output_options: OutputOptions
     report: Path | None = None
 
 
@@ -101,14 +101,14 @@ def batch(
     scope: BatchScope,
     speech: SynthesisFlags,
     output: OutputFile,
-    telling: OutputOptions,
+    output_options: OutputOptions,
 ) -> None:
     """Speak the lines of a manifest, each to a file such as -o 'out/{id}.wav'.
 
     The output's fields are {id}, {index} (from 1), {speaker} and {shard}. What is done is recorded in results.jsonl
     beside the files; the same command again speaks the rest.
     """
-    run(BatchRequest(manifest, batch_size, scope, speech, output, telling, report_path(report)))
+    run(BatchRequest(manifest, batch_size, scope, speech, output, output_options, report_path(report)))
 
 
 def run(order: BatchRequest, load: Callable[[SynthesisJob, Checkpoint], Synthesizer] = open_synthesizer) -> None:
@@ -117,16 +117,16 @@ def run(order: BatchRequest, load: Callable[[SynthesisJob, Checkpoint], Synthesi
 
     shard = order.scope.part()
     size, pattern = _size(order.batch_size), _pattern(order.output, shard)
-    job = make_job((), order.speech, order.telling)
+    job = make_job((), order.speech, order.output_options)
     work = _Work(Manifest(order.manifest), pattern, shard, order.speech)
     unheard = IgnoredFlags(order.speech)
     total = work.check(unheard)
-    if not order.telling.quiet:
+    if not order.output_options.quiet:
         unheard.tell()
     checkpoint = find_checkpoint(job)
     job = replace(job, slots=size or _auto(job, checkpoint))
     marker, choice = (
-        Fingerprinter(SynthesisSetup(checkpoint, job.flags, job.care, order.speech.verify)),
+        Fingerprinter(SynthesisSetup(checkpoint, job.flags, job.retry_policy, order.speech.verify)),
         order.scope.choice,
     )
     with Ledger(pattern.folder) as ledger:
@@ -151,7 +151,7 @@ class _Work:
         """Reads every line of the manifest; returns how many characters the shard's have, which `unheard` sees.
 
         Raises:
-            ScriptInvalid: with every complaint about every line.
+            ScriptInvalid: with every diagnostic about every line.
             InputError, UsageError: names that collide, are read or cannot be written.
         """
         names, total = OutputNames([self.manifest.path] if self.manifest.path else ()), 0
@@ -183,7 +183,7 @@ def _auto(job: SynthesisJob, checkpoint: Checkpoint) -> int:
     from csm_cli.engine.memory_estimate import estimate_memory
 
     found = estimate_memory(checkpoint.config, checkpoint.weights.files, *pick_device_and_dtype(job.speech))
-    if not job.telling.quiet:
+    if not job.output_options.quiet:
         log_line(f"up to {found.slots} items at once (--batch-size auto: {found})")
     return found.slots
 

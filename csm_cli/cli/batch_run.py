@@ -37,7 +37,7 @@ class BatchRun:
         first = list(islice(chosen, self._job.slots))
         if first:
             self._work(chain(first, chosen), load(len(first)), characters)
-        elif not self._job.telling.quiet:
+        elif not self._job.output_options.quiet:
             log_line(f"nothing to speak{self._beside()}")
         if self._report:
             batch_report(self._report, self._ledger)
@@ -46,14 +46,14 @@ class BatchRun:
     def _work(self, chosen: Iterator[BatchItem], synth: Synthesizer, characters: int) -> None:
         meter = ProgressMeter((), synth.codec.frame_rate, lambda: characters - self._tally.skipped)
         try:
-            with show_progress(meter, self._job.telling.quiet):
+            with show_progress(meter, self._job.output_options.quiet):
                 self._speak(synth, chosen, meter)
             self._ledger.settle()
         except BrokenPipeError:
             warn("standard output was closed; the same command speaks the rest")
             raise
         finally:
-            if not self._job.telling.quiet:
+            if not self._job.output_options.quiet:
                 of = "" if self._items else f" of {self._tally.taken}"
                 log_line(f"{self._written}{of} written{self._beside()}; {summarize(meter, synth)}")
                 if hint := contention_hint(self._job, synth):
@@ -82,7 +82,7 @@ class BatchRun:
     def _write(self, item: BatchItem, spoken: FinishedConversation, synth: Synthesizer) -> None:
         from csm_cli.audio.io import encode_audio
 
-        telling = self._job.telling
+        output_options = self._job.output_options
         try:
             said = tags(spoken.utterances, synth.checkpoint, spoken.conversation.title)
             write_atomically(item.path, encode_audio(item.path, spoken.track.audio, said), flush=False)
@@ -94,12 +94,12 @@ class BatchRun:
         result = record(spoken, str(item.path), synth)
         self._ledger.append(result | {"file": item.file, "fingerprint": item.fingerprint}, item.path)
         self._written += 1
-        if not telling.quiet:
+        if not output_options.quiet:
             for utterance in spoken.utterances:
                 log_line(f"{item.id}: {describe_utterance(utterance)}")
         for warning in cut_warnings(spoken):
             warn(f"{item.id}: {warning}")
-        if telling.json:
+        if output_options.json:
             emit_json(result)
         else:
             emit_path(item.path)
@@ -110,7 +110,7 @@ class BatchRun:
         self._ledger.append(result | {"fingerprint": item.fingerprint})
         self._failed += 1
         warn(f"{item.id}: {error}")
-        if self._job.telling.json:
+        if self._job.output_options.json:
             emit_json(result)
 
     def _raise_failures(self, more: bool) -> None:

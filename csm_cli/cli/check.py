@@ -1,4 +1,4 @@
-"""csm check: every complaint about scripts and manifests, without loading a model."""
+"""csm check: every diagnostic about scripts and manifests, without loading a model."""
 
 from __future__ import annotations
 
@@ -39,21 +39,21 @@ def check(
 
 
 def _check(files: list[str], as_json: bool) -> None:
-    complaints: list[Diagnostic] = []
+    diagnostics: list[Diagnostic] = []
     records: list[dict[str, Any]] = []
     count = 0
     for file in files:
         turns, invalid = _read(file)
-        found = invalid.complaints if invalid else ()
-        complaints += found
+        found = invalid.diagnostics if invalid else ()
+        diagnostics += found
         count += invalid.count if invalid else 0
-        records.append({"file": file, "ok": not found, "turns": turns, "complaints": [asdict(each) for each in found]})
+        records.append({"file": file, "ok": not found, "turns": turns, "diagnostics": [asdict(each) for each in found]})
         if not found and not as_json:
             log_line(f"{file}: {turns} turn{'s' if turns != 1 else ''} checked, ready to be spoken")
     if as_json:
-        emit_json({"ok": not complaints, "files": records})
-    if complaints:
-        raise NotReady(complaints, count)
+        emit_json({"ok": not diagnostics, "files": records})
+    if diagnostics:
+        raise NotReady(diagnostics, count)
 
 
 def _read(file: str) -> tuple[int, ScriptInvalid | None]:

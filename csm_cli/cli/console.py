@@ -71,17 +71,17 @@ def refuse_terminal() -> None:
         raise UsageError("-o - writes audio, and standard output is a terminal; add a pipe or name a file")
 
 
-def set_up(telling: OutputOptions) -> None:
+def set_up(output_options: OutputOptions) -> None:
     """Levels of our own log, and silence for the libraries'."""
     log = logging.getLogger("csm_cli")
-    log.setLevel(logging.DEBUG if telling.debug else logging.INFO if telling.verbose else logging.WARNING)
+    log.setLevel(logging.DEBUG if output_options.debug else logging.INFO if output_options.verbose else logging.WARNING)
     log.handlers = [_Notes()]
     log.propagate = False
-    if telling.verbose or telling.debug:
+    if output_options.verbose or output_options.debug:
         return
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")
-    if telling.quiet or not sys.stderr.isatty():
+    if output_options.quiet or not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     warnings.simplefilter("ignore")
 

@@ -36,7 +36,11 @@ if TYPE_CHECKING:
 
 
 def check_outputs(
-    output: OutputFile, live: PlaybackOptions, telling: OutputOptions, files: OutputFiles, read: Iterable[Path] = ()
+    output: OutputFile,
+    live: PlaybackOptions,
+    output_options: OutputOptions,
+    files: OutputFiles,
+    read: Iterable[Path] = (),
 ) -> PlaybackOptions:
     """Refuses what could not be written or played, before a model is loaded; returns what `live` comes to.
 
@@ -47,7 +51,7 @@ def check_outputs(
     """
     settled = live.settled(output)
     if output.output == "-":
-        if telling.json:
+        if output_options.json:
             raise UsageError("-o - and --json both want standard output; name a file for one")
         refuse_terminal()
     files.check(not output.no_clobber, read)
@@ -91,7 +95,7 @@ def run_conversation(order: RunRequest) -> None:
 
 
 def _speak(order: RunRequest) -> None:
-    job, files, quiet = order.job, order.files, order.job.telling.quiet
+    job, files, quiet = order.job, order.files, order.job.output_options.quiet
     checkpoint = find_checkpoint(job)
     replay = _replay(order, checkpoint)
     if replay:
@@ -110,7 +114,7 @@ def _speak(order: RunRequest) -> None:
         dialogue_report(order.report, result, spoken.track.audio, spoken.conversation.title or spoken.conversation.id)
     if replay:
         replay.settle()
-    _tell(result, files, job.telling)
+    _tell(result, files, job.output_options)
     _play(spoken, order.live)
     for warning in cut_warnings(spoken):
         warn(warning)
@@ -128,7 +132,7 @@ def _speak(order: RunRequest) -> None:
 def _streamable(order: RunRequest) -> RunRequest:
     """The order with takes as a stream can have them; raises UsageError where it can have none."""
     check_stream(order.job.conversations[0])
-    return replace(order, job=replace(order.job, care=order.job.speech.streamed_care))
+    return replace(order, job=replace(order.job, retry_policy=order.job.speech.streaming_policy))
 
 
 def _replay(order: RunRequest, checkpoint: Any) -> IncrementalRun | None:
@@ -138,7 +142,7 @@ def _replay(order: RunRequest, checkpoint: Any) -> IncrementalRun | None:
     from csm_cli.generation.turn_cache import TurnCache
 
     job = order.job
-    voice = SynthesisContext(checkpoint, job.flags, job.care, job.speech.verify)
+    voice = SynthesisContext(checkpoint, job.flags, job.retry_policy, job.speech.verify)
     return IncrementalRun(TurnCache.beside(order.keeps), job.conversations[0], voice, order.wish)
 
 
@@ -176,7 +180,7 @@ def _streaming(order: RunRequest, synth: Synthesizer) -> Iterator[LiveStream | N
     if not order.live.stream:
         yield None
         return
-    rate, quiet = synth.codec.rate, order.job.telling.quiet
+    rate, quiet = synth.codec.rate, order.job.output_options.quiet
     if not quiet:
         log_line(
             f"streaming at {rate} Hz: takes are as the model makes them, without retries or trimming, and in one part"
@@ -260,7 +264,7 @@ def _asked(order: RunRequest) -> dict[str, Any]:
         "title": talk.title or None,
         "script": {"context": records(talk.context), "turns": records(talk.turns), "tail": talk.tail},
         "options": {"flags": asdict(job.flags), "script": asdict(talk.defaults)},
-        "care": asdict(job.care),
+        "retry_policy": asdict(job.retry_policy),
         "verified": speech.verify,
         "lexicon": dict(talk.lexicon),
         "dtype": speech.dtype,
@@ -274,8 +278,8 @@ def _length(spoken: FinishedConversation, result: dict[str, Any]) -> str:
     return f"{seconds} ({level['lufs']:.1f} LUFS, true peak {level['true_peak_dbtp']:.1f} dBTP)" if level else seconds
 
 
-def _tell(result: dict[str, Any], files: OutputFiles, telling: OutputOptions) -> None:
-    if telling.json:
+def _tell(result: dict[str, Any], files: OutputFiles, output_options: OutputOptions) -> None:
+    if output_options.json:
         emit_json(result)
     elif files.track:
         emit_path(files.track)

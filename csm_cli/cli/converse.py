@@ -122,7 +122,7 @@ def converse(
     speech: SynthesisFlags,
     output: OutputFile,
     live: PlaybackOptions,
-    telling: OutputOptions,
+    output_options: OutputOptions,
 ) -> None:
     """Speak a dialogue as one track.
 
@@ -131,14 +131,14 @@ def converse(
     from csm_cli.script import read_script
 
     talk = beside.loud(read_script(script))
-    job = make_job([talk], speech, telling)
+    job = make_job([talk], speech, output_options)
     if not output.output and dry_run:
         print_dry_run(job)
         return
     page = report_path(report)
     files = replace(beside.files(talk, output.file), kind=live.format)
     wish = again.wish(talk, output.file)
-    live = check_outputs(output, live, telling, files, _read(script, talk))
+    live = check_outputs(output, live, output_options, files, _read(script, talk))
     if dry_run:
         print_dry_run(job)
     else:

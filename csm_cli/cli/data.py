@@ -92,7 +92,7 @@ def check(
     plot: Annotated[Path | None, typer.Option(metavar="FILE.png", help="Draw how long the clips are.")] = None,
     *,
     choice: DataSelection,
-    telling: ResultOptions,
+    output_options: ResultOptions,
 ) -> None:
     """Say what of a dataset could be learned from, and why the rest could not.
 
@@ -104,11 +104,11 @@ def check(
     from csm_cli.data.examine import examine
     from csm_cli.data.workers import map_processes
 
-    set_up(telling)
+    set_up(output_options)
     if plot and not _can_plot():
         raise UsageError('--plot draws with matplotlib, which is missing; pip install "csm-cli[train]"')
     speakers, found = _read(sources, choice)
-    count = _Count(choice, telling)
+    count = _Count(choice, output_options)
     with count.shown():
         for findings in map_processes(partial(examine, limits=choice.limits), found, jobs):
             count.add(findings)
@@ -127,35 +127,35 @@ def prepare(
     *,
     encoding: Encoding,
     choice: DataSelection,
-    telling: ResultOptions,
+    output_options: ResultOptions,
 ) -> None:
     """Encode a dataset to codes, once, for csm train; a run that was cut off goes on.
 
     What is left out, and why, is in DIR/dropped.jsonl, the figures in DIR/report.json.
     """
-    set_up(telling)
+    set_up(output_options)
     folder = output.expanduser()
     speakers, found = _read(sources, choice)
     recipe = _recipe(encoding, choice)
-    if not telling.quiet:
+    if not output_options.quiet:
         log_line(f"loading {encoding.model or 'the bundled voice'} ...")
     from csm_cli.data.prepare import Preparation
 
     work = Preparation(folder, recipe, jobs)
-    count = _Count(choice, telling)
+    count = _Count(choice, output_options)
     with count.shown("; what is finished stays, the same command goes on"):
         for step in work.run(found, speakers):
             count.add(step.found, step.done_before)
     count.tally.save(folder)
     if _can_plot():
         count.tally.save_plot(folder / "lengths.png")
-    elif not telling.quiet:
+    elif not output_options.quiet:
         log_line('no lengths.png: matplotlib is missing; pip install "csm-cli[train]"')
     sizes = _sizes(folder)
     if encoding.held_out and not sizes["held_out"]:
         warn(f"none of {sizes['examples']} examples is held out for evaluation; a larger --held-out would")
     count.tell({"output": str(folder), "speaker_names": speakers.names, **sizes, **count.speed()})
-    if not telling.json:
+    if not output_options.json:
         emit_path(folder)
 
 
@@ -205,12 +205,12 @@ def _can_plot() -> bool:
 class _Count:
     """What has been found so far, told as it comes and in the end."""
 
-    def __init__(self, choice: DataSelection, telling: ResultOptions) -> None:
+    def __init__(self, choice: DataSelection, output_options: ResultOptions) -> None:
         from csm_cli.data.counts import DatasetCounts
 
         self.tally: DatasetCounts = DatasetCounts()
         self._shown = float("inf") if choice.all else _SHOWN
-        self._telling = telling
+        self._telling = output_options
         self._told: Counter[str] = Counter()
         self._status: Status | None = None
         self._fresh = 0.0  # seconds of sound of this run's own

@@ -21,7 +21,7 @@ def print_dry_run(job: SynthesisJob) -> None:
     Raises:
         ModelError: no such model.
     """
-    set_up(job.telling)
+    set_up(job.output_options)
     from csm_cli.checkpoint import read_outline
     from csm_cli.generation.estimate import EstimateContext, estimate_turns, track_seconds
     from csm_cli.generation.prompt import PromptBuilder
@@ -30,15 +30,17 @@ def print_dry_run(job: SynthesisJob) -> None:
     model = read_outline(job.speech.model, job.speech.revision, job.speech.offline)
     positions = model.config.backbone.positions
     prompter = PromptBuilder(model.tokenizer_file, model.config)
-    context, turns = estimate_turns(talk, prompter, EstimateContext(positions, job.flags, job.care.split, model.memory))
+    context, turns = estimate_turns(
+        talk, prompter, EstimateContext(positions, job.flags, job.retry_policy.split, model.memory)
+    )
     seconds = track_seconds(talk, turns)
     use = {
         "peak": max(cost.window for cost in turns),
         "positions": positions,
         "easy": model.memory or positions,
-        "forgotten": len({turn for cost in turns for turn in cost.forgotten}),
+        "evicted": len({turn for cost in turns for turn in cost.evicted}),
     }
-    if job.telling.json:
+    if job.output_options.json:
         both = ((talk.context, context), (talk.turns, turns))
         heard, spoken = (
             [mine | _budget(cost) for mine, cost in zip(records(each), of, strict=True)] for each, of in both
@@ -82,14 +84,14 @@ def _budget(cost: TurnEstimate) -> dict[str, Any]:
         "estimated_s": round(cost.seconds, 2),
         "positions": cost.positions,
         "window": cost.window,
-        "forgotten": list(cost.forgotten),
+        "evicted": list(cost.evicted),
     }
 
 
 def _described(turn: Turn, cost: TurnEstimate, number: int) -> str:
     name = f"{turn.name} " if turn.name != str(turn.speaker) else ""
     long = f"{cost.seconds:.1f} s, {turn.recording.path}" if turn.recording else f"about {cost.seconds:.1f} s"
-    left = _forgotten(cost.forgotten, number)
+    left = _forgotten(cost.evicted, number)
     long += f" in {cost.parts} parts" if cost.parts > 1 else ""
     text = " ".join(turn.text.split())
     return f"{name}[{turn.speaker}]  {text}  [{long}; {cost.tokens} tokens, window {cost.window}{left}]"
@@ -98,8 +100,8 @@ def _described(turn: Turn, cost: TurnEstimate, number: int) -> str:
 def _forgotten(turns: Sequence[int], number: int) -> str:
     """Which turns leave the window for turn `number`: its own first parts too, where it is long."""
     others = [turn for turn in turns if turn != number]
-    told = f", turn{'s' if len(others) > 1 else ''} {format_ranges(others)} forgotten" if others else ""
-    return told + (", its first parts forgotten" if number in turns else "")
+    told = f", turn{'s' if len(others) > 1 else ''} {format_ranges(others)} evicted" if others else ""
+    return told + (", its first parts evicted" if number in turns else "")
 
 
 def _clock(seconds: float) -> str:

@@ -127,7 +127,7 @@ class SynthesisFlags:
         is_int8(self.quantize)
 
     @property
-    def care(self) -> RetryPolicy:
+    def retry_policy(self) -> RetryPolicy:
         """How takes are looked after.
 
         Raises:
@@ -140,7 +140,7 @@ class SynthesisFlags:
         return RetryPolicy() if self.no_trim else RetryPolicy(True, self.retries, self.takes, most)
 
     @property
-    def streamed_care(self) -> RetryPolicy:
+    def streaming_policy(self) -> RetryPolicy:
         """How takes are looked after that are heard as they are made: not at all.
 
         Raises:

@@ -45,7 +45,7 @@ def say(
     speech: SynthesisFlags,
     output: OutputFile,
     live: PlaybackOptions,
-    telling: OutputOptions,
+    output_options: OutputOptions,
 ) -> None:
     """Speak a text: TEXT, -f FILE or standard input."""
     from csm_cli.script import parse_context, parse_say
@@ -55,9 +55,9 @@ def say(
     heard = [_voice(voice, speaker)] if voice else []
     heard += [parse_context(each) for each in context or ()]
     files = OutputFiles(output.file, kind=live.format)
-    live = check_outputs(output, live, telling, files, _read(source, voice, heard))
+    live = check_outputs(output, live, output_options, files, _read(source, voice, heard))
     turns = parse_say(words or _filled(read_words("-")), speaker)  # nobody types for an output that cannot be
-    job = make_job([Conversation(turns, tuple(heard))], speech, telling)
+    job = make_job([Conversation(turns, tuple(heard))], speech, output_options)
     run_conversation(RunRequest(job, files, output, live))
 
 

@@ -34,7 +34,7 @@ _STOPS = {
 def record(spoken: FinishedConversation, output: str | None, synth: Synthesizer) -> dict[str, Any]:
     """A conversation's JSON object.
 
-    `stop`: the least welcome of the turns'; `rtf`: compute time per time of audio; `forgotten`: turns that left the
+    `stop`: the least welcome of the turns'; `rtf`: compute time per time of audio; `evicted`: turns that left the
     model's window, by their numbers.
     """
     made = [each for each in _made(spoken.utterances) if not each.kept]
@@ -146,16 +146,14 @@ def _window(utterances: Sequence[Utterance], synth: Synthesizer) -> dict[str, in
         "peak": max(each.positions for each in utterances),
         "positions": positions,
         "easy": synth.checkpoint.memory or positions,
-        "forgotten": len(
-            {turn for number, each in enumerate(utterances, 1) for turn in each.forgotten if turn != number}
-        ),
+        "evicted": len({turn for number, each in enumerate(utterances, 1) for turn in each.evicted if turn != number}),
     }
 
 
 def window_summary(use: Mapping[str, int]) -> str:
     """How full the model's window was, or will be; `use` as JSON has it."""
     peak = f"window: peak {use['peak']} of {use['positions']} positions"
-    if not use["forgotten"]:
+    if not use["evicted"]:
         return peak
     short = use["easy"] < use["positions"]
     why = "this voice speaks best after a short past" if short else "the conversation is longer than the window"
@@ -187,7 +185,7 @@ def _turn(spoken: FinishedConversation, index: int) -> dict[str, Any]:
         "stop": utterance.stop,
         "seed": utterance.seed if made else None,
         "kept": utterance.kept,
-        "forgotten": list(utterance.forgotten),
+        "evicted": list(utterance.evicted),
         "parts": [_part(piece, span) for piece in utterance.pieces],
         "takes": [told_take(take, utterance.audio.rate) for take in utterance.takes],
     }

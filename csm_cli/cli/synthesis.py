@@ -40,14 +40,14 @@ class SynthesisJob:
     conversations: Sequence[Conversation]
     flags: GenerationOptions
     speech: SynthesisFlags
-    telling: OutputOptions
+    output_options: OutputOptions
     slots: int = 1
-    care: RetryPolicy = field(default_factory=RetryPolicy)
+    retry_policy: RetryPolicy = field(default_factory=RetryPolicy)
     recognizer: Recognizer | None = None
 
 
 def make_job(
-    conversations: Iterable[Conversation], speech: SynthesisFlags, telling: OutputOptions, slots: int = 1
+    conversations: Iterable[Conversation], speech: SynthesisFlags, output_options: OutputOptions, slots: int = 1
 ) -> SynthesisJob:
     """A job; options from the environment and from configuration files come below each script's own.
 
@@ -60,9 +60,9 @@ def make_job(
     talks = list(with_settings(conversations, speech))
     for talk in talks:
         unheard.see(talk)
-    if not telling.quiet:
+    if not output_options.quiet:
         unheard.tell()
-    return SynthesisJob(talks, speech.flags(), speech, telling, slots, speech.care, speech.recognizer())
+    return SynthesisJob(talks, speech.flags(), speech, output_options, slots, speech.retry_policy, speech.recognizer())
 
 
 def with_settings(conversations: Iterable[Conversation], speech: SynthesisFlags) -> Iterator[Conversation]:
@@ -101,8 +101,8 @@ class IgnoredFlags:
 
 def find_checkpoint(job: SynthesisJob) -> Checkpoint:
     """Opens the checkpoint; its weights are not read yet."""
-    set_up(job.telling)
-    if not job.telling.quiet:
+    set_up(job.output_options)
+    if not job.output_options.quiet:
         log_line(f"loading {job.speech.model or 'the bundled voice'} ...")
     from csm_cli.checkpoint import open_checkpoint
 
@@ -140,15 +140,13 @@ def open_synthesizer(job: SynthesisJob, checkpoint: Checkpoint | None = None) ->
 def speak(
     synth: Synthesizer, job: SynthesisJob, meter: ProgressMeter, talks: Iterable[Conversation] | None = None
 ) -> Iterator[AudioChunk | Utterance | FinishedConversation | ConversationFailed]:
-    """Utterances; each conversation when its last turn has come out, or what kept it from that.
+    """Yield utterances, and each conversation when its last turn is finished or when it failed.
 
-    talks: what is spoken in place of the job's own conversations, asked for as slots become free. Where the job's care
-    asks for a stream, each utterance comes after its sound.
-
-    `meter` sees every event. After its Failure, nothing more is heard of a conversation.
+    talks: replaces the job's own conversations; read lazily as slots become free. With a streaming retry policy, each
+    utterance follows its audio chunks. `meter` sees every event. A failed conversation yields nothing more.
     """
     said: dict[int, list[Utterance]] = {}
-    for event in synth.speak(talks or job.conversations, job.flags, job.care, job.recognizer):
+    for event in synth.speak(talks or job.conversations, job.flags, job.retry_policy, job.recognizer):
         meter.see(event)
         if isinstance(event, AudioChunk):
             yield event
@@ -160,7 +158,7 @@ def speak(
             yield _outcome(event, len(utterances) + 1)
         if isinstance(event, Utterance):
             utterances.append(event)
-        given_up = isinstance(event, ConversationFailed) or (job.care.trim and _any_bad(utterances))
+        given_up = isinstance(event, ConversationFailed) or (job.retry_policy.trim and _any_bad(utterances))
         if given_up or len(utterances) == len(talk.turns):
             del said[id(talk)]  # another conversation may get its place in memory
             if not given_up and not _any_bad(utterances):

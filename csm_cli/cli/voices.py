@@ -75,12 +75,12 @@ def add(
     *,
     given: VoiceOptions,
     codes: Codes,
-    telling: ResultOptions,
+    output_options: ResultOptions,
 ) -> None:
     """Save a recording as a voice: trimmed, at the model's rate, encoded once."""
     from csm_cli.voices import add_voice, check_name
 
-    set_up(telling)
+    set_up(output_options)
     check_name(name, codes.replace)
     words = given.words(clip)
     codec = _codec(codes)
@@ -91,11 +91,11 @@ def add(
         warn(f"{clip}: no --license; note under which terms, or with whose consent, this voice may be used")
     voice = add_voice(name, made.audio, words, codes.replace)
     _encode(voice, codec)
-    if telling.json:
+    if output_options.json:
         emit_json(_record(voice))
         return
     emit_path(voice.audio)
-    if not telling.quiet:
+    if not output_options.quiet:
         log_line(f"voice {name} saved, {made.audio.duration:.1f} s; speak with it: csm say -v {name} ...")
 
 

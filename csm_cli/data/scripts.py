@@ -31,7 +31,7 @@ def read_dialogues(path: Path) -> Iterator[TrainingConversation | DroppedClip]:
 
 
 def _broken(place: str, invalid: ScriptInvalid) -> DroppedClip:
-    first, more = invalid.complaints[0], len(invalid.complaints) - 1
+    first, more = invalid.diagnostics[0], len(invalid.diagnostics) - 1
     told = f"{first.path}: {first.message}" if first.path else first.message
     return DroppedClip(
         "",

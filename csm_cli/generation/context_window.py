@@ -68,13 +68,13 @@ class ContextWindow:
 
         turn: the one in hand, whose own parts leave last, one by one.
         """
-        forgotten: list[int] = []
+        evicted: list[int] = []
         while self._past and self._free < positions:
             oldest = self._past[0].turn
-            forgotten += [] if oldest in forgotten else [oldest]
+            evicted += [] if oldest in evicted else [oldest]
             kept = self._past[1:]
             self._past = kept if oldest == turn else [each for each in kept if each.turn != oldest]
-        return forgotten
+        return evicted
 
     def rate(self, speaker: int) -> float | None:
         """Characters per second in what was heard of a speaker, None where that is too little to tell."""

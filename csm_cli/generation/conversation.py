@@ -32,7 +32,7 @@ class ResolvedDefaults:
 
     base: GenerationOptions
     published: GenerationOptions
-    care: RetryPolicy = field(default_factory=RetryPolicy)
+    retry_policy: RetryPolicy = field(default_factory=RetryPolicy)
 
 
 @dataclass
@@ -40,7 +40,7 @@ class TurnState:
     """The turn in hand. parts: what is spoken of it at once, each with its own takes; said: those that are done.
 
     takes: of the part in hand; tried: of the parts before it. started: when the first take was. positions: the most
-    the window held. forgotten: turns that left it; a turn's own number, where it is too long for it.
+    the window held. evicted: turns that left it; a turn's own number, where it is too long for it.
     """
 
     turn: Turn
@@ -51,7 +51,7 @@ class TurnState:
     tried: list[Take] = field(default_factory=list)
     started: float = 0.0
     positions: int = 0
-    forgotten: list[int] = field(default_factory=list)
+    evicted: list[int] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
     @property
@@ -128,8 +128,8 @@ class ConversationState:
         """What the next take is asked for."""
         hand = self._in_hand
         capped = bool(hand.options.max_duration)
-        care, part = self._given.care, len(hand.said) + 1
-        return TakeSpec(self.words, self.next_seed, capped, care.trim, part, care.stream)
+        retry_policy, part = self._given.retry_policy, len(hand.said) + 1
+        return TakeSpec(self.words, self.next_seed, capped, retry_policy.trim, part, retry_policy.stream)
 
     def best(self) -> Take:
         """The best take of the part in hand."""
@@ -148,7 +148,7 @@ class ConversationState:
         hand, window = self._in_hand, self._memory.window
         limit, least = self._frames(hand, self.words)
         gone = self._memory.make_room(len(text_rows) + least, self._index + 1)
-        hand.forgotten += [turn for turn in gone if turn not in hand.forgotten]
+        hand.evicted += [turn for turn in gone if turn not in hand.evicted]
         rows = self._memory.prompt(text_rows)
         if (excess := len(rows) + least - window.positions) > 0:
             raise PromptTooLong(self._too_long(excess))
@@ -169,7 +169,7 @@ class ConversationState:
             return None
         turn = turns[self._index]
         options = turn.options.over(self._given.base).completed(self._given.published)
-        most = 0 if options.max_duration or turn.recording else self._given.care.split
+        most = 0 if options.max_duration or turn.recording else self._given.retry_policy.split
         return TurnState(turn, options, split_text(turn.text, most))
 
     def _spelled(self, text: str) -> str:

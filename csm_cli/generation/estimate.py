@@ -32,7 +32,7 @@ class EstimateContext:
 class TurnEstimate:
     """What one turn takes. tokens: of its text; seconds: its length, estimated where it is to be spoken.
 
-    heard: positions of all that is heard before it; parts: in which it is spoken; forgotten: numbers of the turns that
+    heard: positions of all that is heard before it; parts: in which it is spoken; evicted: numbers of the turns that
     leave the window for it.
     """
 
@@ -40,7 +40,7 @@ class TurnEstimate:
     seconds: float
     heard: int
     parts: int = 1
-    forgotten: tuple[int, ...] = ()
+    evicted: tuple[int, ...] = ()
 
     @property
     def positions(self) -> int:
@@ -75,11 +75,11 @@ def _spoken(
     past: list[tuple[int, int]] = []
     for number, turn in enumerate(talk.turns, 1):
         cost = _cost(turn, prompter, window, talk.lexicon)
-        forgotten: list[int] = []
+        evicted: list[int] = []
         while past and pinned + sum(size for _, size in past) + cost.positions > (window.easy or window.positions):
-            forgotten.append(past.pop(0)[0])
+            evicted.append(past.pop(0)[0])
         heard = pinned + sum(size for _, size in past)
-        yield replace(cost, heard=heard, forgotten=tuple(forgotten))
+        yield replace(cost, heard=heard, evicted=tuple(evicted))
         past.append((number, cost.positions))
 
 

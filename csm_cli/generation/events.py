@@ -27,7 +27,7 @@ class Utterance:
     brought the audio). fault: what is wrong with it, "" for nothing. takes: all there were, this is the best of them.
     seconds: time from the first prefill to the last sample. seed: with which it comes out like this again.
     pieces: the parts in which it was spoken; codes are theirs joined, stop is the worst of theirs. positions: the most
-    the window held on the way. forgotten: numbers of the turns that left it for this one; its own, if its first parts
+    the window held on the way. evicted: numbers of the turns that left it for this one; its own, if its first parts
     did. kept: by an earlier run, which ended it as `stop` says.
     """
 
@@ -42,7 +42,7 @@ class Utterance:
     takes: tuple[Take, ...] = ()
     pieces: tuple[Segment, ...] = ()
     positions: int = 0
-    forgotten: tuple[int, ...] = ()
+    evicted: tuple[int, ...] = ()
     warnings: tuple[str, ...] = ()
     kept: bool = False
 

@@ -36,11 +36,14 @@ class RedoRequest:
 
 @dataclass(frozen=True)
 class SynthesisContext:
-    """Who speaks a dialogue, and how. flags: options above the script's own; care, verified: how takes are chosen."""
+    """Everything that determines how a dialogue sounds besides its text.
+
+    flags: options above the script's own; retry_policy, verified: how takes are chosen.
+    """
 
     checkpoint: Checkpoint
     flags: GenerationOptions
-    care: RetryPolicy
+    retry_policy: RetryPolicy
     verified: bool = False
 
     def options(self, talk: Conversation, turn: Turn) -> GenerationOptions:
@@ -141,7 +144,7 @@ class IncrementalRun:
         return [number for number in wished if number > self.done and not self.talk.turns[number - 1].recording]
 
     def settle(self) -> None:
-        """The track is written: what it was to replace is forgotten."""
+        """The track is written: what it was to replace is evicted."""
         disliked = self._before if self._wish.fresh else list(self._again.values())
         self._state.settle([entry for entry in self._now if entry.name], disliked)
 
@@ -189,9 +192,9 @@ def _restored(utterance: Utterance, kept: CachedTurn) -> Utterance:
 
 def _base(talk: Conversation, voice: SynthesisContext) -> str:
     """Of the model, how takes are chosen, and the context."""
-    care = [voice.care.trim, voice.care.takes, voice.care.split, voice.verified]
+    retry_policy = [voice.retry_policy.trim, voice.retry_policy.takes, voice.retry_policy.split, voice.verified]
     return _digest(
-        SCHEMA, checkpoint_fingerprint(voice.checkpoint), care, [_mark("", turn, {}) for turn in talk.context]
+        SCHEMA, checkpoint_fingerprint(voice.checkpoint), retry_policy, [_mark("", turn, {}) for turn in talk.context]
     )
 
 

@@ -57,16 +57,16 @@ class Synthesizer:
         self,
         conversations: Iterable[Conversation],
         flags: GenerationOptions,
-        care: RetryPolicy | None = None,
+        retry_policy: RetryPolicy | None = None,
         recognizer: Recognizer | None = None,
     ) -> Iterator[Event]:
         """Speaks every turn of every conversation; utterances of one conversation come in order.
 
-        Options count in this order: the turn's, `flags`, the script's defaults, the checkpoint's. Without `care`, takes
+        Option precedence: the turn's, `flags`, the script's defaults, the checkpoint's. Without `retry_policy`, takes
         are as the model makes them. With it, a conversation ends with the first turn that has no good take.
         recognizer: listens to every take, which is bad if it says other words than its text.
         """
-        return _Session(self, flags, care or RetryPolicy(), recognizer).run(conversations)
+        return _Session(self, flags, retry_policy or RetryPolicy(), recognizer).run(conversations)
 
     def listen(self, recording: Recording) -> Audio:
         """A recording at the codec's rate.
@@ -129,9 +129,9 @@ class _Session:
     """One call of `speak`: the takes under way, and what is to be told before the next frame."""
 
     def __init__(
-        self, synth: Synthesizer, flags: GenerationOptions, care: RetryPolicy, recognizer: Recognizer | None
+        self, synth: Synthesizer, flags: GenerationOptions, retry_policy: RetryPolicy, recognizer: Recognizer | None
     ) -> None:
-        self._synth, self._flags, self._care, self._recognizer = synth, flags, care, recognizer
+        self._synth, self._flags, self._care, self._recognizer = synth, flags, retry_policy, recognizer
         self._window = WindowLimits(synth.engine.positions, synth.codec.frame_rate, synth.checkpoint.memory)
         self._deck = ChunkDecoder(synth.codec, rows=len(synth.engine.slots))
         self._active: dict[Request, tuple[ConversationState, TakeBuilder]] = {}
@@ -237,9 +237,9 @@ class _Session:
     def _settled(self, hand: TurnState, sampling: SamplingParams) -> bool:
         """Whether no other take is worth it: enough are made and one is good, all were tried, or all would be equal."""
         greedy = not (sampling.temperature or sampling.depth_temperature)
-        count, care = len(hand.takes), self._care
+        count, retry_policy = len(hand.takes), self._care
         good = any(not take.fault for take in hand.takes)
-        return greedy or count >= (care.takes if good else care.takes + care.retries)
+        return greedy or count >= (retry_policy.takes if good else retry_policy.takes + retry_policy.retries)
 
     def _settle(self, dialogue: ConversationState) -> None:
         """The part in hand has its best take; the conversation goes on unless that is too bad to."""
@@ -269,7 +269,7 @@ class _Session:
             takes=tuple(hand.tried),
             pieces=pieces,
             positions=hand.positions,
-            forgotten=tuple(hand.forgotten),
+            evicted=tuple(hand.evicted),
             warnings=tuple(hand.warnings),
         )
 

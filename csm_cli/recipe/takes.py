@@ -41,15 +41,15 @@ def speak_in_context(context: Path, said: str, text: str, index: int) -> Convers
 
 
 def speak(
-    synth: Synthesizer, conversations: Sequence[Conversation], care: RetryPolicy | None = None
+    synth: Synthesizer, conversations: Sequence[Conversation], retry_policy: RetryPolicy | None = None
 ) -> list[BenchTake]:
-    """A take of each conversation, as the model makes it unless some `care` is taken.
+    """A take of each conversation, as the model makes it unless some `retry_policy` is taken.
 
     Raises:
         CsmError: one of them cannot be spoken.
     """
     said: dict[int, list[Utterance]] = {id(each): [] for each in conversations}
-    for event in synth.speak(conversations, GenerationOptions(), care):
+    for event in synth.speak(conversations, GenerationOptions(), retry_policy):
         if isinstance(event, ConversationFailed):
             raise event.error
         if isinstance(event, Utterance):

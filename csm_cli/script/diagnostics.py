@@ -1,4 +1,4 @@
-"""Complaints as lines of text in columns."""
+"""Diagnostics as lines of text in columns."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ _PATH_WIDTH = 21
 
 
 def diagnostic_lines(error: ScriptInvalid) -> list[str]:
-    """Place, path and message of each complaint in columns, then the count; nothing in them is a terminal's control."""
-    rows = [(one.place, one.path, one.message) for one in error.complaints]
+    """Place, path and message of each diagnostic in columns, then the count; nothing in them is a terminal's control."""
+    rows = [(one.place, one.path, one.message) for one in error.diagnostics]
     first = max((len(place) for place, _, _ in rows), default=0)
     second = max([len(path) for _, path, _ in rows] + [_PATH_WIDTH])
     lines = [f"{place:<{first}} {path:<{second}} {message}" for place, path, message in rows]

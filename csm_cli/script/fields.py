@@ -1,4 +1,4 @@
-"""The values that fields of a script take, each with the words a complaint uses for what was expected."""
+"""The values that fields of a script take, each with the words a diagnostic uses for what was expected."""
 
 from __future__ import annotations
 

@@ -44,13 +44,13 @@ def parse_say(text: str, speaker: int) -> tuple[Turn, ...]:
     if len(text) > MAX_TEXT_CHARS:
         raise ScriptInvalid([Diagnostic("<text>", 1, 1, "", text_problem(text))])
     parts = split_tags(text, speaker)
-    complaints = [
+    diagnostics = [
         Diagnostic("<text>", *_place(text, part.start), f"turns[{index}].text", trouble)
         for index, part in enumerate(parts)
         if (trouble := _trouble(part.text, "expected text, got nothing"))
     ]
-    if complaints:
-        raise ScriptInvalid(complaints)
+    if diagnostics:
+        raise ScriptInvalid(diagnostics)
     return tuple(Turn(speaker=part.speaker, text=part.text.rstrip("\r\n"), name=str(part.speaker)) for part in parts)
 
 

@@ -24,7 +24,7 @@ _LEAF = json.JSONDecoder(parse_constant=_no_constant)
 
 
 def parse_json(text: str, source: Source, line: int = 1, path: Keys = ()) -> Any:
-    """The value `text` holds, its places noted in `source` below `path`; REFUSED and a complaint where it is not JSON.
+    """The value `text` holds, its places noted in `source` below `path`; REFUSED and a diagnostic where it is not JSON.
 
     line: the number of the first line of `text` in its file.
     """

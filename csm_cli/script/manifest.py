@@ -50,40 +50,40 @@ class Manifest:
         """The first pass: the items before the first that is not good.
 
         Raises:
-            ScriptInvalid: at the end, with every complaint about every line.
+            ScriptInvalid: at the end, with every diagnostic about every line.
         """
-        complaints: list[Diagnostic] = []
+        diagnostics: list[Diagnostic] = []
         count = 0
         owners: dict[str, int] = {}
         try:
             for source, number, item in self._items():
                 if item is not None and owners.setdefault(item.id, number) != number:
                     twice = f'"{item.id}" is the id of line {owners[item.id]} too'
-                    source.complain((spelled(source.data, "id"),), twice)
-                count += len(source.complaints)
-                complaints += source.complaints[: MAX_DIAGNOSTICS_SHOWN - len(complaints)]
+                    source.add_error((spelled(source.data, "id"),), twice)
+                count += len(source.diagnostics)
+                diagnostics += source.diagnostics[: MAX_DIAGNOSTICS_SHOWN - len(diagnostics)]
                 if item is not None and not count:
                     yield item
         except ScriptInvalid as beyond_reading:
             count += beyond_reading.count
-            complaints += beyond_reading.complaints
+            diagnostics += beyond_reading.diagnostics
         if not owners and not count:
-            count, complaints = 1, [Diagnostic(self._lines.name, 1, 1, "", "there are no lines to speak")]
+            count, diagnostics = 1, [Diagnostic(self._lines.name, 1, 1, "", "there are no lines to speak")]
         if count:
-            raise ScriptInvalid(complaints, count)
+            raise ScriptInvalid(diagnostics, count)
 
     def __iter__(self) -> Iterator[Conversation]:
         for source, _, item in self._items():
-            if source.complaints:
-                raise ScriptInvalid(source.complaints)
+            if source.diagnostics:
+                raise ScriptInvalid(source.diagnostics)
             if item is not None:
                 yield item
 
     def lines(self) -> Iterator[tuple[int, Conversation | ScriptInvalid]]:
         """The lines with their numbers, each a conversation or what is wrong with it."""
         for source, number, item in self._items():
-            if source.complaints:
-                yield number, ScriptInvalid(source.complaints)
+            if source.diagnostics:
+                yield number, ScriptInvalid(source.diagnostics)
             elif item is not None:
                 yield number, item
 
@@ -120,7 +120,7 @@ class Manifest:
                 table.item(cells, source, number)
             readable = source.data is not INVALID
             yield source, number, resolve_line(source, ManifestHeader(), f"{number:04d}") if readable else None
-            if index == 0 and source.complaints:
+            if index == 0 and source.diagnostics:
                 return
 
     def _objects(self) -> Iterator[ManifestItem]:
@@ -143,7 +143,7 @@ def read_manifest(path: Path | str) -> Manifest:
     """A manifest whose every line is good.
 
     Raises:
-        ScriptInvalid: with every complaint about every line.
+        ScriptInvalid: with every diagnostic about every line.
     """
     manifest = Manifest(path)
     for _ in manifest.checked():

@@ -122,7 +122,7 @@ def _message(source: Source, message: schema.Message, path: Keys, heard: bool) -
     texts = [(at, item.text) for at, item in enumerate(message.content) if isinstance(item, schema.TextItem)]
     clips = [(at, item.path) for at, item in enumerate(message.content) if isinstance(item, schema.AudioItem)]
     if len(texts) != 1 or len(clips) > 1:
-        source.complain(content, f"expected one text and at most one audio, got {len(texts)} and {len(clips)}")
+        source.add_error(content, f"expected one text and at most one audio, got {len(texts)} and {len(clips)}")
         return None
     at, text = texts[0]
     draft = ParsedTurn(path, message.role, role, text, (*content, at, "text"))

@@ -24,7 +24,7 @@ def read_script(path: Path | str) -> Conversation:
     """A dialogue from YAML, JSON or JSONL; `-` is standard input. Other suffixes are told apart by what is in the file.
 
     Raises:
-        ScriptInvalid: with every complaint about the script and the files it names.
+        ScriptInvalid: with every diagnostic about the script and the files it names.
     """
     if Path(path).suffix.lower() in _CUES:
         message = "is subtitles; make a script of it with csm script convert"
@@ -43,7 +43,7 @@ def script_from(data: Mapping[str, Any], base: Path = Path(), name: str = "<data
 
 
 def read_either(path: Path | str) -> Iterable[Conversation]:
-    """A script or a manifest, whichever the file is; the complaints are of the form with fewer of them.
+    """A script or a manifest, whichever the file is; the diagnostics are of the form with fewer of them.
 
     Raises:
         ScriptInvalid: it is neither.
@@ -99,7 +99,7 @@ def _parse_lines(text: str, source: Source) -> ManifestHeader:
     lines = list(numbered_lines(text.split("\n")))
     source.values[()] = (1, 1)
     if not lines:
-        source.complain((), "the file is empty; expected turns")
+        source.add_error((), "the file is empty; expected turns")
         return ManifestHeader()
     number, line = lines[0]
     first = parse_json(line, Source(source.file, source.files), number)
@@ -116,6 +116,6 @@ def _parse_lines(text: str, source: Source) -> ManifestHeader:
 
 
 def _finished(source: Source, conversation: Conversation | None) -> Conversation:
-    if conversation is None or source.complaints:
-        raise ScriptInvalid(source.complaints)
+    if conversation is None or source.diagnostics:
+        raise ScriptInvalid(source.diagnostics)
     return conversation

@@ -1,4 +1,4 @@
-"""What a script means: the schema's models to a Conversation, with every complaint at once."""
+"""What a script means: the schema's models to a Conversation, with every diagnostic at once."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def is_header(data: object) -> bool:
 
 
 def resolve_script(source: Source, name: str, base: ManifestHeader) -> Conversation | None:
-    """The script in `source.data`; None where its outline is beyond reading. Complaints are noted in `source`."""
+    """The script in `source.data`; None where its outline is beyond reading. Diagnostics are noted in `source`."""
     outline = validate_entry(schema.ScriptOutline, source, source.data, ())
     if outline is None:
         return None
@@ -100,7 +100,7 @@ def _context(source: Source, entries: Sequence[Any] | None, cast: SpeakerTable) 
 
 def _dialogue(source: Source, outline: Any, setting: ManifestHeader, name: str) -> Conversation:
     if outline.turns is not None and outline.messages is not None:
-        source.complain(("messages",), 'stands beside "turns"; keep one', at_key=True)
+        source.add_error(("messages",), 'stands beside "turns"; keep one', at_key=True)
     if outline.messages is not None and outline.turns is None:
         written_turns = parse_messages(source, outline.messages, ("messages",))
     else:
@@ -108,7 +108,7 @@ def _dialogue(source: Source, outline: Any, setting: ManifestHeader, name: str) 
     drafts = written_turns.drafts
     spoken = [draft for draft in drafts if not draft.heard]
     if not spoken and not written_turns.broken:
-        source.complain(("messages" if outline.messages else "turns",), "there are no turns to speak")
+        source.add_error(("messages" if outline.messages else "turns",), "there are no turns to speak")
     _context_first(source, drafts)
     _unique_ids(source, drafts)
     pairs = [(draft, _turn(source, draft, setting.cast, at)) for at, draft in enumerate(drafts)]
@@ -154,7 +154,7 @@ def _line_drafts(source: Source, line: schema.ManifestLine, cast: SpeakerTable) 
     if line.speaker is not None:
         return [whole]
     if len(cast.speakers) > 1:
-        source.complain(("speaker",), "missing; speakers: " + ", ".join(cast.speakers))
+        source.add_error(("speaker",), "missing; speakers: " + ", ".join(cast.speakers))
         return []
     if cast.speakers:
         return [replace(whole, speaker=next(iter(cast.speakers)))]
@@ -172,7 +172,9 @@ def _line_voices(
     """The line's own voice, which is its only speaker's, else the cast's."""
     who = {(turn.speaker, turn.name) for turn in turns}
     if line.voice is not None and len(who) > 1:
-        source.complain(("voice",), "whose is it? the text has several speakers; write turns, and speakers with voices")
+        source.add_error(
+            ("voice",), "whose is it? the text has several speakers; write turns, and speakers with voices"
+        )
         return ()
     own = voice_turn(source, line, next(iter(who), (0, "")), ())
     return (own,) if own else _voices(cast, turns)
@@ -180,11 +182,11 @@ def _line_voices(
 
 def _turn(source: Source, draft: ParsedTurn, cast: SpeakerTable, index: int = 0) -> Turn | None:
     """The turn of a draft, untimed; None where it has no speaker, text or audio to go by. index: in its dialogue."""
-    complaint = cast.complaint(draft.speaker)
-    if complaint:
-        source.complain(draft.speaker_at, complaint, at_key=draft.speaker_at == draft.text_at)
+    diagnostic = cast.diagnostic(draft.speaker)
+    if diagnostic:
+        source.add_error(draft.speaker_at, diagnostic, at_key=draft.speaker_at == draft.text_at)
     if not draft.text.strip():
-        source.complain(draft.text_at, "expected text, got nothing")
+        source.add_error(draft.text_at, "expected text, got nothing")
     clip = None
     if draft.audio is not None:
         clip = resolve_recording(source, draft.audio, draft.audio_at, (draft.start, draft.end))
@@ -213,7 +215,7 @@ def _timed(source: Source, draft: ParsedTurn, turn: Turn, gap: float, first: boo
     usual = 0.0 if first else gap
     total = draft.pause + (usual if draft.offset is None else draft.offset)
     if first and total < 0:
-        source.complain((*draft.at, "offset"), f"nothing stands before the first turn that {total:g} s could overlap")
+        source.add_error((*draft.at, "offset"), f"nothing stands before the first turn that {total:g} s could overlap")
     return replace(turn, gap=total)
 
 
@@ -222,7 +224,7 @@ def _context_first(source: Source, drafts: Sequence[ParsedTurn]) -> None:
     for draft in drafts:
         started = started or not draft.heard
         if started and draft.heard:
-            source.complain((*draft.at, "include"), "context has to stand before the first turn that is not context")
+            source.add_error((*draft.at, "include"), "context has to stand before the first turn that is not context")
 
 
 def _unique_ids(source: Source, drafts: Sequence[ParsedTurn]) -> None:
@@ -230,4 +232,4 @@ def _unique_ids(source: Source, drafts: Sequence[ParsedTurn]) -> None:
     for draft in drafts:
         owner = owners.setdefault(draft.id, draft)
         if draft.id and owner is not draft:
-            source.complain(draft.id_at, f"{quoted(draft.id)} is the id of {as_written(owner.at)} too")
+            source.add_error(draft.id_at, f"{quoted(draft.id)} is the id of {as_written(owner.at)} too")

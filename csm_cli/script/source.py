@@ -38,19 +38,19 @@ class Source:
     data: Any = INVALID
     values: dict[Keys, Location] = field(default_factory=dict)
     keys: dict[Keys, Location] = field(default_factory=dict)
-    complaints: list[Diagnostic] = field(default_factory=list)
+    diagnostics: list[Diagnostic] = field(default_factory=list)
 
-    def complain(self, path: Keys, message: str, at_key: bool = False) -> None:
-        """Notes a complaint at the value of `path`, or at its key; where there is none, at what encloses it."""
+    def add_error(self, path: Keys, message: str, at_key: bool = False) -> None:
+        """Notes a diagnostic at the value of `path`, or at its key; where there is none, at what encloses it."""
         place = self.keys.get(path) if at_key else None
         inner = path
         while place is None and inner:
             place, inner = self.values.get(inner), inner[:-1]
         line, column = place or self.values.get((), (0, 0))
-        self.complaints.append(Diagnostic(self.file, line, column, as_written(path), message))
+        self.diagnostics.append(Diagnostic(self.file, line, column, as_written(path), message))
 
     def complain_at(self, place: Location, path: Keys, message: str) -> None:
-        self.complaints.append(Diagnostic(self.file, *place, as_written(path), message))
+        self.diagnostics.append(Diagnostic(self.file, *place, as_written(path), message))
 
     @property
     def full(self) -> str:
@@ -58,7 +58,7 @@ class Source:
         return f"more than {MAX_VALUES} values; write so much as several files" if len(self.values) > MAX_VALUES else ""
 
     def text(self, value: str, path: Keys, place: Location) -> str:
-        """`value`, or nothing and a complaint where it holds characters that no text has."""
+        """`value`, or nothing and a diagnostic where it holds characters that no text has."""
         if trouble := text_problem(value):
             self.complain_at(place, path, trouble)
         return _CONTROL.sub("", value[:1000] if trouble else value)
@@ -83,7 +83,7 @@ def _key(key: str) -> str:
 
 
 def quoted(value: object) -> str:
-    """A value as a complaint names it, on one line and short."""
+    """A value as a diagnostic names it, on one line and short."""
     if value is None or value == "":
         return "nothing"
     if isinstance(value, Mapping):

@@ -34,7 +34,7 @@ class SpeakerTable:
             return speaker.id if speaker else None
         return int(name) if re.fullmatch(r"[0-9]{1,3}", name) else None
 
-    def complaint(self, name: str) -> str:
+    def diagnostic(self, name: str) -> str:
         """What is wrong with `name` as a speaker; empty where nothing is, or where its declaration already is wrong."""
         if not self.known or name in self.speakers:
             return ""
@@ -49,17 +49,17 @@ class SpeakerTable:
 def read_speakers(source: Source, speakers: Mapping[str, object], path: Keys) -> SpeakerTable:
     """Checks the `speakers` of a script."""
     if not speakers:
-        source.complain(path, "no speakers are declared; leave it out to use numbers")
+        source.add_error(path, "no speakers are declared; leave it out to use numbers")
     models = {
         name: validate_entry(schema.SpeakerFields, source, entry, (*path, name)) for name, entry in speakers.items()
     }
     owners: dict[int, str] = {}
     for name, speaker in models.items():
         if name in schema.TURN_FIELDS or not name.strip():
-            source.complain((*path, name), "cannot be the name of a speaker; choose another", at_key=True)
+            source.add_error((*path, name), "cannot be the name of a speaker; choose another", at_key=True)
         owner = owners.setdefault(speaker.id, name) if speaker else name
         if speaker and owner != name:
-            source.complain((*path, name, "id"), f"{speaker.id} is taken by {quoted(owner)}")
+            source.add_error((*path, name, "id"), f"{speaker.id} is taken by {quoted(owner)}")
     voices = {
         name: voice_turn(source, speaker, (speaker.id, name), (*path, name))
         for name, speaker in models.items()
@@ -71,15 +71,15 @@ def read_speakers(source: Source, speakers: Mapping[str, object], path: Keys) ->
 def resolve_recording(
     source: Source, audio: str, at: Keys, part: tuple[float | None, float | None] = (None, None)
 ) -> Recording | None:
-    """The file `audio`, written at path `at`, from part[0] to part[1] seconds; None and a complaint if unusable."""
+    """The file `audio`, written at path `at`, from part[0] to part[1] seconds; None and a diagnostic if unusable."""
     found = source.files.find(audio)
     if found is None:
         hint = "; download it first" if "://" in audio else ""
-        source.complain(at, f"no such file: {audio}{hint}")
+        source.add_error(at, f"no such file: {audio}{hint}")
         return None
     trouble = source.files.trouble(found, *part)
     if trouble:
-        source.complaints.append(Diagnostic(audio, 0, 0, as_written(at), trouble))
+        source.diagnostics.append(Diagnostic(audio, 0, 0, as_written(at), trouble))
         return None
     return Recording(found, *part)
 
@@ -89,7 +89,7 @@ def voice_turn(source: Source, given: SpeakerEntry, who: tuple[int, str], path: 
     text = given.voice_text
     if given.voice is None:
         if text is not None:
-            source.complain((*path, "voice_text"), 'has no effect without "voice"')
+            source.add_error((*path, "voice_text"), 'has no effect without "voice"')
         return None
     if is_name(given.voice) and source.files.find(given.voice) is None:
         return _saved(source, given, who, path)
@@ -101,7 +101,7 @@ def voice_turn(source: Source, given: SpeakerEntry, who: tuple[int, str], path: 
         return None
     trouble = text_problem(text) if text.strip() else "the voice's text is empty"
     if trouble:
-        source.complain((*path, "voice_text" if given.voice_text is not None else "voice"), trouble)
+        source.add_error((*path, "voice_text" if given.voice_text is not None else "voice"), trouble)
         return None
     return Turn(speaker=who[0], text=text.strip(), name=who[1], recording=clip)
 
@@ -110,22 +110,22 @@ def _saved(source: Source, given: SpeakerEntry, who: tuple[int, str], path: Keys
     try:
         voice = find_voice(str(given.voice))
     except ModelError as error:
-        source.complain((*path, "voice"), str(error))
+        source.add_error((*path, "voice"), str(error))
         return None
     if given.voice_text is not None:
-        source.complain((*path, "voice_text"), "has no effect on a saved voice, which has its words; leave it out")
+        source.add_error((*path, "voice_text"), "has no effect on a saved voice, which has its words; leave it out")
     return voice.turn(*who)
 
 
 def _transcript(source: Source, clip: Recording, path: Keys) -> str | None:
     beside = clip.path.with_suffix(".txt")
     if not beside.exists():
-        source.complain(
+        source.add_error(
             (*path, "voice"), f'its words are missing; write them in "voice_text" or in {beside.name} beside it'
         )
         return None
     try:
         return read_text(beside)
     except ScriptInvalid as invalid:
-        source.complaints.extend(invalid.complaints)
+        source.diagnostics.extend(invalid.diagnostics)
         return None

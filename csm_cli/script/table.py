@@ -56,15 +56,15 @@ class Table:
         source.values[()] = (number, 1)
         twice = next((name for at, name in enumerate(self._names) if name in self._names[:at]), None)
         if twice is not None:
-            source.complain((), f'the header names "{twice}" twice; keep one')
+            source.add_error((), f'the header names "{twice}" twice; keep one')
         if not set(_TEXT) & set(self._names):
-            source.complain((), 'the first line has to name the columns, "text" among them')
+            source.add_error((), 'the first line has to name the columns, "text" among them')
 
     def item(self, cells: list[str], source: Source, number: int) -> None:
         """Puts a row's fields into `source`."""
         source.values[()] = (number, 1)
         if len(cells) > len(self._names):
-            source.complain((), f"{len(cells)} cells, and the header names {len(self._names)} columns")
+            source.add_error((), f"{len(cells)} cells, and the header names {len(self._names)} columns")
             return
         source.data = {}
         for name, cell, place in zip(self._names, cells, self._places(cells, number), strict=False):
@@ -88,5 +88,5 @@ class Table:
 def unsupported_format(source: Source, number: int, message: str) -> None:
     """A row that cannot be read."""
     source.values[()] = (number, 1)
-    source.complain((), message)
+    source.add_error((), message)
     source.data = INVALID

@@ -22,7 +22,7 @@ _QUOTED = {"a list": "[", "fields": "{"}
 def validate_entry(kind: type[M], source: Source, data: object, path: Keys) -> M | None:
     """`data`, which stands at `path`, as a model.
 
-    Complaints are noted in `source`. What is left without the fields complained about is still returned where it is
+    Diagnostics are noted in `source`. What is left without the fields complained about is still returned where it is
     valid, so that its meaning can be checked in the same run.
     """
     label = "left" if kind is schema.ContextEntry else ""
@@ -90,12 +90,12 @@ def _complain(findings: list[_Finding], source: Source, part: _Part) -> None:
     for finding in findings:
         path = (*part.path, *finding.loc)
         if finding.type == "extra_forbidden":
-            source.complain(path, _unknown(finding, part), at_key=True)
+            source.add_error(path, _unknown(finding, part), at_key=True)
         elif finding.type == "missing":
             if finding.loc[-1] not in meant:
-                source.complain(path, _missing(finding))
+                source.add_error(path, _missing(finding))
         else:
-            source.complain(path, _wrong(finding))
+            source.add_error(path, _wrong(finding))
 
 
 def _unknown(finding: _Finding, part: _Part) -> str:

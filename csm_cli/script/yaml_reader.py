@@ -22,7 +22,7 @@ class _Refused(Exception):
 
 
 def parse_yaml(text: str, source: Source, expected: str = "turns") -> None:
-    """Fills `source` from YAML text; what is wrong becomes complaints. expected: what an empty file lacks."""
+    """Fills `source` from YAML text; what is wrong becomes diagnostics. expected: what an empty file lacks."""
     if len(text) > MAX_YAML_CHARS:
         source.complain_at((1, 1), (), f"more than {MAX_YAML_CHARS // 1_000_000} MB of YAML; write so much as JSONL")
         return
@@ -49,7 +49,7 @@ def _odd_character(text: str) -> Location:
 
 
 def _explain(error: yaml.MarkedYAMLError, text: str, place: Location) -> str:
-    """The parser's complaint in the words of somebody who writes dialogue."""
+    """The parser's diagnostic in the words of somebody who writes dialogue."""
     lines = text.split("\n")
     line = lines[min(place[0], len(lines)) - 1]
     indent = line[: len(line) - len(line.lstrip())]

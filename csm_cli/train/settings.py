@@ -1,4 +1,4 @@
-"""What `csm train` is told: one YAML file, strict, every complaint with its line."""
+"""What `csm train` is told: one YAML file, strict, every diagnostic with its line."""
 
 from __future__ import annotations
 
@@ -113,25 +113,25 @@ def read_train_settings(path: Path) -> TrainSettings:
     """The settings in a YAML file; paths in it are as seen from where the command runs.
 
     Raises:
-        SettingsInvalid: every complaint, each with its place.
+        SettingsInvalid: every diagnostic, each with its place.
     """
     try:
         source = Source(str(path), AudioLookup(path.parent))
         parse_yaml(read_text(path), source, _EXPECTED)
     except ScriptInvalid as problem:
-        raise SettingsInvalid(problem.complaints) from problem
+        raise SettingsInvalid(problem.diagnostics) from problem
     settings = None
     if source.data is not INVALID:
         settings = _settings(source)
-    if source.complaints or settings is None:
-        raise SettingsInvalid(source.complaints)
+    if source.diagnostics or settings is None:
+        raise SettingsInvalid(source.diagnostics)
     return settings
 
 
 def _settings(source: Source) -> TrainSettings | None:
-    """Sections are read by themselves, so that complaints know their fields."""
+    """Sections are read by themselves, so that diagnostics know their fields."""
     if not isinstance(source.data, dict):
-        source.complain((), f"expected {_EXPECTED}")
+        source.add_error((), f"expected {_EXPECTED}")
         return None
     given = dict(source.data)
     for name, kind in _NESTED.items():
@@ -140,5 +140,5 @@ def _settings(source: Source) -> TrainSettings | None:
             given[name] = section.model_dump() if section is not None else {}
     settings = validate_entry(TrainSettings, source, given, ())
     if settings is not None and settings.lora and settings.scratch:
-        source.complain(("scratch",), "random weights cannot be adapted; keep lora or scratch", at_key=True)
+        source.add_error(("scratch",), "random weights cannot be adapted; keep lora or scratch", at_key=True)
     return settings

@@ -24,7 +24,7 @@ def written(path: Path, samples: NDArray[np.float32], rate: int = RATE, subtype:
     return path
 
 
-def complaint(path: Path, **options: float) -> str:
+def diagnostic(path: Path, **options: float) -> str:
     with pytest.raises(AudioUnreadable) as caught:
         read_audio(path, RATE, **options)
     message = str(caught.value)
@@ -61,7 +61,7 @@ def test_a_wrong_suffix_does_not_mislead(tmp_path: Path) -> None:
 
 def test_headerless_samples_are_refused(tmp_path: Path) -> None:
     (tmp_path / "tone.raw").write_bytes(tone().tobytes())
-    assert "not readable as sound" in complaint(tmp_path / "tone.raw")
+    assert "not readable as sound" in diagnostic(tmp_path / "tone.raw")
 
 
 def test_channels_are_averaged(tmp_path: Path) -> None:
@@ -97,21 +97,21 @@ def test_a_part_is_cut_out(tmp_path: Path) -> None:
     ],
 )
 def test_a_part_outside_the_file_is_refused(tmp_path: Path, options: dict[str, float], message: str) -> None:
-    assert message in complaint(written(tmp_path / "tone.wav", tone()), **options)
+    assert message in diagnostic(written(tmp_path / "tone.wav", tone()), **options)
 
 
 def test_missing_files_and_directories_are_refused(tmp_path: Path) -> None:
-    assert "No such file" in complaint(tmp_path / "none.wav")
-    assert "directory" in complaint(tmp_path)
-    assert "File name too long" in complaint(tmp_path / ("n" * 300))
+    assert "No such file" in diagnostic(tmp_path / "none.wav")
+    assert "directory" in diagnostic(tmp_path)
+    assert "File name too long" in diagnostic(tmp_path / ("n" * 300))
 
 
 def test_a_pipe_is_refused(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo.wav")
-    assert "is a pipe" in complaint(tmp_path / "fifo.wav")
+    assert "is a pipe" in diagnostic(tmp_path / "fifo.wav")
     reading, writing = os.pipe()
     try:
-        assert "is a pipe" in complaint(Path(f"/dev/fd/{reading}"))
+        assert "is a pipe" in diagnostic(Path(f"/dev/fd/{reading}"))
     finally:
         os.close(reading)
         os.close(writing)
@@ -121,7 +121,7 @@ def test_a_pipe_is_refused(tmp_path: Path) -> None:
 def test_what_is_no_sound_is_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "bad.wav"
     path.write_bytes(content)
-    assert "not readable as sound" in complaint(path)
+    assert "not readable as sound" in diagnostic(path)
 
 
 @pytest.mark.parametrize("suffix", ["wav", "flac", "ogg", "mp3", "aiff"])
@@ -129,7 +129,7 @@ def test_a_file_cut_in_half_is_refused(tmp_path: Path, suffix: str) -> None:
     path = written(tmp_path / f"cut.{suffix}", tone(2.0))
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     assert any(
-        words in complaint(path) for words in ("is cut off: its header promises 2.00 s", "not readable as sound")
+        words in diagnostic(path) for words in ("is cut off: its header promises 2.00 s", "not readable as sound")
     )
 
 
@@ -144,18 +144,18 @@ def test_a_wav_streamed_through_a_pipe_is_read_to_its_end(tmp_path: Path) -> Non
 def test_samples_that_are_no_numbers_are_refused(tmp_path: Path, value: float) -> None:
     samples = tone()
     samples[100] = value
-    assert "NaN or infinite" in complaint(written(tmp_path / "nan.wav", samples, subtype="FLOAT"))
+    assert "NaN or infinite" in diagnostic(written(tmp_path / "nan.wav", samples, subtype="FLOAT"))
 
 
 def test_zero_length_is_refused(tmp_path: Path) -> None:
-    assert "no sound" in complaint(written(tmp_path / "empty.wav", tone(0)))
+    assert "no sound" in diagnostic(written(tmp_path / "empty.wav", tone(0)))
 
 
 def test_hours_are_refused_before_they_are_read(tmp_path: Path) -> None:
     path = written(tmp_path / "long.wav", np.zeros(10 * 3600, dtype=np.float32), rate=1)
-    assert "36000 s of sound, at most 600 s" in complaint(path)
-    assert "at most 5 s" in complaint(path, longest=5.0)
-    assert "35999 s of sound" in complaint(path, start=1.0)
+    assert "36000 s of sound, at most 600 s" in diagnostic(path)
+    assert "at most 5 s" in diagnostic(path, longest=5.0)
+    assert "35999 s of sound" in diagnostic(path, start=1.0)
     assert read_audio(path, 1, 0.0, 3.0).duration == 3
     assert probe(path).duration == 36000
 

@@ -84,20 +84,20 @@ def test_a_batch_that_goes_on_knows_the_adapter(tiny_checkpoint: Path, tmp_path:
     assert found.name == f"{tiny_checkpoint} with {adapter}"
 
 
-def complaint(base: Path, adapter: Path, kind: type[CsmError] = CheckpointInvalid) -> str:
+def diagnostic(base: Path, adapter: Path, kind: type[CsmError] = CheckpointInvalid) -> str:
     with pytest.raises(kind) as caught:
         open_checkpoint(str(base), adapter=str(adapter))
     return str(caught.value)
 
 
 def test_what_is_no_fitting_adapter_is_told(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    assert "nowhere" in complaint(tiny_checkpoint, tmp_path / "nowhere", ModelNotFound)
-    assert "has no adapter_config.json" in complaint(tiny_checkpoint, tiny_checkpoint)
+    assert "nowhere" in diagnostic(tiny_checkpoint, tmp_path / "nowhere", ModelNotFound)
+    assert "has no adapter_config.json" in diagnostic(tiny_checkpoint, tiny_checkpoint)
     adapter = make_adapter(tiny_checkpoint, tmp_path / "adapter")
     config = json.loads((adapter / "adapter_config.json").read_text())
     for change, words in (({"peft_type": "IA3"}, "type IA3"), ({"use_dora": True}, "use_dora")):
         (adapter / "adapter_config.json").write_text(json.dumps(config | change))
-        assert words in complaint(tiny_checkpoint, adapter)
+        assert words in diagnostic(tiny_checkpoint, adapter)
     (adapter / "adapter_config.json").write_text(json.dumps(config))
     assert "layers.99" in complaint_after(tiny_checkpoint, adapter, "layers.0", "layers.99")
 
@@ -105,7 +105,7 @@ def test_what_is_no_fitting_adapter_is_told(tiny_checkpoint: Path, tmp_path: Pat
 def complaint_after(base: Path, adapter: Path, old: str, new: str) -> str:
     weights = load_file(adapter / "adapter_model.safetensors")
     save_file({name.replace(old, new): each for name, each in weights.items()}, adapter / "adapter_model.safetensors")
-    return complaint(base, adapter)
+    return diagnostic(base, adapter)
 
 
 def test_an_adapter_of_other_sizes_is_refused(tiny_checkpoint: Path, tmp_path: Path) -> None:
@@ -113,7 +113,7 @@ def test_an_adapter_of_other_sizes_is_refused(tiny_checkpoint: Path, tmp_path: P
     path = adapter / "adapter_model.safetensors"
     weights = load_file(path)
     save_file({name: each[:, :-1].contiguous() for name, each in weights.items()}, path)
-    assert "name the model it was made for" in complaint(tiny_checkpoint, adapter)
+    assert "name the model it was made for" in diagnostic(tiny_checkpoint, adapter)
 
 
 def test_a_changed_codec_is_refused(tiny_checkpoint: Path, tmp_path: Path) -> None:
@@ -122,4 +122,4 @@ def test_a_changed_codec_is_refused(tiny_checkpoint: Path, tmp_path: Path) -> No
     weights = load_file(path)
     name = next(name for name in weights if "codec_model" in name and "lora_B" in name)
     save_file(weights | {name: weights[name] + 1}, path)
-    assert "changes the codec" in complaint(tiny_checkpoint, adapter)
+    assert "changes the codec" in diagnostic(tiny_checkpoint, adapter)

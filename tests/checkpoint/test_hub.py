@@ -18,7 +18,7 @@ from csm_cli.checkpoint import open_checkpoint
 from csm_cli.errors import CheckpointInvalid, ModelError, ModelGated, ModelNotFound, ModelOffline, OutputFailed
 
 
-def complaint(kind: type[ModelError], model: str = ID, revision: str | None = None) -> str:
+def diagnostic(kind: type[ModelError], model: str = ID, revision: str | None = None) -> str:
     with pytest.raises(kind) as caught:
         open_checkpoint(model, revision)
     assert caught.value.code == 4
@@ -62,7 +62,7 @@ def test_files_that_may_be_absent_may_be_absent_offline(
 
 def test_no_network_and_nothing_cached(point_to: Callable[[str], None]) -> None:
     point_to(dead_server())
-    assert "config.json of sesame/csm-1b is not in the cache" in complaint(ModelOffline, "sesame/csm-1b")
+    assert "config.json of sesame/csm-1b is not in the cache" in diagnostic(ModelOffline, "sesame/csm-1b")
 
 
 def test_a_shard_that_is_not_cached_is_named(
@@ -73,46 +73,46 @@ def test_a_shard_that_is_not_cached_is_named(
     shard = sorted(checkpoint.tokenizer_file.parent.glob("model-*"))[0]
     shard.unlink()
     point_to(dead_server())
-    assert f"{shard.name} of {ID} is not in the cache" in complaint(ModelOffline)
+    assert f"{shard.name} of {ID} is not in the cache" in diagnostic(ModelOffline)
 
 
 def test_a_gate_says_where_to_knock(hub: FakeHub, whole: Path) -> None:
     hub.repositories = {"sesame/csm-1b": whole, ID: whole}
     hub.gated = {"sesame/csm-1b", ID}
-    line = complaint(ModelGated, "sesame/csm-1b")
+    line = diagnostic(ModelGated, "sesame/csm-1b")
     for words in ("https://huggingface.co/sesame/csm-1b", "`hf auth login`", "unsloth/csm-1b"):
         assert words in line
-    assert "unsloth" not in complaint(ModelGated)
+    assert "unsloth" not in diagnostic(ModelGated)
 
 
 def test_an_unknown_repository_lists_the_near_ones(hub: FakeHub) -> None:
-    line = complaint(ModelNotFound, "seasame/csm-1b")
+    line = diagnostic(ModelNotFound, "seasame/csm-1b")
     assert "neither a local checkpoint nor a Hugging Face id" in line
     assert "did you mean sesame/csm-1b" in line
 
 
 def test_a_name_that_the_hub_cannot_have_is_unknown(hub: FakeHub) -> None:
-    assert "neither" in complaint(ModelNotFound, "some--one/voice")
+    assert "neither" in diagnostic(ModelNotFound, "some--one/voice")
 
 
 def test_an_unknown_revision_is_named(hub: FakeHub, whole: Path) -> None:
     hub.repositories[ID] = whole
-    assert "has no revision 'v9'" in complaint(ModelNotFound, revision="v9")
+    assert "has no revision 'v9'" in diagnostic(ModelNotFound, revision="v9")
     assert open_checkpoint(ID, COMMIT).revision == COMMIT
 
 
 def test_another_model_is_refused_before_its_weights_are_fetched(hub: FakeHub, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
     hub.repositories[ID] = tmp_path
-    assert f"{ID}: config.json says model_type 'llama'" in complaint(CheckpointInvalid)
+    assert f"{ID}: config.json says model_type 'llama'" in diagnostic(CheckpointInvalid)
     assert set(hub.asked) == {"config.json"}
 
 
 def test_a_repository_without_a_checkpoint_says_what_it_lacks(hub: FakeHub, tmp_path: Path) -> None:
     hub.repositories[ID] = tmp_path
-    assert f"{ID} on Hugging Face has no config.json" in complaint(CheckpointInvalid)
+    assert f"{ID} on Hugging Face has no config.json" in diagnostic(CheckpointInvalid)
     (tmp_path / "adapter_config.json").write_text("{}")
-    assert f"{ID} is an adapter" in complaint(CheckpointInvalid)
+    assert f"{ID} is an adapter" in diagnostic(CheckpointInvalid)
 
 
 def test_the_environment_says_which_hub_cache_and_token(server: FakeHub, whole: Path, tmp_path: Path) -> None:

@@ -62,7 +62,7 @@ def assert_same_tensors(folder: Path, model: CsmForConditionalGeneration) -> Non
     assert len(checkpoint.codec_weights) > 20
 
 
-def complaint(folder: Path, kind: type[Exception] = CheckpointInvalid) -> str:
+def diagnostic(folder: Path, kind: type[Exception] = CheckpointInvalid) -> str:
     with pytest.raises(kind) as caught:
         open_checkpoint(str(folder))
     assert caught.value.code == 4
@@ -94,7 +94,7 @@ def test_the_config_names_the_weights_to_prefer(folder: Path, model: CsmForCondi
 
 def test_weights_that_the_config_names_have_to_be_there(folder: Path) -> None:
     edit_json(folder / "config.json", transformers_weights="mine.safetensors")
-    assert "has no mine.safetensors" in complaint(folder)
+    assert "has no mine.safetensors" in diagnostic(folder)
 
 
 def test_a_home_folder_is_a_tilde(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -129,36 +129,36 @@ def test_the_bundled_voice_is_the_default(whole: Path, tmp_path: Path, monkeypat
 
 def test_a_missing_tensor_is_named(folder: Path) -> None:
     edit_tensors(folder, lambda tensors: tensors.pop("backbone_model.layers.1.mlp.up_proj.weight"))
-    line = complaint(folder)
+    line = diagnostic(folder)
     assert "model.safetensors lacks tensor backbone_model.layers.1.mlp.up_proj.weight" in line
 
 
 def test_both_tables_are_needed_where_they_are_not_tied(folder: Path) -> None:
     edit_json(folder / "config.json", tie_codebooks_embeddings=False)
-    assert BACKBONE_TABLE in complaint(folder)
+    assert BACKBONE_TABLE in diagnostic(folder)
 
 
 def test_an_unexpected_tensor_is_named(folder: Path) -> None:
     edit_tensors(folder, lambda tensors: tensors.update({"lora_A.weight": torch.zeros(1), "z": torch.zeros(1)}))
-    assert "tensor lora_A.weight and 1 more" in complaint(folder)
+    assert "tensor lora_A.weight and 1 more" in diagnostic(folder)
 
 
 def test_a_badly_shaped_tensor_is_named_with_both_shapes(folder: Path) -> None:
     edit_tensors(folder, lambda tensors: tensors.update({"lm_head.weight": torch.zeros(36, 64)}))
-    line = complaint(folder)
+    line = diagnostic(folder)
     assert "model.safetensors: tensor lm_head.weight is [36, 64], config.json asks for [35, 64]" in line
 
 
 def test_tables_that_should_be_tied_and_differ_are_refused(folder: Path) -> None:
     edit_tensors(folder, lambda tensors: tensors.update({BACKBONE_TABLE: tensors[DEPTH_TABLE] + 1}))
-    assert "differ" in complaint(folder)
+    assert "differ" in diagnostic(folder)
 
 
 @pytest.mark.parametrize("keep", [0, 100, -10])
 def test_a_truncated_safetensors_file_is_damaged(folder: Path, keep: int) -> None:
     path = folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[:keep])
-    assert f"{path} is damaged" in complaint(folder)
+    assert f"{path} is damaged" in diagnostic(folder)
 
 
 def test_a_missing_shard_is_named(folder: Path, model: CsmForConditionalGeneration) -> None:
@@ -166,24 +166,24 @@ def test_a_missing_shard_is_named(folder: Path, model: CsmForConditionalGenerati
     model.save_pretrained(folder, max_shard_size="30KB")
     shard = sorted(folder.glob("model-*.safetensors"))[1]
     shard.unlink()
-    assert shard.name in complaint(folder)
+    assert shard.name in diagnostic(folder)
 
 
 def test_a_tensor_that_the_index_promises_and_a_shard_lacks_is_named(folder: Path) -> None:
     (folder / "model.safetensors.index.json").write_text('{"weight_map": {"ghost": "model.safetensors"}}')
-    assert "model.safetensors has no tensor ghost" in complaint(folder)
+    assert "model.safetensors has no tensor ghost" in diagnostic(folder)
 
 
 @pytest.mark.parametrize("index", ["[]", "{}", '{"weight_map": {"a": 1}}', "nonsense"])
 def test_a_broken_index_is_named(folder: Path, index: str) -> None:
     (folder / "model.safetensors.index.json").write_text(index)
-    assert "model.safetensors.index.json" in complaint(folder)
+    assert "model.safetensors.index.json" in diagnostic(folder)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[1]", "\ufeff{}"])
 def test_a_config_that_is_not_json_is_named(folder: Path, text: str) -> None:
     (folder / "config.json").write_text(text)
-    assert f"{folder / 'config.json'} is not" in complaint(folder)
+    assert f"{folder / 'config.json'} is not" in diagnostic(folder)
 
 
 @pytest.mark.parametrize(
@@ -204,37 +204,37 @@ def test_a_config_that_is_not_json_is_named(folder: Path, text: str) -> None:
 )
 def test_another_models_config_is_refused(folder: Path, change: dict[str, Any], words: str) -> None:
     edit_json(folder / "config.json", **change)
-    assert words in complaint(folder)
+    assert words in diagnostic(folder)
 
 
 def test_a_depth_decoder_without_room_for_a_frame_is_refused(folder: Path) -> None:
     depth = json.loads((folder / "config.json").read_text())["depth_decoder_config"]
     edit_json(folder / "config.json", depth_decoder_config={**depth, "max_position_embeddings": 3})
-    assert "3 positions, too few for 4 codebooks" in complaint(folder)
+    assert "3 positions, too few for 4 codebooks" in diagnostic(folder)
 
 
 @pytest.mark.parametrize("file", ["config.json", "model.safetensors", "tokenizer.json"])
 def test_a_missing_file_is_named(folder: Path, file: str) -> None:
     (folder / file).unlink()
-    assert f"{folder} has no {file}" in complaint(folder)
+    assert f"{folder} has no {file}" in diagnostic(folder)
 
 
 def test_an_empty_folder_is_no_checkpoint(tmp_path: Path) -> None:
-    assert "has no config.json" in complaint(tmp_path)
+    assert "has no config.json" in diagnostic(tmp_path)
 
 
 def test_an_adapter_is_told_from_a_model(tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "sesame/csm-1b"}')
-    assert "is an adapter for sesame/csm-1b" in complaint(tmp_path)
+    assert "is an adapter for sesame/csm-1b" in diagnostic(tmp_path)
 
 
 def test_an_unknown_name_lists_the_near_ones(tmp_path: Path) -> None:
     (tmp_path / "my_voice").mkdir()
-    assert "did you mean sesame/csm-1b or unsloth/csm-1b?" in complaint(Path("csm-1b"), ModelNotFound)
-    assert "did you mean " + str(tmp_path / "my_voice") in complaint(tmp_path / "my_voise", ModelNotFound)
-    assert complaint(Path("gone/ckpt.pt"), ModelNotFound).startswith("'gone/ckpt.pt' is neither")
+    assert "did you mean sesame/csm-1b or unsloth/csm-1b?" in diagnostic(Path("csm-1b"), ModelNotFound)
+    assert "did you mean " + str(tmp_path / "my_voice") in diagnostic(tmp_path / "my_voise", ModelNotFound)
+    assert diagnostic(Path("gone/ckpt.pt"), ModelNotFound).startswith("'gone/ckpt.pt' is neither")
     for name in ("n" * 300, f"{'n' * 300}/{'n' * 300}.pt", "~nobody/model.pt"):
-        assert "is neither a local checkpoint" in complaint(Path(name), ModelNotFound)
+        assert "is neither a local checkpoint" in diagnostic(Path(name), ModelNotFound)
 
 
 def test_a_revision_belongs_to_the_hub(whole: Path) -> None:
@@ -278,7 +278,7 @@ def test_defaults_come_from_the_generation_config(
 )
 def test_a_default_that_is_no_possible_number_is_named(folder: Path, values: dict[str, Any]) -> None:
     edit_json(folder / "generation_config.json", **values)
-    assert "generation_config.json: temperature and top_k must be numbers >= 0" in complaint(folder)
+    assert "generation_config.json: temperature and top_k must be numbers >= 0" in diagnostic(folder)
 
 
 def test_positions_in_which_it_speaks_well_are_read(folder: Path) -> None:
@@ -290,4 +290,4 @@ def test_positions_in_which_it_speaks_well_are_read(folder: Path) -> None:
 @pytest.mark.parametrize("positions", [-1, "many", 1.5])
 def test_positions_that_cannot_be_are_named(folder: Path, positions: object) -> None:
     edit_json(folder / "generation_config.json", csm_memory=positions)
-    assert "csm_memory must be a whole number >= 0" in complaint(folder)
+    assert "csm_memory must be a whole number >= 0" in diagnostic(folder)

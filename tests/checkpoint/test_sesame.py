@@ -182,7 +182,7 @@ def test_transformers_config_may_lie_beside_original_weights(folder: Path) -> No
     assert all(tensor.equal(plain.weights[name]) for name, tensor in beside.weights.items())
 
 
-def complaint(folder: Path) -> str:
+def diagnostic(folder: Path) -> str:
     with pytest.raises(CheckpointInvalid) as caught:
         open_checkpoint(str(folder))
     assert "\n" not in str(caught.value)
@@ -197,42 +197,42 @@ def test_a_missing_tensor_is_named_as_on_disk(tmp_path: Path, name: str) -> None
     weights = original_weights()
     del weights[name]
     write(tmp_path, weights)
-    assert f"lacks tensor {name}" in complaint(tmp_path)
+    assert f"lacks tensor {name}" in diagnostic(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["audio_head", "text_embeddings.weight", "backbone.layers.0.attn.q_proj.weight"])
 def test_a_tensor_that_sizes_are_read_from_is_named_too(tmp_path: Path, name: str) -> None:
     weights = original_weights()
     write(tmp_path, {**weights, name: torch.zeros(3)})
-    assert f"tensor {name} has 1 dimensions" in complaint(tmp_path)
+    assert f"tensor {name} has 1 dimensions" in diagnostic(tmp_path)
     del weights[name]
     write(tmp_path, weights)
-    assert f"tensor {name} is missing" in complaint(tmp_path)
+    assert f"tensor {name} is missing" in diagnostic(tmp_path)
 
 
 def test_an_unexpected_or_badly_shaped_tensor_is_named_as_on_disk(tmp_path: Path) -> None:
     write(tmp_path, original_weights() | {"backbone.extra": torch.zeros(1)})
-    assert "tensor backbone.extra" in complaint(tmp_path)
+    assert "tensor backbone.extra" in diagnostic(tmp_path)
     write(tmp_path, original_weights() | {"projection.weight": torch.zeros(2, 2)})
-    assert "tensor projection.weight is [2, 2]" in complaint(tmp_path)
+    assert "tensor projection.weight is [2, 2]" in diagnostic(tmp_path)
 
 
 def test_an_unknown_flavor_and_a_wrong_head_size_are_named(tmp_path: Path) -> None:
     write(tmp_path, original_weights())
     (tmp_path / "config.json").write_text('{"backbone_flavor": "llama-8B", "decoder_head_dim": 8}')
-    assert "backbone_flavor 'llama-8B' is unknown" in complaint(tmp_path)
+    assert "backbone_flavor 'llama-8B' is unknown" in diagnostic(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({**CONFIG, "decoder_head_dim": 7}))
-    assert "do not divide into heads of 7" in complaint(tmp_path)
+    assert "do not divide into heads of 7" in diagnostic(tmp_path)
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 not a zip", b"\x80\x04N."])
 def test_a_damaged_pytorch_file_is_named(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "ckpt.pt").write_bytes(content)
-    assert "ckpt.pt is damaged" in complaint(tmp_path)
+    assert "ckpt.pt is damaged" in diagnostic(tmp_path)
 
 
 def test_a_pytorch_file_that_runs_code_is_refused(tmp_path: Path) -> None:
     torch.save({"audio_head": Path("x")}, tmp_path / "ckpt.pt")
-    assert "ckpt.pt is damaged" in complaint(tmp_path)
+    assert "ckpt.pt is damaged" in diagnostic(tmp_path)
     torch.save({"audio_head": 1}, tmp_path / "ckpt.pt")
-    assert "not a mapping of names to tensors" in complaint(tmp_path)
+    assert "not a mapping of names to tensors" in diagnostic(tmp_path)

@@ -19,7 +19,7 @@ Csm = Callable[..., Result]
 
 
 def assert_one_line(result: Result, code: int, message: str) -> None:
-    """A complaint about an input is one line too, and its count after it."""
+    """A diagnostic about an input is one line too, and its count after it."""
     lines = [line for line in result.err.splitlines() if not line.startswith("loading ")]
     assert result.code == code and not result.out, result
     assert len(lines) == (2 if lines[-1].startswith("1 error; ") else 1), lines
@@ -45,9 +45,9 @@ def test_a_hostile_script_or_manifest_leaves_nothing_behind(
     output = "out/{id}.wav" if batch else "out/track.wav"
     result = csm("batch" if batch else "converse", case.name, "-o", output, "--model", tmp_path / "none", "-q")
     assert result.code == 3 and not result.out and "Traceback" not in result.err
-    *complaints, last = result.err.splitlines()
-    assert last.endswith("nothing was generated") and complaints
-    places = [re.match(rf"{re.escape(case.name)}(:\d+:\d+)? ", line) for line in complaints]
+    *diagnostics, last = result.err.splitlines()
+    assert last.endswith("nothing was generated") and diagnostics
+    places = [re.match(rf"{re.escape(case.name)}(:\d+:\d+)? ", line) for line in diagnostics]
     assert any(places) and [path.name for path in tmp_path.iterdir()] == [case.name]
 
 

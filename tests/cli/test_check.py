@@ -1,4 +1,4 @@
-"""csm check: every complaint at once."""
+"""csm check: every diagnostic at once."""
 
 from __future__ import annotations
 
@@ -57,8 +57,8 @@ def test_complaints_as_json(csm: Csm, good: Path, bad: Path) -> None:
     result = csm("check", "--json", good, bad)
     assert result.code == 3 and not result.json["ok"]
     first, second = result.json["files"]
-    assert first == {"file": str(good), "ok": True, "turns": 2, "complaints": []}
-    assert second["complaints"][0]["line"] == 3 and set(second["complaints"][0]) == {
+    assert first == {"file": str(good), "ok": True, "turns": 2, "diagnostics": []}
+    assert second["diagnostics"][0]["line"] == 3 and set(second["diagnostics"][0]) == {
         "file",
         "line",
         "column",

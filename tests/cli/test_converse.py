@@ -76,7 +76,7 @@ def test_the_plan_tells_what_the_window_forgets(csm: Csm, tmp_path: Path) -> Non
     """The bundled voice forgets long before its window is full."""
     (tmp_path / "s.yaml").write_text("turns:\n" + "  - 0: We can walk down to the river now.\n" * 12)
     lines = csm("converse", tmp_path / "s.yaml", "-n").out.splitlines()
-    assert ", turn 1 forgotten]" in "".join(lines[:-1])
+    assert ", turn 1 evicted]" in "".join(lines[:-1])
     assert lines[-1].endswith(
         "; this voice speaks best after a short past, so each turn hears only the latest before it"
     )

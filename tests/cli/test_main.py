@@ -139,7 +139,7 @@ class OutOfMemoryError(RuntimeError):
 def test_any_failure_is_one_line(
     csm: Csm, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: BaseException, code: int, message: str
 ) -> None:
-    def fail(telling: object) -> None:
+    def fail(output_options: object) -> None:
         raise error
 
     monkeypatch.setattr(speaking, "set_up", fail)

@@ -322,25 +322,25 @@ def test_a_speaker_no_context_has_is_warned_about(parted: Csm, tmp_path: Path, t
 
 def test_the_windows_use_is_told(parted: Csm, tmp_path: Path) -> None:
     result = parted("[0]Hi. [1]Ho.", "--json", "-o", tmp_path / "a.wav")
-    assert result.json["window"] == {"peak": 22, "positions": 512, "easy": 512, "forgotten": 0}
+    assert result.json["window"] == {"peak": 22, "positions": 512, "easy": 512, "evicted": 0}
     assert "window: peak 22 of 512 positions" in result.err
 
 
 def test_turns_that_leave_the_window_are_told_once(say: Csm, tmp_path: Path) -> None:
     words = "word " * 35  # a position a character
     result = say(f"[0]{words} [1]{words} [0]{words}", "--json", "-o", tmp_path / "a.wav")
-    assert [turn["forgotten"] for turn in result.json["turns"]] == [[], [], [1]]
-    assert result.json["window"]["forgotten"] == 1
+    assert [turn["evicted"] for turn in result.json["turns"]] == [[], [], [1]]
+    assert result.json["window"]["evicted"] == 1
     *turns, total = result.err.splitlines()
     assert total.endswith("; the conversation is longer than the window, so each turn hears only the latest before it")
-    assert not [line for line in turns if "forgotten" in line or "hears" in line]
+    assert not [line for line in turns if "evicted" in line or "hears" in line]
 
 
 def test_a_turns_own_parts_are_not_told_as_other_turns(csm: Csm, tmp_path: Path) -> None:
     text = " ".join(["The old house by the river was empty all winter."] * 5)
     result = csm("say", text, "--json", "--seed", "1", "-o", tmp_path / "a.wav")
-    assert result.json["turns"][0]["forgotten"] and result.json["window"]["forgotten"] == 0
-    assert "hears" not in result.err and "forgotten" not in result.err
+    assert result.json["turns"][0]["evicted"] and result.json["window"]["evicted"] == 0
+    assert "hears" not in result.err and "evicted" not in result.err
 
 
 class Ears:

@@ -167,7 +167,7 @@ def test_scripts_and_batch_lines_name_voices(
 
 
 @pytest.mark.parametrize(
-    ("text", "complaint"),
+    ("text", "diagnostic"),
     [
         (script("savd"), "speakers.ana.voice    no voice 'savd'; did you mean saved?"),
         (script("savd.wav"), "speakers.ana.voice    no such file: savd.wav"),
@@ -178,13 +178,13 @@ def test_scripts_and_batch_lines_name_voices(
     ],
 )
 def test_a_script_complains_of_voices_there_are_not(
-    csm: Csm, add: Csm, tmp_path: Path, text: str, complaint: str
+    csm: Csm, add: Csm, tmp_path: Path, text: str, diagnostic: str
 ) -> None:
     add("saved")
     path = tmp_path / ("a.jsonl" if text.startswith("{") else "a.yaml")
     path.write_text(text)
     result = csm("check", path)
-    assert result.code == 3 and complaint in result.err
+    assert result.code == 3 and diagnostic in result.err
 
 
 def test_a_file_beside_a_script_counts_before_a_voice_of_its_name(csm: Csm, add: Csm, tmp_path: Path) -> None:

@@ -127,9 +127,9 @@ def test_the_oldest_turns_leave_a_full_window_at_once_and_context_stays() -> Non
     request = dialogue.request(rows(60))
     assert dialogue.hand
     assert len(request.rows) == 50 + 60 + 60
-    assert dialogue.hand.forgotten == [1, 2]
+    assert dialogue.hand.evicted == [1, 2]
     dialogue.request(rows(60))
-    assert dialogue.hand.forgotten == [1, 2]
+    assert dialogue.hand.evicted == [1, 2]
 
 
 def test_a_turn_that_is_kept_makes_others_leave_as_it_did_when_it_was_spoken() -> None:
@@ -198,7 +198,7 @@ def test_the_parts_of_a_turn_leave_the_window_together() -> None:
     for _ in range(3):
         spoken(dialogue, rows(60))
     assert len(dialogue.request(rows(20)).rows) == 20
-    assert dialogue.hand and dialogue.hand.forgotten == [1]
+    assert dialogue.hand and dialogue.hand.evicted == [1]
 
 
 def test_a_turn_too_long_for_the_window_forgets_its_own_first_parts_last() -> None:
@@ -209,7 +209,7 @@ def test_a_turn_too_long_for_the_window_forgets_its_own_first_parts_last() -> No
         lengths.append(len(dialogue.request(rows(20)).rows))
         spoken(dialogue, rows(90))
     assert lengths == [20, 110, 110, 110]
-    assert hand.forgotten == [1, 2]
+    assert hand.evicted == [1, 2]
 
 
 def test_words_are_respelled_for_speech_only() -> None:

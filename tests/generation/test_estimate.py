@@ -38,14 +38,14 @@ def test_recordings_are_as_long_as_they_are_and_caps_count(prompter: PromptBuild
 
 def test_what_a_full_window_forgets(prompter: PromptBuilder) -> None:
     _, found = estimate_turns(talk(*["Hello there me"] * 5), prompter, EstimateContext(100, GenerationOptions()))
-    assert [(cost.forgotten, cost.window) for cost in found] == [((), 32), ((), 64), ((), 96), ((1,), 96), ((2,), 96)]
+    assert [(cost.evicted, cost.window) for cost in found] == [((), 32), ((), 64), ((), 96), ((1,), 96), ((2,), 96)]
 
 
 def test_past_turns_leave_beyond_what_is_easy(prompter: PromptBuilder) -> None:
     _, found = estimate_turns(
         talk(*["Hello there me"] * 3), prompter, EstimateContext(500, GenerationOptions(), easy=70)
     )
-    assert [(cost.forgotten, cost.window) for cost in found] == [((), 32), ((), 64), ((1,), 64)]
+    assert [(cost.evicted, cost.window) for cost in found] == [((), 32), ((), 64), ((1,), 64)]
 
 
 def test_length_counts_gaps_overlaps_and_the_tail() -> None:

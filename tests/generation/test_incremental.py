@@ -50,10 +50,10 @@ def run(tmp_path: Path, checkpoint: Checkpoint) -> Run:
         dialogue: Conversation,
         wish: RedoRequest = AS_IT_IS,
         flags: GenerationOptions = UNSET,
-        care: RetryPolicy = CARE,
+        retry_policy: RetryPolicy = CARE,
         memory: int = 0,
     ) -> IncrementalRun:
-        voice = SynthesisContext(replace(checkpoint, memory=memory), flags, care)
+        voice = SynthesisContext(replace(checkpoint, memory=memory), flags, retry_policy)
         replay = IncrementalRun(TurnCache.beside(tmp_path / "o.wav"), dialogue, voice, wish)
         spoken(replay)
         replay.settle()
@@ -122,8 +122,8 @@ def test_fresh_keeps_nothing(run: Run) -> None:
 
 def test_other_models_windows_and_care_speak_all_again(run: Run) -> None:
     run(talk("One", "Two"))
-    assert not run(talk("One", "Two"), care=RetryPolicy(True, takes=3)).kept
-    assert not run(talk("One", "Two"), care=RetryPolicy(True, takes=3), memory=100).kept
+    assert not run(talk("One", "Two"), retry_policy=RetryPolicy(True, takes=3)).kept
+    assert not run(talk("One", "Two"), retry_policy=RetryPolicy(True, takes=3), memory=100).kept
 
 
 def test_other_context_speaks_all_again(run: Run, tone: Path) -> None:

@@ -95,15 +95,17 @@ def beside(synth: Synthesizer, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return log
 
 
-@pytest.mark.parametrize("care", [RetryPolicy(), RetryPolicy(trim=True, retries=1), RetryPolicy(stream=True)], ids=str)
+@pytest.mark.parametrize(
+    "retry_policy", [RetryPolicy(), RetryPolicy(trim=True, retries=1), RetryPolicy(stream=True)], ids=str
+)
 def test_a_codec_beside_the_frames_says_the_same(
-    synth: Synthesizer, care: RetryPolicy, request: pytest.FixtureRequest
+    synth: Synthesizer, retry_policy: RetryPolicy, request: pytest.FixtureRequest
 ) -> None:
     talks = [talk(f"Number {n}.", *["And more."] * (n % 3), name=str(n)) for n in range(5)]
     options = GenerationOptions(temperature=1.0, max_duration=1.7, seed=3)
-    wanted = {(u.conversation.id, u.turn): u for u in spoken(list(synth.speak(talks, options, care)))}
+    wanted = {(u.conversation.id, u.turn): u for u in spoken(list(synth.speak(talks, options, retry_policy)))}
     request.getfixturevalue("beside")
-    events = list(synth.speak(talks, options, care))
+    events = list(synth.speak(talks, options, retry_policy))
     told = {(u.conversation.id, u.turn): u for u in spoken(events)}
     assert told.keys() == wanted.keys()
     for key, utterance in told.items():
@@ -111,7 +113,7 @@ def test_a_codec_beside_the_frames_says_the_same(
         assert (utterance.stop, utterance.fault) == (wanted[key].stop, wanted[key].fault)
         np.testing.assert_allclose(utterance.audio.samples, wanted[key].audio.samples, atol=1e-5)
         heard = [e.samples for e in events if isinstance(e, AudioChunk) and (e.conversation.id, e.turn) == key]
-        assert not care.stream or np.array_equal(np.concatenate(heard), utterance.audio.samples)
+        assert not retry_policy.stream or np.array_equal(np.concatenate(heard), utterance.audio.samples)
 
 
 def test_nobody_waits_for_sound_before_the_next_chunk_falls_due(synth: Synthesizer, beside: list[str]) -> None:
@@ -378,4 +380,4 @@ def test_how_full_the_window_was_is_told(synth: Synthesizer) -> None:
     assert first.positions == prompt + 5
     assert second.positions == 2 * prompt + 1 + 2 * 5
     assert third.positions == 2 * prompt + 1 + 2 * 5
-    assert [u.forgotten for u in (first, second, third)] == [(), (), (1,)]
+    assert [u.evicted for u in (first, second, third)] == [(), (), (1,)]

@@ -89,15 +89,17 @@ def test_nobody_waits_for_the_frames_beside_it(mimi: Codec) -> None:
     torch.cuda.synchronize()
 
 
-@pytest.mark.parametrize("care", [RetryPolicy(), RetryPolicy(trim=True, retries=1), RetryPolicy(stream=True)], ids=str)
-def test_what_is_spoken_does_not_depend_on_time(tiny_checkpoint: Path, care: RetryPolicy) -> None:
+@pytest.mark.parametrize(
+    "retry_policy", [RetryPolicy(), RetryPolicy(trim=True, retries=1), RetryPolicy(stream=True)], ids=str
+)
+def test_what_is_spoken_does_not_depend_on_time(tiny_checkpoint: Path, retry_policy: RetryPolicy) -> None:
     checkpoint = open_checkpoint(str(tiny_checkpoint))
     talks = [Conversation((Turn(0, f"Number {n}."), Turn(1, "And more.")), id=str(n)) for n in range(11)]
     options = GenerationOptions(temperature=1.0, max_duration=2.5, seed=1)
 
     def speak(busy: bool) -> list[Event]:
         events, synth = [], Synthesizer(checkpoint, torch.device("cuda"), torch.float32, slots=8)
-        for event in synth.speak(talks, options, care):
+        for event in synth.speak(talks, options, retry_policy):
             events.append(event)
             if busy and isinstance(event, FrameProgress) and event.frames % 5 == 0:
                 torch.cuda._sleep(ASLEEP // 1000)

@@ -1,4 +1,4 @@
-"""Whatever is thrown at it, a script is read or complained about, each complaint at its place."""
+"""Whatever is thrown at it, a script is read or complained about, each diagnostic at its place."""
 
 from __future__ import annotations
 
@@ -48,14 +48,14 @@ def reads_or_complains(read: Callable[[str], object], name: str, content: bytes)
     try:
         read(name)
     except ScriptInvalid as invalid:
-        assert invalid.complaints
+        assert invalid.diagnostics
         lines = diagnostic_lines(invalid)
-        assert len(lines) == len(invalid.complaints) + 1
+        assert len(lines) == len(invalid.diagnostics) + 1
         assert all(line.isprintable() for line in lines)
         extent = len(re.findall("[\r\n]", content.decode("utf-8", "replace"))) + 2
-        for complaint in invalid.complaints:
-            assert complaint.message
-            assert (complaint.column > 0 and 0 < complaint.line <= extent) or complaint.file != name
+        for diagnostic in invalid.diagnostics:
+            assert diagnostic.message
+            assert (diagnostic.column > 0 and 0 < diagnostic.line <= extent) or diagnostic.file != name
 
 
 @fast
@@ -129,7 +129,7 @@ def test_of_very_many_complaints_the_first_are_told_and_all_are_counted() -> Non
     Path("m.jsonl").write_text('{"text": ""}\n' * 5000)
     with pytest.raises(ScriptInvalid) as caught:
         read_manifest("m.jsonl")
-    assert [complaint.line for complaint in caught.value.complaints] == list(range(1, MAX_DIAGNOSTICS_SHOWN + 1))
+    assert [diagnostic.line for diagnostic in caught.value.diagnostics] == list(range(1, MAX_DIAGNOSTICS_SHOWN + 1))
     assert str(caught.value).startswith(f"5000 errors, the first {MAX_DIAGNOSTICS_SHOWN} are above; nothing")
 
 
@@ -173,4 +173,4 @@ def test_complaints_come_sorted_and_counted() -> None:
     Path("s.yaml").write_text("turns:\n" + "".join(f"  - 0: {'x' if at % 2 else ''}\n" for at in range(30)))
     with pytest.raises(ScriptInvalid, match=r"^15 errors; nothing was generated$") as caught:
         read_script("s.yaml")
-    assert [complaint.line for complaint in caught.value.complaints] == list(range(2, 32, 2))
+    assert [diagnostic.line for diagnostic in caught.value.diagnostics] == list(range(2, 32, 2))

@@ -138,8 +138,8 @@ def test_what_is_in_no_form_is_said_with_its_place(
     (tmp_path / "in.txt").write_text(text)
     with pytest.raises(ScriptInvalid) as caught:
         convert(str(tmp_path / "in.txt"), form)
-    complaint = caught.value.complaints[0]
-    assert complaint.place.endswith(place) and message in complaint.message
+    diagnostic = caught.value.diagnostics[0]
+    assert diagnostic.place.endswith(place) and message in diagnostic.message
 
 
 @pytest.mark.parametrize("text", [DIA, VIBEVOICE, HIGGS, SRT, VTT])

@@ -44,16 +44,16 @@ def test_tags_begin_turns_only_where_a_text_begins_with_one(text: str, turns: li
 def test_a_turn_without_text_is_refused(text: str, place: str) -> None:
     with pytest.raises(ScriptInvalid) as caught:
         parse_say(text, 0)
-    assert [complaint.place for complaint in caught.value.complaints] == [f"<text>:{place}"]
+    assert [diagnostic.place for diagnostic in caught.value.diagnostics] == [f"<text>:{place}"]
 
 
 @pytest.mark.parametrize("odd", ["\x1b", "\x00", "\x85", "\udcff"])
 def test_control_characters_are_refused_as_in_scripts(odd: str) -> None:
     with pytest.raises(ScriptInvalid) as caught:
         parse_say(f"[0]Hi.\n[1]Ho{odd}!", 0)
-    (complaint,) = caught.value.complaints
-    assert (complaint.place, complaint.path) == ("<text>:2:1", "turns[1].text")
-    assert complaint.message.startswith(f"control character U+{ord(odd):04X} cannot be spoken")
+    (diagnostic,) = caught.value.diagnostics
+    assert (diagnostic.place, diagnostic.path) == ("<text>:2:1", "turns[1].text")
+    assert diagnostic.message.startswith(f"control character U+{ord(odd):04X} cannot be spoken")
     with pytest.raises(ScriptInvalid):
         parse_context(f"[1]prev.wav=Hi{odd}")
 
@@ -92,4 +92,4 @@ def test_context_of_another_form_is_a_usage_error(flag: str) -> None:
 def test_unusable_context_is_a_complaint(flag: str, message: str) -> None:
     with pytest.raises(ScriptInvalid) as caught:
         parse_context(flag)
-    assert [complaint.message for complaint in caught.value.complaints] == [message]
+    assert [diagnostic.message for diagnostic in caught.value.diagnostics] == [message]

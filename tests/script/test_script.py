@@ -1,4 +1,4 @@
-"""Scripts and manifests: every complaint as it is printed, and what the good ones mean."""
+"""Scripts and manifests: every diagnostic as it is printed, and what the good ones mean."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def complaints(path: str | Path, kind: str = "scripts") -> list[str]:
+def diagnostics(path: str | Path, kind: str = "scripts") -> list[str]:
     read = read_script if kind == "scripts" else read_manifest
     with pytest.raises(ScriptInvalid) as caught:
         read(path)
@@ -57,7 +57,7 @@ def manifest(desk: Path, *lines: object) -> list[Conversation]:
 def test_every_complaint_is_printed_as_expected(case: Path, desk: Path) -> None:
     shutil.copy(case, desk)
     expected = case.with_suffix(".txt").read_text().splitlines()
-    assert [line.rstrip() for line in complaints(case.name, case.parent.name)] == expected
+    assert [line.rstrip() for line in diagnostics(case.name, case.parent.name)] == expected
 
 
 def test_there_is_an_expectation_for_every_case() -> None:
@@ -147,16 +147,16 @@ def test_what_is_not_text_is_one_complaint(raw: bytes, message: str, desk: Path)
     (desk / "s.yaml").write_bytes(raw)
     with pytest.raises(ScriptInvalid) as caught:
         read_script("s.yaml")
-    assert [complaint.message for complaint in caught.value.complaints] == [message]
+    assert [diagnostic.message for diagnostic in caught.value.diagnostics] == [message]
 
 
 def test_missing_files_and_folders_are_complaints(desk: Path) -> None:
-    assert complaints("gone.yaml")[0].split(maxsplit=1) == ["gone.yaml", "no such file"]
-    assert complaints("folder")[0].split(maxsplit=1) == ["folder", "is a directory; name a file in it"]
+    assert diagnostics("gone.yaml")[0].split(maxsplit=1) == ["gone.yaml", "no such file"]
+    assert diagnostics("folder")[0].split(maxsplit=1) == ["folder", "is a directory; name a file in it"]
 
 
 def test_unprintable_names_cannot_write_to_the_terminal(desk: Path) -> None:
-    assert "\x1b" not in "".join(complaints("\x1b[31mgone.yaml"))
+    assert "\x1b" not in "".join(diagnostics("\x1b[31mgone.yaml"))
 
 
 def test_a_manifest_line_is_a_conversation(desk: Path) -> None:
@@ -228,7 +228,7 @@ def test_either_form_is_told_apart(desk: Path) -> None:
     shutil.copy(CASES / "manifests" / "lines.jsonl", "m.jsonl")
     with pytest.raises(ScriptInvalid) as caught:
         read_either("m.jsonl")
-    assert "carl" in str(caught.value.complaints)
+    assert "carl" in str(caught.value.diagnostics)
 
 
 def test_a_part_of_a_long_file_is_no_long_part(desk: Path) -> None:
@@ -244,26 +244,26 @@ def test_what_cannot_be_opened_as_sound_is_a_complaint(desk: Path, name: str, tr
     Path("bytes.raw").write_bytes(bytes(100))
     with pytest.raises(ScriptInvalid) as caught:
         script_from({"turns": [{"speaker": 0, "text": "Hi.", "audio": name}]})
-    (complaint,) = caught.value.complaints
-    assert complaint.file == name and complaint.message.startswith(trouble)
+    (diagnostic,) = caught.value.diagnostics
+    assert diagnostic.file == name and diagnostic.message.startswith(trouble)
 
 
 def test_a_voices_words_hold_no_control_characters(desk: Path) -> None:
     Path("one.txt").write_text("I am\x1b[2J Ana.")
     Path("s.yaml").write_text("speakers: {ana: {id: 0, voice: one.wav}}\nturns: [{ana: Hi.}]\n")
-    assert "control character U+001B cannot be spoken" in complaints("s.yaml")[0]
+    assert "control character U+001B cannot be spoken" in diagnostics("s.yaml")[0]
 
 
 def test_yaml_is_no_manifest(desk: Path) -> None:
     Path("m.yaml").write_text("turns:\n  - 0: Hi.\n")
-    assert complaints("m.yaml", "manifests")[0].split(maxsplit=1)[1].startswith("is YAML, which is a script")
+    assert diagnostics("m.yaml", "manifests")[0].split(maxsplit=1)[1].startswith("is YAML, which is a script")
 
 
 def test_plain_data_is_a_script_too(desk: Path) -> None:
     assert script_from({"turns": [{"speaker": 0, "text": "Hi."}]}).turns == (Turn(0, "Hi.", "0"),)
     with pytest.raises(ScriptInvalid) as caught:
         script_from({"turns": [{"speaker": 0, "text": ""}]})
-    assert [(each.place, each.path) for each in caught.value.complaints] == [("<data>", "turns[0].text")]
+    assert [(each.place, each.path) for each in caught.value.diagnostics] == [("<data>", "turns[0].text")]
 
 
 def test_the_samples_agree() -> None:
@@ -285,4 +285,4 @@ def test_subtitles_are_no_script_and_say_what_makes_one_of_them(desk: Path) -> N
     (desk / "talk.srt").write_text("1\n00:00:00,000 --> 00:00:01,000\nHi.\n")
     with pytest.raises(ScriptInvalid) as caught:
         read_script("talk.srt")
-    assert "csm script convert" in caught.value.complaints[0].message
+    assert "csm script convert" in caught.value.diagnostics[0].message

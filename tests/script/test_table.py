@@ -20,10 +20,10 @@ def written(folder: Path, name: str, text: str) -> Path:
     return path
 
 
-def complaints(path: Path) -> list[str]:
+def diagnostics(path: Path) -> list[str]:
     with pytest.raises(ScriptInvalid) as invalid:
         read_manifest(path)
-    return [f"{each.line}:{each.column} {each.message}" for each in invalid.value.complaints]
+    return [f"{each.line}:{each.column} {each.message}" for each in invalid.value.diagnostics]
 
 
 @pytest.mark.parametrize(("name", "tab"), [("a.csv", ","), ("a.TSV", "\t")])
@@ -53,7 +53,7 @@ def test_a_table_has_an_item_a_row(tmp_path: Path, name: str, tab: str) -> None:
     ],
 )
 def test_what_is_wrong_with_a_table_has_its_place(tmp_path: Path, text: str, expected: list[str]) -> None:
-    found = complaints(written(tmp_path, "a.csv", text))
+    found = diagnostics(written(tmp_path, "a.csv", text))
     assert len(found) == len(expected)
     assert all(line.startswith(start) for line, start in zip(found, expected, strict=True)), found
 

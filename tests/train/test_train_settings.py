@@ -1,4 +1,4 @@
-"""Settings of csm train: strict, every complaint at once with its place."""
+"""Settings of csm train: strict, every diagnostic at once with its place."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def test_the_examples_can_be_read(path: Path) -> None:
     assert settings.steps and settings.data and settings.output
 
 
-def complaints(tmp_path: Path, text: str) -> list[str]:
+def diagnostics(tmp_path: Path, text: str) -> list[str]:
     path = tmp_path / "run.yaml"
     path.write_text(text)
     with pytest.raises(SettingsInvalid) as caught:
@@ -29,7 +29,7 @@ def complaints(tmp_path: Path, text: str) -> list[str]:
 
 
 def test_complaints_come_together_with_their_places(tmp_path: Path) -> None:
-    found = complaints(
+    found = diagnostics(
         tmp_path,
         "data: x\noutput: y\nstepss: 10\nlearning_rate: fast\nlora: {rankk: 3, alpha: -1}\ntensorboard: maybe\n",
     )
@@ -57,7 +57,7 @@ def test_complaints_come_together_with_their_places(tmp_path: Path) -> None:
     ],
 )
 def test_what_makes_no_settings_is_told(tmp_path: Path, text: str, words: str) -> None:
-    assert words in "\n".join(complaints(tmp_path, text))
+    assert words in "\n".join(diagnostics(tmp_path, text))
 
 
 def test_a_missing_file_is_told(tmp_path: Path) -> None:
