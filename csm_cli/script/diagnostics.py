@@ -8,7 +8,7 @@ _PATH_WIDTH = 21
 
 
 def diagnostic_lines(error: ScriptInvalid) -> list[str]:
-    """Place, path and message of each diagnostic in columns, then the count; nothing in them is a terminal's control."""
+    """Place, path and message of each diagnostic in columns, then the count; control characters are escaped."""
     rows = [(one.place, one.path, one.message) for one in error.diagnostics]
     first = max((len(place) for place, _, _ in rows), default=0)
     second = max([len(path) for _, path, _ in rows] + [_PATH_WIDTH])
