@@ -48,9 +48,9 @@ class RetryPolicy:
     """
 
     trim: bool = False
-    retries: int = 0
+    max_retries: int = 0
     takes: int = 1
-    split: int = 0
+    chunk_chars: int = 0
     stream: bool = False
 
 
@@ -65,8 +65,8 @@ class Recording:
     path: Path
     start: float | None = None
     end: float | None = None
-    codes: Path | None = None
-    parts: tuple[tuple[str, int], ...] = ()
+    codes_path: Path | None = None
+    chunks: tuple[tuple[str, int], ...] = ()
     voice: str = ""
 
 

@@ -61,7 +61,7 @@ class AudioInfo:
 
 
 @dataclass(frozen=True, eq=False)
-class HeldOutput:
+class AudioBytes:
     """The bytes of a sound file that lies within another. name: what diagnostics call it."""
 
     name: str
@@ -71,7 +71,7 @@ class HeldOutput:
         return self.name
 
 
-def probe(path: Path | HeldOutput) -> AudioInfo:
+def probe(path: Path | AudioBytes) -> AudioInfo:
     """Length, rate and channels of a sound file, from its header.
 
     Raises:
@@ -82,7 +82,7 @@ def probe(path: Path | HeldOutput) -> AudioInfo:
 
 
 def read_audio(
-    path: Path | HeldOutput,
+    path: Path | AudioBytes,
     rate: int,
     start: float | None = None,
     end: float | None = None,
@@ -131,8 +131,8 @@ def range_problem(duration: float, start: float | None, end: float | None, longe
 
 
 @contextmanager
-def _opened(path: Path | HeldOutput) -> Iterator[soundfile.SoundFile]:
-    if isinstance(path, HeldOutput):
+def _opened(path: Path | AudioBytes) -> Iterator[soundfile.SoundFile]:
+    if isinstance(path, AudioBytes):
         with _decoder(path, io.BytesIO(path.data)) as sound:
             yield sound
         return
@@ -148,7 +148,7 @@ def _opened(path: Path | HeldOutput) -> Iterator[soundfile.SoundFile]:
         raise AudioUnreadable(f"{path}: {error.strerror or error}; name a sound file that can be read") from error
 
 
-def _decoder(path: Path | HeldOutput, file: BinaryIO) -> soundfile.SoundFile:
+def _decoder(path: Path | AudioBytes, file: BinaryIO) -> soundfile.SoundFile:
     try:
         sound = soundfile.SoundFile(file)
     except (soundfile.SoundFileError, TypeError) as error:  # TypeError: a suffix that stands for headerless samples
@@ -183,12 +183,12 @@ def _resampled(samples: NDArray[np.float32], source_rate: int, rate: int) -> NDA
     return resampled[:length]
 
 
-def _unreadable(path: Path | HeldOutput, error: Exception) -> AudioUnreadable:
+def _unreadable(path: Path | AudioBytes, error: Exception) -> AudioUnreadable:
     reason = str(getattr(error, "error_string", error)).rstrip(".")
     return AudioUnreadable(f"{path}: not readable as sound ({reason}); WAV, FLAC, OGG, MP3 and AIFF are")
 
 
-def _cut_off(path: Path | HeldOutput, promised: float, held: float) -> AudioUnreadable:
+def _cut_off(path: Path | AudioBytes, promised: float, held: float) -> AudioUnreadable:
     message = f"its header promises {promised:.2f} s, it holds {held:.2f} s; copy or export it again"
     return AudioUnreadable(f"{path}: is cut off: {message}")
 

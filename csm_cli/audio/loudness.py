@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 _LOG = logging.getLogger(__name__)
 
 CEILING = -1.0  # dBTP
-QUIETEST, LOUDEST = -70.0, -5.0  # LUFS that can be asked for: the meter's absolute gate, and where speech is a square
+MIN_LUFS, MAX_LUFS = -70.0, -5.0  # LUFS that can be asked for: the meter's absolute gate, and where speech is a square
 WITHIN = 0.5  # LU from the target
 _MARGIN = 0.1  # dB below the ceiling, for meters that look between our 4 points a sample
 _BLOCK_SECONDS = 0.4  # what the meter hears at once

@@ -35,12 +35,12 @@ def vtt(cues: Sequence[Cue]) -> str:
     return "\n".join(["WEBVTT\n", *blocks])
 
 
-def as_json(cues: Sequence[Cue]) -> str:
+def to_json(cues: Sequence[Cue]) -> str:
     records = [asdict(cue) | {"start": round(cue.start, 3), "end": round(cue.end, 3)} for cue in in_order(cues)]
     return json.dumps(records, ensure_ascii=False, indent=1) + "\n"
 
 
-FORMS = {"srt": srt, "vtt": vtt, "json": as_json}
+SUBTITLE_FORMATS = {"srt": srt, "vtt": vtt, "json": to_json}
 
 
 def in_order(cues: Sequence[Cue]) -> list[Cue]:

@@ -56,7 +56,7 @@ class Fingerprinter:
             "id": talk.id,
             "checkpoint": self._checkpoint,
             "options": _given(options),
-            "retry_policy": [retry_policy.trim, retry_policy.takes, retry_policy.split, self._voice.verified],
+            "retry_policy": [retry_policy.trim, retry_policy.takes, retry_policy.chunk_chars, self._voice.verified],
             "tail": talk.tail,
             "loudness": talk.loudness,
             "context": [self._turn(turn) for turn in talk.context],

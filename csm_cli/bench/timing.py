@@ -124,11 +124,11 @@ class TimingResult:
         started = synchronized_now(self.ready.device)
         while self.engine.busy:
             for frame in self.engine.step(deck.start):
-                tapes[frame.request].add(frame.codes)
+                tapes[frame.request].add_frame(frame.codes)
         for tape in tapes.values():
-            tape.close()
+            tape.finish_frames()
         for tape in tapes.values():
-            tape.end("cap")
+            tape.finish("cap")
         return (synchronized_now(self.ready.device) - started) / self.load.frames
 
     def _deck(self) -> ChunkDecoder:

@@ -78,8 +78,8 @@ def engine_step(model: str | None, load: TrainLoad) -> Callable[[], None]:
     settings = TrainSettings(data="-", output="-", model=model, steps=10**6)
     subject = TrainableModel(settings)
     example = _examples(subject.checkpoint, load)
-    prompter = PromptBuilder(subject.checkpoint.tokenizer_file, subject.checkpoint.config)
-    rows = [example_row(each, prompter) for each in example]
+    prompt_builder = PromptBuilder(subject.checkpoint.tokenizer_file, subject.checkpoint.config)
+    rows = [example_row(each, prompt_builder) for each in example]
     trainer = Trainer(LossModule(subject.model), Optimization(10**6, _RATE, average_decay=0.0), Accelerator(cpu=True))
     random = np.random.default_rng(0)
 

@@ -76,10 +76,10 @@ class ExtraOutputs:
         """
         if self.loudness is None:
             return talk
-        from csm_cli.audio.loudness import LOUDEST, QUIETEST
+        from csm_cli.audio.loudness import MAX_LUFS, MIN_LUFS
 
-        if not (math.isfinite(self.loudness) and QUIETEST <= self.loudness <= LOUDEST):
-            raise UsageError(f"--loudness takes LUFS from {QUIETEST:g} to {LOUDEST:g}, not {self.loudness:g}")
+        if not (math.isfinite(self.loudness) and MIN_LUFS <= self.loudness <= MAX_LUFS):
+            raise UsageError(f"--loudness takes LUFS from {MIN_LUFS:g} to {MAX_LUFS:g}, not {self.loudness:g}")
         return replace(talk, loudness=self.loudness)
 
 

@@ -29,15 +29,15 @@ def print_dry_run(job: SynthesisJob) -> None:
     talk = job.conversations[0]
     model = read_outline(job.speech.model, job.speech.revision, job.speech.offline)
     positions = model.config.backbone.positions
-    prompter = PromptBuilder(model.tokenizer_file, model.config)
+    prompt_builder = PromptBuilder(model.tokenizer_file, model.config)
     context, turns = estimate_turns(
-        talk, prompter, EstimateContext(positions, job.flags, job.retry_policy.split, model.memory)
+        talk, prompt_builder, EstimateContext(positions, job.flags, job.retry_policy.chunk_chars, model.memory)
     )
     seconds = track_seconds(talk, turns)
     use = {
         "peak": max(cost.window for cost in turns),
         "positions": positions,
-        "easy": model.memory or positions,
+        "soft_limit": model.memory or positions,
         "evicted": len({turn for cost in turns for turn in cost.evicted}),
     }
     if job.output_options.json:
@@ -48,7 +48,7 @@ def print_dry_run(job: SynthesisJob) -> None:
         total = {
             "model": model.name,
             "window": use["positions"],
-            "easy": use["easy"],
+            "soft_limit": use["soft_limit"],
             "window_peak": use["peak"],
             "estimated_s": round(seconds, 1),
         }

@@ -84,16 +84,16 @@ class OutputFiles:
             yield self.sidecar, (json.dumps(record, indent=1) + "\n").encode()
 
     def _texts(self, spoken: FinishedConversation) -> Iterator[tuple[Path, bytes]]:
-        from csm_cli.audio.subtitles import FORMS, Cue
+        from csm_cli.audio.subtitles import SUBTITLE_FORMATS, Cue
         from csm_cli.generation.concatenate import Segment
 
         cues = [
             Cue(span.start + piece.start, span.start + piece.end, speaker_label(each.turn), piece.text)
             for span, each in zip(spoken.track.spans, spoken.utterances, strict=True)
-            for piece in each.pieces or (Segment(each.turn.text, 0.0, span.end - span.start),)
+            for piece in each.segments or (Segment(each.turn.text, 0.0, span.end - span.start),)
         ]
         for form, path in self.subtitles.items():
-            yield path, FORMS[form](cues).encode("utf-8", "replace")
+            yield path, SUBTITLE_FORMATS[form](cues).encode("utf-8", "replace")
 
     def left_over(self) -> list[Path]:
         """What an earlier run wrote beside the same track and this one does not, by the sidecar of that run."""

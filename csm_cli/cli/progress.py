@@ -45,7 +45,7 @@ class ProgressMeter:
             self.frames += event.frames - self._open.get(key, 0)
             self._open[key] = event.frames
         elif isinstance(event, Utterance):
-            kept = event.turn.recording and event.turn.recording.codes
+            kept = event.turn.recording and event.turn.recording.codes_path
             self.stops["kept" if kept else event.stop] += 1
             if event.stop == "recorded":
                 return

@@ -37,7 +37,7 @@ def record(spoken: FinishedConversation, output: str | None, synth: Synthesizer)
     `stop`: the least welcome of the turns'; `rtf`: compute time per time of audio; `evicted`: turns that left the
     model's window, by their numbers.
     """
-    made = [each for each in _made(spoken.utterances) if not each.kept]
+    made = [each for each in _made(spoken.utterances) if not each.cached]
     seconds = sum(each.audio.duration for each in made)
     checkpoint = synth.checkpoint
     return {
@@ -97,12 +97,12 @@ def cut_warnings(spoken: FinishedConversation) -> list[str]:
 
 def describe_utterance(utterance: Utterance) -> str:
     """One turn, as it came out."""
-    how = f"{utterance.audio.duration:.2f} s, {_STOPS['kept' if utterance.kept else utterance.stop]}"
-    how += f" in {len(utterance.pieces)} parts" if len(utterance.pieces) > 1 else ""
-    if utterance.kept:
+    how = f"{utterance.audio.duration:.2f} s, {_STOPS['kept' if utterance.cached else utterance.stop]}"
+    how += f" in {len(utterance.segments)} parts" if len(utterance.segments) > 1 else ""
+    if utterance.cached:
         how += f", seed {utterance.seed}"
     elif utterance.stop != "recorded":
-        tries = f", {len(utterance.takes)} takes" if len(utterance.takes) > max(1, len(utterance.pieces)) else ""
+        tries = f", {len(utterance.takes)} takes" if len(utterance.takes) > max(1, len(utterance.segments)) else ""
         how += f"{tries}, seed {utterance.seed}, RTF {utterance.seconds / utterance.audio.duration:.2f}"
     return f"{utterance.turn.name or utterance.turn.speaker}: {_shown(utterance.turn.text)}  [{how}]"
 
@@ -143,9 +143,9 @@ def _window(utterances: Sequence[Utterance], synth: Synthesizer) -> dict[str, in
     """
     positions = synth.checkpoint.config.backbone.positions
     return {
-        "peak": max(each.positions for each in utterances),
+        "peak": max(each.peak_positions for each in utterances),
         "positions": positions,
-        "easy": synth.checkpoint.memory or positions,
+        "soft_limit": synth.checkpoint.memory or positions,
         "evicted": len({turn for number, each in enumerate(utterances, 1) for turn in each.evicted if turn != number}),
     }
 
@@ -155,7 +155,7 @@ def window_summary(use: Mapping[str, int]) -> str:
     peak = f"window: peak {use['peak']} of {use['positions']} positions"
     if not use["evicted"]:
         return peak
-    short = use["easy"] < use["positions"]
+    short = use["soft_limit"] < use["positions"]
     why = "this voice speaks best after a short past" if short else "the conversation is longer than the window"
     return f"{peak}; {why}, so each turn hears only the latest before it"
 
@@ -184,9 +184,9 @@ def _turn(spoken: FinishedConversation, index: int) -> dict[str, Any]:
         "frames": len(utterance.codes),
         "stop": utterance.stop,
         "seed": utterance.seed if made else None,
-        "kept": utterance.kept,
+        "kept": utterance.cached,
         "evicted": list(utterance.evicted),
-        "parts": [_part(piece, span) for piece in utterance.pieces],
+        "parts": [_part(piece, span) for piece in utterance.segments],
         "takes": [told_take(take, utterance.audio.rate) for take in utterance.takes],
     }
 

@@ -63,7 +63,7 @@ class Encoder:
         config = self.checkpoint.config
         self._recipe = recipe
         self._codec = Codec.load(self.checkpoint.codec_config, self.checkpoint.codec_weights, device, config.codebooks)
-        self._prompter = PromptBuilder(self.checkpoint.tokenizer_file, config)
+        self._prompt_builder = PromptBuilder(self.checkpoint.tokenizer_file, config)
         self._batch = _BATCH.get(device.type, 1)
         self.window = config.backbone.positions
         self.coding = CodecIdentity(codec_identity(self.checkpoint), config.codebooks, self._codec.frame_rate)
@@ -109,7 +109,7 @@ class Encoder:
 
     def _positions(self, turn: CodedTurn) -> int:
         """Rows of the turn in a prompt: its text's ids, its frames, and the frame that ends it."""
-        return len(self._prompter.text_ids(turn.speaker, turn.text)) + len(turn.codes) + 1
+        return len(self._prompt_builder.text_ids(turn.speaker, turn.text)) + len(turn.codes) + 1
 
     def _examples(self, talk: TrainingConversation, turns: Sequence[CodedTurn | None]) -> Iterator[Example]:
         """The windows of a conversation; one begins anew after a turn that was left out."""

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from csm_cli.audio.io import Audio, AudioInfo, HeldOutput, probe, range_problem, read_audio
+from csm_cli.audio.io import Audio, AudioBytes, AudioInfo, probe, range_problem, read_audio
 from csm_cli.data.clips import ClipFindings, DatasetEntry, DroppedClip, TrainingClip, TrainingConversation
 from csm_cli.errors import AudioUnreadable
 
@@ -86,7 +86,7 @@ def check_clip(clip: TrainingClip, limits: ClipLimits) -> Audio:
     return audio
 
 
-def _file(clip: TrainingClip) -> HeldOutput | Path:
+def _file(clip: TrainingClip) -> AudioBytes | Path:
     """Raises AudioUnreadable; Unfit where a row has no sound."""
     assert clip.recording is not None
     if clip.row is None:

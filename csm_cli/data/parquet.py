@@ -15,7 +15,7 @@ from itertools import accumulate, islice
 from pathlib import Path
 from typing import Any
 
-from csm_cli.audio.io import HeldOutput
+from csm_cli.audio.io import AudioBytes
 from csm_cli.data.clips import TrainingConversation
 from csm_cli.data.rows import (
     AUDIO,
@@ -68,7 +68,7 @@ def read_parquet(path: Path, reading: RowReader) -> DatasetRows:
     return read_fields(path, _fields(path, file, kept), talk)
 
 
-def cell_audio(path: Path, row: int) -> HeldOutput | Path | None:
+def cell_audio(path: Path, row: int) -> AudioBytes | Path | None:
     """The sound of a row, counted from 1; None where it has none.
 
     Raises:
@@ -81,7 +81,7 @@ def cell_audio(path: Path, row: int) -> HeldOutput | Path | None:
     data, name = found.get("bytes"), found.get("path")
     if data is None:
         return resolve_beside(path, name) if name else None
-    return HeldOutput(name or "its sound", data)
+    return AudioBytes(name or "its sound", data)
 
 
 def _fields(path: Path, file: Any, columns: list[str]) -> Iterator[tuple[int, Mapping[str, Any] | str]]:

@@ -100,7 +100,7 @@ class ConversationState:
         much of the past as they did then.
         """
         hand, turn = self._in_hand, self._in_hand.turn
-        kept = bool(turn.recording and turn.recording.codes)
+        kept = bool(turn.recording and turn.recording.codes_path)
         self._voices.add(turn.speaker)
         self._given_voices = self._given_voices or not kept
         for text, rows in parts:
@@ -169,7 +169,7 @@ class ConversationState:
             return None
         turn = turns[self._index]
         options = turn.options.over(self._given.base).completed(self._given.published)
-        most = 0 if options.max_duration or turn.recording else self._given.retry_policy.split
+        most = 0 if options.max_duration or turn.recording else self._given.retry_policy.chunk_chars
         return TurnState(turn, options, split_text(turn.text, most))
 
     def _spelled(self, text: str) -> str:

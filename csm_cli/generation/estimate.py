@@ -54,7 +54,7 @@ class TurnEstimate:
 
 
 def estimate_turns(
-    talk: Conversation, prompter: PromptBuilder, window: EstimateContext
+    talk: Conversation, prompt_builder: PromptBuilder, window: EstimateContext
 ) -> tuple[list[TurnEstimate], list[TurnEstimate]]:
     """What each turn of the context and each turn of the script takes.
 
@@ -63,18 +63,18 @@ def estimate_turns(
     """
     context: list[TurnEstimate] = []
     for turn in talk.context:
-        cost = _cost(turn, prompter, window, {})
+        cost = _cost(turn, prompt_builder, window, {})
         context.append(replace(cost, heard=sum(each.positions for each in context)))
-    return context, list(_spoken(talk, prompter, window, sum(each.positions for each in context)))
+    return context, list(_spoken(talk, prompt_builder, window, sum(each.positions for each in context)))
 
 
 def _spoken(
-    talk: Conversation, prompter: PromptBuilder, window: EstimateContext, pinned: int
+    talk: Conversation, prompt_builder: PromptBuilder, window: EstimateContext, pinned: int
 ) -> Iterator[TurnEstimate]:
     window = replace(window, options=window.options.over(talk.defaults))
     past: list[tuple[int, int]] = []
     for number, turn in enumerate(talk.turns, 1):
-        cost = _cost(turn, prompter, window, talk.lexicon)
+        cost = _cost(turn, prompt_builder, window, talk.lexicon)
         evicted: list[int] = []
         while past and pinned + sum(size for _, size in past) + cost.positions > (window.easy or window.positions):
             evicted.append(past.pop(0)[0])
@@ -83,12 +83,14 @@ def _spoken(
         past.append((number, cost.positions))
 
 
-def _cost(turn: Turn, prompter: PromptBuilder, window: EstimateContext, lexicon: Mapping[str, str]) -> TurnEstimate:
+def _cost(
+    turn: Turn, prompt_builder: PromptBuilder, window: EstimateContext, lexicon: Mapping[str, str]
+) -> TurnEstimate:
     cap = turn.options.over(window.options).max_duration
     whole = turn.recording or cap
     parts = split_text(turn.text, 0 if whole else window.split)
     words = parts if turn.recording else [apply_lexicon(part, lexicon) for part in parts]
-    tokens = sum(len(prompter.text_ids(turn.speaker, part)) for part in words)
+    tokens = sum(len(prompt_builder.text_ids(turn.speaker, part)) for part in words)
     if turn.recording:
         start, end = turn.recording.start or 0.0, turn.recording.end
         return TurnEstimate(tokens, (probe(turn.recording.path).duration if end is None else end) - start, 0)

@@ -40,11 +40,11 @@ class Utterance:
     seconds: float = 0.0
     fault: str = ""
     takes: tuple[Take, ...] = ()
-    pieces: tuple[Segment, ...] = ()
-    positions: int = 0
+    segments: tuple[Segment, ...] = ()
+    peak_positions: int = 0
     evicted: tuple[int, ...] = ()
     warnings: tuple[str, ...] = ()
-    kept: bool = False
+    cached: bool = False
 
 
 @dataclass(frozen=True)

@@ -151,9 +151,9 @@ class IncrementalRun:
 
 def take_record(take: Take, rate: int) -> dict[str, Any]:
     """A take as JSON has it."""
-    heard = take.hearing
+    heard = take.transcription
     return {
-        "part": take.part,
+        "part": take.chunk_number,
         "seed": take.seed,
         "stop": take.stop,
         "duration_s": round(len(take.samples) / rate, 3),
@@ -170,9 +170,9 @@ def _noted(entry: CachedTurn, utterance: Utterance, lexicon: Mapping[str, str]) 
         seed=utterance.seed,
         stop=utterance.stop,
         takes=tuple(take_record(take, utterance.audio.rate) for take in utterance.takes),
-        parts=tuple((apply_lexicon(piece.text, lexicon), piece.frames) for piece in utterance.pieces),
-        pieces=tuple(asdict(piece) for piece in utterance.pieces),
-        positions=utterance.positions,
+        parts=tuple((apply_lexicon(piece.text, lexicon), piece.frames) for piece in utterance.segments),
+        pieces=tuple(asdict(piece) for piece in utterance.segments),
+        positions=utterance.peak_positions,
         warnings=utterance.warnings,
     )
 
@@ -183,16 +183,16 @@ def _restored(utterance: Utterance, kept: CachedTurn) -> Utterance:
         utterance,
         stop=kept.stop,
         seed=kept.seed,
-        pieces=tuple(Segment(**piece) for piece in kept.pieces),
-        positions=kept.positions,
+        segments=tuple(Segment(**piece) for piece in kept.pieces),
+        peak_positions=kept.positions,
         warnings=kept.warnings,
-        kept=True,
+        cached=True,
     )
 
 
 def _base(talk: Conversation, voice: SynthesisContext) -> str:
     """Of the model, how takes are chosen, and the context."""
-    retry_policy = [voice.retry_policy.trim, voice.retry_policy.takes, voice.retry_policy.split, voice.verified]
+    retry_policy = [voice.retry_policy.trim, voice.retry_policy.takes, voice.retry_policy.chunk_chars, voice.verified]
     return _digest(
         SCHEMA, checkpoint_fingerprint(voice.checkpoint), retry_policy, [_mark("", turn, {}) for turn in talk.context]
     )

@@ -49,7 +49,7 @@ class PromptBuilder:
             raise InputError(f"the text is not valid Unicode: {text!r}") from problem
         return [self._begin, *encoding.ids, self._end]
 
-    def turn_rows(self, speaker: int, text: str, codes: Tensor | None = None) -> Tensor:
+    def turn_tokens(self, speaker: int, text: str, codes: Tensor | None = None) -> Tensor:
         """The rows of one turn [S, K+1]; with `codes` [T, K] a turn that was spoken, else one to be spoken.
 
         Raises:

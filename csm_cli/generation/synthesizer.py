@@ -43,7 +43,7 @@ class Synthesizer:
         self, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, slots: int = 1, compile: bool = False
     ) -> None:
         self.checkpoint = checkpoint
-        self.prompter = PromptBuilder(checkpoint.tokenizer_file, checkpoint.config)
+        self.prompt_builder = PromptBuilder(checkpoint.tokenizer_file, checkpoint.config)
         self.engine = Engine(CsmModel(checkpoint.config, checkpoint.weights, device, dtype), slots, compile)
         self.device = device
         self._heard: dict[Recording, Tensor] = {}
@@ -68,7 +68,7 @@ class Synthesizer:
         """
         return _Session(self, flags, retry_policy or RetryPolicy(), recognizer).run(conversations)
 
-    def listen(self, recording: Recording) -> Audio:
+    def read_recording(self, recording: Recording) -> Audio:
         """A recording at the codec's rate.
 
         Raises:
@@ -76,10 +76,10 @@ class Synthesizer:
         """
         return read_audio(recording.path, self.codec.rate, recording.start, recording.end)
 
-    def codes(self, recording: Recording) -> Tensor:
+    def recording_codes(self, recording: Recording) -> Tensor:
         """A recording's codes [T, K], each file encoded once; the last hundreds are kept. Raises as `listen` does."""
-        if recording.codes:
-            return torch.from_numpy(np.load(recording.codes, allow_pickle=False).astype(np.int64))
+        if recording.codes_path:
+            return torch.from_numpy(np.load(recording.codes_path, allow_pickle=False).astype(np.int64))
         codes = self._heard.pop(recording, None)
         if codes is None:
             codes = self._voice_codes(recording) if recording.voice else self._encoded(recording)
@@ -97,22 +97,22 @@ class Synthesizer:
         return torch.from_numpy(cached_codes(recording.path, self.codec.mark, encode))
 
     def _encoded(self, recording: Recording) -> Tensor:
-        samples = torch.from_numpy(self.listen(recording).samples)
+        samples = torch.from_numpy(self.read_recording(recording).samples)
         return self.codec.encode(samples.to(self.device)).cpu()
 
     def parts(self, turn: Turn) -> Iterator[tuple[str, Tensor]]:
         """A recorded turn's parts, each with its prompt rows [S, K + 1]."""
         assert turn.recording is not None
-        codes = self.codes(turn.recording)
+        codes = self.recording_codes(turn.recording)
         first = 0
-        for text, frames in turn.recording.parts or ((turn.text, len(codes)),):
-            yield text, self.prompter.turn_rows(turn.speaker, text, codes[first : first + frames])
+        for text, frames in turn.recording.chunks or ((turn.text, len(codes)),):
+            yield text, self.prompt_builder.turn_tokens(turn.speaker, text, codes[first : first + frames])
             first += frames
 
     def hear(self, turn: Turn) -> Tensor:
         """The prompt rows [S, K + 1] of a turn that has a recording."""
         assert turn.recording is not None
-        return self.prompter.turn_rows(turn.speaker, turn.text, self.codes(turn.recording))
+        return self.prompt_builder.turn_tokens(turn.speaker, turn.text, self.recording_codes(turn.recording))
 
 
 @dataclass(frozen=True)
@@ -174,8 +174,8 @@ class _Session:
         while hand := dialogue.hand:
             turn = hand.turn
             if not turn.recording:
-                return dialogue.request(synth.prompter.turn_rows(turn.speaker, dialogue.words, None))
-            audio, codes = synth.listen(turn.recording), synth.codes(turn.recording)
+                return dialogue.request(synth.prompt_builder.turn_tokens(turn.speaker, dialogue.words, None))
+            audio, codes = synth.read_recording(turn.recording), synth.recording_codes(turn.recording)
             if self._care.stream:
                 self._events.append(AudioChunk(dialogue.conversation, turn, audio.samples))
             self._events.append(Utterance(dialogue.conversation, turn, codes, audio, "recorded"))
@@ -190,7 +190,7 @@ class _Session:
             self._events.append(ConversationFailed(dialogue.conversation, GenerationFailed(_BROKEN)))
             return
         if stop != "eos":
-            early = tape.add(frame.codes)
+            early = tape.add_frame(frame.codes)
             stop = stop or early
             self._stream(dialogue, tape)
         hand = _in_hand(dialogue)
@@ -201,7 +201,7 @@ class _Session:
         self._synth.engine.cancel(frame.request)
         del self._active[frame.request]
         hand.positions = max(hand.positions, len(frame.request.rows) + len(tape))
-        tape.close()
+        tape.finish_frames()
         self._ended.append(_Ended(dialogue, tape, stop, frame.request.sampling))
 
     def _judge_ended(self) -> None:
@@ -215,7 +215,7 @@ class _Session:
         """A take has ended: it is heard to its end, and its dialogue goes on, with another one where it is no good."""
         dialogue, tape = ended.dialogue, ended.tape
         hand = _in_hand(dialogue)
-        hand.takes.append(self._verified(tape.end(ended.stop), dialogue))
+        hand.takes.append(self._verified(tape.finish(ended.stop), dialogue))
         self._stream(dialogue, tape)
         if self._settled(hand, ended.sampling):
             self._settle(dialogue)
@@ -224,14 +224,14 @@ class _Session:
 
     def _stream(self, dialogue: ConversationState, tape: TakeBuilder) -> None:
         """Tells of what was decoded since the last time, where somebody wants to hear it at once."""
-        if self._care.stream and len(samples := tape.fresh()):
+        if self._care.stream and len(samples := tape.new_samples()):
             self._events.append(AudioChunk(dialogue.conversation, _in_hand(dialogue).turn, samples))
 
     def _verified(self, take: Take, dialogue: ConversationState) -> Take:
         """`take` as the recognizer hears it, if there is one and nothing else is wrong with it already."""
         if self._recognizer is None or take.fault:
             return take
-        heard = self._recognizer.hear(Audio(take.samples, self._synth.codec.rate))
+        heard = self._recognizer.transcribe(Audio(take.samples, self._synth.codec.rate))
         return apply_transcription(take, heard, (_in_hand(dialogue).part or "", dialogue.words))
 
     def _settled(self, hand: TurnState, sampling: SamplingParams) -> bool:
@@ -239,14 +239,14 @@ class _Session:
         greedy = not (sampling.temperature or sampling.depth_temperature)
         count, retry_policy = len(hand.takes), self._care
         good = any(not take.fault for take in hand.takes)
-        return greedy or count >= (retry_policy.takes if good else retry_policy.takes + retry_policy.retries)
+        return greedy or count >= (retry_policy.takes if good else retry_policy.takes + retry_policy.max_retries)
 
     def _settle(self, dialogue: ConversationState) -> None:
         """The part in hand has its best take; the conversation goes on unless that is too bad to."""
         hand, take = _in_hand(dialogue), dialogue.best()
         said = SpokenChunk(hand.part or "", take)
         bad = bool(take.fault) and self._care.trim
-        rows = self._synth.prompter.turn_rows(hand.turn.speaker, dialogue.words, take.codes)
+        rows = self._synth.prompt_builder.turn_tokens(hand.turn.speaker, dialogue.words, take.codes)
         dialogue.keep(said, rows)
         if bad or hand.part is None:
             self._events.append(self._utterance(dialogue.conversation, hand))
@@ -267,8 +267,8 @@ class _Session:
             seconds=time.perf_counter() - hand.started,
             fault=kept[-1].fault,
             takes=tuple(hand.tried),
-            pieces=pieces,
-            positions=hand.positions,
+            segments=pieces,
+            peak_positions=hand.positions,
             evicted=tuple(hand.evicted),
             warnings=tuple(hand.warnings),
         )

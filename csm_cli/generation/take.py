@@ -44,7 +44,7 @@ class Take:
     """codes: int64 [T, K]; samples: float32 [T * frame_samples]; fault: what is wrong with it, "" for nothing.
 
     stop: "eos", "cap", "silence", "repeat", or "empty" where nothing is left of it. part: of its turn, from 1.
-    hearing: None where no recognizer was asked.
+    transcription: None where no recognizer was asked.
     """
 
     codes: Tensor
@@ -52,8 +52,8 @@ class Take:
     stop: str
     seed: int
     fault: str
-    part: int = 1
-    hearing: Transcription | None = None
+    chunk_number: int = 1
+    transcription: Transcription | None = None
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class TakeSpec:
     seed: int
     capped: bool = False
     watched: bool = False
-    part: int = 1
+    chunk_number: int = 1
     streamed: bool = False
 
 
@@ -96,7 +96,7 @@ class TakeBuilder:
     def __len__(self) -> int:
         return len(self._frames)
 
-    def add(self, codes: Tensor) -> str | None:
+    def add_frame(self, codes: Tensor) -> str | None:
         """Adds a frame [K]; returns why the take should end here, or where it was heard last, if it should."""
         repeated = bool(self._frames) and torch.equal(codes, self._frames[-1])
         self._same = self._same + 1 if repeated else 1
@@ -110,26 +110,26 @@ class TakeBuilder:
         self._begin()
         return self._hear() if at_once else None
 
-    def fresh(self) -> NDArray[np.float32]:
+    def new_samples(self) -> NDArray[np.float32]:
         """The sound that was heard since this was last asked."""
         new, self._told = self._sound[self._told :], len(self._sound)
         return np.concatenate((np.zeros(0, np.float32), *new))
 
-    def close(self) -> None:
+    def finish_frames(self) -> None:
         """No frame comes any more; what is left can be decoded beside that of others."""
         if self._begun < len(self._frames):
             self._begin(last=True)
 
-    def end(self, stop: str) -> Take:
+    def finish(self, stop: str) -> Take:
         """The take, which ended for the reason `stop` unless it is heard to have ended before."""
-        self.close()
+        self.finish_frames()
         why = self._hear()
         stop = self._ended or (why if why and stop == "eos" else stop)
         keep = self._kept(stop) if self._brief.watched else len(self)
         codes = torch.stack(self._frames[:keep]) if keep else torch.empty(0, self._codec.codebooks, dtype=torch.int64)
         samples = np.concatenate((np.zeros(0, np.float32), *self._sound))[: keep * self._codec.frame_samples]
         fault = self._fault(stop, keep)
-        return Take(codes, samples, stop if keep else "empty", self._brief.seed, fault, self._brief.part)
+        return Take(codes, samples, stop if keep else "empty", self._brief.seed, fault, self._brief.chunk_number)
 
     def _begin(self, last: bool = False) -> None:
         self._chunks.append(self._deck.put(self._decoder, torch.stack(self._frames[self._begun :]), last))
@@ -233,7 +233,7 @@ def best_take(takes: Sequence[Take], frames: float | None = None) -> Take:
 
 
 def _demerits(take: Take, frames: float) -> tuple[bool, int, float, float]:
-    errors = take.hearing.error_rate if take.hearing else 0.0
+    errors = take.transcription.error_rate if take.transcription else 0.0
     return (
         bool(take.fault),
         _WORST_LAST.index(take.stop),

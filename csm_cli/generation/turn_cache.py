@@ -121,7 +121,7 @@ class TurnCache:
 
     def recording(self, turn: CachedTurn) -> Recording:
         sound, codes = self._files(turn)
-        return Recording(sound, codes=codes, parts=turn.parts)
+        return Recording(sound, codes_path=codes, chunks=turn.parts)
 
     def intact(self, turn: CachedTurn) -> bool:
         """Whether a turn's files are what was written; the log says where they are not."""

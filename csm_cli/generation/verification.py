@@ -22,7 +22,7 @@ _MISSING = "--verify needs a recognizer; pip install 'csm-cli[verify]'"
 class Recognizer(Protocol):
     """Writes down what is said."""
 
-    def hear(self, audio: Audio) -> str: ...
+    def transcribe(self, audio: Audio) -> str: ...
 
 
 class WhisperRecognizer:
@@ -38,7 +38,7 @@ class WhisperRecognizer:
         self._name = name
         self._model: Any = None
 
-    def hear(self, audio: Audio) -> str:
+    def transcribe(self, audio: Audio) -> str:
         """The words of `audio`.
 
         Raises:
@@ -65,7 +65,7 @@ def _load(name: str) -> Any:
 def apply_transcription(take: Take, heard: str, texts: Sequence[str]) -> Take:
     """`take` with what was heard of it, and its fault if that is none of `texts`: as written, as spelled for speech."""
     hearing = min((compare(text, heard) for text in texts), key=lambda each: (each.error_rate, each.run))
-    return replace(take, hearing=hearing, fault=take.fault or _trouble(hearing, texts[0]))
+    return replace(take, transcription=hearing, fault=take.fault or _trouble(hearing, texts[0]))
 
 
 def compare(text: str, heard: str) -> Transcription:

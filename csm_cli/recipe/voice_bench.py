@@ -147,7 +147,9 @@ class VoiceBench:
         """Sentences found, in order, in a paragraph spoken as one turn, as every command speaks it by default."""
         sentences = self._reference.paragraph()
         text = " ".join(sentences)
-        take = speak(self._synth, speak_alone([text]), RetryPolicy(trim=True, retries=2, split=DEFAULT_CHUNK_CHARS))[0]
+        take = speak(
+            self._synth, speak_alone([text]), RetryPolicy(trim=True, max_retries=2, chunk_chars=DEFAULT_CHUNK_CHARS)
+        )[0]
         parts = cut_at_sentences(take.samples, [self._reference.features(sentence) for sentence in sentences])
         candidates = self._candidates(0)
         value, note = _share([nearest(part, candidates) == index for index, part in enumerate(parts)])

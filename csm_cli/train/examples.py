@@ -22,14 +22,14 @@ if TYPE_CHECKING:
 _POOL = 16  # batches whose conversations are sorted by length together
 
 
-def example_row(example: Example, prompter: PromptBuilder) -> SequenceRow:
+def example_row(example: Example, prompt_builder: PromptBuilder) -> SequenceRow:
     """A conversation as the model reads it: each turn's text, its frames and one frame of end codes.
 
     Raises:
         InputError: a text that cannot be spoken, with the example's id.
     """
     try:
-        turns = [prompter.turn_rows(turn.speaker, turn.text, turn.codes).numpy() for turn in example.turns]
+        turns = [prompt_builder.turn_tokens(turn.speaker, turn.text, turn.codes).numpy() for turn in example.turns]
     except InputError as problem:
         raise InputError(f"{example.id}: {problem}") from problem
     learned = np.concatenate(
@@ -67,14 +67,14 @@ class ExampleSampler:
         InputError: the store is empty, has other codebooks than the model, or an example beyond the window.
     """
 
-    def __init__(self, store: Store, prompter: PromptBuilder, portions: BatchSpec, codebooks: int) -> None:
+    def __init__(self, store: Store, prompt_builder: PromptBuilder, portions: BatchSpec, codebooks: int) -> None:
         if not len(store):
             raise InputError("the training data holds no examples; csm data prepare says what it dropped and why")
         if store.codebooks != codebooks:
             raise InputError(
                 f"the data has {store.codebooks} codebooks, the model {codebooks}; prepare it with --model of this one"
             )
-        self._store, self._prompter, self._portions = store, prompter, portions
+        self._store, self._prompt_builder, self._portions = store, prompt_builder, portions
         self._deals: dict[int, list[NDArray[np.int64]]] = {}
 
     @cached_property
@@ -84,7 +84,7 @@ class ExampleSampler:
 
     def _length(self, index: int) -> int:
         example = self._store[index]
-        length = len(example_row(example, self._prompter))
+        length = len(example_row(example, self._prompt_builder))
         if length > self._portions.window:
             raise InputError(f"{example.id}: has {length} positions, the model's window {self._portions.window}")
         if not any(turn.learned for turn in example.turns):
@@ -101,7 +101,7 @@ class ExampleSampler:
 
     def _chosen(self, index: int, epoch: int, plan: LossMask) -> SequenceRow:
         random = np.random.default_rng((self._portions.seed, epoch, index))
-        return make_loss_mask(example_row(self._store[index], self._prompter), plan, random)
+        return make_loss_mask(example_row(self._store[index], self._prompt_builder), plan, random)
 
     def _deal(self, epoch: int) -> list[NDArray[np.int64]]:
         """The indices of each batch of an epoch: shuffled, those of like length together, batches shuffled again."""
@@ -135,12 +135,12 @@ class ExampleSampler:
 
 
 def evaluation_batches(
-    store: Store, prompter: PromptBuilder, tokens: int, share: Sequence[int] = (0, 1)
+    store: Store, prompt_builder: PromptBuilder, tokens: int, share: Sequence[int] = (0, 1)
 ) -> Iterator[Batch]:
     """All examples once, in order, all their frames learned: every `share[1]`-th batch from `share[0]` on."""
     batches: list[list[SequenceRow]] = [[]]
     for index in range(len(store)):
-        row = example_row(store[index], prompter)
+        row = example_row(store[index], prompt_builder)
         longest = max([len(row), *map(len, batches[-1])])
         if batches[-1] and longest * (len(batches[-1]) + 1) > tokens:
             batches.append([])

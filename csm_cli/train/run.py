@@ -88,16 +88,16 @@ class TrainingRun:
         self.main = self.accelerator.is_main_process
         self.subject = TrainableModel(settings, offline)
         found = self.subject.checkpoint
-        self._prompter = PromptBuilder(found.tokenizer_file, found.config)
+        self._prompt_builder = PromptBuilder(found.tokenizer_file, found.config)
         data = Path(settings.data).expanduser()
         portions = BatchSpec(settings.batch_tokens, found.config.backbone.positions, settings.seed)
         store = open_store(data)
         _refuse_other_codec(store, found)
-        self._deck = ExampleSampler(store, self._prompter, portions, found.config.codebooks)
+        self._deck = ExampleSampler(store, self._prompt_builder, portions, found.config.codebooks)
         self._held_out = open_store(data, held_out=True)
         self._lesson = LossMask(settings.depth_share, settings.corrupt, settings.start_weight, found.config.codes)
         self.trainer = Trainer(LossModule(self.subject.model), _optimization(settings), self.accelerator)
-        self._samples = SampleSpeaker(settings.samples, found, self._prompter)
+        self._samples = SampleSpeaker(settings.samples, found, self._prompt_builder)
         self._best = float("inf")
         self._dealt = 0
         self._resume()
@@ -162,7 +162,7 @@ class TrainingRun:
     def _evaluated(self, step: int, record: HistoryWriter | None) -> Iterator[EvaluationDone | CheckpointSaved]:
         """Evaluates the averaged weights; keeps them where they are the best so far."""
         share = (self.accelerator.process_index, self.accelerator.num_processes)
-        batches = evaluation_batches(self._held_out, self._prompter, self.settings.batch_tokens, share)
+        batches = evaluation_batches(self._held_out, self._prompt_builder, self.settings.batch_tokens, share)
         codebooks = self.trainer.evaluate(batches)
         depth = sum(codebooks[1:]) / len(codebooks[1:])
         loss = codebooks[0] + self.settings.depth_weight * depth

@@ -28,10 +28,10 @@ _CHARACTERS_A_SECOND, _SLOWEST = 14.0, 2.0
 class SampleSpeaker:
     """Texts, tagged [n] or for speaker 0, said by transformers' own `generate`: training does not know the engine."""
 
-    def __init__(self, texts: Sequence[str], checkpoint: Checkpoint, prompter: PromptBuilder) -> None:
+    def __init__(self, texts: Sequence[str], checkpoint: Checkpoint, prompt_builder: PromptBuilder) -> None:
         """Raises InputError where a text cannot be spoken."""
         self._checkpoint = checkpoint
-        self._prompts = [(prompter.text_ids(*_spoken(text)), len(_spoken(text)[1])) for text in texts]
+        self._prompts = [(prompt_builder.text_ids(*_spoken(text)), len(_spoken(text)[1])) for text in texts]
 
     @cached_property
     def _codec(self) -> Codec:

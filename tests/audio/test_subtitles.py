@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import json
 
-from csm_cli.audio.subtitles import Cue, as_json, srt, vtt
+from csm_cli.audio.subtitles import Cue, srt, to_json, vtt
 
 CUES = [
     Cue(3661.0, 3662.5, "ben", "A <b> & so\n\non --> there"),
@@ -25,8 +25,8 @@ def test_webvtt_escapes_what_it_would_read_as_markup() -> None:
 
 
 def test_json_keeps_the_text_as_written() -> None:
-    assert json.loads(as_json(CUES))[1] == {"start": 3661.0, "end": 3662.5, "speaker": "ben", "text": CUES[0].text}
+    assert json.loads(to_json(CUES))[1] == {"start": 3661.0, "end": 3662.5, "speaker": "ben", "text": CUES[0].text}
 
 
 def test_no_cues() -> None:
-    assert (srt([]), vtt([]), as_json([])) == ("", "WEBVTT\n", "[]\n")
+    assert (srt([]), vtt([]), to_json([])) == ("", "WEBVTT\n", "[]\n")

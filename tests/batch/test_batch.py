@@ -201,7 +201,7 @@ def test_whatever_changes_the_sound_changes_the_fingerprint(
 
 def test_flags_and_the_files_name_count_too(checkpoint: Checkpoint) -> None:
     item = BatchItem(TALK, Path("a.wav"))
-    cares = [RetryPolicy(True, takes=3), RetryPolicy(True, split=80)]
+    cares = [RetryPolicy(True, takes=3), RetryPolicy(True, chunk_chars=80)]
     voices = [SynthesisSetup(checkpoint, GenerationOptions(), retry_policy) for retry_policy in cares]
     voices.append(SynthesisSetup(checkpoint, GenerationOptions(), verified=True))
     marks = [

@@ -22,8 +22,8 @@ Run = Callable[..., Result]
 def test_both_sides_have_the_same_batch(tiny_checkpoint: Path) -> None:
     checkpoint, load = open_checkpoint(str(tiny_checkpoint)), TrainLoad(rows=2, frames=4)
     inputs = train._inputs(checkpoint, load)
-    prompter = PromptBuilder(checkpoint.tokenizer_file, checkpoint.config)
-    rows = [example_row(example, prompter) for example in train._examples(checkpoint, load)]
+    prompt_builder = PromptBuilder(checkpoint.tokenizer_file, checkpoint.config)
+    rows = [example_row(example, prompt_builder) for example in train._examples(checkpoint, load)]
     assert inputs["input_ids"].shape == (2, len(rows[0]))
     for ids, labels, row in zip(inputs["input_ids"], inputs["labels"], rows, strict=True):
         assert (ids[torch.from_numpy(row.is_text)].numpy() == row.text[row.is_text]).all()

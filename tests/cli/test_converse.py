@@ -410,13 +410,13 @@ def test_a_report_has_a_row_for_each_turn(csm: Csm, tiny_checkpoint: Path, tmp_p
 
 
 def test_a_turn_that_fails_leaves_the_others_kept(edited: Csm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    end, count = TakeBuilder.end, iter(range(9))
+    end, count = TakeBuilder.finish, iter(range(9))
 
     def faulty(self: TakeBuilder, stop: str) -> Take:
         take = end(self, stop)
         return replace(take, fault="came out wrong") if next(count) == 1 else take
 
-    monkeypatch.setattr(TakeBuilder, "end", faulty)
+    monkeypatch.setattr(TakeBuilder, "finish", faulty)
     failed = edited("One Two Three", "--retries", "0", "--seed", "5")
     assert failed.code == 1 and "1 turn is kept" in failed.err and "--redo 2" in failed.err
     assert not (tmp_path / "o.wav").exists()

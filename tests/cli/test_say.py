@@ -280,13 +280,13 @@ LONG = "One is here. Two is here. Three is here."
 @pytest.fixture
 def parted(csm: Csm, mute_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> Csm:
     """Every take is five frames of a tone, whatever the model says."""
-    monkeypatch.setattr("csm_cli.generation.synthesizer.Tape", Tone)
+    monkeypatch.setattr("csm_cli.generation.synthesizer.TakeBuilder", Tone)
     return lambda *arguments: csm("say", "--model", mute_checkpoint, "--seed", 7, *arguments)
 
 
 class Tone(TakeBuilder):
-    def end(self, stop: str) -> Take:
-        made = super().end(stop)
+    def finish(self, stop: str) -> Take:
+        made = super().finish(stop)
         codes, samples = torch.ones(5, 8, dtype=torch.int64), np.full(5 * FRAME, 0.1, np.float32)
         return replace(made, codes=codes, samples=samples, stop="eos", fault="")
 
@@ -322,7 +322,7 @@ def test_a_speaker_no_context_has_is_warned_about(parted: Csm, tmp_path: Path, t
 
 def test_the_windows_use_is_told(parted: Csm, tmp_path: Path) -> None:
     result = parted("[0]Hi. [1]Ho.", "--json", "-o", tmp_path / "a.wav")
-    assert result.json["window"] == {"peak": 22, "positions": 512, "easy": 512, "evicted": 0}
+    assert result.json["window"] == {"peak": 22, "positions": 512, "soft_limit": 512, "evicted": 0}
     assert "window: peak 22 of 512 positions" in result.err
 
 
@@ -349,12 +349,12 @@ class Ears:
     def __init__(self, name: str) -> None:
         self.name = name
 
-    def hear(self, audio: object) -> str:
+    def transcribe(self, audio: object) -> str:
         return f"some words {self.name} made up"
 
 
 def test_what_says_other_words_fails_and_is_told(parted: Csm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("csm_cli.generation.verification.Whisper", Ears)
+    monkeypatch.setattr("csm_cli.generation.verification.WhisperRecognizer", Ears)
     flags = ["--verify", "--verify-model", "tiny", "--temperature", 1, "--retries", 1, "-o", tmp_path / "a.wav"]
     result = parted("Hello there.", *flags)
     assert result.code == 1 and not (tmp_path / "a.wav").exists()

@@ -42,7 +42,7 @@ def test_greedy_speech_equals_transformers(
 ) -> None:
     """transformers' own processor makes its prompt, its codec hears the context and speaks the result."""
     audio = ROOT / "samples" / "context" / "ben.wav"
-    samples = synth.listen(Recording(audio)).samples
+    samples = synth.read_recording(Recording(audio)).samples
     heard = {"role": "0", "content": [{"type": "text", "text": HEARD}, {"type": "audio", "path": samples}]}
     said = {"role": "1", "content": [{"type": "text", "text": SAID}]}
     processor = AutoProcessor.from_pretrained(VOICE)

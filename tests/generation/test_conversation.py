@@ -140,7 +140,7 @@ def test_a_turn_that_is_kept_makes_others_leave_as_it_did_when_it_was_spoken() -
     spoken(fresh, rows(60))
     fresh.request(rows(10))
     spoken(fresh, rows(10))
-    kept = Recording(Path("kept.wav"), codes=Path("kept.npy"))
+    kept = Recording(Path("kept.wav"), codes_path=Path("kept.npy"))
     again = opened(replace(talk, turns=(*(replace(turn, recording=kept) for turn in talk.turns[:2]), talk.turns[2])))
     again.skip([("One.", rows(60))])
     again.skip([("Two.", rows(10))])
@@ -155,7 +155,7 @@ def split_up(
 ) -> ConversationState:
     talk = replace(conversation(*texts), lexicon=lexicon or {})
     return ConversationState(
-        talk, ResolvedDefaults(base, GenerationOptions(), RetryPolicy(trim=True, split=most)), WINDOW
+        talk, ResolvedDefaults(base, GenerationOptions(), RetryPolicy(trim=True, chunk_chars=most)), WINDOW
     )
 
 
@@ -164,7 +164,7 @@ def test_a_long_turn_is_spoken_in_parts_each_heard_by_the_next() -> None:
     told: list[tuple[str, int, int]] = []
     while dialogue.hand:
         brief, request = dialogue.brief(), dialogue.request(rows(4))
-        told.append((brief.text, brief.part, len(request.rows)))
+        told.append((brief.text, brief.chunk_number, len(request.rows)))
         assert brief.seed == request.sampling.seed
         spoken(dialogue, rows(10))
     assert told == [

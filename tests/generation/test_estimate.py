@@ -13,7 +13,7 @@ from csm_cli.types import Conversation, GenerationOptions, Recording, Turn
 
 
 @pytest.fixture(scope="module")
-def prompter(tiny_checkpoint: Path) -> PromptBuilder:
+def prompt_builder(tiny_checkpoint: Path) -> PromptBuilder:
     model = read_outline(str(tiny_checkpoint))
     return PromptBuilder(model.tokenizer_file, model.config)
 
@@ -22,28 +22,28 @@ def talk(*texts: str) -> Conversation:
     return Conversation(tuple(Turn(0, text) for text in texts))
 
 
-def test_a_turn_takes_its_tokens_its_frames_and_the_end(prompter: PromptBuilder) -> None:
+def test_a_turn_takes_its_tokens_its_frames_and_the_end(prompt_builder: PromptBuilder) -> None:
     """One token a byte: "[0]" and 14 letters between begin and end of text; 14 letters are about a second."""
-    _, (cost,) = estimate_turns(talk("Hello there me"), prompter, EstimateContext(500, GenerationOptions()))
+    _, (cost,) = estimate_turns(talk("Hello there me"), prompt_builder, EstimateContext(500, GenerationOptions()))
     assert (cost.tokens, cost.seconds, cost.positions, cost.window) == (19, 1.0, 19 + 12 + 1, 32)
 
 
-def test_recordings_are_as_long_as_they_are_and_caps_count(prompter: PromptBuilder, tmp_path: Path) -> None:
+def test_recordings_are_as_long_as_they_are_and_caps_count(prompt_builder: PromptBuilder, tmp_path: Path) -> None:
     heard = Turn(0, "Hi", recording=Recording(write_tone(tmp_path / "a.wav", 2.0), 0.4, 1.6))
     spoken = replace(talk("word " * 50), context=(heard, replace(heard, recording=Recording(tmp_path / "a.wav"))))
-    context, (cost,) = estimate_turns(spoken, prompter, EstimateContext(500, GenerationOptions(max_duration=3.0)))
+    context, (cost,) = estimate_turns(spoken, prompt_builder, EstimateContext(500, GenerationOptions(max_duration=3.0)))
     assert [round(each.seconds, 3) for each in context] == [1.2, 2.0] and cost.seconds == 3.0
     assert cost.heard == sum(each.positions for each in context)
 
 
-def test_what_a_full_window_forgets(prompter: PromptBuilder) -> None:
-    _, found = estimate_turns(talk(*["Hello there me"] * 5), prompter, EstimateContext(100, GenerationOptions()))
+def test_what_a_full_window_forgets(prompt_builder: PromptBuilder) -> None:
+    _, found = estimate_turns(talk(*["Hello there me"] * 5), prompt_builder, EstimateContext(100, GenerationOptions()))
     assert [(cost.evicted, cost.window) for cost in found] == [((), 32), ((), 64), ((), 96), ((1,), 96), ((2,), 96)]
 
 
-def test_past_turns_leave_beyond_what_is_easy(prompter: PromptBuilder) -> None:
+def test_past_turns_leave_beyond_what_is_easy(prompt_builder: PromptBuilder) -> None:
     _, found = estimate_turns(
-        talk(*["Hello there me"] * 3), prompter, EstimateContext(500, GenerationOptions(), easy=70)
+        talk(*["Hello there me"] * 3), prompt_builder, EstimateContext(500, GenerationOptions(), easy=70)
     )
     assert [(cost.evicted, cost.window) for cost in found] == [((), 32), ((), 64), ((1,), 64)]
 

@@ -39,7 +39,7 @@ def spoken(replay: IncrementalRun, upto: int | None = None) -> None:
         sound = np.full(1920, code / 4000 + seed / 1e6, np.float32)
         piece = (Segment(turn.text, 0.0, 0.08, 1),) if stop == "eos" else ()
         audio, codes = Audio(sound, 24000), torch.full((1, 4), code, dtype=torch.int64)
-        replay.hear(Utterance(replay.conversation, turn, codes, audio, stop, seed=seed, pieces=piece))
+        replay.hear(Utterance(replay.conversation, turn, codes, audio, stop, seed=seed, segments=piece))
 
 
 @pytest.fixture
@@ -79,8 +79,8 @@ def test_a_kept_turn_is_told_as_when_it_was_spoken(run: Run, tmp_path: Path, che
         replay.conversation, turn, torch.zeros(1, 4), Audio(np.zeros(1920, np.float32), 24000), "recorded"
     )
     told = replay.hear(heard)
-    assert (told.kept, told.stop, told.turn.recording) == (True, "eos", None)
-    assert told.pieces == (Segment("One", 0.0, 0.08, 1),)
+    assert (told.cached, told.stop, told.turn.recording) == (True, "eos", None)
+    assert told.segments == (Segment("One", 0.0, 0.08, 1),)
 
 
 @pytest.mark.parametrize(

@@ -68,7 +68,7 @@ def tokenizer(request: pytest.FixtureRequest) -> Tokenizer:
 
 
 @pytest.fixture
-def prompter(tokenizer: Tokenizer, tmp_path: Path) -> PromptBuilder:
+def prompt_builder(tokenizer: Tokenizer, tmp_path: Path) -> PromptBuilder:
     tokenizer.save(str(tmp_path / "tokenizer.json"))
     return PromptBuilder(tmp_path / "tokenizer.json", csm_config(tokenizer))
 
@@ -94,7 +94,7 @@ TEXTS = [
 
 
 @pytest.mark.parametrize("past", [0, 1, 2, 3])
-def test_rows_are_transformers_tokens(tokenizer: Tokenizer, prompter: PromptBuilder, past: int) -> None:
+def test_rows_are_transformers_tokens(tokenizer: Tokenizer, prompt_builder: PromptBuilder, past: int) -> None:
     feature_extractor = EncodecFeatureExtractor(feature_size=1, sampling_rate=24000)
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, bos_token=SPECIAL[0], eos_token=SPECIAL[1], pad_token=SPECIAL[1]
@@ -109,26 +109,28 @@ def test_rows_are_transformers_tokens(tokenizer: Tokenizer, prompter: PromptBuil
             if codes is not None:
                 content.append({"type": "audio", "audio": np.zeros(len(codes) * FRAME_SAMPLES, np.float32)})
             messages.append({"role": str(speaker), "content": content})
-            rows.append(prompter.turn_rows(speaker, text, codes))
+            rows.append(prompt_builder.turn_tokens(speaker, text, codes))
         expected = processor.apply_chat_template([messages], tokenize=True, return_dict=True)["input_ids"]
         assert as_input_ids(torch.cat(rows), csm_config(tokenizer)) == expected[0].tolist()
 
 
-def test_a_spoken_turn_is_its_text_its_frames_and_one_end_frame(prompter: PromptBuilder) -> None:
+def test_a_spoken_turn_is_its_text_its_frames_and_one_end_frame(prompt_builder: PromptBuilder) -> None:
     codes = torch.arange(1, 7).reshape(2, BOOKS)
-    words, spoken = prompter.turn_rows(0, "hello"), prompter.turn_rows(0, "hello", codes)
+    words, spoken = prompt_builder.turn_tokens(0, "hello"), prompt_builder.turn_tokens(0, "hello", codes)
     assert words.dtype == torch.int64
     assert spoken[: len(words)].equal(words)
     assert spoken[len(words) :].tolist() == [[1, 2, 3, -1], [4, 5, 6, -1], [0, 0, 0, -1]]
 
 
-def test_a_turn_without_frames_is_only_ended(prompter: PromptBuilder) -> None:
-    assert prompter.turn_rows(0, "hello", torch.empty(0, 0, dtype=torch.int64))[-1].tolist() == [0, 0, 0, -1]
+def test_a_turn_without_frames_is_only_ended(prompt_builder: PromptBuilder) -> None:
+    assert prompt_builder.turn_tokens(0, "hello", torch.empty(0, 0, dtype=torch.int64))[-1].tolist() == [0, 0, 0, -1]
 
 
 @pytest.mark.parametrize("text", [*SPECIAL, "<placeholder>", "[bold]", "a<|end_of_text|>b <|AUDIO|><|audio_eos|>"])
-def test_user_text_never_becomes_a_special_token(tokenizer: Tokenizer, prompter: PromptBuilder, text: str) -> None:
-    ids = prompter.text_ids(3, text)
+def test_user_text_never_becomes_a_special_token(
+    tokenizer: Tokenizer, prompt_builder: PromptBuilder, text: str
+) -> None:
+    ids = prompt_builder.text_ids(3, text)
     special = {tokenizer.token_to_id(token) for token in SPECIAL}
     assert [ids[0], ids[-1]] == [tokenizer.token_to_id(token) for token in SPECIAL[:2]]
     assert not special & set(ids[1:-1])
@@ -147,14 +149,14 @@ def test_padding_and_truncation_saved_with_a_tokenizer_do_not_count(tokenizer: T
 
 
 @pytest.mark.parametrize("text", ["", " \n\t"])
-def test_nothing_to_speak_is_an_input_error(prompter: PromptBuilder, text: str) -> None:
+def test_nothing_to_speak_is_an_input_error(prompt_builder: PromptBuilder, text: str) -> None:
     with pytest.raises(InputError, match="no text to speak"):
-        prompter.turn_rows(0, text)
+        prompt_builder.turn_tokens(0, text)
 
 
-def test_text_that_is_not_unicode_is_an_input_error(prompter: PromptBuilder) -> None:
+def test_text_that_is_not_unicode_is_an_input_error(prompt_builder: PromptBuilder) -> None:
     with pytest.raises(InputError, match="not valid Unicode"):
-        prompter.text_ids(0, "caf\udce9")
+        prompt_builder.text_ids(0, "caf\udce9")
 
 
 def test_a_tokenizer_that_is_none_is_named(tmp_path: Path, tokenizer: Tokenizer) -> None:

@@ -96,7 +96,7 @@ def beside(synth: Synthesizer, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    "retry_policy", [RetryPolicy(), RetryPolicy(trim=True, retries=1), RetryPolicy(stream=True)], ids=str
+    "retry_policy", [RetryPolicy(), RetryPolicy(trim=True, max_retries=1), RetryPolicy(stream=True)], ids=str
 )
 def test_a_codec_beside_the_frames_says_the_same(
     synth: Synthesizer, retry_policy: RetryPolicy, request: pytest.FixtureRequest
@@ -130,8 +130,8 @@ def test_frames_of_a_burst_that_come_after_an_early_end_are_dropped(
     synth: Synthesizer, beside: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Early(TakeBuilder):
-        def add(self, codes: torch.Tensor) -> str | None:
-            return super().add(codes) or ("silence" if len(self) == 6 else None)
+        def add_frame(self, codes: torch.Tensor) -> str | None:
+            return super().add_frame(codes) or ("silence" if len(self) == 6 else None)
 
     monkeypatch.setattr(csm_cli.generation.synthesizer, "TakeBuilder", Early)
     heard = spoken(
@@ -208,17 +208,17 @@ def test_flags_count_over_the_scripts_defaults_and_turns_over_flags(synth: Synth
 
 
 WILD = GenerationOptions(temperature=1.0, seed=1)  # this checkpoint never ends a turn by itself
-CAREFUL = RetryPolicy(trim=True, retries=2)
+CAREFUL = RetryPolicy(trim=True, max_retries=2)
 
 
 class Judge(TakeBuilder):
     """Finds fault with every take but those of seed 2, and lets none end early."""
 
-    def add(self, codes: torch.Tensor) -> None:
-        super().add(codes)
+    def add_frame(self, codes: torch.Tensor) -> None:
+        super().add_frame(codes)
 
-    def end(self, stop: str) -> Take:
-        made = super().end(stop)
+    def finish(self, stop: str) -> Take:
+        made = super().finish(stop)
         return replace(made, fault="" if made.seed == 2 else "is bad")
 
 
@@ -251,24 +251,24 @@ def test_a_take_that_ends_early_frees_its_slot_and_what_is_kept_is_heard(
     synth: Synthesizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Impatient(TakeBuilder):
-        def add(self, codes: torch.Tensor) -> str | None:
-            super().add(codes)
+        def add_frame(self, codes: torch.Tensor) -> str | None:
+            super().add_frame(codes)
             return "silence" if len(self) == 4 else None
 
-        def end(self, stop: str) -> Take:
-            made = super().end(stop)
+        def finish(self, stop: str) -> Take:
+            made = super().finish(stop)
             return replace(made, codes=made.codes[:2], fault="")
 
     monkeypatch.setattr(csm_cli.generation.synthesizer, "TakeBuilder", Impatient)
     first, second = spoken(list(synth.speak([talk("One.", "Two.")], SHORT, CAREFUL)))
     assert (first.stop, second.stop) == ("silence", "silence") and not synth.engine.busy
     monkeypatch.undo()
-    rows = [synth.prompter.turn_rows(0, "One.", first.codes), synth.prompter.turn_rows(1, "Two.", None)]
+    rows = [synth.prompt_builder.turn_tokens(0, "One.", first.codes), synth.prompt_builder.turn_tokens(1, "Two.", None)]
     (alone,) = engine_codes(synth.engine, [Request(torch.cat(rows), greedy(5))])
     assert torch.equal(alone[:2], second.codes)
 
 
-PARTS = RetryPolicy(trim=True, retries=2, split=12)
+PARTS = RetryPolicy(trim=True, max_retries=2, chunk_chars=12)
 LONG = talk("One is here. Two is here. Three is here.", "And me.")
 
 
@@ -277,12 +277,12 @@ class Ender(TakeBuilder):
 
     bad: tuple[int, ...] = ()
 
-    def add(self, codes: torch.Tensor) -> str | None:
-        super().add(codes)
+    def add_frame(self, codes: torch.Tensor) -> str | None:
+        super().add_frame(codes)
         return "silence" if len(self) == 4 else None
 
-    def end(self, stop: str) -> Take:
-        made = super().end(stop)
+    def finish(self, stop: str) -> Take:
+        made = super().finish(stop)
         fault = "is bad" if made.seed in self.bad else ""
         return replace(made, codes=torch.stack(self._frames), samples=np.full(4 * 1920, 0.5, np.float32), fault=fault)
 
@@ -301,8 +301,8 @@ def test_a_long_turn_comes_out_as_one(synth: Synthesizer, ender: type[Ender]) ->
     events = list(synth.speak([LONG], WILD, PARTS))
     whole, after = spoken(events)
     assert whole.turn.text == "One is here. Two is here. Three is here."
-    assert [piece.text for piece in whole.pieces] == ["One is here.", "Two is here.", "Three is here."]
-    assert [(take.part, take.seed) for take in whole.takes] == [(1, 1), (2, 2), (2, 3), (3, 4)]
+    assert [piece.text for piece in whole.segments] == ["One is here.", "Two is here.", "Three is here."]
+    assert [(take.chunk_number, take.seed) for take in whole.takes] == [(1, 1), (2, 2), (2, 3), (3, 4)]
     kept = [whole.takes[index].codes for index in (0, 2, 3)]
     assert torch.equal(whole.codes, torch.cat(kept))
     assert (whole.seed, whole.stop, whole.fault) == (1, "silence", "")
@@ -320,7 +320,7 @@ def test_a_split_turn_repeats_with_the_seed_it_reports(synth: Synthesizer, ender
 
 def test_later_parts_hear_the_earlier_ones(synth: Synthesizer, ender: type[Ender]) -> None:
     whole = spoken(list(synth.speak([LONG], WILD, PARTS)))[0]
-    turns = tuple(Turn(0, piece.text) for piece in whole.pieces)
+    turns = tuple(Turn(0, piece.text) for piece in whole.segments)
     alone = spoken(list(synth.speak([Conversation(turns)], WILD, RetryPolicy(trim=True))))
     assert torch.equal(whole.codes, torch.cat([u.codes for u in alone]))
 
@@ -341,7 +341,7 @@ def test_of_several_takes_the_best_is_kept(synth: Synthesizer, ender: type[Ender
 
 def test_where_none_of_several_is_good_there_are_retries(synth: Synthesizer, ender: type[Ender]) -> None:
     ender.bad = (1, 2, 3)
-    (kept,) = spoken(list(synth.speak([talk("Hello.")], WILD, RetryPolicy(trim=True, takes=2, retries=2))))
+    (kept,) = spoken(list(synth.speak([talk("Hello.")], WILD, RetryPolicy(trim=True, takes=2, max_retries=2))))
     assert ([take.seed for take in kept.takes], kept.seed) == ([1, 2, 3, 4], 4)
 
 
@@ -351,7 +351,7 @@ class Ears:
     def __init__(self, *words: str) -> None:
         self.words = list(words)
 
-    def hear(self, audio: Audio) -> str:
+    def transcribe(self, audio: Audio) -> str:
         assert audio.rate == 24000
         return self.words.pop(0)
 
@@ -360,7 +360,10 @@ def test_a_take_that_says_other_words_is_tried_again(synth: Synthesizer, ender: 
     spelled = Conversation((Turn(0, "Hello Ana there."),), lexicon={"Ana": "Anna"})
     (kept,) = spoken(list(synth.speak([spelled], WILD, CAREFUL, Ears("Something else.", "Hello Anna there"))))
     assert (kept.seed, kept.fault) == (2, "")
-    assert [take.hearing.text for take in kept.takes if take.hearing] == ["Something else.", "Hello Anna there"]
+    assert [take.transcription.text for take in kept.takes if take.transcription] == [
+        "Something else.",
+        "Hello Anna there",
+    ]
     assert kept.takes[0].fault.startswith("was heard as")
 
 
@@ -376,8 +379,8 @@ def test_what_the_lexicon_respells_is_another_text_to_the_model_alone(synth: Syn
 def test_how_full_the_window_was_is_told(synth: Synthesizer) -> None:
     words = "word " * 35  # a position a character
     first, second, third = spoken(list(synth.speak([talk(words, words, words)], SHORT)))
-    prompt = len(synth.prompter.text_ids(0, words))
-    assert first.positions == prompt + 5
-    assert second.positions == 2 * prompt + 1 + 2 * 5
-    assert third.positions == 2 * prompt + 1 + 2 * 5
+    prompt = len(synth.prompt_builder.text_ids(0, words))
+    assert first.peak_positions == prompt + 5
+    assert second.peak_positions == 2 * prompt + 1 + 2 * 5
+    assert third.peak_positions == 2 * prompt + 1 + 2 * 5
     assert [u.evicted for u in (first, second, third)] == [(), (), (1,)]

@@ -53,7 +53,7 @@ def new_tape(text: str = "Hello.", capped: bool = False, watched: bool = True, b
 def play(tape: TakeBuilder, levels: Sequence[int], stuck: bool = False) -> str | None:
     """Adds frames, each unlike the one before unless `stuck`, until the tape says why to end."""
     for index, level in enumerate(levels):
-        stop = tape.add(torch.tensor([level, 0 if stuck else index]))
+        stop = tape.add_frame(torch.tensor([level, 0 if stuck else index]))
         if stop:
             return stop
     return None
@@ -62,7 +62,7 @@ def play(tape: TakeBuilder, levels: Sequence[int], stuck: bool = False) -> str |
 def test_a_tapethat_ends_by_itself_is_kept_whole() -> None:
     tape = new_tape()
     assert play(tape, [MUTE] * 5 + [LOUD] * 20 + [MUTE] * 10) is None
-    made = tape.end("eos")
+    made = tape.finish("eos")
     assert (made.stop, made.seed, made.fault, made.codes.shape) == ("eos", 7, "", (35, 2))
     np.testing.assert_allclose(made.samples.reshape(35, SAMPLES)[:, 0], [0] * 5 + [0.3] * 20 + [0] * 10, atol=1e-6)
 
@@ -70,7 +70,7 @@ def test_a_tapethat_ends_by_itself_is_kept_whole() -> None:
 def test_a_silence_that_nobody_heard_before_the_end_does_not_end_a_take() -> None:
     tape = new_tape()
     assert play(tape, [LOUD] * 10 + [MUTE] * 28) is None
-    made = tape.end("eos")
+    made = tape.finish("eos")
     assert (made.stop, len(made.codes)) == ("eos", 38)
 
 
@@ -79,7 +79,7 @@ def test_silence_ends_a_tapewithin_a_chunk_and_a_short_pause_of_it_stays(hum: in
     tape = new_tape()
     assert play(tape, [LOUD] * 20 + [hum] * 200) == "silence"
     assert 20 + 25 <= len(tape) < 20 + 25 + 12
-    made = tape.end("silence")
+    made = tape.finish("silence")
     assert (made.stop, made.fault, len(made.codes)) == ("silence", "", 23)
     assert len(made.samples) == 23 * SAMPLES
 
@@ -91,12 +91,12 @@ def test_soft_speech_and_short_pauses_are_not_silence() -> None:
 def test_a_tapewithout_a_sound_is_empty() -> None:
     tape = new_tape()
     assert play(tape, [MUTE] * 99) == "silence"
-    made = tape.end("silence")
+    made = tape.finish("silence")
     assert (made.stop, made.fault, len(made.codes), len(made.samples)) == ("empty", "came out silent", 0, 0)
 
 
 def test_a_tapewithout_a_frame_is_empty() -> None:
-    made = new_tape().end("eos")
+    made = new_tape().finish("eos")
     assert (made.stop, made.fault, made.codes.shape) == ("empty", "came out empty", (0, 2))
 
 
@@ -105,7 +105,7 @@ def test_one_sound_over_and_over_ends_a_tapeand_is_kept_once() -> None:
     assert play(tape, [LOUD] * 20) is None
     assert play(tape, [LOUD] * 99, stuck=True) == "repeat"
     assert len(tape) == 20 + 12
-    made = tape.end("repeat")
+    made = tape.finish("repeat")
     assert (made.stop, len(made.codes)) == ("repeat", 21)
     assert made.fault == "got stuck on one sound after 1.7 s"
 
@@ -130,26 +130,26 @@ def test_the_same_silent_frame_is_silence_and_no_repeat() -> None:
 def test_faults(text: str, frames: int, stop: str, capped: bool, fault: str) -> None:
     tape = new_tape(text, capped)
     play(tape, [LOUD] * frames)
-    assert tape.end(stop).fault == fault
+    assert tape.finish(stop).fault == fault
 
 
 def test_silence_does_not_make_a_tapelong_enough() -> None:
     tape = new_tape("word " * 20)
     play(tape, [LOUD] * 20 + [MUTE] * 24)
-    assert tape.end("eos").fault == "broke off after 1.6 s"
+    assert tape.finish("eos").fault == "broke off after 1.6 s"
 
 
 def test_unwatched_a_tapeis_what_the_model_made() -> None:
     tape = new_tape("word " * 100, watched=False)
     assert play(tape, [MUTE] * 60) is None and play(tape, [LOUD] * 60, stuck=True) is None
-    made = tape.end("cap")
+    made = tape.finish("cap")
     assert (made.stop, made.fault, len(made.codes), len(made.samples)) == ("cap", "", 120, 120 * SAMPLES)
 
 
 def test_sound_is_made_in_chunks() -> None:
     tape = new_tape()
     play(tape, [LOUD] * 30)
-    tape.end("eos")
+    tape.finish("eos")
     assert tape._deck.chunks == [4, 4, 8, 12, 2]  # type: ignore[attr-defined]
 
 
@@ -158,12 +158,12 @@ def made(frames: Sequence[tuple[int, int]], stop: str, beside: bool, burst: int)
     tape = new_tape("word " * 3, beside=beside)
     for first in range(0, len(frames), burst):
         for index, frame in enumerate(frames[first : first + burst], first):
-            early = tape.add(torch.tensor(frame))
+            early = tape.add_frame(torch.tensor(frame))
             capped = "cap" if stop == "cap" and index == len(frames) - 1 else None
             if ended := capped or early:
-                tape.close()
-                return tape.end(ended)
-    return tape.end(stop)
+                tape.finish_frames()
+                return tape.finish(ended)
+    return tape.finish(stop)
 
 
 SOUNDS = st.tuples(st.sampled_from([LOUD, SOFT, MUTE]), st.integers(1, 40), st.booleans())
@@ -192,8 +192,8 @@ def test_beside_the_frames_a_chunk_is_heard_when_the_next_begins() -> None:
     tape = new_tape(beside=True)
     heard = []
     for index in range(28):
-        tape.add(torch.tensor([LOUD, index]))
-        heard.append(len(tape.fresh()) // SAMPLES)
+        tape.add_frame(torch.tensor([LOUD, index]))
+        heard.append(len(tape.new_samples()) // SAMPLES)
     assert {index + 1: count for index, count in enumerate(heard) if count} == {8: 4, 16: 4, 28: 8}
 
 
@@ -201,8 +201,8 @@ def test_a_stream_is_heard_at_once() -> None:
     tape = TakeBuilder(Deck(beside=True), TakeSpec("Hello.", 7, streamed=True))  # type: ignore[arg-type]
     heard = []
     for index in range(8):
-        tape.add(torch.tensor([LOUD, index]))
-        heard.append(len(tape.fresh()) // SAMPLES)
+        tape.add_frame(torch.tensor([LOUD, index]))
+        heard.append(len(tape.new_samples()) // SAMPLES)
     assert heard == [0, 0, 0, 4, 0, 0, 0, 4]
 
 
@@ -218,7 +218,7 @@ def test_the_best_take_is_a_good_one_or_the_least_bad() -> None:
 
 def long_take(frames: int, error_rate: float | None = None, fault: str = "") -> Take:
     hearing = None if error_rate is None else Transcription("", error_rate, 1)
-    return replace(take("eos", fault, frames), codes=torch.zeros(frames, 2), hearing=hearing)
+    return replace(take("eos", fault, frames), codes=torch.zeros(frames, 2), transcription=hearing)
 
 
 def test_of_good_takes_the_fewest_wrong_words_count_then_the_likeliest_length() -> None:

@@ -49,8 +49,8 @@ def test_what_was_kept_is_there_again(state: TurnCache, tmp_path: Path) -> None:
     assert again.folder == tmp_path / ".out.wav.csm" and again.turns == state.turns
     assert [replace(turn, name="") for turn in again.turns] == [kept(1), kept(2)]
     recording = again.recording(again.turns[1])
-    assert recording.codes and recording.parts == (("Hällo.", 2),)
-    assert np.array_equal(np.load(recording.codes), np.full((2, 4), 2))
+    assert recording.codes_path and recording.chunks == (("Hällo.", 2),)
+    assert np.array_equal(np.load(recording.codes_path), np.full((2, 4), 2))
     samples, rate = soundfile.read(recording.path, dtype="float32")
     assert rate == 24000 and np.array_equal(samples, np.full(3840, 0.2, np.float32))
 

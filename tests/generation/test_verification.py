@@ -53,7 +53,7 @@ def test_a_take_is_bad_by_its_wrong_words_or_by_too_many_in_a_row(text: str, hea
 def test_a_fault_says_what_was_heard() -> None:
     made = apply_transcription(TAKE, "Go now.", ["Come here."])
     assert made.fault == 'was heard as "Go now." (100% of its words wrong, 2 in a row)'
-    assert made.hearing and made.hearing.error_rate == 1.0
+    assert made.transcription and made.transcription.error_rate == 1.0
 
 
 def test_a_respelled_text_may_be_heard_either_way() -> None:
@@ -86,14 +86,14 @@ def whisper(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_whisper_hears_at_its_own_rate_with_one_model() -> None:
     recognizer = WhisperRecognizer("base.en")
     for _ in range(2):
-        assert recognizer.hear(Audio(np.zeros(24000, np.float32), 24000)) == "Hello there."
+        assert recognizer.transcribe(Audio(np.zeros(24000, np.float32), 24000)) == "Hello there."
     assert [(len(each), each.dtype) for each in recognizer._model.heard] == [(16000, np.float32)] * 2
 
 
 @pytest.mark.usefixtures("whisper")
 def test_a_model_that_cannot_be_had_is_one_line() -> None:
     with pytest.raises(ModelNotFound, match="--verify-model none: cannot be loaded") as caught:
-        WhisperRecognizer("none").hear(Audio(np.zeros(24000, np.float32), 24000))
+        WhisperRecognizer("none").transcribe(Audio(np.zeros(24000, np.float32), 24000))
     assert "\n" not in str(caught.value)
 
 

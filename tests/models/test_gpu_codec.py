@@ -90,7 +90,7 @@ def test_nobody_waits_for_the_frames_beside_it(mimi: Codec) -> None:
 
 
 @pytest.mark.parametrize(
-    "retry_policy", [RetryPolicy(), RetryPolicy(trim=True, retries=1), RetryPolicy(stream=True)], ids=str
+    "retry_policy", [RetryPolicy(), RetryPolicy(trim=True, max_retries=1), RetryPolicy(stream=True)], ids=str
 )
 def test_what_is_spoken_does_not_depend_on_time(tiny_checkpoint: Path, retry_policy: RetryPolicy) -> None:
     checkpoint = open_checkpoint(str(tiny_checkpoint))

@@ -215,10 +215,10 @@ def test_data_of_another_codec_is_refused(settings: TrainSettings, tmp_path: Pat
 
 def test_batches_follow_from_the_seed_and_use_every_example(data: Path, tiny_checkpoint: Path) -> None:
     checkpoint = open_checkpoint(str(tiny_checkpoint))
-    prompter = PromptBuilder(checkpoint.tokenizer_file, checkpoint.config)
+    prompt_builder = PromptBuilder(checkpoint.tokenizer_file, checkpoint.config)
 
     def deck(seed: int) -> ExampleSampler:
-        return ExampleSampler(open_store(data), prompter, BatchSpec(120, 512, seed), BOOKS)
+        return ExampleSampler(open_store(data), prompt_builder, BatchSpec(120, 512, seed), BOOKS)
 
     one, same, other = deck(1), deck(1), deck(2)
     names = [one.batch(number, LossMask()).names for number in range(20)]
@@ -262,8 +262,8 @@ def test_two_processes_have_the_gradients_of_one_with_twice_the_batch(
     data: Path, tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
     checkpoint = open_checkpoint(str(tiny_checkpoint))
-    prompter = PromptBuilder(checkpoint.tokenizer_file, checkpoint.config)
-    deck = ExampleSampler(open_store(data), prompter, BatchSpec(1, 512, 0), BOOKS)
+    prompt_builder = PromptBuilder(checkpoint.tokenizer_file, checkpoint.config)
+    deck = ExampleSampler(open_store(data), prompt_builder, BatchSpec(1, 512, 0), BOOKS)
     lesson = LossMask(depth_share=0.5)
     chosen = [deck._chosen(index, 0, lesson) for index in range(8)]
     torch.save(chosen, tmp_path / "rows.pt")
