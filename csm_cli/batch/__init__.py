@@ -1,6 +1,6 @@
 """A manifest to files, across as many runs as it takes: what is done is recorded, and not done twice. No torch here."""
 
-from csm_cli.batch.fingerprint import Fingerprinter, SynthesisSetup
+from csm_cli.batch.fingerprint import Fingerprinter
 from csm_cli.batch.ledger import LEDGER, Ledger
 from csm_cli.batch.outputs import BatchItem, OutputNames, OutputPattern, file_name
 from csm_cli.batch.selection import Counts, Selection, Shard, conversation_chars, remove_stale_temp_files, select_items
@@ -15,7 +15,6 @@ __all__ = [
     "OutputPattern",
     "Selection",
     "Shard",
-    "SynthesisSetup",
     "conversation_chars",
     "file_name",
     "remove_stale_temp_files",

@@ -21,7 +21,7 @@ from typing import Any
 
 from csm_cli.batch.group_commit import GroupCommitWriter, PendingRecord
 from csm_cli.errors import InputError, OutputFailed, OutputRefused
-from csm_cli.storage.lock import exclusive_lock
+from csm_cli.storage.files import exclusive_lock
 
 LEDGER = "results.jsonl"
 _log = logging.getLogger(__name__)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from csm_cli.errors import CsmError, InputError, UsageError
-from csm_cli.storage.files import expand_path, resolved_name
+from csm_cli.storage.paths import expand_path, resolved_name
 from csm_cli.types import Conversation, Turn
 
 FIELDS = ("id", "index", "speaker", "shard")

@@ -12,10 +12,8 @@ from pathlib import Path
 from csm_cli.batch.ledger import LedgerEntry
 from csm_cli.batch.outputs import BatchItem
 from csm_cli.errors import UsageError
-from csm_cli.storage.files import FOLDERS_KEPT
+from csm_cli.storage.files import MAX_CACHED_FOLDERS, remove_temp_files
 from csm_cli.types import Conversation
-
-_TEMPORARY = re.compile(r"\.[0-9a-f]{16}\.tmp")  # as `disk.write_atomically` names what is not whole yet
 
 
 @dataclass(frozen=True)
@@ -103,18 +101,12 @@ def select_items(
 
 def remove_stale_temp_files() -> Callable[[Path], None]:
     """Removes files that a killed run had begun, from each folder before it is first written to."""
-    return lru_cache(FOLDERS_KEPT)(_sweep)
+    return lru_cache(MAX_CACHED_FOLDERS)(remove_temp_files)
 
 
 def conversation_chars(conversation: Conversation) -> int:
     """Of all turns that are to be spoken."""
     return sum(len(turn.text) for turn in conversation.turns if not turn.recording)
-
-
-def _sweep(folder: Path) -> None:
-    for path in folder.glob(".*.tmp"):
-        if _TEMPORARY.fullmatch(path.name):
-            path.unlink(missing_ok=True)
 
 
 def _done(item: BatchItem, entry: LedgerEntry | None) -> bool:

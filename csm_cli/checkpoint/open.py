@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from csm_cli.checkpoint.adapter import merge_adapter
@@ -13,6 +14,7 @@ from csm_cli.checkpoint.tensor_shapes import check_shapes
 from csm_cli.checkpoint.weights import CheckpointWeights, TensorMap, read_json, read_weights
 from csm_cli.errors import CheckpointInvalid
 from csm_cli.models.csm.config import ModelConfig, model_config
+from csm_cli.storage.fingerprint import Fingerprint
 from csm_cli.types import GenerationOptions
 
 if TYPE_CHECKING:
@@ -38,6 +40,7 @@ _COMPANIONS = (
     "generation_config.json",
 )
 _TEMPERATURE, _TOP_K = 0.9, 50
+_SAMPLES, _SAMPLE_BYTES = 64, 16384  # of each file, for the fingerprint
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,20 @@ class Checkpoint:
     revision: str | None
     memory: int = 0
     raw: Json = field(default_factory=dict)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """64 digits that are equal where the checkpoint is, in any folder: its configs, and samples of its files."""
+        digest = Fingerprint(repr((self.config, self.memory)), self.codec_config)
+        files = {*self.weights.files, *self.codec_weights.files, self.tokenizer_file}
+        for path in sorted(files, key=lambda path: path.name):
+            size = path.stat().st_size
+            digest.add(size.to_bytes(8, "big"))
+            with path.open("rb") as file:
+                for offset in range(0, size, max(_SAMPLE_BYTES, size // _SAMPLES)):
+                    file.seek(offset)
+                    digest.add(file.read(_SAMPLE_BYTES))
+        return digest.hex(64)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from csm_cli.checkpoint.sesame import CODEC_FILE, original_config, original_tensors
 from csm_cli.errors import OutputFailed, OutputRefused
+from csm_cli.storage.files import replace_folder
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from csm_cli.checkpoint.open import Checkpoint
 
 FORMATS = ("transformers", "original")
-_MARKS = ("config.json", "adapter_config.json")
+_CONFIG_FILES = ("config.json", "adapter_config.json")
 _ELSEWHERE = ("transformers_weights", "transformers_version", "torch_dtype", "_name_or_path")
 
 
@@ -48,7 +48,7 @@ def write_checkpoint(
     config = {name: value for name, value in checkpoint.raw.items() if name not in _ELSEWHERE}
     config.update(architectures=["CsmForConditionalGeneration"], tie_word_embeddings=False)
     config["dtype"] = _declared(checkpoint, weights, dtype)
-    with staging_folder(folder) as fresh:
+    with replace_checkpoint(folder) as fresh:
         for name, path in companions.items():
             shutil.copyfile(path, fresh / name)
         if form == "original":
@@ -62,49 +62,28 @@ def write_checkpoint(
 
 
 @contextmanager
-def staging_folder(folder: Path) -> Iterator[Path]:
-    """A new folder beside `folder`, which takes its place when all went well.
+def replace_checkpoint(folder: Path) -> Iterator[Path]:
+    """A new folder that takes the place of `folder`, as `replace_folder`; other files are never replaced.
 
     Raises:
         OutputRefused: `folder` is a file, or holds something that is no checkpoint.
-        OutputFailed: what was written in it did not fit, or could not be put in place.
+        OutputFailed: as `replace_folder`.
     """
-    from safetensors import SafetensorError
-
     if folder.exists() and not folder.is_dir():
         raise OutputRefused(f"{folder} is a file; name a folder")
-    if folder.is_dir() and any(folder.iterdir()) and not any((folder / mark).exists() for mark in _MARKS):
+    if folder.is_dir() and any(folder.iterdir()) and not any((folder / name).exists() for name in _CONFIG_FILES):
         raise OutputRefused(f"{folder} holds other files; name a new folder, or one with a checkpoint to replace")
-    fresh, old = _beside(folder)
-    try:
-        recover_interrupted(folder)
-        fresh.mkdir(parents=True)
+    with replace_folder(folder) as fresh:
         yield fresh
-        _flush(fresh)
-        if folder.exists():
-            folder.replace(old)
-        fresh.replace(folder)
-        shutil.rmtree(old, ignore_errors=True)
-    except (OSError, SafetensorError) as problem:
-        shutil.rmtree(fresh, ignore_errors=True)
-        reason = problem.strerror if isinstance(problem, OSError) else problem
-        raise OutputFailed(f"{folder} could not be written: {reason}; make room and run again") from problem
-    except BaseException:
-        shutil.rmtree(fresh, ignore_errors=True)
-        raise
-
-
-def recover_interrupted(folder: Path) -> None:
-    """Undoes what a kill has left of writing `folder`: what was there is back, and nothing half-made beside it."""
-    fresh, old = _beside(folder)
-    shutil.rmtree(fresh, ignore_errors=True)
-    if old.exists() and not folder.exists():
-        old.replace(folder)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """A safetensors file as transformers reads it; a tensor given twice is written twice."""
+    """A safetensors file as transformers reads it; a tensor that occurs twice is written twice.
+
+    Raises:
+        OutputFailed, OSError: the disk is full or failed.
+    """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     seen: set[int] = set()
@@ -113,24 +92,15 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
         kept = tensor.detach().cpu().contiguous()
         separate[name] = kept.clone() if kept.data_ptr() in seen else kept
         seen.add(kept.data_ptr())
-    save_file(separate, path, metadata={"format": "pt"})
+    try:
+        save_file(separate, path, metadata={"format": "pt"})
+    except SafetensorError as error:
+        raise OutputFailed(f"{path}: could not be written ({error}); make room and run again") from error
     path.chmod(0o644)
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-
-
-def _beside(folder: Path) -> tuple[Path, Path]:
-    """Where a folder is made, and where the one it replaces waits meanwhile."""
-    return folder.with_name(folder.name + ".new"), folder.with_name(folder.name + ".old")
-
-
-def _flush(folder: Path) -> None:
-    """Its files are on the disk when this returns."""
-    for path in folder.iterdir():
-        with path.open("rb+") as file:
-            os.fsync(file.fileno())
 
 
 def _declared(checkpoint: Checkpoint, weights: Mapping[str, Tensor], dtype: torch.dtype | None) -> str:

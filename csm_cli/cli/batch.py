@@ -19,7 +19,6 @@ from csm_cli.batch import (
     OutputPattern,
     Selection,
     Shard,
-    SynthesisSetup,
     conversation_chars,
     select_items,
 )
@@ -37,6 +36,7 @@ from csm_cli.cli.synthesis import (
     with_settings,
 )
 from csm_cli.errors import UsageError
+from csm_cli.generation.fingerprint import SynthesisSetup
 
 if TYPE_CHECKING:
     from csm_cli.checkpoint import Checkpoint

@@ -138,11 +138,12 @@ def _streamable(order: RunRequest) -> RunRequest:
 def _replay(order: RunRequest, checkpoint: Any) -> IncrementalRun | None:
     if order.wish is None or order.keeps is None:
         return None
-    from csm_cli.generation.incremental import IncrementalRun, SynthesisContext
+    from csm_cli.generation.fingerprint import SynthesisSetup
+    from csm_cli.generation.incremental import IncrementalRun
     from csm_cli.generation.turn_cache import TurnCache
 
     job = order.job
-    voice = SynthesisContext(checkpoint, job.flags, job.retry_policy, job.speech.verify)
+    voice = SynthesisSetup(checkpoint, job.flags, job.retry_policy, job.speech.verify)
     return IncrementalRun(TurnCache.beside(order.keeps), job.conversations[0], voice, order.wish)
 
 

@@ -11,7 +11,7 @@ import typer
 from csm_cli.cli.console import emit_path, log_line, set_up
 from csm_cli.cli.options import OutputOptions
 from csm_cli.errors import OutputRefused, UsageError
-from csm_cli.storage.files import resolved_name
+from csm_cli.storage.paths import resolved_name
 
 if TYPE_CHECKING:
     import torch

@@ -13,7 +13,7 @@ import typer
 from csm_cli.errors import CsmError, UsageError
 from csm_cli.generation.chunking import DEFAULT_CHUNK_CHARS
 from csm_cli.settings import GENERATION_KEYS, parse
-from csm_cli.storage.files import expand_path
+from csm_cli.storage.paths import expand_path
 from csm_cli.types import GenerationOptions, RetryPolicy
 
 if TYPE_CHECKING:

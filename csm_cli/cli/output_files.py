@@ -13,7 +13,8 @@ from csm_cli.batch import file_name
 from csm_cli.cli.summary import tags
 from csm_cli.cli.synthesis import speaker_label
 from csm_cli.errors import UsageError
-from csm_cli.storage.files import check_writable, resolved_name
+from csm_cli.storage.files import check_writable
+from csm_cli.storage.paths import resolved_name
 from csm_cli.types import Conversation
 
 if TYPE_CHECKING:

@@ -13,7 +13,8 @@ import typer
 from csm_cli import __version__
 from csm_cli.batch import Ledger
 from csm_cli.errors import AudioUnreadable, OutputRefused
-from csm_cli.storage.files import check_writable, expand_path
+from csm_cli.storage.files import check_writable
+from csm_cli.storage.paths import expand_path
 
 if TYPE_CHECKING:
     from csm_cli.audio.io import Audio

@@ -12,7 +12,8 @@ import typer
 
 from csm_cli.cli.console import emit, emit_path, log_line
 from csm_cli.errors import UsageError
-from csm_cli.storage.files import check_writable, expand_path, resolved_name, write_atomically
+from csm_cli.storage.files import check_writable, write_atomically
+from csm_cli.storage.paths import expand_path, resolved_name
 
 script = typer.Typer(name="script", help="Scripts from other programs' forms.", no_args_is_help=True)
 

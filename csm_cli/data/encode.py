@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -20,6 +19,7 @@ from csm_cli.device import pick_device
 from csm_cli.generation.prompt import PromptBuilder
 from csm_cli.models.mimi import Codec
 from csm_cli.models.mimi.config import codec_config
+from csm_cli.storage.fingerprint import Fingerprint, fingerprint
 
 if TYPE_CHECKING:
     from csm_cli.checkpoint import Checkpoint
@@ -145,18 +145,17 @@ def split_to_windows(turns: Sequence[CodedTurn], sizes: Sequence[int], window: i
 
 def is_held_out(name: str, share: float) -> bool:
     """Whether a conversation is among the share that is kept from training; the same in every run and every order."""
-    digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).digest()
-    return int.from_bytes(digest[:8], "big") < share * 2**64
+    return int(fingerprint(name, length=16), 16) < share * 2**64
 
 
 def codec_identity(checkpoint: Checkpoint) -> str:
     """What turns sound into codes, in one number: the codec's sizes and tensors, and how many codebooks are used."""
     sizes = (checkpoint.config.codebooks, codec_config(checkpoint.codec_config))
-    digest = hashlib.sha256(repr(sizes).encode())
+    digest = Fingerprint(repr(sizes))
     for name in sorted(checkpoint.codec_weights):
-        digest.update(name.encode())
-        digest.update(checkpoint.codec_weights[name].float().contiguous().numpy().tobytes())
-    return digest.hexdigest()[:32]
+        digest.add(name)
+        digest.add(checkpoint.codec_weights[name].float().contiguous().numpy().tobytes())
+    return digest.hex()
 
 
 def _heard(talks: Iterable[TrainingConversation], limits: ClipLimits) -> Iterator[_Spoken]:

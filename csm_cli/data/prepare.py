@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
@@ -15,9 +13,10 @@ from csm_cli.data.encode import Encoder, EncodingRecipe
 from csm_cli.data.store import StoreWriter
 from csm_cli.data.workers import map_processes
 from csm_cli.errors import NothingToLearn
-from csm_cli.storage.lock import exclusive_lock
+from csm_cli.storage.files import exclusive_lock
+from csm_cli.storage.fingerprint import fingerprint
 
-SCHEMA = 1  # one more whenever the same clips are to make other shards
+SCHEMA = 2  # one more whenever the same clips are to make other shards
 
 
 @dataclass(frozen=True)
@@ -105,8 +104,7 @@ def _encoder(recipe: EncodingRecipe) -> Encoder:
 
 def _basis(encoder: Encoder, recipe: EncodingRecipe) -> list[Any]:
     """What else than its clips makes a shard what it is."""
-    with encoder.checkpoint.tokenizer_file.open("rb") as file:
-        tokenizer = hashlib.file_digest(file, "sha256").hexdigest()
+    tokenizer = fingerprint(encoder.checkpoint.tokenizer_file)
     return [SCHEMA, asdict(encoder.coding), encoder.window, tokenizer, asdict(recipe.limits), recipe.held_out]
 
 
@@ -118,8 +116,7 @@ def _mark(basis: list[Any], piece: DatasetEntry) -> str:
         else [item.reason, item.detail]
         for item in piece
     ]
-    text = json.dumps([basis, parts])
-    return hashlib.sha256(text.encode()).hexdigest()[:32]
+    return fingerprint(basis, parts)
 
 
 def _clip_mark(clip: TrainingClip) -> list[Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -14,6 +13,7 @@ from csm_cli.data.parquet import SUFFIX, read_parquet, require_pyarrow
 from csm_cli.data.rows import AUDIO, DatasetRows, RowReader, read_ljspeech, read_rows
 from csm_cli.data.scripts import read_dialogue, read_dialogues
 from csm_cli.errors import InputError
+from csm_cli.storage.fingerprint import fingerprint
 
 CLIPS = 256  # of one piece: what a killed run does again is no more
 FORMS = ("auto", "conversation", "audiofolder", "nemo", "ljspeech")
@@ -52,14 +52,14 @@ def find_datasets(sources: Sequence[Path], form: str = "auto") -> list[DatasetPa
 
 def read_datasets(parts: Sequence[DatasetPart], reading: RowReader) -> DatasetRows:
     """Everything in them, under ids that no two share."""
-    seen: set[bytes] = set()
+    seen: set[str] = set()
     for part in parts:
         for item in _read(part, reading):
             if isinstance(item, DroppedClip):
                 yield replace(item, id=part.name)
                 continue
             talk = replace(item, id=part.name if part.form == "dialogue" else f"{part.name}/{item.id}")
-            mark = hashlib.sha256(talk.id.encode("utf-8", "surrogatepass")).digest()[:8]
+            mark = fingerprint(talk.id, length=16)
             if mark in seen:
                 yield DroppedClip(talk.id, talk.clips[0].place, "duplicate id", f'"{item.id}" stands further up, too')
             else:

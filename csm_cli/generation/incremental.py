@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from csm_cli.batch.fingerprint import checkpoint_fingerprint
 from csm_cli.generation.chunking import apply_lexicon
 from csm_cli.generation.concatenate import Segment
 from csm_cli.generation.events import Utterance
+from csm_cli.generation.fingerprint import SynthesisSetup
 from csm_cli.generation.turn_cache import SCHEMA, CachedTurn, TurnCache
-from csm_cli.types import Conversation, GenerationOptions, RetryPolicy, Turn
+from csm_cli.storage.fingerprint import fingerprint
+from csm_cli.types import Conversation, Turn
 
 if TYPE_CHECKING:
-    from csm_cli.checkpoint import Checkpoint
     from csm_cli.generation.take import Take
-
-# What a turn's sound does not depend on, or what is marked by itself.
-_ASIDE = ("name", "id", "gap", "gain", "recording", "options")
 
 
 @dataclass(frozen=True)
@@ -34,22 +28,6 @@ class RedoRequest:
     fresh: bool = False
 
 
-@dataclass(frozen=True)
-class SynthesisContext:
-    """Everything that determines how a dialogue sounds besides its text.
-
-    flags: options above the script's own; retry_policy, verified: how takes are chosen.
-    """
-
-    checkpoint: Checkpoint
-    flags: GenerationOptions
-    retry_policy: RetryPolicy
-    verified: bool = False
-
-    def options(self, talk: Conversation, turn: Turn) -> GenerationOptions:
-        return turn.options.over(self.flags.over(talk.defaults)).completed(self.checkpoint.defaults)
-
-
 class IncrementalRun:
     """One run over a dialogue whose turns may be there already.
 
@@ -58,11 +36,11 @@ class IncrementalRun:
     spoken.
     """
 
-    def __init__(self, state: TurnCache, talk: Conversation, voice: SynthesisContext, wish: RedoRequest) -> None:
+    def __init__(self, state: TurnCache, talk: Conversation, voice: SynthesisSetup, wish: RedoRequest) -> None:
         self.talk = talk
         self._state, self._voice, self._wish = state, voice, wish
         base = _base(talk, voice)
-        self._marks = [_mark(base, turn, talk.lexicon, voice.options(talk, turn)) for turn in talk.turns]
+        self._marks = [_mark(base, talk, turn, voice) for turn in talk.turns]
         self._past = base
         self._before = list(state.turns)
         self._now: list[CachedTurn] = []
@@ -90,7 +68,7 @@ class IncrementalRun:
                 self.stale += [index] if found.heard != past else []
                 turns[index] = replace(turn, recording=self._state.recording(found))
             past = (
-                _digest(past, self._marks[index], found.name if found else "")
+                fingerprint(past, self._marks[index], found.name if found else "")
                 if past and turns[index].recording
                 else ""
             )
@@ -128,7 +106,7 @@ class IncrementalRun:
             given = self._again[index].given if index in self._again else self._given(index)
             entry = replace(_noted(entry, utterance, self.talk.lexicon), given=given)
             entry = self._state.add(entry, utterance)
-        self._past = _digest(self._past, entry.mark, entry.name)
+        self._past = fingerprint(self._past, entry.mark, entry.name)
         self._now.append(entry)
         return replace(utterance, conversation=self.talk, turn=turn)
 
@@ -190,32 +168,12 @@ def _restored(utterance: Utterance, kept: CachedTurn) -> Utterance:
     )
 
 
-def _base(talk: Conversation, voice: SynthesisContext) -> str:
+def _base(talk: Conversation, voice: SynthesisSetup) -> str:
     """Of the model, how takes are chosen, and the context."""
-    retry_policy = [voice.retry_policy.trim, voice.retry_policy.takes, voice.retry_policy.chunk_chars, voice.verified]
-    return _digest(
-        SCHEMA, checkpoint_fingerprint(voice.checkpoint), retry_policy, [_mark("", turn, {}) for turn in talk.context]
-    )
+    return fingerprint(SCHEMA, voice.content(), [voice.turn_content(turn, {}) for turn in talk.context])
 
 
-def _mark(base: str, turn: Turn, lexicon: Mapping[str, str], options: GenerationOptions | None = None) -> str:
+def _mark(base: str, talk: Conversation, turn: Turn, voice: SynthesisSetup) -> str:
     """Of all that a turn's sound depends on but its seed and what was said before it."""
-    fields = {name: value for name, value in asdict(turn).items() if name not in _ASIDE}
-    fields["spelled"] = apply_lexicon(turn.text, lexicon)
-    heard = turn.recording
-    sound = [_file_mark(heard.path), heard.start, heard.end] if heard else None
-    spoken = asdict(replace(options, seed=None)) if options and not heard else None
-    return _digest(base, fields, spoken, sound)
-
-
-def _file_mark(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError:
-        return "unreadable"  # which is told where it is read for its sound
-
-
-def _digest(*parts: Any) -> str:
-    text = json.dumps(parts, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:32]
+    options = None if turn.recording else asdict(replace(voice.options(talk, turn), seed=None))
+    return fingerprint(base, voice.turn_content(turn, talk.lexicon), options)

@@ -5,7 +5,6 @@ The folder `.out.wav.csm` holds state.json, and of each turn its sound (float32 
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import logging
@@ -20,12 +19,12 @@ import soundfile
 
 from csm_cli.errors import OutputFailed, OutputRefused
 from csm_cli.generation.events import Utterance
-from csm_cli.storage.files import write_together
-from csm_cli.storage.lock import exclusive_lock
+from csm_cli.storage.files import exclusive_lock, write_together
+from csm_cli.storage.fingerprint import fingerprint
 from csm_cli.types import Recording
 
 _LOG = logging.getLogger(__name__)
-SCHEMA = 1  # one more whenever the same turn is to sound different
+SCHEMA = 2  # one more whenever the same turn is to sound different
 RECORD = "state.json"
 _OTHERS = 100  # turns kept that are not in the track, or as many as are
 
@@ -159,4 +158,4 @@ def _kept(record: dict[str, Any]) -> CachedTurn:
 
 
 def _content(codes: Any, samples: Any) -> str:
-    return hashlib.sha256(codes.tobytes() + samples.tobytes()).hexdigest()[:16]
+    return fingerprint(codes.tobytes(), samples.tobytes(), length=16)

@@ -14,6 +14,7 @@ import torch
 
 from csm_cli.recipe.corpus import FRAME, CorpusUtterance, load_shard
 from csm_cli.recipe.tokenizer import text_ids
+from csm_cli.storage.files import atomic_file
 from csm_cli.train.batches import IGNORE, LossMask, SequenceRow, collate, make_loss_mask
 
 if TYPE_CHECKING:
@@ -61,9 +62,8 @@ def encode_shards(codec: MimiModel, stems: Sequence[Path], folder: Path, batch: 
         path = folder / f"{stem.name}.npy"
         if not path.exists():
             codes = _encode_shard(codec, stem, batch)
-            temporary = path.with_suffix(".tmp.npy")
-            np.save(temporary, codes)
-            temporary.replace(path)
+            with atomic_file(path) as file:
+                np.save(file, codes)
 
 
 def _encode_shard(codec: MimiModel, stem: Path, batch: int) -> NDArray[np.int16]:

@@ -16,6 +16,7 @@ import numpy as np
 
 from csm_cli.recipe.espeak import Espeak, EspeakVoice
 from csm_cli.recipe.sentences import training_texts, training_words
+from csm_cli.storage.files import write_atomically
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -118,6 +119,5 @@ def _make_shard(stem: Path, espeak: Espeak, plan: CorpusPlan, index: int) -> Non
         chunks.append(samples)
         frames += utterance.frames
     np.save(stem.with_suffix(".npy"), np.concatenate(chunks))
-    temporary = stem.with_suffix(".tmp")
-    temporary.write_text(json.dumps([asdict(utterance) for utterance in utterances]))
-    temporary.replace(stem.with_suffix(".json"))
+    text = json.dumps([asdict(utterance) for utterance in utterances])
+    write_atomically(stem.with_suffix(".json"), text.encode())

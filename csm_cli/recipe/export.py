@@ -14,6 +14,7 @@ import torch
 
 from csm_cli.recipe.model import CODES
 from csm_cli.recipe.tokenizer import save_processor
+from csm_cli.storage.files import replace_folder
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -29,21 +30,14 @@ _KEPT = "backbone_model.embed_tokens.embed_audio_tokens.weight"
 
 def export_voice(model: CsmForConditionalGeneration, sampling: SamplingPlan, folder: Path) -> None:
     """Write the checkpoint beside `folder` and put it in its place at once; other files in `folder` are kept."""
-    fresh = folder.with_name(folder.name + ".new")
-    shutil.rmtree(fresh, ignore_errors=True)
-    if folder.exists():
-        shutil.copytree(folder, fresh)
-    fresh.mkdir(parents=True, exist_ok=True)
-    model.save_pretrained(fresh, state_dict=stored_weights(model))  # names on disk differ from those in memory
-    (fresh / "model.safetensors").chmod(0o644)
-    _write_json(fresh / "config.json", stored_config(model))
-    _write_json(fresh / "generation_config.json", generation_config(sampling, model.config))
-    save_processor(fresh)
-    old = folder.with_name(folder.name + ".old")
-    if folder.exists():
-        folder.replace(old)
-    fresh.replace(folder)
-    shutil.rmtree(old, ignore_errors=True)
+    with replace_folder(folder) as fresh:
+        if folder.exists():
+            shutil.copytree(folder, fresh, dirs_exist_ok=True)
+        model.save_pretrained(fresh, state_dict=stored_weights(model))  # names on disk differ from those in memory
+        (fresh / "model.safetensors").chmod(0o644)
+        _write_json(fresh / "config.json", stored_config(model))
+        _write_json(fresh / "generation_config.json", generation_config(sampling, model.config))
+        save_processor(fresh)
 
 
 def stored_weights(model: CsmForConditionalGeneration) -> dict[str, Tensor]:

@@ -6,7 +6,6 @@ import base64
 import io
 import json
 import math
-import secrets
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.resources import files
@@ -19,7 +18,7 @@ import soundfile
 from numpy.typing import NDArray
 
 from csm_cli.audio.io import Audio
-from csm_cli.errors import OutputFailed
+from csm_cli.storage.files import atomic_file
 
 EMBEDDED_SECONDS = 1800.0  # of sound that a page holds; with more it plays the files where they lie
 MAX_ROWS = 10_000
@@ -91,24 +90,16 @@ def write_report(path: Path, page: ReportPage, rows: Iterable[Mapping[str, Any]]
     """Writes the page; it appears whole or not at all. Rows are asked for one at a time.
 
     Raises:
-        OutputFailed: the disk is full or failed.
+        OutputRefused, OutputFailed: as `atomic_file`.
     """
     template = (files("csm_cli") / "assets" / "report.html").read_text(encoding="utf-8")
     head, rest = template.split("/*PAGE*/")
     middle, tail = rest.split("/*ROWS*/")
-    temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("x", encoding="utf-8", errors="replace") as file:
-            file.write(f"{head}{_json(vars(page))}{middle}[")
-            for index, each in enumerate(rows):
-                file.write((",\n" if index else "\n") + _json(each))
-            file.write(f"]{tail}")
-        temporary.replace(path)
-    except OSError as error:
-        raise OutputFailed(f"{path}: could not be written ({error.strerror}); nothing was left behind") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    with atomic_file(path, flush=False) as file:
+        file.write(f"{head}{_json(vars(page))}{middle}[".encode("utf-8", "replace"))
+        for index, each in enumerate(rows):
+            file.write(((",\n" if index else "\n") + _json(each)).encode("utf-8", "replace"))
+        file.write(f"]{tail}".encode())
 
 
 def embed_audio(audio: Audio) -> str:

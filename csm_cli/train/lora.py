@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from csm_cli.checkpoint.adapter import WEIGHTS
-from csm_cli.checkpoint.write import save_tensors, staging_folder
+from csm_cli.checkpoint.write import replace_checkpoint, save_tensors
 from csm_cli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -44,11 +44,11 @@ class LoraAdapter:
             self._model: Any = get_peft_model(model, self._config)
 
     def save(self, folder: Path) -> None:
-        """Writes adapter_config.json and adapter_model.safetensors; raises as `fresh_folder`."""
+        """Writes adapter_config.json and adapter_model.safetensors; raises as `replace_checkpoint`."""
         from peft import get_peft_model_state_dict
 
         factors = get_peft_model_state_dict(self._model, save_embedding_layers=False)
-        with staging_folder(folder) as fresh:
+        with replace_checkpoint(folder) as fresh:
             save_tensors(factors, fresh / WEIGHTS)
             replace(self._config, inference_mode=True).save_pretrained(str(fresh))
 

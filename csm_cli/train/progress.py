@@ -5,12 +5,11 @@ from __future__ import annotations
 import io
 import json
 import logging
-import os
 import time
 from typing import TYPE_CHECKING, Any
 
 from csm_cli.errors import OutputFailed, UsageError
-from csm_cli.storage.files import write_atomically
+from csm_cli.storage.files import atomic_file, write_atomically
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -29,24 +28,12 @@ def save_atomically(state: dict[str, Any], path: Path) -> None:
     """
     import torch
 
-    temporary = path.with_suffix(".tmp")
     try:
-        with temporary.open("wb") as file:
+        with atomic_file(path) as file:
             torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except (OSError, RuntimeError) as problem:  # torch's own writer raises RuntimeError
+    except RuntimeError as problem:  # torch's own writer raises RuntimeError
         reason = str(problem).splitlines()[0]
         raise OutputFailed(f"{path} could not be written ({reason}); make room and run again") from problem
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def remove_temp_files(folder: Path) -> None:
-    """Removes the temporary files that a kill has left in the folder of a run."""
-    for path in (*folder.glob("*.tmp"), *folder.glob("samples/*/*.tmp")):
-        path.unlink()
 
 
 def log_figures(folder: Path, step: int, split: str, figures: Mapping[str, float]) -> None:

@@ -13,17 +13,16 @@ from typing import Any
 import torch
 
 from csm_cli.checkpoint import Checkpoint
-from csm_cli.checkpoint.write import recover_interrupted
 from csm_cli.data.encode import codec_identity
 from csm_cli.data.store import Store, open_store
 from csm_cli.errors import InputError, UsageError
 from csm_cli.generation.prompt import PromptBuilder
-from csm_cli.storage.lock import exclusive_lock
+from csm_cli.storage.files import exclusive_lock, recover_folder, remove_temp_files
 from csm_cli.train.batches import LossMask
 from csm_cli.train.distributed import all_reduce, make_accelerator
 from csm_cli.train.examples import BatchSpec, ExampleSampler, evaluation_batches
 from csm_cli.train.loss import LossModule
-from csm_cli.train.progress import HistoryWriter, remove_temp_files, save_atomically
+from csm_cli.train.progress import HistoryWriter, save_atomically
 from csm_cli.train.samples import SampleSpeaker
 from csm_cli.train.settings import TrainSettings
 from csm_cli.train.trainable_model import TrainableModel
@@ -121,9 +120,10 @@ class TrainingRun:
 
     def _record(self) -> HistoryWriter:
         """The figures so far; what a kill has left half-written is gone."""
-        remove_temp_files(self.folder)
+        for folder in (self.folder, *self.folder.glob("samples/*")):
+            remove_temp_files(folder)
         for name in ("best", "last"):
-            recover_interrupted(self.folder / name)
+            recover_folder(self.folder / name)
         return HistoryWriter(self.folder, self.trainer.step, self.settings.tensorboard)
 
     def _trained(self, stop: Callable[[], bool], record: HistoryWriter | None) -> Iterator[TrainingEvent]:

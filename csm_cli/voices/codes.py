@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import logging
 from collections.abc import Callable
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from csm_cli.errors import AudioUnreadable, OutputFailed, OutputRefused
 from csm_cli.storage.files import write_atomically
+from csm_cli.storage.fingerprint import fingerprint
 from csm_cli.storage.paths import user_data_folder
 
 if TYPE_CHECKING:
@@ -51,8 +51,7 @@ def _folder() -> Path:
 def _mark(audio: Path) -> str:
     """What a clip's file holds, in one short word."""
     try:
-        with audio.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+        return fingerprint(audio, length=16)
     except OSError as problem:
         raise AudioUnreadable(f"{audio}: {problem.strerror}; add the voice again") from problem
 

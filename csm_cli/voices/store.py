@@ -5,17 +5,13 @@ from __future__ import annotations
 import difflib
 import json
 import re
-import secrets
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from csm_cli.errors import OutputFailed, OutputRefused, VoiceInvalid, VoiceNotFound
-from csm_cli.storage.files import write_atomically
+from csm_cli.storage.files import remove_folder, replace_folder, write_atomically
 from csm_cli.storage.paths import user_data_folder
 from csm_cli.types import Recording, Turn
 from csm_cli.voices.codes import remove_codes
@@ -126,17 +122,9 @@ def save_voice(folder: Path, audio: Audio, words: VoiceText) -> SavedVoice:
     """
     from csm_cli.audio.io import write_audio
 
-    fresh, old = (folder.with_name(f".{secrets.token_hex(8)}.{kind}") for kind in ("new", "old"))
-    try:
+    with replace_folder(folder) as fresh:
         write_audio(fresh / _AUDIO, audio)
         write_atomically(fresh / _CARD, (json.dumps(asdict(words), ensure_ascii=False, indent=2) + "\n").encode())
-        with _told(folder):
-            if folder.exists():
-                folder.rename(old)
-            fresh.rename(folder)
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
     return SavedVoice(folder.name, folder, words)
 
 
@@ -149,11 +137,11 @@ def remove_voice(name: str) -> SavedVoice:
     voice = find_voice(name)
     if voice.bundled:
         raise OutputRefused(f"{name!r} is bundled with csm and stays")
-    gone = voice.folder.with_name(f".{secrets.token_hex(8)}.old")
-    with _told(voice.folder):
+    try:
         remove_codes(voice.audio)
-        voice.folder.rename(gone)
-        shutil.rmtree(gone)
+        remove_folder(voice.folder)
+    except OSError as error:
+        raise OutputFailed(f"{voice.folder}: could not be removed ({error.strerror})") from error
     return voice
 
 
@@ -183,11 +171,3 @@ def _read(folder: Path, bundled: bool) -> SavedVoice:
     if not (folder / _AUDIO).is_file():
         raise VoiceInvalid(f"{folder / _AUDIO}: the voice's clip is missing; remove {folder} and add it again")
     return SavedVoice(folder.name, folder, words, bundled)
-
-
-@contextmanager
-def _told(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as problem:
-        raise OutputFailed(f"{folder}: could not be changed ({problem.strerror})") from problem

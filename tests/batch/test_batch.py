@@ -19,15 +19,14 @@ from csm_cli.batch import (
     OutputPattern,
     Selection,
     Shard,
-    SynthesisSetup,
     remove_stale_temp_files,
     select_items,
 )
-from csm_cli.batch.fingerprint import checkpoint_fingerprint
 from csm_cli.batch.ledger import LedgerEntry
 from csm_cli.batch.merge import merge
 from csm_cli.checkpoint import Checkpoint, open_checkpoint
 from csm_cli.errors import InputError, UsageError
+from csm_cli.generation.fingerprint import SynthesisSetup
 from csm_cli.types import Conversation, GenerationOptions, Recording, RetryPolicy, Turn
 
 LINES = [{"id": "a", "status": "ok", "fingerprint": "1"}, {"id": "b", "status": "failed", "fingerprint": "2"}]
@@ -248,9 +247,9 @@ def test_a_checkpoint_is_what_it_holds_wherever_it_lies(tiny_checkpoint: Path, t
             if change and file.suffix == ".safetensors":
                 data[-len(data) // 3] ^= 1
             (folder / file.name).write_bytes(data)
-        return checkpoint_fingerprint(open_checkpoint(str(folder)))
+        return open_checkpoint(str(folder)).fingerprint
 
-    original = checkpoint_fingerprint(open_checkpoint(str(tiny_checkpoint)))
+    original = open_checkpoint(str(tiny_checkpoint)).fingerprint
     assert copy("same", False) == original != copy("other", True)
 
 

@@ -321,7 +321,7 @@ def test_damaged_state_is_said_and_spoken_again(edited: Csm, tmp_path: Path, dam
     if damage == "record":
         record.write_text("{")
     elif damage == "version":
-        record.write_text(record.read_text().replace('"schema": 1', '"schema": 0'))
+        record.write_text(record.read_text().replace('"schema": ', '"schema": 9'))
     else:
         (folder / f"{first}.{'npy' if damage == 'codes' else 'wav'}").write_bytes(b"x" * 100)
     again = edited("One Two")

@@ -82,7 +82,7 @@ def test_the_original_format_there_and_back_is_bit_equal(
     from csm_cli.checkpoint.find import LocalFolder
 
     first = original(tmp_path / "first")
-    monkeypatch.setattr(opening, "Repository", lambda name, offline: LocalFolder(first / "mimi", name))
+    monkeypatch.setattr(opening, "HubRepository", lambda name, offline: LocalFolder(first / "mimi", name))
     assert csm("export", first, "-o", tmp_path / "second").code == 0
     assert csm("export", tmp_path / "second", "--to", "original", "-o", tmp_path / "third").code == 0
     before, after = load_file(first / "model.safetensors"), load_file(tmp_path / "third" / "model.safetensors")

@@ -14,7 +14,8 @@ from csm_cli.audio.io import Audio
 from csm_cli.checkpoint import Checkpoint, open_checkpoint
 from csm_cli.generation.concatenate import Segment
 from csm_cli.generation.events import Utterance
-from csm_cli.generation.incremental import IncrementalRun, RedoRequest, SynthesisContext
+from csm_cli.generation.fingerprint import SynthesisSetup
+from csm_cli.generation.incremental import IncrementalRun, RedoRequest
 from csm_cli.generation.turn_cache import TurnCache
 from csm_cli.types import Conversation, GenerationOptions, Recording, RetryPolicy, Turn
 
@@ -53,7 +54,7 @@ def run(tmp_path: Path, checkpoint: Checkpoint) -> Run:
         retry_policy: RetryPolicy = CARE,
         memory: int = 0,
     ) -> IncrementalRun:
-        voice = SynthesisContext(replace(checkpoint, memory=memory), flags, retry_policy)
+        voice = SynthesisSetup(replace(checkpoint, memory=memory), flags, retry_policy)
         replay = IncrementalRun(TurnCache.beside(tmp_path / "o.wav"), dialogue, voice, wish)
         spoken(replay)
         replay.settle()
@@ -72,7 +73,7 @@ def test_nothing_changed_keeps_all_as_it_was(run: Run) -> None:
 def test_a_kept_turn_is_told_as_when_it_was_spoken(run: Run, tmp_path: Path, checkpoint: Checkpoint) -> None:
     run(talk("One"), flags=GenerationOptions(seed=5))
     replay = IncrementalRun(
-        TurnCache.beside(tmp_path / "o.wav"), talk("One"), SynthesisContext(checkpoint, UNSET, CARE), AS_IT_IS
+        TurnCache.beside(tmp_path / "o.wav"), talk("One"), SynthesisSetup(checkpoint, UNSET, CARE), AS_IT_IS
     )
     (turn,) = replay.conversation.turns
     heard = Utterance(
@@ -149,7 +150,7 @@ def test_a_recorded_turn_is_neither_kept_nor_spoken(run: Run, tone: Path) -> Non
 
 def test_what_came_out_before_an_end_is_kept(run: Run, tmp_path: Path, checkpoint: Checkpoint) -> None:
     cut = IncrementalRun(
-        TurnCache.beside(tmp_path / "o.wav"), talk("One", "Two"), SynthesisContext(checkpoint, UNSET, CARE), AS_IT_IS
+        TurnCache.beside(tmp_path / "o.wav"), talk("One", "Two"), SynthesisSetup(checkpoint, UNSET, CARE), AS_IT_IS
     )
     spoken(cut, upto=1)
     assert cut.done == 1 and list(run(talk("One", "Two")).kept) == [0]

@@ -1,4 +1,4 @@
-"""Files put in their places, or said to be impossible there."""
+"""Atomic files and folders, locks, paths and fingerprints."""
 
 from __future__ import annotations
 
@@ -11,8 +11,19 @@ from tempfile import TemporaryDirectory
 
 import pytest
 
-from csm_cli.errors import OutputFailed, OutputRefused
-from csm_cli.storage.files import check_writable, expand_path, resolved_name, write_atomically, write_together
+from csm_cli.errors import OutputFailed, OutputRefused, UsageError
+from csm_cli.storage.files import (
+    atomic_file,
+    check_writable,
+    exclusive_lock,
+    recover_folder,
+    remove_temp_files,
+    replace_folder,
+    write_atomically,
+    write_together,
+)
+from csm_cli.storage.fingerprint import fingerprint
+from csm_cli.storage.paths import expand_path, resolved_name
 
 
 def test_a_link_is_written_through(tmp_path: Path) -> None:
@@ -127,3 +138,91 @@ def test_a_name_leads_where_the_file_lies(tmp_path: Path) -> None:
 def test_the_home_of_nobody_is_no_place_for_an_output() -> None:
     with pytest.raises(OutputRefused, match="no such user"):
         expand_path("~nobody-of-that-name/a.wav")
+
+
+def test_a_block_that_fails_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.bin"
+    path.write_bytes(b"old")
+    with pytest.raises(ZeroDivisionError), atomic_file(path) as file:
+        file.write(b"half")
+        raise ZeroDivisionError
+    assert path.read_bytes() == b"old" and [entry.name for entry in tmp_path.iterdir()] == ["a.bin"]
+    with atomic_file(path) as file:
+        file.write(b"new")
+        assert path.read_bytes() == b"old"
+    assert path.read_bytes() == b"new"
+
+
+def test_only_our_temporary_files_are_removed(tmp_path: Path) -> None:
+    for name in (".0123456789abcdef.tmp", ".mine.tmp", "a.wav"):
+        (tmp_path / name).touch()
+    remove_temp_files(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {".mine.tmp", "a.wav"}
+
+
+def test_a_folder_is_replaced_as_a_whole(tmp_path: Path) -> None:
+    folder = tmp_path / "a"
+    for name in ("one", "two"):
+        with replace_folder(folder) as fresh:
+            (fresh / name).touch()
+    with pytest.raises(OutputFailed, match="No space left"), replace_folder(folder) as fresh:
+        (fresh / "half").touch()
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert [path.relative_to(tmp_path) for path in sorted(tmp_path.rglob("*"))] == [Path("a"), Path("a/two")]
+    with pytest.raises(OutputRefused), replace_folder(folder / "two" / "in"):
+        pass
+
+
+def test_a_killed_replacement_is_undone(tmp_path: Path) -> None:
+    (tmp_path / "a.old" / "whole").mkdir(parents=True)
+    (tmp_path / "a.new" / "half").mkdir(parents=True)
+    recover_folder(tmp_path / "a")
+    assert [path.relative_to(tmp_path) for path in sorted(tmp_path.rglob("*"))] == [Path("a"), Path("a/whole")]
+
+
+def test_equal_content_has_equal_fingerprints(tmp_path: Path) -> None:
+    file = tmp_path / "a"
+    file.write_bytes(b"text")
+    assert fingerprint(file) == fingerprint("text") == fingerprint(b"te", b"xt")
+    assert fingerprint({"a": 1, "b": [None]}) == fingerprint({"b": [None], "a": 1}) != fingerprint({"a": 1})
+    assert len(fingerprint("a\udcff", length=16)) == 16
+
+
+def test_the_second_is_refused_until_the_first_has_left(tmp_path: Path) -> None:
+    folder = tmp_path / "not" / "yet"
+    with (
+        exclusive_lock(folder),
+        pytest.raises(UsageError, match=f"{folder} is in use by another run"),
+        exclusive_lock(folder),
+    ):
+        pass
+    with exclusive_lock(folder):
+        assert [path.name for path in folder.iterdir()] == [".lock"]
+
+
+def test_other_names_are_other_locks(tmp_path: Path) -> None:
+    with exclusive_lock(tmp_path), exclusive_lock(tmp_path, "other.lock"):
+        assert (tmp_path / "other.lock").exists()
+
+
+def test_it_is_let_go_where_the_work_fails(tmp_path: Path) -> None:
+    with pytest.raises(ZeroDivisionError), exclusive_lock(tmp_path):
+        raise ZeroDivisionError
+    with exclusive_lock(tmp_path):
+        pass
+
+
+def test_a_folder_that_nothing_was_put_into_is_gone_again(tmp_path: Path) -> None:
+    with pytest.raises(ZeroDivisionError), exclusive_lock(tmp_path / "new"):
+        raise ZeroDivisionError
+    assert not (tmp_path / "new").exists()
+    (tmp_path / "made").mkdir()
+    with exclusive_lock(tmp_path / "made"), exclusive_lock(tmp_path / "used"):
+        (tmp_path / "used" / "work").touch()
+    assert (tmp_path / "made").exists() and (tmp_path / "used" / "work").exists()
+
+
+def test_a_folder_that_cannot_be_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(OutputRefused, match="file/in: cannot be written"), exclusive_lock(tmp_path / "file" / "in"):
+        pass

@@ -304,9 +304,9 @@ def test_an_adapter_that_a_kill_left_aside_is_back(csm: Csm, begun: Path, tmp_pa
     run, model = tmp_path / "run", yaml.safe_load(begun.read_text())["model"]
     (run / "best").rename(run / "best.old")
     (run / "best.new").mkdir()
-    (run / ".0.tmp").write_text("half")
+    (run / ".0123456789abcdef.tmp").write_text("half")
     assert csm("train", begun, "--device", "cpu", "-q").code == 0
-    assert not {"best.old", "best.new", ".0.tmp"} & names(run)
+    assert not {"best.old", "best.new", ".0123456789abcdef.tmp"} & names(run)
     assert open_checkpoint(model, adapter=str(run / "best"))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
@@ -19,6 +18,7 @@ from csm_cli.models.mimi.streaming import StreamingConv, StreamStart, finished
 from csm_cli.models.mimi.streaming_state import StateLayout, StreamingState, pack, unpack
 from csm_cli.models.mimi.transformer import MimiTransformer
 from csm_cli.models.mimi.weights import load_weights
+from csm_cli.storage.fingerprint import Fingerprint
 
 _PIECE = 50  # frames computed together at most, which bounds the memory a long recording takes
 _CPU_TOGETHER = 1000  # frames of several rows, of which only what is small is computed together
@@ -81,12 +81,12 @@ class Codec:
     @cached_property
     def mark(self) -> str:
         """Which codec this is, by its sizes and values from all over what encodes: the same mark, the same codes."""
-        digest = hashlib.sha256(f"{self.config} {self.codebooks}".encode())
+        digest = Fingerprint(f"{self.config} {self.codebooks}")
         for name, tensor in self.modules.state_dict().items():
             if not name.startswith(_DECODING):
                 values = tensor.flatten()[:: max(1, tensor.numel() // _MARKED)]
-                digest.update(values.float().cpu().numpy().tobytes())
-        return digest.hexdigest()[:16]
+                digest.add(values.float().cpu().numpy().tobytes())
+        return digest.hex(16)
 
     @torch.inference_mode()
     def encode(self, samples: Tensor) -> Tensor:
