@@ -293,7 +293,7 @@ def test_codes_the_model_does_not_have_are_named(
 
 
 def test_two_runs_at_one_folder_are_one_too_many(csm: Csm, begun: Path, tmp_path: Path) -> None:
-    from csm_cli.storage.lock import exclusive_lock
+    from csm_cli.storage.files import exclusive_lock
 
     with exclusive_lock(tmp_path / "run"):
         second = csm("train", begun, "--device", "cpu", "-q")
