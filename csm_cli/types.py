@@ -9,10 +9,11 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class GenerationOptions:
-    """Generation options as somebody gave them; None means unset, so that a 0 counts.
+    """Generation options of one level (flags, a turn, script defaults, ...); None means unset, 0 is a value.
 
-    `max_duration` is in seconds; 0 stands for `auto`: a cap derived from the text.
-    `depth_*` follow the backbone's values where unset. Temperature 0 is greedy, top_k 0 keeps every code.
+    `max_duration` is in seconds; 0 means `auto`: a limit derived from the text. Temperature 0 is greedy, top_k 0 keeps
+    every code. Where `depth_temperature` or `depth_top_k` is None after merging, the depth decoder uses the backbone's
+    value.
     """
 
     temperature: float | None = None
@@ -23,18 +24,21 @@ class GenerationOptions:
     max_duration: float | None = None
 
     def over(self, base: GenerationOptions) -> GenerationOptions:
-        """These options where set, `base` elsewhere."""
-        pairs = ((f.name, getattr(self, f.name), getattr(base, f.name)) for f in fields(self))
-        return GenerationOptions(**{name: mine if mine is not None else theirs for name, mine, theirs in pairs})
+        """These options where set, those of the lower level `base` elsewhere.
 
-    def completed(self, published: GenerationOptions) -> GenerationOptions:
-        """These options over those a checkpoint was published with.
-
-        Where somebody asked for another backbone value, the depth decoder follows that, not what was published for it.
+        A depth decoder's value counts only where no higher level sets the backbone's: `--temperature 0.5` is not mixed
+        with a depth_temperature from a file or from the checkpoint. Associative, so levels can be merged in any order.
         """
-        temperature = published.depth_temperature if self.temperature is None else None
-        top_k = published.depth_top_k if self.top_k is None else None
-        return self.over(replace(published, depth_temperature=temperature, depth_top_k=top_k))
+        unset = (each.name for each in fields(self) if getattr(self, each.name) is None)
+        inherited = (name for name in unset if getattr(self, name.removeprefix("depth_")) is None)
+        return replace(self, **{name: getattr(base, name) for name in inherited})
+
+    @property
+    def sampling(self) -> tuple[float, int, float, int]:
+        """Temperature and top_k of the backbone, then of the depth decoder; greedy over all codes where unset."""
+        temperature, top_k = self.temperature or 0.0, self.top_k or 0
+        depth_temperature = temperature if self.depth_temperature is None else self.depth_temperature
+        return temperature, top_k, depth_temperature, top_k if self.depth_top_k is None else self.depth_top_k
 
 
 @dataclass(frozen=True)
@@ -78,7 +82,7 @@ class Turn:
     recording: speech that exists; the model hears it and does not speak this turn.
     gap: seconds of silence before the turn in the track; negative overlaps the turn before.
     gain: decibels applied to the turn in the track.
-    options: this turn's own options, already laid over its speaker's.
+    options: this turn's own options, merged over its speaker's.
     """
 
     speaker: int
@@ -96,7 +100,7 @@ class Conversation:
     """Turns to be spoken in order, after `context` turns that are heard but not written.
 
     Every context turn has a recording; voice prompts come first. `tail`: seconds of silence after the last turn.
-    `defaults`: the script's own options, below flags and above the environment. `lexicon`: words and how they are
+    `defaults`: the script's own options, below a turn's and above the environment's. `lexicon`: words and how they are
     spelled for the model; texts keep them as written. `loudness`: of the track, in LUFS.
     """
 
@@ -108,3 +112,20 @@ class Conversation:
     defaults: GenerationOptions = field(default_factory=GenerationOptions)
     loudness: float | None = None
     lexicon: Mapping[str, str] = field(default_factory=dict)
+
+
+def resolve_options(
+    flags: GenerationOptions, turn: Turn, defaults: GenerationOptions, checkpoint: GenerationOptions
+) -> GenerationOptions:
+    """The options a turn is generated with: flags over the turn's own over the script's over the checkpoint's.
+
+    The seed is the one that was asked for; `turn_seed` says what it is for one of several turns.
+    """
+    return flags.over(turn.options).over(defaults).over(checkpoint)
+
+
+def turn_seed(flags: GenerationOptions, turn: Turn, index: int, base_seed: int) -> int:
+    """The seed of turn `index` (from 0): `--seed` + index, else the turn's own, else `base_seed` + index."""
+    if flags.seed is None and turn.options.seed is not None:
+        return turn.options.seed
+    return ((base_seed if flags.seed is None else flags.seed) + index) % 2**63

@@ -155,11 +155,7 @@ def text_ids(load: SpeedLoad, seed: int) -> Tensor:
 
 def published_sampling(ready: PreparedBench, frames: int, seed: int) -> SamplingParams:
     """The checkpoint's own."""
-    given = ready.checkpoint.defaults
-    temperature, top_k = given.temperature or 0.0, given.top_k or 0
-    depth_temperature = temperature if given.depth_temperature is None else given.depth_temperature
-    depth_top_k = top_k if given.depth_top_k is None else given.depth_top_k
-    return SamplingParams(temperature, top_k, depth_temperature, depth_top_k, seed, frames)
+    return SamplingParams(*ready.checkpoint.defaults.sampling, seed, frames)
 
 
 def fresh_request(ready: PreparedBench, load: SpeedLoad, seed: int) -> Request:

@@ -27,7 +27,6 @@ from csm_cli.cli.console import log_line
 from csm_cli.cli.options import OutputFile, OutputOptions, SynthesisFlags
 from csm_cli.cli.report import ReportFile, report_path
 from csm_cli.cli.synthesis import (
-    IgnoredFlags,
     SynthesisJob,
     find_checkpoint,
     make_job,
@@ -118,11 +117,8 @@ def run(order: BatchRequest, load: Callable[[SynthesisJob, Checkpoint], Synthesi
     shard = order.scope.part()
     size, pattern = _size(order.batch_size), _pattern(order.output, shard)
     job = make_job((), order.speech, order.output_options)
-    work = _Work(Manifest(order.manifest), pattern, shard, order.speech)
-    unheard = IgnoredFlags(order.speech)
-    total = work.check(unheard)
-    if not order.output_options.quiet:
-        unheard.tell()
+    work = _Work(Manifest(order.manifest), pattern, shard)
+    total = work.check()
     checkpoint = find_checkpoint(job)
     job = replace(job, slots=size or _auto(job, checkpoint))
     marker, choice = (
@@ -145,10 +141,9 @@ class _Work:
     manifest: Manifest
     pattern: OutputPattern
     shard: Shard
-    speech: SynthesisFlags
 
-    def check(self, unheard: IgnoredFlags) -> int:
-        """Reads every line of the manifest; returns how many characters the shard's have, which `unheard` sees.
+    def check(self) -> int:
+        """Reads every line of the manifest; returns how many characters the shard's have.
 
         Raises:
             ScriptInvalid: with every diagnostic about every line.
@@ -158,13 +153,12 @@ class _Work:
         for number, item in enumerate(self.pattern.items(self.manifest.checked())):
             names.add(item)
             if number % self.shard.count == self.shard.index - 1:
-                unheard.see(item.conversation)
                 total += conversation_chars(item.conversation)
         names.settle()
         return total
 
     def items(self, marker: Fingerprinter) -> Iterator[BatchItem]:
-        return map(marker.mark, self.shard.of(self.pattern.items(with_settings(self.manifest, self.speech))))
+        return map(marker.mark, self.shard.of(self.pattern.items(with_settings(self.manifest))))
 
 
 def _size(text: str) -> int:

@@ -11,7 +11,6 @@ import typer
 from csm_cli.cli.console import emit, emit_json
 from csm_cli.cli.expand import expand_dataclass
 from csm_cli.cli.options import SynthesisFlags
-from csm_cli.cli.synthesis import IgnoredFlags
 from csm_cli.errors import ModelOffline
 from csm_cli.settings import ALL_KEYS, MODEL_KEYS, PROJECT_FILE, json_schema, read_settings
 from csm_cli.storage.paths import user_config_file
@@ -45,17 +44,13 @@ def show(
     asked: Asked,
 ) -> None:
     """Every value that a command with these flags would speak with, and what set it."""
-    talk = _read(script)
-    layers = _layers(context, speech, talk, f"{script}: defaults")
+    layers = _layers(context, speech, _read(script), f"{script}: defaults")
     found = {name: next(layer[name] for layer in layers if name in layer) for name in ALL_KEYS}
     if asked.json:
         emit_json({name: {"value": value, "source": source} for name, (value, source) in found.items()})
         return
     for name, (value, source) in found.items():
         emit(f"{name:<18} {_shown(name, value):<24} {source}")
-    unheard = IgnoredFlags(speech)
-    unheard.see(talk)
-    unheard.tell()
 
 
 @config.command()
@@ -88,7 +83,6 @@ def _layers(context: typer.Context, speech: SynthesisFlags, talk: Conversation, 
     settings: dict[str, tuple[Any, str]] = {name: (each.value, each.source) for name, each in read_settings().items()}
     model, revision = (given.get(name) or settings.get(name, (None, ""))[0] for name in ("model", "revision"))
     return [
-        _layer(asdict(speech.overrides()), "--override"),
         _layer(asdict(speech.flags()) | given, "flag"),
         _layer(asdict(talk.defaults), script),
         settings,

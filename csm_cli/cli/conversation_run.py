@@ -99,7 +99,7 @@ def _speak(order: RunRequest) -> None:
     checkpoint = find_checkpoint(job)
     replay = _replay(order, checkpoint)
     if replay:
-        job = replace(job, conversations=[replay.conversation])
+        job = replace(job, conversations=[replay.conversation], flags=replay.flags)
         if not quiet and (hint := _hint(replay)):
             log_line(hint)
     synth = open_synthesizer(job, checkpoint)

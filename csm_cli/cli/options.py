@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -109,11 +107,6 @@ class SynthesisFlags:
     no_trim: Annotated[
         bool, _generation("--no-trim", None, "As the model makes it: no early end, trimming, splitting or retry.")
     ] = False
-
-    override: Annotated[
-        list[str] | None,
-        _generation("--override", "KEY=VALUE", "Counts over what a script says of its turns; repeatable."),
-    ] = None
     offline: Annotated[
         bool,
         typer.Option("--offline", envvar="CSM_OFFLINE", help="Use what is cached only.", rich_help_panel="Model"),
@@ -164,21 +157,16 @@ class SynthesisFlags:
         return WhisperRecognizer(self.verify_model)
 
     def flags(self) -> GenerationOptions:
-        """The generation options as given.
+        """The generation options, which override those of scripts, files and the environment.
 
         Raises:
             UsageError: an impossible value.
         """
-        return _options({name: getattr(self, name) for name in GENERATION_KEYS}, _flag)
-
-    def overrides(self) -> GenerationOptions:
-        """The options above every turn's own.
-
-        Raises:
-            UsageError: no such option, or an impossible value.
-        """
-        written: dict[str, Text] = dict(map(_override, self.override or ()))
-        return _options(written, lambda name: f"--override {name}")
+        texts = {name: getattr(self, name) for name in GENERATION_KEYS}
+        values: dict[str, Any] = {
+            name: parse(name, text, "--" + name.replace("_", "-")) for name, text in texts.items() if text is not None
+        }
+        return GenerationOptions(**values)
 
 
 @dataclass(frozen=True)
@@ -264,24 +252,3 @@ def _characters(split: str) -> int:
     """Characters of a part; 0 for none."""
     parse("split", split, "--split")
     return {"auto": DEFAULT_CHUNK_CHARS, "off": 0}[split] if split in ("auto", "off") else int(split)
-
-
-def _override(text: str) -> tuple[str, str]:
-    name, equals, value = text.partition("=")
-    name = name.strip().replace("-", "_")
-    if not equals or name not in GENERATION_KEYS:
-        near = difflib.get_close_matches(name, GENERATION_KEYS, n=2, cutoff=0.6)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(GENERATION_KEYS)}"
-        raise UsageError(f"--override takes KEY=VALUE, such as temperature=0.5, not {text!r}; {hint}")
-    return name, value.strip()
-
-
-def _options(written: Mapping[str, Text], label: Callable[[str], str]) -> GenerationOptions:
-    values: dict[str, Any] = {
-        name: parse(name, text, label(name)) for name, text in written.items() if text is not None
-    }
-    return GenerationOptions(**values)
-
-
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")

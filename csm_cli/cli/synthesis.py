@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from csm_cli.cli.console import log_line, set_up
@@ -56,47 +55,18 @@ def make_job(
             is not installed.
     """
     speech.check_names()
-    unheard = IgnoredFlags(speech)
-    talks = list(with_settings(conversations, speech))
-    for talk in talks:
-        unheard.see(talk)
-    if not output_options.quiet:
-        unheard.tell()
+    talks = list(with_settings(conversations))
     return SynthesisJob(talks, speech.flags(), speech, output_options, slots, speech.retry_policy, speech.recognizer())
 
 
-def with_settings(conversations: Iterable[Conversation], speech: SynthesisFlags) -> Iterator[Conversation]:
-    """Conversations with `speech`'s overrides above their turns' options, and what is configured below their own."""
-    over, base = speech.overrides(), options(read_settings())
-    return (_between(each, over, base) for each in conversations)
+def with_settings(conversations: Iterable[Conversation]) -> Iterator[Conversation]:
+    """Conversations with the options of the environment and of configuration files below each script's own.
 
-
-def _between(talk: Conversation, over: GenerationOptions, base: GenerationOptions) -> Conversation:
-    turns = talk.turns
-    if over != GenerationOptions():
-        turns = tuple(replace(turn, options=over.over(turn.options)) for turn in turns)
-    return replace(talk, turns=turns, defaults=talk.defaults.over(base))
-
-
-class IgnoredFlags:
-    """Counts the turns for which a flag does not count, since they have a value of their own."""
-
-    def __init__(self, speech: SynthesisFlags) -> None:
-        over = asdict(speech.overrides())
-        flags = asdict(speech.flags()).items()
-        self._flags = {name: given for name, given in flags if given is not None and over[name] is None}
-        self._counts: Counter[str] = Counter()
-
-    def see(self, talk: Conversation) -> None:
-        for name, given in self._flags.items():
-            self._counts[name] += sum(getattr(turn.options, name) not in (None, given) for turn in talk.turns)
-
-    def tell(self) -> None:
-        for name, count in self._counts.items():
-            if count:
-                flag = f"--{name.replace('_', '-')}"
-                whose = "turn that has its" if count == 1 else "turns that have their"
-                log_line(f"{flag} does not count for {count} {whose} own {name}; --override {name}=... does")
+    Raises:
+        ConfigInvalid, UsageError: an unusable file, or an impossible value.
+    """
+    base = options(read_settings())
+    return (replace(each, defaults=each.defaults.over(base)) for each in conversations)
 
 
 def find_checkpoint(job: SynthesisJob) -> Checkpoint:

@@ -15,7 +15,7 @@ from csm_cli.generation.chunking import apply_lexicon, split_text, spoken_length
 from csm_cli.generation.concatenate import SpokenChunk
 from csm_cli.generation.context_window import ContextWindow, PromptTurn, WindowLimits
 from csm_cli.generation.take import Take, TakeSpec, best_take
-from csm_cli.types import Conversation, GenerationOptions, RetryPolicy, Turn
+from csm_cli.types import Conversation, GenerationOptions, RetryPolicy, Turn, resolve_options, turn_seed
 
 # `--max-duration auto`: nobody speaks slower than this, or than half as fast as usual for them, and a turn may pause
 # this long besides.
@@ -28,10 +28,10 @@ USUAL_CHARACTERS_PER_SECOND = 12.0
 
 @dataclass(frozen=True)
 class ResolvedDefaults:
-    """Options below the turns' own: what the run and the script say, and what the checkpoint was published with."""
+    """Generation options besides those of a conversation: flags above them, the checkpoint's below."""
 
-    base: GenerationOptions
-    published: GenerationOptions
+    flags: GenerationOptions
+    checkpoint: GenerationOptions
     retry_policy: RetryPolicy = field(default_factory=RetryPolicy)
 
 
@@ -65,7 +65,8 @@ class ConversationState:
 
     def __init__(self, conversation: Conversation, given: ResolvedDefaults, window: WindowLimits) -> None:
         self.conversation = conversation
-        self.seed = given.base.seed if given.base.seed is not None else secrets.randbelow(2**31)
+        seed = given.flags.over(conversation.defaults).seed
+        self.seed = secrets.randbelow(2**31) if seed is None else seed
         self._given = given
         self._memory = ContextWindow(window)
         self._voices = {turn.speaker for turn in conversation.context}
@@ -83,10 +84,10 @@ class ConversationState:
 
     @property
     def next_seed(self) -> int:
-        """The seed of the next take: the turn's own or what follows from the conversation's, then one more each."""
+        """The seed of the next take: the turn's, plus one for each take before."""
         hand = self._in_hand
-        own = hand.turn.options.seed
-        return (own if own is not None else self.seed + self._index) + len(hand.tried) + len(hand.takes)
+        first = turn_seed(self._given.flags, hand.turn, self._index, self.seed)
+        return first + len(hand.tried) + len(hand.takes)
 
     @property
     def words(self) -> str:
@@ -156,7 +157,7 @@ class ConversationState:
             hand.started = time.perf_counter()
             self._introduce(hand)
         limit = min(limit, window.positions - len(rows))
-        return Request(rows, _sampling(hand.options, self.next_seed, limit))
+        return Request(rows, SamplingParams(*hand.options.sampling, self.next_seed, limit))
 
     @property
     def _in_hand(self) -> TurnState:
@@ -168,7 +169,7 @@ class ConversationState:
         if self._index == len(turns):
             return None
         turn = turns[self._index]
-        options = turn.options.over(self._given.base).completed(self._given.published)
+        options = resolve_options(self._given.flags, turn, self.conversation.defaults, self._given.checkpoint)
         most = 0 if options.max_duration or turn.recording else self._given.retry_policy.chunk_chars
         return TurnState(turn, options, split_text(turn.text, most))
 
@@ -203,17 +204,3 @@ class ConversationState:
             f"{where} is {excess} positions ({excess / window.frame_rate:.1f} s) too long for the model's window "
             f"of {window.positions}; shorten its text, its context or --max-duration"
         )
-
-
-def _sampling(options: GenerationOptions, seed: int, max_frames: int) -> SamplingParams:
-    """The depth decoder follows the backbone where it has no options of its own."""
-    temperature, top_k = options.temperature or 0.0, options.top_k or 0
-    depth_temperature, depth_top_k = options.depth_temperature, options.depth_top_k
-    return SamplingParams(
-        temperature=temperature,
-        top_k=top_k,
-        depth_temperature=temperature if depth_temperature is None else depth_temperature,
-        depth_top_k=top_k if depth_top_k is None else depth_top_k,
-        seed=seed,
-        max_frames=max_frames,
-    )

@@ -17,7 +17,7 @@ _CHARACTERS_PER_SECOND = 14.0  # about what people say
 
 @dataclass(frozen=True)
 class EstimateContext:
-    """positions: the model's; options: above the script's own; split: characters of a part, as in `RetryPolicy`.
+    """positions: the model's; options: flags, above the script's own; split: characters of a part, as in `RetryPolicy`.
 
     easy: beyond so many positions past turns leave; 0 for all there are.
     """
@@ -71,10 +71,10 @@ def estimate_turns(
 def _spoken(
     talk: Conversation, prompt_builder: PromptBuilder, window: EstimateContext, pinned: int
 ) -> Iterator[TurnEstimate]:
-    window = replace(window, options=window.options.over(talk.defaults))
     past: list[tuple[int, int]] = []
     for number, turn in enumerate(talk.turns, 1):
-        cost = _cost(turn, prompt_builder, window, talk.lexicon)
+        cap = window.options.over(turn.options).over(talk.defaults).max_duration
+        cost = _cost(turn, prompt_builder, window, talk.lexicon, cap)
         evicted: list[int] = []
         while past and pinned + sum(size for _, size in past) + cost.positions > (window.easy or window.positions):
             evicted.append(past.pop(0)[0])
@@ -84,9 +84,12 @@ def _spoken(
 
 
 def _cost(
-    turn: Turn, prompt_builder: PromptBuilder, window: EstimateContext, lexicon: Mapping[str, str]
+    turn: Turn,
+    prompt_builder: PromptBuilder,
+    window: EstimateContext,
+    lexicon: Mapping[str, str],
+    cap: float | None = None,
 ) -> TurnEstimate:
-    cap = turn.options.over(window.options).max_duration
     whole = turn.recording or cap
     parts = split_text(turn.text, 0 if whole else window.split)
     words = parts if turn.recording else [apply_lexicon(part, lexicon) for part in parts]

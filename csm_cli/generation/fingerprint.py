@@ -10,7 +10,7 @@ from typing import Any
 from csm_cli.checkpoint import Checkpoint
 from csm_cli.generation.chunking import apply_lexicon
 from csm_cli.storage.fingerprint import fingerprint
-from csm_cli.types import Conversation, GenerationOptions, RetryPolicy, Turn
+from csm_cli.types import Conversation, GenerationOptions, RetryPolicy, Turn, resolve_options
 
 MAX_CACHED_FILES = 4096  # bounds memory where every item of a batch has its own recordings
 

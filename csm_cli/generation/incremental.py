@@ -13,7 +13,7 @@ from csm_cli.generation.events import Utterance
 from csm_cli.generation.fingerprint import SynthesisSetup
 from csm_cli.generation.turn_cache import SCHEMA, CachedTurn, TurnCache
 from csm_cli.storage.fingerprint import fingerprint
-from csm_cli.types import Conversation, Turn
+from csm_cli.types import Conversation, Turn, turn_seed
 
 if TYPE_CHECKING:
     from csm_cli.generation.take import Take
@@ -31,7 +31,8 @@ class RedoRequest:
 class IncrementalRun:
     """One run over a dialogue whose turns may be there already.
 
-    talk: as it is written; conversation: as it is spoken, with recordings in the place of the turns that are kept.
+    talk: as it is written; conversation: as it is spoken, with recordings in the place of the turns that are kept, and
+    with the seeds of --redo and --seed in its turns; flags: the flags it is spoken with.
     kept: these, by their index; stale: those among them before which something else is said now than when they were
     spoken.
     """
@@ -48,6 +49,7 @@ class IncrementalRun:
         self.kept: dict[int, CachedTurn] = {}
         self.stale: list[int] = []
         self.conversation = replace(talk, turns=tuple(self._planned(base)))
+        self.flags = replace(voice.flags, seed=None)
 
     def _planned(self, past: str) -> list[Turn]:
         """The turns as they are spoken now; `past` is empty where it cannot be known before it is spoken."""
@@ -67,6 +69,9 @@ class IncrementalRun:
                 self.kept[index] = found
                 self.stale += [index] if found.heard != past else []
                 turns[index] = replace(turn, recording=self._state.recording(found))
+            elif self._voice.flags.seed is not None and index + 1 not in self._wish.redo and not turn.recording:
+                seed = turn_seed(self._voice.flags, turn, index, 0)
+                turns[index] = replace(turn, options=replace(turn.options, seed=seed))
             past = (
                 fingerprint(past, self._marks[index], found.name if found else "")
                 if past and turns[index].recording

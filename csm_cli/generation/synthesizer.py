@@ -62,7 +62,7 @@ class Synthesizer:
     ) -> Iterator[Event]:
         """Speaks every turn of every conversation; utterances of one conversation come in order.
 
-        Option precedence: the turn's, `flags`, the script's defaults, the checkpoint's. Without `retry_policy`, takes
+        Option precedence: `flags`, the turn's, the script's defaults, the checkpoint's. Without `retry_policy`, takes
         are as the model makes them. With it, a conversation ends with the first turn that has no good take.
         recognizer: listens to every take, which is bad if it says other words than its text.
         """
@@ -151,7 +151,7 @@ class _Session:
         yield from self._events
 
     def _open(self, conversation: Conversation) -> ConversationState:
-        given = ResolvedDefaults(self._flags.over(conversation.defaults), self._synth.checkpoint.defaults, self._care)
+        given = ResolvedDefaults(self._flags, self._synth.checkpoint.defaults, self._care)
         return ConversationState(conversation, given, self._window)
 
     def _next(self, waiting: Iterator[ConversationState]) -> Request | None:

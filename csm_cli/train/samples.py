@@ -69,21 +69,17 @@ class SampleSpeaker:
 
     def _sampling(self) -> dict[str, Any]:
         """The checkpoint's own; special codes are never drawn."""
-        config, options = self._checkpoint.config, self._checkpoint.defaults
-        depth_temperature, depth_top_k = options.depth_temperature, options.depth_top_k
+        config = self._checkpoint.config
+        backbone_temperature, backbone_top_k, depth_temperature, depth_top_k = self._checkpoint.defaults.sampling
         found: dict[str, Any] = {}
         for prefix, temperature, top_k in (
-            ("", options.temperature, options.top_k),
-            (
-                "depth_decoder_",
-                options.temperature if depth_temperature is None else depth_temperature,
-                options.top_k if depth_top_k is None else depth_top_k,
-            ),
+            ("", backbone_temperature, backbone_top_k),
+            ("depth_decoder_", depth_temperature, depth_top_k),
         ):
             found[f"{prefix}do_sample"] = bool(temperature)
             found[f"{prefix}suppress_tokens"] = list(range(config.codes, config.vocab))
             if temperature:
-                found |= {f"{prefix}temperature": temperature, f"{prefix}top_k": top_k or 0}
+                found |= {f"{prefix}temperature": temperature, f"{prefix}top_k": top_k}
         return found
 
 

@@ -166,13 +166,10 @@ def test_a_line_has_a_voice_of_its_own(csm: Csm, tiny_checkpoint: Path, tmp_path
     assert len({soundfile.read(tmp_path / f"{name}.wav")[0].tobytes() for name in "abc"}) == 3
 
 
-def test_flags_that_lines_do_not_hear_are_told_once(csm: Csm, tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_a_flag_overrides_the_lines(csm: Csm, tiny_checkpoint: Path, tmp_path: Path) -> None:
     path = manifest(tmp_path, *(item(f"{n}", max_duration=0.16) for n in range(4)))
-    told = run(csm, tiny_checkpoint, path, tmp_path / "{id}.wav", "--max-duration", "0.4", "--shard", "1/2")
-    assert told.err.count("--max-duration does not count for 2 turns that have their own") == 1
-    over = run(csm, tiny_checkpoint, path, tmp_path / "{id}.wav", "--override", "max_duration=0.24", "--json")
-    lines = [json.loads(line) for line in over.out.splitlines()]
-    assert "does not count" not in over.err and [line["duration_s"] for line in lines] == [0.24] * 4
+    done = run(csm, tiny_checkpoint, path, tmp_path / "{id}.wav", "--max-duration", "0.24", "--json")
+    assert [json.loads(line)["duration_s"] for line in done.out.splitlines()] == [0.24] * 4
 
 
 def test_no_output_is_a_usage_error(csm: Csm, tmp_path: Path) -> None:

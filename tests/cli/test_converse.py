@@ -120,7 +120,7 @@ def seeds(csm: Csm, checkpoint: Path, tmp_path: Path, *flags: str) -> list[int]:
     return [turn["seed"] for turn in result.json["turns"]]
 
 
-def test_turn_over_speaker_over_flag_over_script_over_environment(
+def test_flag_over_turn_over_speaker_over_script_over_environment(
     csm: Csm, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     script = "defaults: {{max_duration: 0.1{defaults}}}\nspeakers: {{a: {{id: 0{speaker}}}}}\n"
@@ -128,11 +128,11 @@ def test_turn_over_speaker_over_flag_over_script_over_environment(
     monkeypatch.setenv("CSM_SEED", "1")
     layers = {"defaults": ", seed: 2", "speaker": ", seed: 4", "turn": ", seed: 5"}
     found = []
-    for count, flags in ((0, []), (1, []), (1, ["--seed", "0"]), (2, ["--seed", "0"]), (3, ["--seed", "0"])):
+    for count, flags in ((0, []), (1, []), (2, []), (3, []), (3, ["--seed", "0"])):
         given = {name: text if at < count else "" for at, (name, text) in enumerate(layers.items())}
         (tmp_path / "s.yaml").write_text(script.format(**given))
         found += seeds(csm, tiny_checkpoint, tmp_path, *flags)
-    assert found == [1, 2, 0, 4, 5]
+    assert found == [1, 2, 4, 5, 0]
 
 
 @pytest.fixture

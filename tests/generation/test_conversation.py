@@ -29,7 +29,9 @@ def conversation(*texts: str, options: GenerationOptions | None = None) -> Conve
 
 def opened(talk: Conversation, base: GenerationOptions = BASE, context_rows: int = 0) -> ConversationState:
     heard = (Turn(1, "Heard before."),) if context_rows else ()
-    dialogue = ConversationState(replace(talk, context=heard), ResolvedDefaults(base, GenerationOptions()), WINDOW)
+    dialogue = ConversationState(
+        replace(talk, context=heard, defaults=base), ResolvedDefaults(GenerationOptions(), GenerationOptions()), WINDOW
+    )
     dialogue.begin(lambda turn: rows(context_rows))
     return dialogue
 
@@ -46,7 +48,7 @@ def spoken(dialogue: ConversationState, heard: Tensor) -> None:
         dialogue.close()
 
 
-def test_a_turns_options_count_above_the_rest() -> None:
+def test_a_turns_options_override_the_scripts() -> None:
     dialogue = opened(conversation("Hi there.", options=GenerationOptions(temperature=0.0, seed=0)))
     sampling = dialogue.request(rows(5)).sampling
     assert (sampling.temperature, sampling.top_k, sampling.seed) == (0.0, 50, 0)

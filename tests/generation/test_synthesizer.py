@@ -199,12 +199,14 @@ def test_a_model_that_says_nothing_is_empty(mute_checkpoint: Path) -> None:
     assert (utterance.stop, len(utterance.audio.samples)) == ("empty", 0)
 
 
-def test_flags_count_over_the_scripts_defaults_and_turns_over_flags(synth: Synthesizer) -> None:
-    turns = (Turn(0, "A."), Turn(0, "B.", options=GenerationOptions(max_duration=0.16)))
-    script = Conversation(turns, defaults=GenerationOptions(max_duration=1.0, seed=50))
-    first, second = spoken(list(synth.speak([script], GenerationOptions(max_duration=0.24))))
-    assert (len(first.codes), len(second.codes)) == (3, 2)
-    assert first.seed == 50
+def test_flags_override_turns_and_turns_override_the_scripts_defaults(synth: Synthesizer) -> None:
+    turns = (Turn(0, "A."), Turn(0, "B.", options=GenerationOptions(max_duration=0.16, seed=9)))
+    script = Conversation(turns, defaults=GenerationOptions(max_duration=0.4, seed=50))
+    found = []
+    for flags in (GenerationOptions(), GenerationOptions(max_duration=0.24), GenerationOptions(seed=0)):
+        utterances = spoken(list(synth.speak([script], flags)))
+        found.append([(len(each.codes), each.seed) for each in utterances])
+    assert found == [[(5, 50), (2, 9)], [(3, 50), (3, 9)], [(5, 0), (2, 1)]]
 
 
 WILD = GenerationOptions(temperature=1.0, seed=1)  # this checkpoint never ends a turn by itself

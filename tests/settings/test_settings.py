@@ -119,43 +119,22 @@ def test_a_flag_counts_over_a_file(csm: Csm, here: Path, tiny_checkpoint: Path) 
     assert csm("say", "Hi", "--json", "--max-duration", "0.16", "-o", "a.wav").json["duration_s"] == 0.16
 
 
-def test_a_script_counts_over_a_file_and_an_override_over_its_turns(
+def test_a_flag_overrides_a_turn_which_overrides_the_script_which_overrides_a_file(
     csm: Csm, here: Path, tiny_checkpoint: Path
 ) -> None:
     (here / "csm.toml").write_text("max_duration = 3\nseed = 5\n")
     (here / "a.yaml").write_text(
         "defaults: {max_duration: 0.4}\n"
-        "turns:\n  - {speaker: 0, text: Hi, max_duration: 0.16}\n  - {speaker: 0, text: Ho}\n"
+        "turns:\n  - {speaker: 0, text: Hi, max_duration: 0.16, seed: 9}\n  - {speaker: 0, text: Ho}\n"
     )
     run = ("converse", "a.yaml", "--json", "-o", "a.wav", "--model", tiny_checkpoint)
 
-    def frames(*flags: str) -> list[int]:
-        return [turn["frames"] for turn in csm(*run, *flags).json["turns"]]
+    def told(name: str, *flags: str) -> list[int]:
+        return [turn[name] for turn in csm(*run, *flags).json["turns"]]
 
-    assert frames() == [2, 5] and csm(*run).json["turns"][0]["seed"] == 5
-    assert frames("--max-duration", "0.8") == [2, 10]
-    assert frames("--max-duration", "0.8", "--override", "max-duration=0.24") == [3, 3]
-
-
-def test_a_flag_that_does_not_count_is_said_once(csm: Csm, here: Path, tiny_checkpoint: Path) -> None:
-    turns = "  - {speaker: 0, text: Hi, max_duration: 0.16}\n" * 2
-    (here / "a.yaml").write_text(f"turns:\n{turns}")
-    run = ("converse", "a.yaml", "-o", "a.wav", "--model", tiny_checkpoint, "--max-duration", "0.4")
-    said = [line for line in csm(*run).err.splitlines() if "does not count" in line]
-    expected = (
-        "--max-duration does not count for 2 turns that have their own max_duration; --override max_duration=... does"
-    )
-    assert said == [expected]
-    assert "--override" not in csm(*run, "--override", "max_duration=0.4").err
-
-
-@pytest.mark.parametrize(
-    ("given", "message"),
-    [("temperatur=1", "did you mean temperature"), ("temperature", "KEY=VALUE"), ("seed=x", "not 'x'")],
-)
-def test_an_override_that_cannot_be_is_refused(csm: Csm, given: str, message: str) -> None:
-    result = csm("say", "Hi", "-o", "a.wav", "--override", given)
-    assert result.code == 2 and message in result.err and len(result.err.splitlines()) == 1
+    assert told("frames") == [2, 5] and told("seed") == [9, 6]
+    assert told("frames", "--max-duration", "0.8") == [10, 10]
+    assert told("seed", "--seed", "0") == [0, 1]
 
 
 def test_show_says_where_every_value_is_from(
@@ -165,10 +144,10 @@ def test_show_says_where_every_value_is_from(
     (here / "csm.toml").write_text("depth_top_k = 7\nsplit = 80\n")
     (here / "a.yaml").write_text("defaults: {seed: 9}\nturns: [{0: Hi}]\n")
     monkeypatch.setenv("CSM_RETRIES", "4")
-    shown = csm("config", "show", "--json", "--device", "cpu", "--override", "top_k=2", "--script", "a.yaml").json
+    shown = csm("config", "show", "--json", "--device", "cpu", "--top-k", "2", "--script", "a.yaml").json
     assert {name: (each["value"], each["source"]) for name, each in shown.items()} == {
         "temperature": (0.0, str(tiny_checkpoint)),
-        "top_k": (2, "--override"),
+        "top_k": (2, "flag"),
         "depth_temperature": (None, "built in"),
         "depth_top_k": (7, "csm.toml"),
         "seed": (9, "a.yaml: defaults"),
@@ -187,13 +166,6 @@ def test_show_says_where_every_value_is_from(
         "verify_model": ("base.en", "built in"),
         "offline": (False, "built in"),
     }
-
-
-def test_show_says_which_flag_does_not_count(csm: Csm, here: Path) -> None:
-    (here / "a.yaml").write_text("turns:\n  - {speaker: 0, text: Hi, seed: 4}\n")
-    shown = csm("config", "show", "--script", "a.yaml", "--seed", "9")
-    assert "--seed does not count for 1 turn that has its own seed" in shown.err
-    assert [line.split() for line in shown.out.splitlines() if line.startswith("seed")] == [["seed", "9", "flag"]]
 
 
 def test_show_of_a_model_that_was_never_fetched_does_not_fetch_it(csm: Csm, monkeypatch: pytest.MonkeyPatch) -> None:
