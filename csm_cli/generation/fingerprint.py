@@ -19,7 +19,7 @@ MAX_CACHED_FILES = 4096  # bounds memory where every item of a batch has its own
 class SynthesisSetup:
     """Everything besides the script that determines how it sounds. Device, dtype and int8 do not count.
 
-    flags: options of the command line, over the script's defaults. verified: whether a recognizer judges takes.
+    flags: options of the command line, over the script's own. verified: whether a recognizer judges takes.
     """
 
     checkpoint: Checkpoint
@@ -30,8 +30,7 @@ class SynthesisSetup:
 
     def options(self, conversation: Conversation, turn: Turn) -> GenerationOptions:
         """The options by which `turn` is generated."""
-        own = turn.options.over(self.flags.over(conversation.defaults))
-        return own.completed(self.checkpoint.defaults)
+        return resolve_options(self.flags, turn, conversation.defaults, self.checkpoint.defaults)
 
     def content(self) -> list[Any]:
         """The setup as JSON values; flags are left out, since `options` has them for each turn."""
