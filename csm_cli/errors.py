@@ -110,7 +110,7 @@ class Diagnostic:
     message: str
 
     @property
-    def place(self) -> str:
+    def location(self) -> str:
         return f"{self.file}:{self.line}:{self.column}" if self.line else self.file
 
 
@@ -132,7 +132,7 @@ class ScriptInvalid(InputError):
 class NotReady(ScriptInvalid):
     """All diagnostics that `csm check` has."""
 
-    outcome = "not ready to be spoken"
+    outcome = "validation failed"
 
 
 class SettingsInvalid(ScriptInvalid):

@@ -1,4 +1,4 @@
-"""csm script: scripts from other programs' forms."""
+"""csm script: converts dialogues in other formats to scripts."""
 
 from __future__ import annotations
 
@@ -15,7 +15,11 @@ from csm_cli.errors import UsageError
 from csm_cli.storage.files import check_writable, write_atomically
 from csm_cli.storage.paths import expand_path, resolved_name
 
-script = typer.Typer(name="script", help="Scripts from other programs' forms.", no_args_is_help=True)
+_HELP = """Convert dialogues in other formats to scripts.
+
+Example: csm script convert episode.srt -o episode.yaml"""
+
+script = typer.Typer(name="script", help=_HELP, no_args_is_help=True)
 
 
 class ScriptFormat(Enum):
@@ -26,25 +30,28 @@ class ScriptFormat(Enum):
     vtt = "vtt"
 
 
-@script.callback()
+@script.callback(help=_HELP)
 def group() -> None:
-    """Scripts from other programs' forms."""
+    pass
 
 
 @script.command("convert")
 def convert_file(
-    source: Annotated[str, typer.Argument(metavar="IN", help="A dialogue of another program; - is standard input.")],
+    source: Annotated[str, typer.Argument(metavar="IN", help="File to convert; - is standard input.")],
     output: Annotated[
-        str, typer.Option("-o", "--output", metavar="FILE", help="The script, as YAML; - is standard output.")
+        str, typer.Option("-o", "--output", metavar="FILE", help="Script to write, in YAML; - is standard output.")
     ] = "-",
-    form: Annotated[
-        ScriptFormat | None, typer.Option("--from", help="Its form; told by what is in it if not given.")
+    source_format: Annotated[
+        ScriptFormat | None, typer.Option("--from", help="Format of the file; detected if not given.")
     ] = None,
     no_clobber: Annotated[bool, typer.Option("--no-clobber", help="Refuse to replace an existing file.")] = False,
-    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Only the output's path.")] = False,
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Print only the path of the output.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of a failure.")] = False,
 ) -> None:
-    """A dialogue in the form of Dia, VibeVoice, Higgs Audio, SubRip or WebVTT as a script for csm converse."""
+    """Convert a Dia, VibeVoice, Higgs Audio, SubRip or WebVTT dialogue to a script for csm converse.
+
+    Example: csm script convert episode.srt -o episode.yaml
+    """
     from csm_cli.script import script_from
     from csm_cli.script.importers import convert
 
@@ -52,11 +59,11 @@ def convert_file(
     if path:
         check_writable(path, not no_clobber)
         if source != "-" and resolved_name(path) == resolved_name(Path(source)):
-            raise UsageError(f"{path} is what is converted and would be replaced; name another -o")
+            raise UsageError(f"{path} is the input and would be replaced; choose another -o")
     folder = path.parent if path else Path()
-    data = convert(source, form.value if form else None, folder)
-    talk = script_from(data, folder, source)
-    text = _yaml(data)
+    data = convert(source, source_format.value if source_format else None, folder)
+    conversation = script_from(data, folder, source)
+    text = _to_yaml(data)
     if path is None:
         for line in text.splitlines():
             emit(line)
@@ -64,24 +71,24 @@ def convert_file(
     write_atomically(path, text.encode())
     emit_path(path)
     if not quiet:
+        turns = f"{len(conversation.turns)} turn{'s' if len(conversation.turns) > 1 else ''}"
         command = f"csm converse {shlex.quote(str(path))} -o out.wav"
-        turns = f"{len(talk.turns)} turn{'s' if len(talk.turns) > 1 else ''}"
-        log_line(f"{turns} by {', '.join(data['speakers'])}; speak them with {command}")
+        log_line(f"{turns}, speakers: {', '.join(data['speakers'])}; next: {command}")
 
 
-def _yaml(data: dict[str, Any]) -> str:
-    """One line for each speaker and turn, as people write them."""
-    blocks = [f"csm: {data['csm']}", "speakers:"]
-    blocks += [f"  {_line({name: each}, None)}" for name, each in data["speakers"].items()]
-    for part in ("context", "turns"):
-        if part in data:
-            blocks += [f"{part}:", *(f"  - {_line(each, len(each) > 1)}" for each in data[part])]
-    return "\n".join(blocks) + "\n"
-
-
-def _line(fields: dict[str, Any], braces: bool | None) -> str:
-    """A mapping on one line; braces: around it, or (None) around what is in it."""
+def _to_yaml(data: dict[str, Any]) -> str:
+    """The script as YAML with one line for each speaker and turn."""
     import yaml
 
-    text: str = yaml.safe_dump(fields, default_flow_style=braces, sort_keys=False, allow_unicode=True, width=math.inf)
-    return text.strip()
+    def one_line(fields: dict[str, Any], flow_style: bool | None) -> str:
+        text: str = yaml.safe_dump(
+            fields, default_flow_style=flow_style, sort_keys=False, allow_unicode=True, width=math.inf
+        )
+        return text.strip()
+
+    lines = [f"csm: {data['csm']}", "speakers:"]
+    lines += [f"  {one_line({name: entry}, None)}" for name, entry in data["speakers"].items()]
+    for section in ("context", "turns"):
+        if section in data:
+            lines += [f"{section}:", *(f"  - {one_line(entry, len(entry) > 1)}" for entry in data[section])]
+    return "\n".join(lines) + "\n"

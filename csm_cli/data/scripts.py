@@ -35,7 +35,7 @@ def _broken(place: str, invalid: ScriptInvalid) -> DroppedClip:
     told = f"{first.path}: {first.message}" if first.path else first.message
     return DroppedClip(
         "",
-        first.place if first.line else place,
+        first.location if first.line else place,
         "broken row",
         told + (f"; and {more} more, which csm check tells" if more else ""),
     )

@@ -1,12 +1,11 @@
-"""Scripts, manifests and tagged text to conversations. No torch here; pydantic is imported nowhere else."""
+"""Scripts, manifests and tagged text to conversations."""
 
 from __future__ import annotations
 
-from csm_cli.script.diagnostics import diagnostic_lines
 from csm_cli.script.inline import parse_context, parse_say
-from csm_cli.script.manifest import Manifest, read_manifest
-from csm_cli.script.reader import read_either, read_script, script_from
+from csm_cli.script.reader import Manifest, read_either, read_manifest, read_script, script_from
 from csm_cli.script.schema import json_schema
+from csm_cli.script.source import diagnostic_lines
 
 __all__ = [
     "Manifest",

@@ -1,18 +1,18 @@
-"""Other programs' dialogues as scripts of our own: Dia, VibeVoice, Higgs Audio, SubRip and WebVTT."""
+"""Dialogues in other formats as scripts: Dia, VibeVoice, Higgs Audio, SubRip and WebVTT."""
 
 from __future__ import annotations
 
+import html
 import json
 import os
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from csm_cli.errors import Diagnostic, ScriptInvalid
-from csm_cli.script.cue_reader import read_cues
-from csm_cli.script.source import read_text
-from csm_cli.script.text_lines import TextLine
+from csm_cli.script.files import STDIN, read_text
 
 FORMATS = ("dia", "vibevoice", "higgs", "srt", "vtt")
 _TAGS = {
@@ -21,135 +21,202 @@ _TAGS = {
     "vibevoice": re.compile(r"^[ \t]*(Speaker[ \t]+\d{1,3})[ \t]*:", re.IGNORECASE | re.MULTILINE),
 }
 _EXAMPLES = {"dia": "[S1] Hello.", "higgs": "[SPEAKER0] Hello.", "vibevoice": "Speaker 1: Hello."}
-_CUE = re.compile(r"^\s*(\d+\s*\n)?\s*(\d+:)?\d{1,2}:\d{2}[,.]\d{3} +-->", re.MULTILINE)
-_INSTRUCTION = re.compile(r"<\|(\w+)_start\|>.*?<\|\1_end\|>", re.DOTALL)  # Higgs: scenes and instructions
+_HIGGS_INSTRUCTION = re.compile(r"<\|(\w+)_start\|>.*?<\|\1_end\|>", re.DOTALL)
+
+_TIME = r"(?:(\d+):)?(\d{1,2}):(\d{2})[,.](\d{3})"
+_CUE_TIMES = re.compile(rf"^\s*{_TIME}[ \t]+-->[ \t]+{_TIME}(?:[ \t].*)?$")
+_CUE_START = re.compile(r"^\s*(\d+\s*\n)?\s*(\d+:)?\d{1,2}:\d{2}[,.]\d{3} +-->", re.MULTILINE)
+_CUE_VOICE = re.compile(r"^<v(?:\.[^\s>]*)?[ \t]+([^>]+)>")
+_CUE_MARKUP = re.compile(r"</?[a-zA-Z][^>]*>|<\d[\d:.]*>|\{\\[^}]*\}")
+_CUE_NAME = re.compile(r"^([^\W\d_][^:<>]{0,30}):\s+(?=\S)")
+_DEFAULT_SPEAKER = "speaker 0"
+_SENTENCE_END = re.compile(r"[.!?…。！？][\"'”’)\]]*$")  # noqa: RUF001
+MAX_CUE_GAP = 0.5  # seconds between two cues of one sentence
+MAX_JOINED_CHARS = 200  # of the cues of one turn
 
 
-def convert(path: str, form: str | None = None, folder: Path = Path()) -> dict[str, Any]:
-    """A dialogue in another program's form as the data of a script that is to lie in `folder`; `-` is standard input.
+@dataclass(frozen=True)
+class _ImportedTurn:
+    """line: its number in the file. start, end: seconds, if known. audio: the file of a recorded turn."""
 
-    form: one of `FORMATS`; None goes by what is in the file.
+    line: int
+    speaker: str
+    text: str
+    start: float | None = None
+    end: float | None = None
+    audio: str = ""
+
+
+def convert(path: str, source_format: str | None = None, folder: Path = Path()) -> dict[str, Any]:
+    """A dialogue in another format as the data of a script to be written to `folder`; `-` is standard input.
+
+    source_format: one of `FORMATS`; None to detect it.
 
     Raises:
-        ScriptInvalid: it cannot be read, or is in no form, or not in that one.
+        ScriptInvalid: the file cannot be read, or is not in this or any known format.
     """
     text = read_text(path)
-    found = form or _form(path, text)
-    if found in ("srt", "vtt"):
-        lines = read_cues(path, text)
-    elif found == "higgs" and text.lstrip().startswith(("{", "[{")):
-        lines = list(_messages(path, text))
+    source_format = source_format or _detect_format(path, text)
+    if source_format in ("srt", "vtt"):
+        turns = _read_cues(path, text)
+    elif source_format == "higgs" and text.lstrip().startswith(("{", "[{")):
+        turns = _read_higgs_messages(path, text)
     else:
-        lines = _tagged(path, text, found)
-    return _script(lines, Path(path).parent, folder)
+        turns = _read_tagged(path, text, source_format)
+    names = list(dict.fromkeys(turn.speaker for turn in turns))
+    if all(re.search(r"\d+$", name) for name in names):
+        names.sort(key=lambda name: int(re.findall(r"\d+$", name)[0]))
+    script: dict[str, Any] = {"csm": 1, "speakers": {name: {"id": number} for number, name in enumerate(names)}}
+    recorded = [turn for turn in turns if turn.audio]
+    if recorded:
+        beside = Path(path).parent
+        script["context"] = [
+            {"speaker": turn.speaker, "audio": _relative_path(folder, beside, turn.audio), "text": turn.text}
+            for turn in recorded
+        ]
+    script["turns"] = list(_script_turns([turn for turn in turns if not turn.audio]))
+    return script
 
 
-def _form(path: str, text: str) -> str:
+def _detect_format(path: str, text: str) -> str:
     suffix = Path(path).suffix.lower().removeprefix(".")
     if suffix in ("srt", "vtt"):
         return suffix
     if text.lstrip().startswith("WEBVTT"):
         return "vtt"
-    if _CUE.search(text[:2000]):
+    if _CUE_START.search(text[:2000]):
         return "srt"
     if text.lstrip().startswith(("{", "[{")):
         return "higgs"
-    found = {name: match.start() for name, tag in _TAGS.items() if (match := tag.search(text))}
-    if found:
-        return min(found, key=lambda name: found[name])
+    starts = {name: match.start() for name, tag in _TAGS.items() if (match := tag.search(text))}
+    if starts:
+        return min(starts, key=lambda name: starts[name])
     known = ", ".join(f"{name} ({example})" for name, example in _EXAMPLES.items())
-    raise _refused(path, 1, f"is in no form that is known: {known}, Higgs' messages in JSON, srt, vtt")
+    raise _invalid(path, 1, f"is in no known format: {known}, Higgs messages in JSON, srt, vtt")
 
 
-def _tagged(path: str, text: str, form: str, first: int = 1) -> list[TextLine]:
-    """The turns of a text in which each begins with who speaks. first: the number of the text's first line."""
-    tags = list(_TAGS[form].finditer(text))
-    start = tags[0].start() if tags else len(text)
-    if text[:start].strip() or not tags:
-        raise _refused(
-            path, first, f"expected a turn such as {_EXAMPLES[form]!r}, got {text.split(chr(10), 1)[0][:40]!r}"
-        )
-    ends = [tag.start() for tag in tags[1:]] + [len(text)]
-    lines = [
-        TextLine(
-            first + text.count("\n", 0, tag.start()), " ".join(tag[1].split()), " ".join(text[tag.end() : end].split())
-        )
-        for tag, end in zip(tags, ends, strict=True)
-    ]
-    if form == "dia" and not lines[-1].text:
-        lines.pop()  # Dia asks for a last tag without a text
-    for line in lines:
-        if not line.text:
-            raise _refused(path, line.number, f"expected text after {line.speaker}, got nothing")
-    return lines
+def _script_turns(turns: Sequence[_ImportedTurn]) -> Iterator[dict[str, Any]]:
+    """Entries of `turns`; if times are known, with the silence or overlap between turns."""
+    end: float | None = None
+    for turn in turns:
+        if turn.start is not None and end is not None:
+            yield {"speaker": turn.speaker, "text": turn.text, "offset": round(turn.start - end, 3)}
+        else:
+            if turn.start:
+                yield {"pause": round(turn.start, 3)}
+            yield {turn.speaker: turn.text}
+        end = turn.end
 
 
-def _messages(path: str, text: str) -> Iterator[TextLine]:
-    """Higgs' messages: what the user wrote is spoken; with the assistant's audio after it, it was, and is context."""
+def _relative_path(folder: Path, beside: Path, audio: str) -> str:
+    """The path from `folder` of a file named relative to the folder `beside`."""
+    return audio if Path(audio).is_absolute() else Path(os.path.relpath(beside / audio, folder)).as_posix()
+
+
+def _read_tagged(path: str, text: str, source_format: str) -> list[_ImportedTurn]:
+    """The turns of a text in which a tag with the speaker starts each turn."""
+    tags = list(_TAGS[source_format].finditer(text))
+    if not tags or text[: tags[0].start()].strip():
+        got = text.split("\n", 1)[0][:40]
+        raise _invalid(path, 1, f"expected a turn such as {_EXAMPLES[source_format]!r}, got {got!r}")
+    turns = []
+    for tag, end in zip(tags, [*(tag.start() for tag in tags[1:]), len(text)], strict=True):
+        speaker, spoken = " ".join(tag[1].split()), " ".join(text[tag.end() : end].split())
+        turns.append(_ImportedTurn(text.count("\n", 0, tag.start()) + 1, speaker, spoken))
+    if source_format == "dia" and not turns[-1].text:
+        turns.pop()  # Dia recommends a last tag without text
+    for turn in turns:
+        if not turn.text:
+            raise _invalid(path, turn.line, f"expected text after {turn.speaker}, got nothing")
+    return turns
+
+
+def _read_higgs_messages(path: str, text: str) -> list[_ImportedTurn]:
+    """The user's messages are turns; one with the assistant's audio after it is recorded, which makes it context."""
     try:
         data = json.loads(text)
     except ValueError as error:
         line = getattr(error, "lineno", 1)
-        raise _refused(path, line, f"is not JSON: {getattr(error, 'msg', error)}") from error
+        raise _invalid(path, line, f"is not JSON: {getattr(error, 'msg', error)}") from error
     messages = data.get("messages") if isinstance(data, dict) else data
     if not isinstance(messages, list) or not all(isinstance(each, dict) and "role" in each for each in messages):
-        raise _refused(path, 1, 'expected Higgs\' messages: {"messages": [{"role": ..., "content": ...}]}')
-    waiting: list[TextLine] = []
+        raise _invalid(path, 1, 'expected Higgs messages: {"messages": [{"role": ..., "content": ...}]}')
+    turns: list[_ImportedTurn] = []
+    latest: list[_ImportedTurn] = []  # of the user's last message; its audio may follow
     for message in messages:
-        words, audio = _content(message.get("content"))
-        if message["role"] == "user" and words:
-            yield from waiting
-            tagged = _TAGS["higgs"].match(words)
-            waiting = _tagged(path, words, "higgs") if tagged else [TextLine(1, "SPEAKER0", " ".join(words.split()))]
-        elif message["role"] == "assistant" and audio and waiting:
-            yield from (TextLine(each.number, each.speaker, each.text, audio=audio) for each in waiting[:1])
-            waiting = []
-    yield from waiting
+        content = message.get("content")
+        items = content if isinstance(content, list) else [content]
+        texts = [str(each.get("text") or "") if isinstance(each, dict) else str(each or "") for each in items]
+        spoken = _HIGGS_INSTRUCTION.sub("", " ".join(texts)).strip()
+        audio = [str(each["audio_url"]) for each in items if isinstance(each, dict) and each.get("audio_url")]
+        if message["role"] == "user" and spoken:
+            turns += latest
+            is_tagged = _TAGS["higgs"].match(spoken)
+            untagged = [_ImportedTurn(1, "SPEAKER0", " ".join(spoken.split()))]
+            latest = _read_tagged(path, spoken, "higgs") if is_tagged else untagged
+        elif message["role"] == "assistant" and audio and latest:
+            turns.append(replace(latest[0], audio=audio[0]))
+            latest = []
+    return turns + latest
 
 
-def _content(content: Any) -> tuple[str, str]:
-    """The text and the audio file of a message."""
-    items = content if isinstance(content, list) else [content]
-    texts = [
-        each if isinstance(each, str) else each.get("text") or "" for each in items if isinstance(each, str | dict)
-    ]
-    audio = [str(each["audio_url"]) for each in items if isinstance(each, dict) and each.get("audio_url")]
-    return _INSTRUCTION.sub("", " ".join(texts)).strip(), audio[0] if audio else ""
+def _read_cues(path: str, text: str) -> list[_ImportedTurn]:
+    """The turns of subtitles, ordered by time; the cues of one sentence are joined to one turn.
+
+    The speaker is a WebVTT voice, or a name before the text ("ANA: Hello.") if it is in capitals or every cue has one.
+
+    Raises:
+        ScriptInvalid: there are no cues, or one without a text.
+    """
+    cues = []
+    lines = iter(enumerate(text.splitlines(), 1))
+    for number, line in lines:
+        if times := _CUE_TIMES.match(line):
+            words: list[str] = []
+            for _, below in lines:
+                if not below.strip():
+                    break
+                words.append(below.strip())
+            cues.append(_parse_cue(path, number, times, " ".join(words)))
+    if not cues:
+        raise _invalid(path, 1, "there are no cues (00:00:01,000 --> 00:00:02,000)")
+    cues.sort(key=lambda cue: cue.start or 0.0)
+    names = [_CUE_NAME.match(cue.text) for cue in cues]
+    turns: list[_ImportedTurn] = []
+    for cue, name in zip(cues, names, strict=True):
+        if name and not cue.speaker and (all(names) or name[1].isupper()):
+            cue = replace(cue, speaker=name[1], text=cue.text[name.end() :].removeprefix("- "))
+        cue = replace(cue, speaker=cue.speaker or _DEFAULT_SPEAKER)
+        if turns and _is_same_sentence(turns[-1], cue):
+            last = turns.pop()
+            cue = replace(last, text=f"{last.text} {cue.text}", end=max(last.end or 0.0, cue.end or 0.0))
+        turns.append(cue)
+    return turns
 
 
-def _script(lines: Sequence[TextLine], source: Path, folder: Path) -> dict[str, Any]:
-    names = list(dict.fromkeys(line.speaker for line in lines))
-    if all(re.search(r"\d+$", name) for name in names):
-        names.sort(key=lambda name: int(re.findall(r"\d+$", name)[0]))
-    heard = [line for line in lines if line.audio]
-    script: dict[str, Any] = {"csm": 1, "speakers": {name: {"id": number} for number, name in enumerate(names)}}
-    if heard:
-        script["context"] = [
-            {"speaker": line.speaker, "audio": _from(folder, source, line.audio), "text": line.text} for line in heard
-        ]
-    script["turns"] = list(_turns([line for line in lines if not line.audio]))
-    return script
+def _parse_cue(path: str, line: int, times: re.Match[str], words: str) -> _ImportedTurn:
+    seconds = []
+    for first in (0, 4):
+        hours, minutes, whole, milliseconds = (int(part or 0) for part in times.groups()[first : first + 4])
+        seconds.append(hours * 3600 + minutes * 60 + whole + milliseconds / 1000)
+    start, end = seconds
+    voice = _CUE_VOICE.match(words)
+    text = " ".join(html.unescape(_CUE_MARKUP.sub("", words)).split()).removeprefix("- ")
+    if end <= start:
+        raise _invalid(path, line, "the cue ends before it begins")
+    if not text:
+        raise _invalid(path, line, "expected text below the times, got nothing")
+    return _ImportedTurn(line, html.unescape(voice[1]).strip() if voice else "", text, start, end)
 
 
-def _turns(lines: Sequence[TextLine]) -> Iterator[dict[str, Any]]:
-    """Turns; where times are known, with the silence or overlap that was between them."""
-    end: float | None = None
-    for line in lines:
-        if line.start is None or line.end is None:
-            yield {line.speaker: line.text}
-        elif end is None:
-            if line.start:
-                yield {"pause": round(line.start, 3)}
-            yield {line.speaker: line.text}
-        else:
-            yield {"speaker": line.speaker, "text": line.text, "offset": round(line.start - end, 3)}
-        end = line.end
+def _is_same_sentence(last: _ImportedTurn, cue: _ImportedTurn) -> bool:
+    return (
+        last.speaker == cue.speaker
+        and (cue.start or 0.0) - (last.end or 0.0) <= MAX_CUE_GAP
+        and len(last.text) + len(cue.text) < MAX_JOINED_CHARS
+        and not _SENTENCE_END.search(last.text)
+    )
 
 
-def _from(folder: Path, source: Path, audio: str) -> str:
-    """A file beside `source` as a script in `folder` names it."""
-    return audio if Path(audio).is_absolute() else Path(os.path.relpath(source / audio, folder)).as_posix()
-
-
-def _refused(path: str, line: int, message: str) -> ScriptInvalid:
-    return ScriptInvalid([Diagnostic("<stdin>" if path == "-" else path, line, 1, "", message)])
+def _invalid(path: str, line: int, message: str) -> ScriptInvalid:
+    return ScriptInvalid([Diagnostic(STDIN if path == "-" else path, line, 1, "", message)])

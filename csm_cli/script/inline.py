@@ -1,4 +1,4 @@
-"""Turns written on a command line: `[0]Hello. [1]Hi!` and `[1]prev.wav=Hi there`."""
+"""Turns written on the command line: `[0]Hello. [1]Hi!` and `[1]prev.wav=Hi there`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from csm_cli.errors import Diagnostic, ScriptInvalid, UsageError
-from csm_cli.script.audio_lookup import AudioLookup
+from csm_cli.script.files import AudioLookup
 from csm_cli.script.source import MAX_TEXT_CHARS, text_problem
 from csm_cli.types import Recording, Turn
 
@@ -16,7 +16,7 @@ _TAG = re.compile(r"(?:^|(?<=\s))\[([0-9]{1,3})\]")
 
 @dataclass(frozen=True)
 class TaggedText:
-    """What one speaker says of a text, and where in the text it begins."""
+    """The text of one speaker. start: its offset in the whole text."""
 
     speaker: int
     text: str
@@ -24,41 +24,39 @@ class TaggedText:
 
 
 def split_tags(text: str, speaker: int) -> list[TaggedText]:
-    """A text at its tags. One that begins with no `[n]` is all `speaker`'s, and what it holds in brackets is spoken."""
-    lead = len(text) - len(text.lstrip())
-    if not _TAG.match(text, lead):
+    """Splits a text at its `[n]` tags. A text that does not begin with one is all spoken by `speaker`, brackets too."""
+    if not _TAG.match(text, len(text) - len(text.lstrip())):
         return [TaggedText(speaker, text, 0)]
     tags = list(_TAG.finditer(text))
-    ends = [tag.start() for tag in tags[1:]] + [len(text)]
+    ends = [*(tag.start() for tag in tags[1:]), len(text)]
     return [
         TaggedText(int(tag[1]), text[tag.end() : end].strip(), tag.start()) for tag, end in zip(tags, ends, strict=True)
     ]
 
 
 def parse_say(text: str, speaker: int) -> tuple[Turn, ...]:
-    """The turns of a text, each under the number the model reads.
+    """The turns of a text with `[n]` tags; without a tag, `speaker` says it all.
 
     Raises:
         ScriptInvalid: a turn has no text, or one that cannot be spoken.
     """
-    if len(text) > MAX_TEXT_CHARS:
-        raise ScriptInvalid([Diagnostic("<text>", 1, 1, "", text_problem(text))])
-    parts = split_tags(text, speaker)
-    diagnostics = [
-        Diagnostic("<text>", *_place(text, part.start), f"turns[{index}].text", trouble)
-        for index, part in enumerate(parts)
-        if (trouble := _trouble(part.text, "expected text, got nothing"))
-    ]
+    parts = [TaggedText(speaker, text, 0)] if len(text) > MAX_TEXT_CHARS else split_tags(text, speaker)
+    diagnostics = []
+    for index, part in enumerate(parts):
+        problem = text_problem(part.text) if part.text.strip() else "expected text, got nothing"
+        if problem:
+            line, column = text.count("\n", 0, part.start) + 1, part.start - text.rfind("\n", 0, part.start)
+            diagnostics.append(Diagnostic("<text>", line, column, f"turns[{index}].text", problem))
     if diagnostics:
         raise ScriptInvalid(diagnostics)
     return tuple(Turn(speaker=part.speaker, text=part.text.rstrip("\r\n"), name=str(part.speaker)) for part in parts)
 
 
 def parse_context(flag: str) -> Turn:
-    """A past turn from `[n]FILE=TEXT`; of several "=", the first whose left side is a file counts.
+    """A recorded turn from `[n]FILE=TEXT`; the first "=" whose left side is an existing file separates the two.
 
     Raises:
-        UsageError: not in this form.
+        UsageError: the flag has another form.
         ScriptInvalid: the file is missing or is not audio, or the text is empty.
     """
     tag = _TAG.match(flag)
@@ -67,20 +65,12 @@ def parse_context(flag: str) -> Turn:
         raise UsageError(f"--context takes '[n]FILE=TEXT', such as '[1]prev.wav=Hi there'; got {flag!r}")
     files = AudioLookup(Path())
     pairs = [(flag[tag.end() : split], flag[split + 1 :]) for split in splits]
-    found = ((files.find(name), name, text) for name, text in pairs)
-    path, name, text = next((each for each in found if each[0]), (None, *pairs[0]))
+    name, text = next((pair for pair in pairs if files.find(pair[0])), pairs[0])
+    path = files.find(name)
     if path is None:
         raise ScriptInvalid([Diagnostic("--context", 0, 0, "audio", f"no such file: {name}")])
-    trouble = files.trouble(path) or _trouble(text, "expected its text after the =, got nothing")
-    if trouble:
-        raise ScriptInvalid([Diagnostic(name, 0, 0, "context", trouble)])
+    problem = files.problem(path)
+    problem = problem or (text_problem(text) if text.strip() else "expected the text after =, got nothing")
+    if problem:
+        raise ScriptInvalid([Diagnostic(name, 0, 0, "context", problem)])
     return Turn(speaker=int(tag[1]), text=text, name=tag[1], recording=Recording(path))
-
-
-def _trouble(text: str, nothing: str) -> str:
-    return text_problem(text) if text.strip() else nothing
-
-
-def _place(text: str, offset: int) -> tuple[int, int]:
-    before = text[:offset]
-    return before.count("\n") + 1, offset - before.rfind("\n")

@@ -1,4 +1,4 @@
-"""The one schema of scripts and batch lines: what may be written. What it means together is checked in `resolve`."""
+"""The schema of scripts and batch lines: fields and their values. `resolve` checks what they mean together."""
 
 from __future__ import annotations
 
@@ -47,17 +47,17 @@ ALIASES = {
     "speaker": ("role", "source", "speaker_id"),
     "audio": ("audio_filepath", "file_name"),
 }
-TAG = "\0"  # begins the names of union members, which no field of a script can begin with
-KEY = "[key]"  # pydantic's last step to a key that is wrong itself
+TAG = "\0"  # first character of the names of union members, which no field of a script can have
+KEY = "[key]"  # pydantic's last step to an invalid key
 OPTIONS = frozenset(field.name for field in fields(types.GenerationOptions))
 
 
-def _also(name: str) -> Any:
+def _with_aliases(name: str) -> Any:
     return Field(validation_alias=AliasChoices(name, *ALIASES[name]))
 
 
-def _with_aliases(schema: dict[str, Any]) -> None:
-    """Lets editors accept the other names of a field."""
+def _add_aliases(schema: dict[str, Any]) -> None:
+    """Lets editors accept the aliases of a field."""
     properties, required = schema.get("properties", {}), schema.get("required", [])
     for name, others in ALIASES.items():
         if name not in properties:
@@ -69,7 +69,7 @@ def _with_aliases(schema: dict[str, Any]) -> None:
 
 
 class _Fields(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, json_schema_extra=_with_aliases)
+    model_config = ConfigDict(extra="forbid", frozen=True, json_schema_extra=_add_aliases)
 
 
 class _Options(_Fields):
@@ -87,47 +87,48 @@ class _Options(_Fields):
 
 
 class ScriptDefaults(_Options):
-    """What holds where a turn says nothing. gap: seconds of silence between turns. loudness: of the track, in LUFS."""
+    """Values for turns that set none. gap: seconds of silence between turns. loudness: of the track, in LUFS."""
 
     gap: PauseSeconds | None = None
     loudness: LoudnessLufs | None = None
 
 
 class Lexicon(RootModel[dict[WordField, WordField]]):
-    """Words, and how each is spelled for the model; texts keep them as written."""
+    """Words and the spelling of each that the model reads; subtitles and reports show the words as written."""
 
 
 class SpeakerFields(_Options):
-    """id: the number the model reads. voice: a saved one, or audio with its words in `voice_text` or a .txt beside.
+    """id: the number the model reads; assigned if absent. voice: a saved voice, or audio and its text in `voice_text`
+    or a .txt file beside it.
 
-    seed: each turn has this one and its index in the dialogue added, so that no two are alike.
+    seed: a turn's seed is this plus the turn's index, so that no two turns are alike.
     """
 
-    id: SpeakerNumber
+    id: SpeakerNumber | None = None
     voice: FilePath | None = None
     voice_text: TextField | None = None
     gain: GainDb | None = None
 
 
 class ContextEntry(_Fields):
-    """Recorded speech that the model hears and that is not written."""
+    """Recorded speech that is part of the prompt and not of the output."""
 
-    speaker: Annotated[SpeakerName, _also("speaker")]
-    audio: Annotated[FilePath, _also("audio")]
-    text: Annotated[TextField, _also("text")]
+    speaker: Annotated[SpeakerName, _with_aliases("speaker")]
+    audio: Annotated[FilePath, _with_aliases("audio")]
+    text: Annotated[TextField, _with_aliases("text")]
     start: TimeField | None = None
     end: TimeField | None = None
-    id: Annotated[ItemId | None, _also("id")] = None
+    id: Annotated[ItemId | None, _with_aliases("id")] = None
 
 
 class ExcludedEntry(ContextEntry):
-    """Recorded speech in the place of a turn, left out of the output: context."""
+    """Context written among the turns."""
 
     include: IncludeFalse
 
 
 class RecordedEntry(ContextEntry):
-    """A recorded turn, kept as it is."""
+    """A recorded turn, copied to the output."""
 
     offset: OffsetSeconds | None = None
     gain: GainDb | None = None
@@ -135,11 +136,11 @@ class RecordedEntry(ContextEntry):
 
 
 class SpokenEntry(_Options):
-    """A turn to be spoken. offset: seconds after the turn before, in place of the default gap."""
+    """A turn to generate. offset: seconds after the end of the previous turn, instead of the default gap."""
 
-    speaker: Annotated[SpeakerName, _also("speaker")]
-    text: Annotated[TextField, _also("text")]
-    id: Annotated[ItemId | None, _also("id")] = None
+    speaker: Annotated[SpeakerName, _with_aliases("speaker")]
+    text: Annotated[TextField, _with_aliases("text")]
+    id: Annotated[ItemId | None, _with_aliases("id")] = None
     offset: OffsetSeconds | None = None
     gain: GainDb | None = None
     include: IncludeTrue | None = None
@@ -157,14 +158,14 @@ TURN_FIELDS = frozenset(
 )
 
 
-def _one_pair(schema: dict[str, Any]) -> None:
+def _require_one_pair(schema: dict[str, Any]) -> None:
     schema.update(minProperties=1, maxProperties=1, propertyNames={"not": {"enum": sorted(TURN_FIELDS)}})
 
 
 class ShortEntry(RootModel[dict[str, TextField]]):
-    """A spoken turn as `speaker: text`."""
+    """A turn to generate, as `speaker: text`."""
 
-    model_config = ConfigDict(json_schema_extra=_one_pair)
+    model_config = ConfigDict(json_schema_extra=_require_one_pair)
 
 
 def _turn_kind(entry: object) -> str:
@@ -175,7 +176,7 @@ def _turn_kind(entry: object) -> str:
     if len(entry) == 1 and not TURN_FIELDS.intersection(entry):
         return TAG + "short"
     if parse_bool(entry.get("include")) is False:
-        return TAG + "left"
+        return TAG + "excluded"
     return TAG + "recorded" if any(name in entry for name in ("audio", *ALIASES["audio"])) else TAG + "spoken"
 
 
@@ -183,7 +184,7 @@ TurnEntry = Annotated[
     Annotated[ShortEntry, Tag(TAG + "short")]
     | Annotated[SpokenEntry, Tag(TAG + "spoken")]
     | Annotated[RecordedEntry, Tag(TAG + "recorded")]
-    | Annotated[ExcludedEntry, Tag(TAG + "left")]
+    | Annotated[ExcludedEntry, Tag(TAG + "excluded")]
     | Annotated[PauseEntry, Tag(TAG + "pause")],
     Discriminator(_turn_kind),
 ]
@@ -217,7 +218,7 @@ class Message(_Fields):
 
 
 class _Outline(_Fields):
-    """The fields of a script, its entries not looked into yet."""
+    """The fields of a script; their entries are validated one by one later."""
 
     csm: FormatVersion = "1"
     title: TitleField | None = None
@@ -237,20 +238,20 @@ class ScriptOutline(_Outline):
 
 
 class DialogueOutline(ScriptOutline):
-    """A batch line that holds a whole dialogue."""
+    """A batch line with a whole dialogue."""
 
-    id: Annotated[ItemId | None, _also("id")] = None
+    id: Annotated[ItemId | None, _with_aliases("id")] = None
 
 
 class ManifestLine(_Options):
-    """A batch line with one text to speak. Without a speaker, `[n]` in the text tags turns.
+    """A batch line with one text. Without a speaker, `[n]` in the text starts the turns of speaker n.
 
     voice: as in `SpeakerFields`.
     """
 
-    id: Annotated[ItemId | None, _also("id")] = None
-    speaker: Annotated[SpeakerName | None, _also("speaker")] = None
-    text: Annotated[TextField, _also("text")]
+    id: Annotated[ItemId | None, _with_aliases("id")] = None
+    speaker: Annotated[SpeakerName | None, _with_aliases("speaker")] = None
+    text: Annotated[TextField, _with_aliases("text")]
     voice: FilePath | None = None
     voice_text: TextField | None = None
     gain: GainDb | None = None
@@ -258,7 +259,7 @@ class ManifestLine(_Options):
 
 
 class _Entries(BaseModel):
-    """What the outlines leave open, for the JSON Schema."""
+    """The types of the entries in outlines, for the JSON Schema."""
 
     defaults: ScriptDefaults | None = None
     lexicon: Lexicon | None = None
@@ -270,9 +271,9 @@ class _Entries(BaseModel):
 
 def json_schema(kind: Literal["script", "batch"] = "script") -> dict[str, Any]:
     """The JSON Schema (draft 2020-12) of a script or of one line of a manifest, for editors."""
-    roots: list[type[BaseModel]] = (
-        [ScriptOutline] if kind == "script" else [ManifestLine, DialogueOutline, HeaderOutline]
-    )
+    roots: list[type[BaseModel]] = [ScriptOutline]
+    if kind == "batch":
+        roots = [ManifestLine, DialogueOutline, HeaderOutline]
     entries = _Entries.model_json_schema()
     definitions = entries["$defs"]
     for root in roots:
@@ -280,11 +281,10 @@ def json_schema(kind: Literal["script", "batch"] = "script") -> dict[str, Any]:
         shared = schema["properties"].keys() & entries["properties"].keys()
         schema["properties"].update({name: entries["properties"][name] for name in shared})
         definitions[root.__name__.removesuffix("Outline")] = schema
-    references = [{"$ref": f"#/$defs/{root.__name__.removesuffix('Outline')}"} for root in roots]
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "csm script" if kind == "script" else "csm batch line",
-        "anyOf": references,
+        "anyOf": [{"$ref": f"#/$defs/{root.__name__.removesuffix('Outline')}"} for root in roots],
         "$defs": definitions,
     }
 

@@ -1,89 +1,80 @@
-"""What a user wrote, as a tree whose every value knows its line and column."""
+"""The data a user wrote, with the line and column of every value, and the diagnostics about it."""
 
 from __future__ import annotations
 
-import codecs
 import json
 import re
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from csm_cli.errors import Diagnostic, ScriptInvalid
-from csm_cli.script.audio_lookup import AudioLookup
+from csm_cli.script.files import AudioLookup, Location
 
 Keys = tuple[str | int, ...]
-Location = tuple[int, int]
 
-STDIN = "<stdin>"
-INVALID = object()  # stands for data that could not be parsed
-MAX_DEPTH = 32
-MAX_VALUES = 100_000
-MAX_TEXT_CHARS = 100_000  # characters; two hours of speech
+INVALID = object()  # the data of text that could not be parsed
+MAX_TEXT_CHARS = 100_000  # two hours of speech
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
+_PLAIN_KEY = re.compile(r"[\w-]{1,40}")
+_PATH_WIDTH = 21
 
 
 @dataclass
 class Source:
-    """A script or one line of a manifest, and everything found wrong with it.
+    """A script or one line of a manifest, and every diagnostic about it.
 
-    data: plain mappings, lists and scalars, or REFUSED. values, keys: where a value and its key stand, both counted
-    from 1; empty for data that came from no file. files: finds what the paths in it mean.
+    data: plain mappings, lists and scalars, or INVALID. locations, key_locations: of each value and of its key; empty
+    for data that came from no file. files: finds the audio files that the data names.
     """
 
     file: str
     files: AudioLookup
     data: Any = INVALID
-    values: dict[Keys, Location] = field(default_factory=dict)
-    keys: dict[Keys, Location] = field(default_factory=dict)
+    locations: dict[Keys, Location] = field(default_factory=dict)
+    key_locations: dict[Keys, Location] = field(default_factory=dict)
     diagnostics: list[Diagnostic] = field(default_factory=list)
 
     def add_error(self, path: Keys, message: str, at_key: bool = False) -> None:
-        """Notes a diagnostic at the value of `path`, or at its key; where there is none, at what encloses it."""
-        place = self.keys.get(path) if at_key else None
-        inner = path
-        while place is None and inner:
-            place, inner = self.values.get(inner), inner[:-1]
-        line, column = place or self.values.get((), (0, 0))
-        self.diagnostics.append(Diagnostic(self.file, line, column, as_written(path), message))
+        """Adds a diagnostic at the value of `path` or at its key; without a location, at what encloses the value."""
+        location = self.key_locations.get(path) if at_key else None
+        enclosing = path
+        while location is None and enclosing:
+            location, enclosing = self.locations.get(enclosing), enclosing[:-1]
+        self.add_error_at(location or self.locations.get((), (0, 0)), path, message)
 
-    def complain_at(self, place: Location, path: Keys, message: str) -> None:
-        self.diagnostics.append(Diagnostic(self.file, *place, as_written(path), message))
+    def add_error_at(self, location: Location, path: Keys, message: str) -> None:
+        self.diagnostics.append(Diagnostic(self.file, *location, format_path(path), message))
 
-    @property
-    def full(self) -> str:
-        """What is wrong where there are more values than anybody writes; empty where nothing is."""
-        return f"more than {MAX_VALUES} values; write so much as several files" if len(self.values) > MAX_VALUES else ""
-
-    def text(self, value: str, path: Keys, place: Location) -> str:
-        """`value`, or nothing and a diagnostic where it holds characters that no text has."""
-        if trouble := text_problem(value):
-            self.complain_at(place, path, trouble)
-        return _CONTROL.sub("", value[:1000] if trouble else value)
+    def text(self, value: str, path: Keys, location: Location) -> str:
+        """`value` without control characters; adds a diagnostic if it had any or is too long."""
+        problem = text_problem(value)
+        if problem:
+            self.add_error_at(location, path, problem)
+        return _CONTROL.sub("", value[:1000] if problem else value)
 
 
 def text_problem(text: str) -> str:
-    """What is wrong with a text that is endless or holds characters no text has; empty where nothing is."""
+    """Why a text cannot be spoken: it is too long or has control characters; empty if it can."""
     if len(text) > MAX_TEXT_CHARS:
-        return f"a text of {len(text)} characters, at most {MAX_TEXT_CHARS}; break it into several"
-    bad = _CONTROL.search(text)
-    return f"control character U+{ord(bad[0]):04X} cannot be spoken; remove it" if bad else ""
+        return f"the text has {len(text)} characters, more than {MAX_TEXT_CHARS}; break it into several"
+    control = _CONTROL.search(text)
+    return f"control character U+{ord(control[0]):04X} cannot be spoken; remove it" if control else ""
 
 
-def as_written(path: Keys) -> str:
+def format_path(path: Keys) -> str:
     """`turns[1].text` for ("turns", 1, "text")."""
-    parts = (f"[{key}]" if isinstance(key, int) else f".{_key(key)}" for key in path)
-    return "".join(parts).removeprefix(".")
-
-
-def _key(key: str) -> str:
-    return key if re.fullmatch(r"[\w-]{1,40}", key) else quoted(key)
+    written = ""
+    for key in path:
+        if isinstance(key, int):
+            written += f"[{key}]"
+        else:
+            written += "." + (key if _PLAIN_KEY.fullmatch(key) else quoted(key))
+    return written.removeprefix(".")
 
 
 def quoted(value: object) -> str:
-    """A value as a diagnostic names it, on one line and short."""
+    """A value as diagnostics show it, short and on one line."""
     if value is None or value == "":
         return "nothing"
     if isinstance(value, Mapping):
@@ -96,36 +87,13 @@ def quoted(value: object) -> str:
     return text if len(text) <= 60 else text[:56] + '..."'
 
 
-def read_text(path: Path | str) -> str:
-    """The text of a UTF-8 file, with or without a byte order mark; `-` is standard input.
-
-    Raises:
-        ScriptInvalid: it cannot be read, or is not UTF-8.
-    """
-    name = STDIN if str(path) == "-" else str(path)
-    try:
-        raw = sys.stdin.buffer.read() if name == STDIN else Path(path).read_bytes()
-    except (OSError, ValueError) as error:
-        raise _refused(name, (0, 0), unreadable_error(error)) from error
-    if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        raise _refused(name, (0, 0), "expected UTF-8, got UTF-16; save the file as UTF-8")
-    try:
-        return raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        before = raw[: error.start].decode("utf-8-sig")
-        place = (before.count("\n") + 1, len(before) - before.rfind("\n"))
-        raise _refused(name, place, f"byte 0x{raw[error.start]:02X} is not UTF-8; save the file as UTF-8") from error
-
-
-def unreadable_error(error: Exception) -> str:
-    """Why a file cannot be read."""
-    if isinstance(error, FileNotFoundError):
-        return "no such file"
-    if isinstance(error, IsADirectoryError):
-        return "is a directory; name a file in it"
-    reason = error.strerror if isinstance(error, OSError) else str(error)
-    return f"cannot be read: {reason}"
-
-
-def _refused(name: str, place: Location, message: str) -> ScriptInvalid:
-    return ScriptInvalid([Diagnostic(name, *place, "", message)])
+def diagnostic_lines(error: ScriptInvalid) -> list[str]:
+    """Location, path and message of each diagnostic in columns, then the count; control characters are escaped."""
+    cells = [(each.location, each.path, each.message) for each in error.diagnostics]
+    first = max((len(location) for location, _, _ in cells), default=0)
+    second = max([len(path) for _, path, _ in cells] + [_PATH_WIDTH])
+    lines = [f"{location:<{first}} {path:<{second}} {message}" for location, path, message in cells]
+    return [
+        "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in line)
+        for line in [*lines, str(error)]
+    ]

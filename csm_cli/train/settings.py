@@ -8,11 +8,11 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from csm_cli.errors import ScriptInvalid, SettingsInvalid
-from csm_cli.script.audio_lookup import AudioLookup
 from csm_cli.script.fields import Seed, TextField, expecting, parse_bool
-from csm_cli.script.source import INVALID, Source, read_text
+from csm_cli.script.files import AudioLookup, read_text
+from csm_cli.script.parsers import parse_yaml
+from csm_cli.script.source import INVALID, Source
 from csm_cli.script.validate import validate_entry
-from csm_cli.script.yaml_reader import parse_yaml
 
 _Place = Annotated[str, Field(min_length=1), expecting("a path")]
 _Count = Annotated[int, Field(ge=1, le=10**12), expecting("a whole number >= 1")]
@@ -117,7 +117,7 @@ def read_train_settings(path: Path) -> TrainSettings:
     """
     try:
         source = Source(str(path), AudioLookup(path.parent))
-        parse_yaml(read_text(path), source, _EXPECTED)
+        source.data = parse_yaml(read_text(path), source, _EXPECTED)
     except ScriptInvalid as problem:
         raise SettingsInvalid(problem.diagnostics) from problem
     settings = None

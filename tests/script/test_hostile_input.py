@@ -1,4 +1,4 @@
-"""Whatever is thrown at it, a script is read or complained about, each diagnostic at its place."""
+"""Any input is read or rejected with diagnostics that have a location."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ fast = settings(max_examples=80, deadline=None, suppress_health_check=[HealthChe
 
 
 @pytest.fixture(autouse=True)
-def _desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-def reads_or_complains(read: Callable[[str], object], name: str, content: bytes) -> None:
+def read_or_reject(read: Callable[[str], object], name: str, content: bytes) -> None:
     Path(name).write_bytes(content)
     try:
         read(name)
@@ -62,8 +62,8 @@ def reads_or_complains(read: Callable[[str], object], name: str, content: bytes)
 @given(scripts | trees)
 def test_any_json_tree(tree: Any) -> None:
     raw = json.dumps(tree).encode()
-    reads_or_complains(read_script, "s.json", raw)
-    reads_or_complains(read_manifest, "m.jsonl", raw)
+    read_or_reject(read_script, "s.json", raw)
+    read_or_reject(read_manifest, "m.jsonl", raw)
 
 
 NEXT_LINE = {"turns": [{"0": {"\x85": None}, "ana": {"\x85": None}, "audio": {"\u2028": None}}]}
@@ -73,7 +73,7 @@ NEXT_LINE = {"turns": [{"0": {"\x85": None}, "ana": {"\x85": None}, "audio": {"\
 @given(scripts | trees)
 @example(NEXT_LINE)
 def test_any_yaml_tree(tree: Any) -> None:
-    reads_or_complains(read_script, "s.yaml", yaml.safe_dump(tree, allow_unicode=True).encode("utf-8", "replace"))
+    read_or_reject(read_script, "s.yaml", yaml.safe_dump(tree, allow_unicode=True).encode("utf-8", "replace"))
 
 
 @fast
@@ -87,7 +87,7 @@ def test_any_yaml_tree(tree: Any) -> None:
 def test_any_text(pieces: list[str]) -> None:
     raw = "".join(pieces).encode()
     for name in ("s.yaml", "s.json", "s.jsonl", "s.txt"):
-        reads_or_complains(read_either, name, raw)
+        read_or_reject(read_either, name, raw)
 
 
 cells = st.text(alphabet="ab0,;\"'\n\r\t #[]{}\x07\u2028é", max_size=12) | st.sampled_from(
@@ -102,7 +102,7 @@ cells = st.text(alphabet="ab0,;\"'\n\r\t #[]{}\x07\u2028é", max_size=12) | st.s
 def test_any_table_and_any_lines(header: str, rows: list[list[str]]) -> None:
     raw = "\n".join([header, *map(",".join, rows)]).encode()
     for name in ("m.csv", "m.tsv", "m.txt"):
-        reads_or_complains(read_either, name, raw)
+        read_or_reject(read_either, name, raw)
 
 
 LONG = [
@@ -117,7 +117,7 @@ LONG = [
 
 
 @pytest.mark.parametrize("raw", LONG, ids=lambda raw: raw[:12].decode())
-def test_what_is_far_too_long_is_one_short_complaint(raw: bytes) -> None:
+def test_oversized_input_gives_short_diagnostics(raw: bytes) -> None:
     for name in ("s.yaml", "s.json", "s.jsonl", "m.txt"):
         Path(name).write_bytes(raw)
         with pytest.raises(ScriptInvalid) as caught:
@@ -125,7 +125,7 @@ def test_what_is_far_too_long_is_one_short_complaint(raw: bytes) -> None:
         assert all(len(line) < 400 for line in diagnostic_lines(caught.value))
 
 
-def test_of_very_many_complaints_the_first_are_told_and_all_are_counted() -> None:
+def test_many_diagnostics_are_counted_and_the_first_are_shown() -> None:
     Path("m.jsonl").write_text('{"text": ""}\n' * 5000)
     with pytest.raises(ScriptInvalid) as caught:
         read_manifest("m.jsonl")
@@ -133,7 +133,7 @@ def test_of_very_many_complaints_the_first_are_told_and_all_are_counted() -> Non
     assert str(caught.value).startswith(f"5000 errors, the first {MAX_DIAGNOSTICS_SHOWN} are above; nothing")
 
 
-def test_a_file_that_changes_under_the_reader_is_noticed() -> None:
+def test_a_file_that_changes_while_it_is_read_is_an_error() -> None:
     Path("m.jsonl").write_text('{"text": "Hi."}\n')
     manifest = read_manifest("m.jsonl")
     Path("m.jsonl").write_text('{"text": "Hi."}\n{"text": "Ho."}\n')
@@ -145,8 +145,8 @@ def test_a_file_that_changes_under_the_reader_is_noticed() -> None:
 @given(st.binary(max_size=80))
 def test_any_bytes(raw: bytes) -> None:
     for name in ("s.yaml", "s.json", "s.jsonl"):
-        reads_or_complains(read_script, name, raw)
-    reads_or_complains(read_manifest, "m.jsonl", raw)
+        read_or_reject(read_script, name, raw)
+    read_or_reject(read_manifest, "m.jsonl", raw)
 
 
 @pytest.mark.parametrize(
@@ -162,14 +162,14 @@ def test_any_bytes(raw: bytes) -> None:
         '{"text": "Hi.", "speaker": ' + "9" * 4000 + "}",
     ],
 )
-def test_extreme_values_are_complaints(line: str) -> None:
+def test_extreme_values_are_rejected(line: str) -> None:
     Path("m.jsonl").write_text(line)
     with pytest.raises(ScriptInvalid) as caught:
         read_manifest("m.jsonl")
     assert len(max(diagnostic_lines(caught.value), key=len)) < 6000
 
 
-def test_complaints_come_sorted_and_counted() -> None:
+def test_diagnostics_are_sorted_and_counted() -> None:
     Path("s.yaml").write_text("turns:\n" + "".join(f"  - 0: {'x' if at % 2 else ''}\n" for at in range(30)))
     with pytest.raises(ScriptInvalid, match=r"^15 errors; nothing was generated$") as caught:
         read_script("s.yaml")

@@ -1,4 +1,4 @@
-"""Other programs' dialogues as scripts, and what is said of those that are none."""
+"""Dialogues in other formats become scripts; invalid ones are rejected with their line."""
 
 from __future__ import annotations
 
@@ -46,12 +46,12 @@ intro
 """
 
 
-def turns(text: str, tmp_path: Path, form: str | None = None) -> list[tuple[str, int, str, float]]:
-    """What a file's script says: name, number, text and gap of each turn."""
+def turns(text: str, tmp_path: Path, source_format: str | None = None) -> list[tuple[str, int, str, float]]:
+    """Name, speaker id, text and gap of each turn of the converted script."""
     (tmp_path / "in.txt").write_text(text, encoding="utf-8")
-    (tmp_path / "out.yaml").write_text(yaml.safe_dump(convert(str(tmp_path / "in.txt"), form, tmp_path)))
-    talk = read_script(tmp_path / "out.yaml")
-    return [(turn.name, turn.speaker, turn.text, round(turn.gap, 3)) for turn in talk.turns]
+    (tmp_path / "out.yaml").write_text(yaml.safe_dump(convert(str(tmp_path / "in.txt"), source_format, tmp_path)))
+    conversation = read_script(tmp_path / "out.yaml")
+    return [(turn.name, turn.speaker, turn.text, round(turn.gap, 3)) for turn in conversation.turns]
 
 
 def test_dia(tmp_path: Path) -> None:
@@ -90,7 +90,7 @@ def test_higgs_messages(tmp_path: Path) -> None:
     assert data["turns"] == [{"SPEAKER1": "I can't do this."}, {"SPEAKER0": "{Why} not?"}]
 
 
-def test_subrip_times_become_offsets_and_a_sentence_one_turn(tmp_path: Path) -> None:
+def test_subrip_times_become_offsets_and_the_cues_of_a_sentence_one_turn(tmp_path: Path) -> None:
     assert turns(SRT, tmp_path) == [
         ("ANA", 0, "I went to the shop yesterday.", 1.5),
         ("BEN", 1, "Really?", -0.2),
@@ -102,14 +102,14 @@ def test_webvtt_voices(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("write", [srt, vtt])
-def test_our_own_subtitles_come_back(tmp_path: Path, write: Callable[[list[Cue]], str]) -> None:
+def test_written_subtitles_convert_back(tmp_path: Path, write: Callable[[list[Cue]], str]) -> None:
     cues = [Cue(0.0, 1.0, "ana", "Hi."), Cue(1.5, 2.0, "ben", "A <b> & c."), Cue(1.8, 3.0, "ana", "No.")]
     text = write(cues) if write is vtt else write(cues).replace("<b>", "b")
-    said = [(name, text.replace("<b>", "b"), gap) for name, _, text, gap in turns(text, tmp_path)]
-    assert said == [("ana", "Hi.", 0.0), ("ben", "A b & c.", 0.5), ("ana", "No.", -0.2)]
+    converted = [(name, text.replace("<b>", "b"), gap) for name, _, text, gap in turns(text, tmp_path)]
+    assert converted == [("ana", "Hi.", 0.0), ("ben", "A b & c.", 0.5), ("ana", "No.", -0.2)]
 
 
-def test_subtitles_without_names_are_one_speakers(tmp_path: Path) -> None:
+def test_subtitles_without_names_have_one_speaker(tmp_path: Path) -> None:
     text = "00:00:00,000 --> 00:00:01,000\nNote: this.\n\n00:00:01,000 --> 00:00:02,000\nGood."
     assert [(name, text) for name, _, text, _ in turns(text, tmp_path)] == [
         ("speaker 0", "Note: this."),
@@ -118,28 +118,28 @@ def test_subtitles_without_names_are_one_speakers(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "form", "place", "message"),
+    ("text", "source_format", "location", "message"),
     [
-        ("Once upon a time.", None, ":1:1", "no form that is known"),
-        ("", None, ":1:1", "no form that is known"),
+        ("Once upon a time.", None, ":1:1", "no known format"),
+        ("", None, ":1:1", "no known format"),
         ("Hello [S1] there", "dia", ":1:1", "expected a turn such as '[S1] Hello.'"),
         ("[S1] Hi.\n[S2]\n[S1] Yes.", None, ":2:1", "expected text after S2"),
         ("Speaker 1: a", "higgs", ":1:1", "[SPEAKER0] Hello."),
         ('{"messages": [}', None, ":1:1", "is not JSON"),
-        ('{"turns": []}', None, ":1:1", "Higgs' messages"),
+        ('{"turns": []}', None, ":1:1", "Higgs messages"),
         ("WEBVTT\n\n", None, ":1:1", "no cues"),
         ("00:00:02,000 --> 00:00:01,000\nHi", None, ":1:1", "ends before it begins"),
         ("00:00:02,000 --> 00:00:03,000\n\n", None, ":1:1", "expected text below"),
     ],
 )
-def test_what_is_in_no_form_is_said_with_its_place(
-    tmp_path: Path, text: str, form: str | None, place: str, message: str
+def test_invalid_input_is_rejected_with_its_line(
+    tmp_path: Path, text: str, source_format: str | None, location: str, message: str
 ) -> None:
     (tmp_path / "in.txt").write_text(text)
     with pytest.raises(ScriptInvalid) as caught:
-        convert(str(tmp_path / "in.txt"), form)
+        convert(str(tmp_path / "in.txt"), source_format)
     diagnostic = caught.value.diagnostics[0]
-    assert diagnostic.place.endswith(place) and message in diagnostic.message
+    assert diagnostic.location.endswith(location) and message in diagnostic.message
 
 
 @pytest.mark.parametrize("text", [DIA, VIBEVOICE, HIGGS, SRT, VTT])
@@ -152,12 +152,12 @@ def test_the_result_passes_check(csm: Csm, tmp_path: Path, text: str) -> None:
     assert csm("script", "convert", tmp_path / "in").out == (tmp_path / "new" / "out.yaml").read_text(encoding="utf-8")
 
 
-def test_a_single_turn_is_told_as_one(csm: Csm, tmp_path: Path) -> None:
+def test_a_single_turn_is_reported_in_the_singular(csm: Csm, tmp_path: Path) -> None:
     (tmp_path / "in").write_text("[S1] Hello there.")
-    assert csm("script", "convert", tmp_path / "in", "-o", tmp_path / "out.yaml").err.startswith("1 turn by ")
+    assert csm("script", "convert", tmp_path / "in", "-o", tmp_path / "out.yaml").err.startswith("1 turn, ")
 
 
-def test_convert_refuses_what_it_cannot_write_or_read(csm: Csm, tmp_path: Path) -> None:
+def test_convert_rejects_unusable_paths(csm: Csm, tmp_path: Path) -> None:
     (tmp_path / "in").write_text(DIA)
     assert csm("script", "convert", tmp_path / "in", "-o", tmp_path).code == 2
     assert csm("script", "convert", tmp_path / "in", "-o", tmp_path / "in", "--no-clobber").code == 2

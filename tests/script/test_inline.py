@@ -16,7 +16,7 @@ from csm_cli.types import Recording, Turn
 
 
 @pytest.fixture(autouse=True)
-def _desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for name in ("prev.wav", "a=b.wav", "silent.wav"):
         soundfile.write(name, np.zeros(0 if name == "silent.wav" else 2400, np.float32), 24000)
@@ -34,38 +34,38 @@ def _desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("<|AUDIO|> :smile: [red]", [(7, "<|AUDIO|> :smile: [red]")]),
     ],
 )
-def test_tags_begin_turns_only_where_a_text_begins_with_one(text: str, turns: list[tuple[int, str]]) -> None:
+def test_tags_start_turns_only_if_the_text_begins_with_one(text: str, turns: list[tuple[int, str]]) -> None:
     assert [(turn.speaker, turn.text) for turn in parse_say(text, 7)] == turns
 
 
 @pytest.mark.parametrize(
-    ("text", "place"), [("", "1:1"), (" \n", "1:1"), ("[0]", "1:1"), ("[0]Hi.\n [1] [2]Ho.", "2:2")]
+    ("text", "location"), [("", "1:1"), (" \n", "1:1"), ("[0]", "1:1"), ("[0]Hi.\n [1] [2]Ho.", "2:2")]
 )
-def test_a_turn_without_text_is_refused(text: str, place: str) -> None:
+def test_a_turn_without_text_is_rejected(text: str, location: str) -> None:
     with pytest.raises(ScriptInvalid) as caught:
         parse_say(text, 0)
-    assert [diagnostic.place for diagnostic in caught.value.diagnostics] == [f"<text>:{place}"]
+    assert [diagnostic.location for diagnostic in caught.value.diagnostics] == [f"<text>:{location}"]
 
 
 @pytest.mark.parametrize("odd", ["\x1b", "\x00", "\x85", "\udcff"])
-def test_control_characters_are_refused_as_in_scripts(odd: str) -> None:
+def test_control_characters_are_rejected_as_in_scripts(odd: str) -> None:
     with pytest.raises(ScriptInvalid) as caught:
         parse_say(f"[0]Hi.\n[1]Ho{odd}!", 0)
     (diagnostic,) = caught.value.diagnostics
-    assert (diagnostic.place, diagnostic.path) == ("<text>:2:1", "turns[1].text")
+    assert (diagnostic.location, diagnostic.path) == ("<text>:2:1", "turns[1].text")
     assert diagnostic.message.startswith(f"control character U+{ord(odd):04X} cannot be spoken")
     with pytest.raises(ScriptInvalid):
         parse_context(f"[1]prev.wav=Hi{odd}")
 
 
-words = (
+texts = (
     st.text(alphabet="ab [].,!", min_size=1, max_size=12).map(str.strip).filter(lambda text: text and text[0] != "[")
 )
 
 
-@given(st.lists(st.tuples(st.integers(0, 999), words), min_size=1, max_size=5))
-def test_tagged_turns_come_back(turns: list[tuple[int, str]]) -> None:
-    text = "\n".join(f"[{speaker}]{said}" for speaker, said in turns)
+@given(st.lists(st.tuples(st.integers(0, 999), texts), min_size=1, max_size=5))
+def test_tagged_turns_round_trip(turns: list[tuple[int, str]]) -> None:
+    text = "\n".join(f"[{speaker}]{words}" for speaker, words in turns)
     assert [(turn.speaker, turn.text) for turn in parse_say(text, 0)] == turns
 
 
@@ -76,7 +76,7 @@ def test_context_is_a_recorded_turn(name: str) -> None:
 
 
 @pytest.mark.parametrize("flag", ["", "prev.wav=Hi", "[1]prev.wav", "[x]prev.wav=Hi", "[1]=Hi"])
-def test_context_of_another_form_is_a_usage_error(flag: str) -> None:
+def test_malformed_context_is_a_usage_error(flag: str) -> None:
     with pytest.raises(UsageError, match="--context takes"):
         parse_context(flag)
 
@@ -86,10 +86,10 @@ def test_context_of_another_form_is_a_usage_error(flag: str) -> None:
     [
         ("[1]gone.wav=Hi = ho", "no such file: gone.wav"),
         ("[1]silent.wav=Hi", "holds no sound (zero length)"),
-        ("[1]prev.wav= ", "expected its text after the =, got nothing"),
+        ("[1]prev.wav= ", "expected the text after =, got nothing"),
     ],
 )
-def test_unusable_context_is_a_complaint(flag: str, message: str) -> None:
+def test_unusable_context_is_rejected(flag: str, message: str) -> None:
     with pytest.raises(ScriptInvalid) as caught:
         parse_context(flag)
     assert [diagnostic.message for diagnostic in caught.value.diagnostics] == [message]

@@ -1,4 +1,4 @@
-"""The exported JSON Schema agrees with what is read."""
+"""The exported JSON Schema agrees with the reader."""
 
 from __future__ import annotations
 
@@ -118,11 +118,11 @@ def test_every_form_of_a_turn_fits(turn: dict[str, Any]) -> None:
         "Hi.",
     ],
 )
-def test_what_is_no_turn_does_not_fit(turn: Any) -> None:
+def test_invalid_turns_do_not_fit(turn: Any) -> None:
     assert not script_fits({"turns": [turn]})
 
 
-def test_a_lexicon_fits_where_its_words_are_words() -> None:
+def test_a_lexicon_fits_if_it_maps_words_to_words() -> None:
     turns = [{"0": "Hi."}]
     assert script_fits({"lexicon": {"Nguyen": "win"}, "turns": turns})
     assert not script_fits({"lexicon": {"Nguyen": ["win"]}, "turns": turns})
@@ -135,5 +135,7 @@ def test_batch_lines_fit() -> None:
     assert line_fits({"id": "p-001", "speaker": 0, "text": "Hello.", "context": context, "seed": 7})
     assert line_fits({"custom_id": 7, "turns": [{"0": "Hi."}]})
     assert line_fits({"csm": 1, "speakers": {"ana": {"id": 0}}})
+    assert line_fits({"speakers": {"ana": {}, "ben": {"gain": -1}}})
+    assert not line_fits({"speakers": {"ana": {"id": 1000}}})
     assert not line_fits({"id": "p-001", "speaker": 0})
     assert not line_fits({"id": "a/b", "text": "Hello."})

@@ -1,0 +1,173 @@
+"""Files a user names: text as a whole, by lines or by CSV rows, and the audio files that scripts refer to."""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import io
+import os
+import shutil
+import sys
+import tempfile
+import weakref
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO
+
+from csm_cli.errors import AudioUnreadable, Diagnostic, InputError, ScriptInvalid
+
+Location = tuple[int, int]  # line and column, both from 1; (0, 0) is the whole file
+
+STDIN = "<stdin>"
+MAX_LINE_BYTES = 4_000_000
+MAX_CACHED_HEADERS = 4096
+
+
+def read_text(path: Path | str) -> str:
+    """The text of a UTF-8 file, with or without a byte order mark; `-` is standard input.
+
+    Raises:
+        ScriptInvalid: the file cannot be read or is not UTF-8.
+    """
+    name = STDIN if str(path) == "-" else str(path)
+    try:
+        raw = sys.stdin.buffer.read() if name == STDIN else Path(path).read_bytes()
+    except (OSError, ValueError) as error:
+        raise _invalid(name, (0, 0), _read_problem(error)) from error
+    return _decode(raw, name)
+
+
+class LineStream:
+    """The lines of a UTF-8 file that may be larger than memory, with their line ends.
+
+    Each iteration starts at the first line; only one may run at a time. Standard input and pipes are copied to a
+    temporary file.
+
+    Raises:
+        ScriptInvalid: the file cannot be read; while iterating: it is not UTF-8, or a line is too long.
+        InputError: while iterating: the file has changed since it was opened.
+    """
+
+    def __init__(self, path: Path | str) -> None:
+        self.name = STDIN if str(path) == "-" else str(path)
+        try:
+            self._file = _open_seekable(self.name)
+            weakref.finalize(self, self._file.close)
+            self._size_and_mtime = self._stat()
+        except (OSError, ValueError) as error:
+            raise _invalid(self.name, (0, 0), _read_problem(error)) from error
+
+    @property
+    def size(self) -> int:
+        """Bytes of the whole file."""
+        return self._size_and_mtime[0]
+
+    def __iter__(self) -> Iterator[str]:
+        if self._stat() != self._size_and_mtime:
+            raise InputError(f"{self.name} was changed while it was read; run again")
+        self._file.seek(0)
+        for number, raw in enumerate(iter(lambda: self._file.readline(MAX_LINE_BYTES + 1), b""), 1):
+            if len(raw) > MAX_LINE_BYTES:
+                message = f"the line is longer than {MAX_LINE_BYTES // 1_000_000} MB; break it into several"
+                raise _invalid(self.name, (number, 1), message)
+            yield _decode(raw, self.name, number)
+
+    def _stat(self) -> tuple[int, int]:
+        stat = os.fstat(self._file.fileno())
+        return stat.st_size, stat.st_mtime_ns
+
+
+def numbered_lines(lines: Iterable[str], comments: bool = False) -> Iterator[tuple[int, str]]:
+    """The lines that are not blank, numbered from 1. comments: lines that begin with # are left out too."""
+    for number, line in enumerate(lines, 1):
+        stripped = line.strip()
+        if stripped and not (comments and stripped.startswith("#")):
+            yield number, line.rstrip(" \t\r\n")
+
+
+def csv_rows(lines: Iterable[str], delimiter: str) -> Iterator[tuple[int, list[str] | str]]:
+    """The rows that are not blank: the number of the first line, and the cells or why the row cannot be parsed."""
+    # A carriage return alone ends a line for csv too.
+    parts = (part for line in lines for part in io.StringIO(line, newline=""))
+    reader = csv.reader(parts, delimiter=delimiter, strict=True)
+    while True:
+        number = reader.line_num + 1
+        try:
+            cells = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            yield number, f"not a row of CSV: {error}; put cells with quotes or line breaks in double quotes"
+            return
+        if any(cell.strip() for cell in cells):
+            yield number, cells
+
+
+@dataclass
+class AudioLookup:
+    """Finds the audio files a script names. base: the folder of the script. Audio headers are read once and cached."""
+
+    base: Path
+    _headers: dict[Path, float | str] = field(default_factory=dict)
+
+    def find(self, name: str) -> Path | None:
+        """The existing file that `name` means: relative to `base`, `~` expanded; backslashes may stand for slashes."""
+        candidates = [name] if "\\" not in name else [name, name.replace("\\", "/")]
+        paths = (self.base / os.path.expanduser(candidate) for candidate in candidates)  # noqa: PTH111
+        return next((path for path in paths if os.path.exists(path)), None)  # noqa: PTH110
+
+    def problem(self, path: Path, start: float | None = None, end: float | None = None) -> str:
+        """Why the file, or its part from `start` to `end` in seconds, cannot be used; empty if it can."""
+        from csm_cli.audio.io import probe, range_problem
+
+        if path not in self._headers:
+            try:
+                self._headers[path] = probe(path).duration
+            except AudioUnreadable as error:
+                self._headers[path] = str(error).removeprefix(f"{path}: ")
+            if len(self._headers) > MAX_CACHED_HEADERS:
+                del self._headers[next(iter(self._headers))]
+        seconds = self._headers[path]
+        return seconds if isinstance(seconds, str) else range_problem(seconds, start, end)
+
+
+def _decode(raw: bytes, name: str, line: int = 1) -> str:
+    """UTF-8 text that starts at `line` of the file `name`."""
+    if line == 1 and raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise _invalid(name, (0, 0), "expected UTF-8, got UTF-16; save the file as UTF-8")
+    raw = raw.removeprefix(codecs.BOM_UTF8) if line == 1 else raw
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        before = raw[: error.start].decode("utf-8")
+        location = line + before.count("\n"), len(before) - before.rfind("\n")
+        message = f"byte 0x{raw[error.start]:02X} is not UTF-8; save the file as UTF-8"
+        raise _invalid(name, location, message) from error
+
+
+def _open_seekable(name: str) -> IO[bytes]:
+    """The file, or a temporary copy of what a pipe delivers."""
+    pipe = sys.stdin.buffer if name == STDIN else Path(name).open("rb")  # noqa: SIM115
+    if name != STDIN and pipe.seekable():
+        return pipe
+    copy = tempfile.TemporaryFile()  # noqa: SIM115
+    shutil.copyfileobj(pipe, copy)
+    copy.flush()
+    if name != STDIN:
+        pipe.close()
+    return copy
+
+
+def _read_problem(error: Exception) -> str:
+    """Why a file cannot be read."""
+    if isinstance(error, FileNotFoundError):
+        return "no such file"
+    if isinstance(error, IsADirectoryError):
+        return "is a directory; name a file in it"
+    reason = error.strerror if isinstance(error, OSError) else str(error)
+    return f"cannot be read: {reason}"
+
+
+def _invalid(name: str, location: Location, message: str) -> ScriptInvalid:
+    return ScriptInvalid([Diagnostic(name, *location, "", message)])

@@ -1,0 +1,212 @@
+"""YAML and JSON text to plain data, with the line and column of every value and every key."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import yaml
+
+from csm_cli.script.files import Location
+from csm_cli.script.source import INVALID, Keys, Source
+
+MAX_DEPTH = 32
+MAX_VALUES = 100_000
+MAX_YAML_CHARS = 4_000_000
+
+_Event = tuple[str, Any, Location]  # "scalar" and its value, one of {}[] and None, or "error" and its message
+
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+# YAML 1.1 breaks lines at these, editors do not: as spaces they leave every location where the user sees it.
+_YAML_LINE_BREAKS = dict.fromkeys(map(ord, "\x85\u2028\u2029"), " ")
+_NOT_YAML = re.compile("[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+_NEEDS_QUOTES = 'a text that begins with "{0}" must be in quotes'
+_TOO_DEEP = f"more than {MAX_DEPTH} levels deep"
+
+_JSON_TOKEN = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|[{}\[\]\n]|[^\s,:{}\[\]"]+')
+_JSON_TRAILING_COMMA = re.compile(r",\s*([\]}])")
+_JSON_PROBLEMS = {  # words of json's own message, and ours
+    "Unterminated": "the text has no closing quote",
+    "escape": r"write a backslash in JSON as \\",
+    "control character": r"write a line break or tab inside a text as \n or \t",
+    "property name": "expected the name of a field in double quotes",
+    "':' delimiter": 'expected ":" after the name of the field',
+    "',' delimiter": 'expected "," or a closing bracket',
+    "Extra data": "expected nothing more after the JSON value",
+}
+# int() refuses thousands of digits; the schema refuses infinity, at the value's location.
+_JSON = json.JSONDecoder(parse_int=lambda digits: int(digits) if len(digits) < 300 else math.inf)
+
+
+class _Unparsable(Exception):
+    """The rest of a text cannot be parsed: location, path, message."""
+
+
+def parse_yaml(text: str, source: Source, expected: str = "turns") -> Any:
+    """The data of one YAML document; INVALID and a diagnostic in `source` if it cannot be parsed.
+
+    Scalars stay strings as written, whatever type YAML 1.1 gives them. Anchors, aliases and tags are errors.
+    expected: what an empty file lacks.
+    """
+    if len(text) > MAX_YAML_CHARS:
+        message = f"more than {MAX_YAML_CHARS // 1_000_000} MB of YAML; use JSONL instead"
+        source.add_error_at((1, 1), (), message)
+        return INVALID
+    text = text.translate(_YAML_LINE_BREAKS)
+    events = _yaml_events(text)
+    try:
+        first = next(events, None)
+        if first is None:
+            raise _Unparsable((1, 1), (), f"the file is empty; expected {expected}")
+        data = _build(source, events, first, ())
+        if extra := next(events, None):
+            raise _Unparsable(extra[2], (), extra[1])
+    except _Unparsable as problem:
+        source.add_error_at(*problem.args)
+    except yaml.MarkedYAMLError as error:
+        source.add_error_at(*_explain_yaml(error, text))
+    except yaml.YAMLError:
+        odd = _NOT_YAML.search(text)
+        message = "YAML does not allow this character; remove it"
+        source.add_error_at(_location(text, odd.start() if odd else 0), (), message)
+    else:
+        return data
+    return INVALID
+
+
+def parse_json(text: str, source: Source, line: int = 1, path: Keys = ()) -> Any:
+    """The data of a JSON value; INVALID and a diagnostic in `source` if it cannot be parsed.
+
+    line: the number of the first line of `text` in its file. path: of the value in the data of `source`.
+    """
+    try:
+        if not text.strip():
+            raise _Unparsable((line, 1), path, "the file is empty; expected turns")
+        _JSON.decode(text)
+        events = _json_events(text, line)
+        return _build(source, events, next(events), path)
+    except json.JSONDecodeError as error:
+        offset, message = _explain_json(error, text)
+        row, column = _location(text, offset)
+        source.add_error_at((line + row - 1, column), path, message)
+    except RecursionError:
+        source.add_error_at((line, 1), path, _TOO_DEEP)
+    except _Unparsable as problem:
+        source.add_error_at(*problem.args)
+    return INVALID
+
+
+def _build(source: Source, events: Iterator[_Event], event: _Event, path: Keys) -> Any:
+    """The value that starts with `event`; the locations of it and of all in it are added to `source`."""
+    kind, value, location = event
+    if kind == "error":
+        raise _Unparsable(location, path, value)
+    if len(path) > MAX_DEPTH:
+        raise _Unparsable(location, path[:3], _TOO_DEEP)
+    if len(source.locations) > MAX_VALUES:
+        raise _Unparsable(location, path[:1], f"more than {MAX_VALUES} values; split the file into several")
+    source.locations[path] = location
+    if kind == "[":
+        items: list[Any] = []
+        while (event := next(events))[0] != "]":
+            items.append(_build(source, events, event, (*path, len(items))))
+        return items
+    if kind == "{":
+        fields: dict[str, Any] = {}
+        while (event := next(events))[0] != "}":
+            kind, name, location = event
+            if kind != "scalar":
+                raise _Unparsable(location, path, "expected the name of a field; put a text that begins so in quotes")
+            name = source.text(name, path, location)
+            if name in fields:
+                source.add_error_at(location, (*path, name), "given twice; keep one")
+                _build(source, events, next(events), (*path, name, "again"))
+            else:
+                source.key_locations[(*path, name)] = location
+                fields[name] = _build(source, events, next(events), (*path, name))
+        return fields
+    return source.text(value, path, location) if isinstance(value, str) else value
+
+
+def _yaml_events(text: str) -> Iterator[_Event]:
+    brackets = {
+        yaml.MappingStartEvent: "{",
+        yaml.MappingEndEvent: "}",
+        yaml.SequenceStartEvent: "[",
+        yaml.SequenceEndEvent: "]",
+    }
+    documents = 0
+    event: Any
+    for event in yaml.parse(text, Loader=_LOADER):
+        location = event.start_mark.line + 1, event.start_mark.column + 1
+        if isinstance(event, yaml.AliasEvent):
+            yield "error", _NEEDS_QUOTES.format("*"), location
+        elif getattr(event, "anchor", None) is not None:
+            yield "error", _NEEDS_QUOTES.format("&"), location
+        elif getattr(event, "tag", None) is not None:
+            yield "error", _NEEDS_QUOTES.format("!"), location
+        elif isinstance(event, yaml.ScalarEvent):
+            yield "scalar", event.value, location
+        elif type(event) in brackets:
+            yield brackets[type(event)], None, location
+        elif isinstance(event, yaml.DocumentStartEvent):
+            documents += 1
+            if documents > 1:
+                yield "error", 'expected one document; remove the "---" here', location
+
+
+def _json_events(text: str, line: int) -> Iterator[_Event]:
+    """The events of valid JSON."""
+    line_start = 0
+    for match in _JSON_TOKEN.finditer(text):
+        token, location = match[0], (line, match.start() - line_start + 1)
+        if token == "\n":
+            line, line_start = line + 1, match.end()
+        elif token in "{}[]":
+            yield token, None, location
+        else:
+            yield "scalar", _JSON.decode(token), location
+
+
+def _explain_yaml(error: yaml.MarkedYAMLError, text: str) -> tuple[Location, Keys, str]:
+    """Location, path and message for a syntax error, for people who write dialogue rather than YAML."""
+    open_quote = "quoted scalar" in (error.context or "")
+    mark = error.context_mark if open_quote else error.problem_mark or error.context_mark
+    location = (mark.line + 1, mark.column + 1) if mark else (1, 1)
+    lines = text.split("\n")
+    line = lines[min(location[0], len(lines)) - 1]
+    value = re.sub(r"^(\s*-\s+)*\s*([^\s:\[\"']+:\s+)?", "", line)
+    if open_quote:
+        message = "the closing quote is missing"
+    elif "\t" in line[: len(line) - len(line.lstrip())]:
+        message = "YAML cannot be indented with tabs; use spaces"
+    elif re.match(r"\[[^\]]*\]?\s*[^\s,\]}]", value):
+        message = _NEEDS_QUOTES.format("[")
+    elif value[:1] in ('"', "'"):
+        message = "nothing may follow the closing quote"
+    elif value[:1] in tuple("{}]@`%*&!|>"):
+        message = _NEEDS_QUOTES.format(value[0])
+    elif "mapping values" in str(error.problem) and line.count(": ") + line.endswith(":") > 1:
+        message = 'a text with ": " in it must be in quotes'
+    else:
+        message = "not valid YAML; check the indentation and quotes of this line and the one above"
+    return location, (), message
+
+
+def _explain_json(error: json.JSONDecodeError, text: str) -> tuple[int, str]:
+    """Offset and message for a syntax error."""
+    offset = error.pos
+    comma = offset if text[offset : offset + 1] == "," else len(text[:offset].rstrip()) - 1
+    if trailing := _JSON_TRAILING_COMMA.match(text, max(comma, 0)):
+        return comma, f'remove the "," before "{trailing[1]}"'
+    if not text[offset:].strip():
+        return offset, "the JSON ends too soon"
+    messages = (ours for words, ours in _JSON_PROBLEMS.items() if words in error.msg)
+    return offset, next(messages, "not valid JSON; put texts in double quotes")
+
+
+def _location(text: str, offset: int) -> Location:
+    return text.count("\n", 0, offset) + 1, offset - text.rfind("\n", 0, offset)
