@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 
 from csm_cli.checkpoint import Checkpoint, open_checkpoint
-from csm_cli.checkpoint.tensor_shapes import BACKBONE_TABLE, DEPTH_TABLE, expected_shapes
-from csm_cli.checkpoint.weights import CheckpointWeights, StoredTensor
+from csm_cli.checkpoint.weights import BACKBONE_TABLE, DEPTH_TABLE, CheckpointWeights, StoredTensor, expected_shapes
 from csm_cli.models.csm.config import model_config
 from csm_cli.types import GenerationOptions
 

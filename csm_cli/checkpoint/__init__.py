@@ -1,6 +1,19 @@
-"""Find and read a checkpoint: the bundled voice, a directory, a Hugging Face id, or Sesame's original format."""
+"""Find, load and export checkpoints: the bundled voice, directories, Hugging Face ids, Sesame's original format."""
 
-from csm_cli.checkpoint.open import Checkpoint, CheckpointOutline, companion_files, open_checkpoint, read_outline
-from csm_cli.checkpoint.tensor_shapes import expected_shapes
+from csm_cli.checkpoint.load import (
+    Checkpoint,
+    CheckpointConfig,
+    open_checkpoint,
+    processor_files,
+    read_checkpoint_config,
+)
+from csm_cli.checkpoint.weights import expected_shapes
 
-__all__ = ["Checkpoint", "CheckpointOutline", "companion_files", "expected_shapes", "open_checkpoint", "read_outline"]
+__all__ = [
+    "Checkpoint",
+    "CheckpointConfig",
+    "expected_shapes",
+    "open_checkpoint",
+    "processor_files",
+    "read_checkpoint_config",
+]

@@ -1,14 +1,17 @@
-"""Where a checkpoint's files come from: a folder on this machine, or a repository on Hugging Face."""
+"""Where a checkpoint's files come from: a local folder, a repository on Hugging Face, or its cache."""
 
 from __future__ import annotations
 
 import difflib
 import errno
+import json
 import re
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from csm_cli.errors import (
     CheckpointInvalid,
@@ -20,15 +23,19 @@ from csm_cli.errors import (
     UsageError,
 )
 
+if TYPE_CHECKING:
+    from huggingface_hub import HFCacheInfo
+
 OFFICIAL, MIRROR, MIMI = "sesame/csm-1b", "unsloth/csm-1b", "kyutai/mimi"
 BUNDLED = "bundled voice"
 _REPOSITORY = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 _WEIGHT_SUFFIXES = (".safetensors", ".pt", ".json")
+_MODEL_TYPES = ("csm", "mimi")
 
 
 @dataclass(frozen=True)
 class LocalFolder:
-    """A directory; `weights` is the one file somebody named inside it. offline: what it lacks is not fetched."""
+    """A directory. weights: the file in it that was named explicitly. offline: missing files are not downloaded."""
 
     path: Path
     name: str
@@ -37,17 +44,17 @@ class LocalFolder:
     offline: bool = False
 
     def find(self, file: str) -> Path | None:
-        """The file's path, None where there is none."""
+        """The file's path; None if it does not exist."""
         path = self.path / file
         return path if path.is_file() else None
 
-    def absent(self, file: str) -> ModelError:
-        """What to tell when a needed file is not there."""
+    def missing(self, file: str) -> ModelError:
+        """The error to raise where a required file does not exist."""
         return CheckpointInvalid(f"{self.path} has no {file}; name a folder that holds a whole CSM checkpoint")
 
 
 class HubRepository:
-    """A repository on Hugging Face; files come through its cache, all from one commit. offline: from nowhere else.
+    """A repository on Hugging Face; files come through its cache, all from one commit. offline: from the cache only.
 
     `find` raises OutputFailed where the disk is full, ModelGated, ModelNotFound and ModelOffline.
     """
@@ -59,18 +66,18 @@ class HubRepository:
         self.revision = revision
         self.offline = offline
         self._found_any = False
-        self._offline: bool | None = True if offline else None
+        self._unreachable: bool | None = True if offline else None  # None: not tried yet
 
     def find(self, file: str) -> Path | None:
-        """The file's path in the cache, downloaded where needed; None where the repository has no such file."""
+        """The file's path in the cache, downloaded if needed; None if the repository has no such file."""
         from huggingface_hub import errors
 
         try:
             return self._download(file)
         except errors.LocalEntryNotFoundError as problem:
-            self._offline = True
+            self._unreachable = True
             if not self._found_any:
-                raise self.absent(file) from problem
+                raise self.missing(file) from problem
             return None
         except errors.EntryNotFoundError:
             return None
@@ -78,18 +85,20 @@ class HubRepository:
     def _download(self, file: str) -> Path:
         from huggingface_hub import errors, hf_hub_download
 
-        if self._offline is None:
-            self._offline = not self._answers()
+        if self._unreachable is None:
+            self._unreachable = not self._is_reachable()
         try:
-            found = hf_hub_download(self.name, file, revision=self.revision, local_files_only=self._offline)
+            found = hf_hub_download(self.name, file, revision=self.revision, local_files_only=self._unreachable)
         except errors.EntryNotFoundError:
             raise
         except errors.GatedRepoError as problem:
-            raise ModelGated(_gate(self.name)) from problem
+            mirror = f"; {MIRROR} is the same model without a gate" if self.name == OFFICIAL else ""
+            licence = f"accept its licence at https://huggingface.co/{self.name}"
+            raise ModelGated(f"{self.name} is gated: {licence}, then run `hf auth login`{mirror}") from problem
         except errors.RevisionNotFoundError as problem:
             raise ModelNotFound(f"{self.name} has no revision {self.revision!r} on Hugging Face") from problem
         except (errors.RepositoryNotFoundError, errors.HFValidationError) as problem:
-            raise _unknown(self.name, "or a private repository that `hf auth login` opens") from problem
+            raise _unknown_model(self.name, " (or a private repository: run `hf auth login`)") from problem
         except Exception as problem:  # the hub's transport and its exceptions change between releases
             if getattr(problem, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
                 raise OutputFailed(f"no room for {self.name}: make room, or set HF_HOME to a larger disk") from problem
@@ -99,21 +108,21 @@ class HubRepository:
         self._found_any, self.revision = True, path.parent.name  # snapshots/<commit>/<file>
         return path
 
-    def _answers(self) -> bool:
-        """Whether the hub can be reached: asked once, since the hub's client retries each file for long."""
+    def _is_reachable(self) -> bool:
+        """Asked once, since the hub's client retries each file for long."""
         from huggingface_hub import errors, get_hf_file_metadata, hf_hub_url
 
         try:
             get_hf_file_metadata(hf_hub_url(self.name, "config.json", revision=self.revision))
         except errors.HfHubHTTPError:
-            return True  # what it refuses is told by the download
-        except Exception:  # the transport's own, which changes between the hub's releases
+            return True  # the download reports what the server refuses
+        except Exception:  # the transport's own exceptions, which change between the hub's releases
             return False
         return True
 
-    def absent(self, file: str) -> ModelError:
-        """What to tell when a needed file is not there."""
-        if self._offline:
+    def missing(self, file: str) -> ModelError:
+        """The error to raise where a required file does not exist."""
+        if self._unreachable:
             return ModelOffline(
                 f"{file} of {self.name} is not in the cache and Hugging Face cannot be reached"
                 " (or --offline or HF_HUB_OFFLINE is set); connect once, or leave --model out to use the bundled voice"
@@ -125,23 +134,23 @@ Source = LocalFolder | HubRepository
 
 
 def require_file(source: Source, file: str) -> Path:
-    """The file's path, or the source's own diagnostic."""
+    """The file's path; raises `source.missing` if it does not exist."""
     path = source.find(file)
     if path is None:
-        raise source.absent(file)
+        raise source.missing(file)
     return path
 
 
-def locate(model: str | None, revision: str | None = None, offline: bool = False) -> Source:
+def find_source(model: str | None, revision: str | None = None, offline: bool = False) -> Source:
     """What `--model` names: a directory, a weights file, a Hugging Face id; None is the bundled voice.
 
-    offline: nothing is fetched.
+    offline: nothing is downloaded.
 
     Raises:
-        ModelNotFound: nothing by that name, with the near ones.
-        UsageError: a revision for something that is not on Hugging Face.
+        ModelNotFound: nothing by that name; the message has similar names.
+        UsageError: a revision for a local checkpoint.
     """
-    folder = _folder(model)
+    folder = _local_folder(model)
     if folder is None:
         return HubRepository(str(model), revision, offline)
     if revision is not None:
@@ -149,40 +158,113 @@ def locate(model: str | None, revision: str | None = None, offline: bool = False
     return replace(folder, offline=offline)
 
 
-def _folder(model: str | None) -> LocalFolder | None:
-    """The folder that `model` names, None where it can only be a Hugging Face id."""
+def _local_folder(model: str | None) -> LocalFolder | None:
+    """The folder that `model` names; None if it can only be a Hugging Face id."""
     if model is None:
-        return _bundled()
+        path = Path(str(resources.files("csm_cli") / "assets" / "voice"))
+        if not path.is_dir():
+            hint = f"name a model, as in --model {MIRROR}"
+            raise ModelNotFound(f"the bundled voice is missing from this installation; {hint}")
+        return LocalFolder(path, BUNDLED)
     path = Path(model)
-    with suppress(OSError, RuntimeError):  # a name longer than any file's; the home of nobody
+    with suppress(OSError, RuntimeError):  # a name too long for a file; the home of an unknown user
         path = path.expanduser()
         if model and path.is_dir():
             return LocalFolder(path, model)
         if path.is_file():
             return LocalFolder(path.parent, model, weights=path.name)
     if not _REPOSITORY.fullmatch(model) or path.suffix in _WEIGHT_SUFFIXES:
-        raise _unknown(model)
+        raise _unknown_model(model)
     return None
 
 
-def _bundled() -> LocalFolder:
-    path = Path(str(resources.files("csm_cli") / "assets" / "voice"))
-    if not path.is_dir():
-        raise ModelNotFound(
-            f"the bundled voice is missing from this installation; name a model, as in --model {MIRROR}"
-        )
-    return LocalFolder(path, BUNDLED)
-
-
-def _unknown(model: str, also: str = "") -> ModelNotFound:
-    beside: list[str] = []
+def _unknown_model(model: str, note: str = "") -> ModelNotFound:
+    siblings: list[str] = []
     with suppress(OSError):
-        beside = [str(path) for path in Path(model).parent.iterdir() if path.is_dir()]
-    near = difflib.get_close_matches(model, [MIRROR, OFFICIAL, *sorted(beside)], n=2, cutoff=0.6)
-    hint = f"; did you mean {' or '.join(near)}?" if near else ""
-    return ModelNotFound(f"{model!r} is neither a local checkpoint nor a Hugging Face id{also and f' ({also})'}{hint}")
+        siblings = sorted(str(path) for path in Path(model).parent.iterdir() if path.is_dir())
+    similar = difflib.get_close_matches(model, [MIRROR, OFFICIAL, *siblings], n=2, cutoff=0.6)
+    hint = f"; did you mean {' or '.join(similar)}?" if similar else ""
+    return ModelNotFound(f"{model!r} is neither a local checkpoint nor a Hugging Face id{note}{hint}")
 
 
-def _gate(name: str) -> str:
-    mirror = f"; {MIRROR} is the same model without a gate" if name == OFFICIAL else ""
-    return f"{name} is gated: accept its licence at https://huggingface.co/{name}, then run `hf auth login`{mirror}"
+@dataclass(frozen=True)
+class CachedSnapshot:
+    """One commit of a repository in the cache. folder: its files; size: their bytes, shared ones counted too."""
+
+    name: str
+    revision: str
+    refs: tuple[str, ...]
+    folder: Path
+    size: int
+    modified: float
+
+
+def list_cached() -> list[CachedSnapshot]:
+    """The cached commits of CSMs and of their codec, by name, the newest of each first."""
+    from huggingface_hub.errors import CacheNotFound
+
+    try:
+        repositories = [each for each in _scan_cache().repos if each.repo_type == "model"]
+    except CacheNotFound:  # nothing was ever downloaded
+        return []
+    found = [
+        CachedSnapshot(
+            name=repository.repo_id,
+            revision=revision.commit_hash,
+            refs=tuple(sorted(revision.refs)),
+            folder=revision.snapshot_path,
+            size=revision.size_on_disk,
+            modified=revision.last_modified,
+        )
+        for repository in repositories
+        for revision in repository.revisions
+        if _is_csm_or_codec(repository.repo_id, revision.snapshot_path)
+    ]
+    return sorted(found, key=lambda each: (each.name, -each.modified))
+
+
+def find_cached(name: str, revision: str | None = None) -> list[CachedSnapshot]:
+    """The cached commits of a repository, or those of `revision`, the beginning of a commit or a branch.
+
+    Raises:
+        ModelNotFound: none is cached; the message has similar names.
+    """
+    every = list_cached()
+    own = [each for each in every if each.name == name]
+    wanted = [each for each in own if revision is None or each.revision.startswith(revision) or revision in each.refs]
+    if wanted:
+        return wanted
+    if own:
+        raise ModelNotFound(f"{name} is cached, but not its revision {revision!r}; see `csm models list`")
+    similar = difflib.get_close_matches(name, sorted({each.name for each in every}), n=2, cutoff=0.6)
+    hint = f"did you mean {' or '.join(similar)}?" if similar else f"fetch it with `csm models pull {name}`"
+    raise ModelNotFound(f"{name!r} is not in the cache; {hint}")
+
+
+def remove_cached(snapshots: Sequence[CachedSnapshot]) -> int:
+    """Removes commits from the cache; returns the number of bytes freed.
+
+    Raises:
+        OutputFailed: a file could not be removed.
+    """
+    strategy = _scan_cache().delete_revisions(*(each.revision for each in snapshots))
+    strategy.execute()
+    for each in snapshots:  # the hub's client only logs what it could not remove
+        if each.folder.exists():
+            raise OutputFailed(f"{each.folder}: could not be removed; check its owner and permissions")
+    return int(strategy.expected_freed_size)
+
+
+def _scan_cache() -> HFCacheInfo:
+    from huggingface_hub import constants, scan_cache_dir
+
+    return scan_cache_dir(constants.HF_HUB_CACHE)
+
+
+def _is_csm_or_codec(name: str, folder: Path) -> bool:
+    """By config.json; a checkpoint in the original format need not have one, and is recognized by its name."""
+    try:
+        model_type = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
+    except (OSError, ValueError, AttributeError):
+        model_type = None
+    return model_type in _MODEL_TYPES or name in (OFFICIAL, MIRROR, MIMI)

@@ -11,7 +11,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from csm_cli.checkpoint.tensor_shapes import BACKBONE, BACKBONE_TABLE, DEPTH, DEPTH_TABLE, match_tensors
+from csm_cli.checkpoint.weights import BACKBONE, BACKBONE_TABLE, DEPTH, DEPTH_TABLE, match_tensors
 from csm_cli.errors import CheckpointInvalid
 from csm_cli.models.csm.config import Rope
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from csm_cli.models.csm.config import Json, ModelConfig
 
 CODEC_FILE = "codec.safetensors"
-"""Beside original tensors, which include no codec: this program's own addition, which other readers pass over."""
+"""The codec beside Sesame's tensors, which do not include it. An addition of csm-cli; other readers ignore it."""
 
 _HEAD_SIZES = {"llama-1B": 64, "llama-100M": 128}
 _FLAVORS = {"llama-1B": (16, 32, 8, 2048, 8192), "llama-100M": (4, 8, 2, 1024, 8192)}
@@ -40,8 +40,8 @@ _DEPTH_ROPE = {
 _POSITIONS = 2048
 _TEXT_IDS = {"audio_token_id": 128002, "audio_eos_token_id": 128003}
 
-_STACKS = {f"{BACKBONE}.": "backbone.", f"{DEPTH}.": "decoder."}
-_IN_STACK = {
+_STACK_PREFIXES = {f"{BACKBONE}.": "backbone.", f"{DEPTH}.": "decoder."}
+_STACK_NAMES = {
     "self_attn.o_proj.weight": "attn.output_proj.weight",
     "self_attn.": "attn.",
     "mlp.gate_proj": "mlp.w1",
@@ -51,7 +51,7 @@ _IN_STACK = {
     "post_attention_layernorm.weight": "mlp_norm.scale",
     "norm.weight": "norm.scale",
 }
-_OUTSIDE = {
+_OTHER_NAMES = {
     "embed_text_tokens.weight": "text_embeddings.weight",
     BACKBONE_TABLE: "audio_embeddings.weight",
     DEPTH_TABLE: "audio_embeddings.weight",
@@ -61,91 +61,91 @@ _OUTSIDE = {
 }
 
 
-def is_original(stored: TensorMap) -> bool:
-    """Told by the tensors' names: both formats are found in files of the same name."""
+def is_sesame_format(stored: TensorMap) -> bool:
+    """Whether tensors have Sesame's names; both formats use the same file names."""
     return "audio_head" in stored or "codebook0_head.weight" in stored
 
 
-def original_name(name: str) -> str:
-    """The original format's name of a tensor that transformers calls `name`."""
-    if name in _OUTSIDE:
-        return _OUTSIDE[name]
-    for table in (_STACKS, _IN_STACK):
-        found = next((part for part in table if part in name), None)
-        name = name.replace(found, table[found]) if found else name
+def sesame_name(name: str) -> str:
+    """Sesame's name of a tensor that transformers calls `name`."""
+    if name in _OTHER_NAMES:
+        return _OTHER_NAMES[name]
+    for table in (_STACK_PREFIXES, _STACK_NAMES):
+        part = next((part for part in table if part in name), None)
+        name = name.replace(part, table[part]) if part else name
     return name
 
 
 def convert_sesame(stored: TensorMap, config: ModelConfig, where: str) -> TensorMap:
-    """Original tensors under transformers' names, query and key rows in transformers' order.
+    """Sesame's tensors under transformers' names, query and key weights in transformers' order.
 
     Raises:
-        CheckpointInvalid: a missing, unexpected or badly shaped tensor, by its original name.
+        CheckpointInvalid: a missing, unexpected or badly shaped tensor, by Sesame's name.
     """
-    tensors = match_tensors(stored, config, where, original_name)
+    tensors = match_tensors(stored, config, where, sesame_name)
     for stack, sizes in ((BACKBONE, config.backbone), (DEPTH, config.depth)):
         for layer in range(sizes.layers):
             for name in (f"{stack}.layers.{layer}.self_attn.{kind}_proj.weight" for kind in "qk"):
-                tensors[name] = replace(tensors[name], read=partial(_halves, tensors[name], sizes.head_dim))
+                tensors[name] = replace(tensors[name], read=partial(_to_halves, tensors[name], sizes.head_dim))
     return tensors
 
 
-def _halves(stored: StoredTensor, head_dim: int) -> Tensor:
-    """Rows of each head from interleaved pairs (0, 1), (2, 3).. to two halves: first all evens, then all odds."""
+def _to_halves(stored: StoredTensor, head_dim: int) -> Tensor:
+    """Output dimensions of each head from interleaved pairs (0, 1), (2, 3).. to two halves: all even ones, then odd."""
     weight = stored.read()  # [heads * head_dim, hidden]
     pairs = weight.view(-1, head_dim // 2, 2, weight.shape[-1])
     return pairs.transpose(1, 2).reshape(weight.shape)
 
 
-def _pairs(weight: Tensor, head_dim: int) -> Tensor:
-    """What `_halves` was made of."""
+def _to_pairs(weight: Tensor, head_dim: int) -> Tensor:
+    """The inverse of `_to_halves`."""
     halves = weight.view(-1, 2, head_dim // 2, weight.shape[-1])
     return halves.transpose(1, 2).reshape(weight.shape)
 
 
-def original_tensors(weights: Mapping[str, Tensor], config: ModelConfig) -> Iterator[tuple[str, Tensor]]:
-    """The tensors of a CSM, given by transformers' names, under their original ones and in the original order of rows.
+def sesame_tensors(weights: Mapping[str, Tensor], config: ModelConfig) -> Iterator[tuple[str, Tensor]]:
+    """The inverse of `convert_sesame`.
 
     Raises:
-        CheckpointInvalid: two tables where the original format has one, or RoPE it has no place for.
+        CheckpointInvalid: two different audio tables where Sesame's format has one, or another RoPE than csm-1b's.
     """
     if not weights[BACKBONE_TABLE].equal(weights[DEPTH_TABLE]):
         raise CheckpointInvalid("the model has two audio tables, and Sesame's format holds one; export to transformers")
-    _refuse_rope(config)
+    _check_rope(config)
     for name in weights:
         if name != DEPTH_TABLE:
             tensor = weights[name]
             if name.endswith(("q_proj.weight", "k_proj.weight")):
                 sizes = config.backbone if name.startswith(BACKBONE) else config.depth
-                tensor = _pairs(tensor, sizes.head_dim)
-            yield original_name(name), tensor
+                tensor = _to_pairs(tensor, sizes.head_dim)
+            yield sesame_name(name), tensor
 
 
-def _refuse_rope(config: ModelConfig) -> None:
-    """Sesame's format does not say how positions turn: it has to be as its own model's."""
+def _check_rope(config: ModelConfig) -> None:
+    """Sesame's format has no RoPE settings: they have to be csm-1b's."""
     from csm_cli.models.csm.transformer import inverse_frequencies
 
     for stack, rope in ((config.backbone, _BACKBONE_ROPE), (config.depth, _DEPTH_ROPE)):
-        own = Rope(
+        csm_1b = Rope(
             float(rope["rope_theta"]),
             float(rope["factor"]),
             float(rope["low_freq_factor"]),
             float(rope["high_freq_factor"]),
             int(rope["original_max_position_embeddings"]),
         )
-        wanted, found = (inverse_frequencies(each, stack.head_dim) for each in (own, stack.rope))
+        wanted, found = (inverse_frequencies(each, stack.head_dim) for each in (csm_1b, stack.rope))
         if not wanted.allclose(found, rtol=1e-5, atol=0):
-            raise CheckpointInvalid("the model's RoPE is not csm-1b's, which Sesame's format takes for granted")
+            raise CheckpointInvalid("the model's RoPE is not csm-1b's, which Sesame's format requires")
 
 
-def original_config(config: ModelConfig, raw: Json) -> dict[str, Any]:
-    """Sesame's config.json, beside transformers' own in the same object, as sesame/csm-1b has it."""
+def sesame_config(config: ModelConfig, raw: Json) -> dict[str, Any]:
+    """Sesame's keys of config.json in addition to transformers' (`raw`), as in sesame/csm-1b."""
     flavors: dict[str, Any] = {}
     for name, sizes in (("backbone", config.backbone), ("decoder", config.depth)):
         shape = (sizes.layers, sizes.heads, sizes.kv_heads, sizes.hidden, sizes.intermediate)
-        known = next((flavor for flavor, found in _FLAVORS.items() if found == shape), None)
-        flavors[f"{name}_flavor"] = known or "custom"
-        if known is None:
+        flavor = next((flavor for flavor, sizes_of in _FLAVORS.items() if sizes_of == shape), None)
+        flavors[f"{name}_flavor"] = flavor or "custom"
+        if flavor is None:
             flavors[f"{name}_head_dim"] = sizes.head_dim
     return {
         **raw,
@@ -157,7 +157,7 @@ def original_config(config: ModelConfig, raw: Json) -> dict[str, Any]:
 
 
 def transformers_config(config: Json, stored: TensorMap, codec: Json) -> dict[str, Any]:
-    """transformers' config.json for original tensors: sizes from their shapes, head sizes from the config's flavors.
+    """transformers' config.json for Sesame's tensors: sizes from their shapes, head sizes from the config's flavors.
 
     `backbone_head_dim` and `decoder_head_dim` in the config stand in for flavors other than Sesame's two; without a
     config the flavors are csm-1b's.
@@ -166,31 +166,31 @@ def transformers_config(config: Json, stored: TensorMap, codec: Json) -> dict[st
         CheckpointInvalid: an unknown flavor, or tensors that are missing or do not fit the head size.
     """
     text, head = _shape(stored, "text_embeddings.weight", 2), _shape(stored, "audio_head", 3)
-    books, vocab = head[0] + 1, head[2]
-    depth = _stack(stored, "decoder", _head_dim(config, "decoder", "llama-100M"))
+    codebooks, vocab = head[0] + 1, head[2]
+    depth = _stack_config(stored, "decoder", _head_dim(config, "decoder", "llama-100M"))
     return {
         "model_type": "csm",
-        **_stack(stored, "backbone", _head_dim(config, "backbone", "llama-1B")),
+        **_stack_config(stored, "backbone", _head_dim(config, "backbone", "llama-1B")),
         "max_position_embeddings": _POSITIONS,
         "rope_parameters": _BACKBONE_ROPE,
-        "num_codebooks": books,
+        "num_codebooks": codebooks,
         "vocab_size": vocab,
         "text_vocab_size": text[0],
         **_TEXT_IDS,
         "codec_config": dict(codec),
         "depth_decoder_config": {
             **depth,
-            "max_position_embeddings": books + 1,
+            "max_position_embeddings": codebooks + 1,
             "rope_parameters": _DEPTH_ROPE,
-            "num_codebooks": books,
+            "num_codebooks": codebooks,
             "vocab_size": vocab,
             "backbone_hidden_size": text[1],
         },
     }
 
 
-def _head_dim(config: Json, stack: str, default: str) -> int:
-    flavor = config.get(f"{stack}_flavor", default)
+def _head_dim(config: Json, stack: str, default_flavor: str) -> int:
+    flavor = config.get(f"{stack}_flavor", default_flavor)
     size = config.get(f"{stack}_head_dim") or _HEAD_SIZES.get(flavor)
     if not isinstance(size, int) or size <= 0:
         known = " and ".join(_HEAD_SIZES)
@@ -200,12 +200,14 @@ def _head_dim(config: Json, stack: str, default: str) -> int:
     return size
 
 
-def _stack(stored: TensorMap, stack: str, head_dim: int) -> dict[str, Any]:
+def _stack_config(stored: TensorMap, stack: str, head_dim: int) -> dict[str, Any]:
     first = f"{stack}.layers.0"
     queries, hidden = _shape(stored, f"{first}.attn.q_proj.weight", 2)
     keys, _ = _shape(stored, f"{first}.attn.k_proj.weight", 2)
     if queries % head_dim or keys % head_dim:
-        raise CheckpointInvalid(f"{first}: {queries} query and {keys} key rows do not divide into heads of {head_dim}")
+        raise CheckpointInvalid(
+            f"{first}: {queries} query and {keys} key dimensions do not divide into heads of {head_dim}"
+        )
     layers = {name.split(".")[2] for name in stored if name.startswith(f"{stack}.layers.")}
     return {
         "num_hidden_layers": len(layers),

@@ -110,12 +110,12 @@ def _read(script: str | None) -> Conversation:
 
 def _published(model: str | None, revision: str | None) -> Layer:
     """What the checkpoint was published with, where its files are on this machine."""
-    from csm_cli.checkpoint.find import locate
-    from csm_cli.checkpoint.open import published_defaults
+    from csm_cli.checkpoint.find import find_source
+    from csm_cli.checkpoint.load import generation_defaults
 
-    source = locate(model, revision, offline=True)
+    source = find_source(model, revision, offline=True)
     try:
-        return _layer(asdict(published_defaults(source)), source.name)
+        return _layer(asdict(generation_defaults(source)), source.name)
     except ModelOffline:
         unknown = f"{model} (not fetched yet)"
         return dict.fromkeys(("temperature", "top_k"), ("?", unknown))

@@ -22,22 +22,22 @@ def print_dry_run(job: SynthesisJob) -> None:
         ModelError: no such model.
     """
     set_up(job.output_options)
-    from csm_cli.checkpoint import read_outline
+    from csm_cli.checkpoint import read_checkpoint_config
     from csm_cli.generation.estimate import EstimateContext, estimate_turns, track_seconds
     from csm_cli.generation.prompt import PromptBuilder
 
     talk = job.conversations[0]
-    model = read_outline(job.speech.model, job.speech.revision, job.speech.offline)
+    model = read_checkpoint_config(job.speech.model, job.speech.revision, job.speech.offline)
     positions = model.config.backbone.positions
     prompt_builder = PromptBuilder(model.tokenizer_file, model.config)
     context, turns = estimate_turns(
-        talk, prompt_builder, EstimateContext(positions, job.flags, job.retry_policy.chunk_chars, model.memory)
+        talk, prompt_builder, EstimateContext(positions, job.flags, job.retry_policy.chunk_chars, model.soft_limit)
     )
     seconds = track_seconds(talk, turns)
     use = {
         "peak": max(cost.window for cost in turns),
         "positions": positions,
-        "soft_limit": model.memory or positions,
+        "soft_limit": model.soft_limit or positions,
         "evicted": len({turn for cost in turns for turn in cost.evicted}),
     }
     if job.output_options.json:

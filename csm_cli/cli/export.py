@@ -57,7 +57,7 @@ class ExportFormat:
         Raises:
             UsageError: no such format or dtype.
         """
-        from csm_cli.checkpoint.write import FORMATS
+        from csm_cli.checkpoint.export import FORMATS
         from csm_cli.device import DTYPES, as_torch
 
         if self.to not in FORMATS:
@@ -83,12 +83,12 @@ def export(
     dtype = form.checked()
     if not quiet:
         log_line(f"reading {given.model or 'the bundled voice'} ...")
-    from csm_cli.checkpoint import companion_files, open_checkpoint
-    from csm_cli.checkpoint.write import write_checkpoint
+    from csm_cli.checkpoint import open_checkpoint, processor_files
+    from csm_cli.checkpoint.export import write_checkpoint
 
     model, revision, offline = given.model, given.revision, given.offline
     found = open_checkpoint(model, revision, given.adapter, offline=offline)
     if resolved_name(output.expanduser()) in {resolved_name(file.parent) for file in found.weights.files}:
         raise UsageError(f"{output} is what is exported and would be replaced; name another -o")
-    write_checkpoint(found, companion_files(model, revision, offline), output.expanduser(), form.to, dtype)
+    write_checkpoint(found, processor_files(model, revision, offline), output.expanduser(), form.to, dtype)
     emit_path(output)

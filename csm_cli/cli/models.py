@@ -11,7 +11,7 @@ from csm_cli.cli.console import emit, emit_json, log_line, set_up
 from csm_cli.cli.options import OutputOptions
 
 if TYPE_CHECKING:
-    from csm_cli.checkpoint.hub_cache import CachedSnapshot
+    from csm_cli.checkpoint.find import CachedSnapshot
 
 Id = Annotated[str, typer.Argument(metavar="ID", help="A Hugging Face id, such as sesame/csm-1b.")]
 Revision = Annotated[str | None, typer.Option("--revision", metavar="REV", help="A commit, branch or tag.")]
@@ -27,9 +27,9 @@ models = typer.Typer(name="models", help="Checkpoints: what is cached, fetched a
 @models.command(name="list")
 def list_(json: Json = False, debug: Debug = False) -> None:
     """The bundled voice, and every CSM and codec in the cache."""
-    from csm_cli.checkpoint.hub_cache import snapshots
+    from csm_cli.checkpoint.find import list_cached
 
-    found = snapshots()
+    found = list_cached()
     if json:
         emit_json([_record(each) for each in found])
         return
@@ -66,20 +66,19 @@ def where(
     debug: Debug = False,
 ) -> None:
     """The folder of a cached checkpoint."""
-    from csm_cli.checkpoint.find import LocalFolder, locate
-    from csm_cli.checkpoint.hub_cache import find_cached
+    from csm_cli.checkpoint.find import LocalFolder, find_cached, find_source
 
-    source = locate(id, revision, offline=True)
+    source = find_source(id, revision, offline=True)
     emit(str(source.path if isinstance(source, LocalFolder) else find_cached(source.name, revision)[0].folder))
 
 
 @models.command()
 def rm(id: Id, revision: Revision = None, debug: Debug = False) -> None:
     """Remove a checkpoint from the cache, or one revision of it."""
-    from csm_cli.checkpoint.hub_cache import find_cached, remove
+    from csm_cli.checkpoint.find import find_cached, remove_cached
 
     gone = find_cached(id, revision)
-    freed = remove(gone)
+    freed = remove_cached(gone)
     log_line(f"{id} removed, {', '.join(each.revision[:8] for each in gone)}; {_size(freed)} freed")
 
 

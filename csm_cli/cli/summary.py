@@ -145,7 +145,7 @@ def _window(utterances: Sequence[Utterance], synth: Synthesizer) -> dict[str, in
     return {
         "peak": max(each.peak_positions for each in utterances),
         "positions": positions,
-        "soft_limit": synth.checkpoint.memory or positions,
+        "soft_limit": synth.checkpoint.soft_limit or positions,
         "evicted": len({turn for number, each in enumerate(utterances, 1) for turn in each.evicted if turn != number}),
     }
 

@@ -132,7 +132,7 @@ class _Session:
         self, synth: Synthesizer, flags: GenerationOptions, retry_policy: RetryPolicy, recognizer: Recognizer | None
     ) -> None:
         self._synth, self._flags, self._care, self._recognizer = synth, flags, retry_policy, recognizer
-        self._window = WindowLimits(synth.engine.positions, synth.codec.frame_rate, synth.checkpoint.memory)
+        self._window = WindowLimits(synth.engine.positions, synth.codec.frame_rate, synth.checkpoint.soft_limit)
         self._deck = ChunkDecoder(synth.codec, rows=len(synth.engine.slots))
         self._active: dict[Request, tuple[ConversationState, TakeBuilder]] = {}
         self._ended: list[_Ended] = []

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from csm_cli.checkpoint.adapter import WEIGHTS
-from csm_cli.checkpoint.write import replace_checkpoint, save_tensors
+from csm_cli.checkpoint.export import replace_checkpoint, save_tensors
 from csm_cli.errors import UsageError
 
 if TYPE_CHECKING:

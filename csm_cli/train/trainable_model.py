@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import CsmConfig, CsmForConditionalGeneration
 
-from csm_cli.checkpoint import Checkpoint, companion_files, expected_shapes, open_checkpoint
+from csm_cli.checkpoint import Checkpoint, expected_shapes, open_checkpoint, processor_files
+from csm_cli.checkpoint.export import write_checkpoint
 from csm_cli.checkpoint.weights import CheckpointWeights, StoredTensor
-from csm_cli.checkpoint.write import write_checkpoint
 from csm_cli.models.csm.config import model_config
 from csm_cli.train.lora import LoraAdapter
 
@@ -36,7 +36,7 @@ class TrainableModel:
         self.model = _random(self.checkpoint) if settings.scratch else _loaded(self.checkpoint)
         self.model.codec_model = torch.nn.Identity()  # prepared codes are all that is seen
         self._adapter = LoraAdapter(self.model, settings.lora, base.name) if settings.lora else None
-        self._companions = {} if settings.lora else companion_files(settings.model, settings.revision, offline)
+        self._processor_files = {} if settings.lora else processor_files(settings.model, settings.revision, offline)
         if settings.checkpointing:
             _checkpoint_activations(self.model)
 
@@ -46,7 +46,7 @@ class TrainableModel:
             self._adapter.save(folder)
             return
         trained = replace(self.checkpoint, weights=_weights(self.model, self.checkpoint))
-        write_checkpoint(trained, self._companions, folder)
+        write_checkpoint(trained, self._processor_files, folder)
 
 
 def _checkpoint_activations(model: CsmForConditionalGeneration) -> None:
@@ -67,16 +67,16 @@ def _random(checkpoint: Checkpoint) -> CsmForConditionalGeneration:
 
 def _config(checkpoint: Checkpoint) -> CsmConfig:
     """transformers' own; which tables are tied is `tie_codebooks_embeddings` alone."""
-    return CsmConfig.from_dict({**checkpoint.raw, "tie_word_embeddings": False})
+    return CsmConfig.from_dict({**checkpoint.config_json, "tie_word_embeddings": False})
 
 
 def _resized(base: Checkpoint, scratch: ScratchSettings) -> Checkpoint:
     """The checkpoint's config in other sizes; it keeps codec and tokenizer."""
-    backbone: dict[str, Any] = {**base.raw, **scratch.backbone}
+    backbone: dict[str, Any] = {**base.config_json, **scratch.backbone}
     hidden = {"backbone_hidden_size": backbone["hidden_size"]}
-    depth = {**base.raw["depth_decoder_config"], **hidden, **scratch.depth}
+    depth = {**base.config_json["depth_decoder_config"], **hidden, **scratch.depth}
     raw = {**backbone, "depth_decoder_config": depth}
-    return replace(base, raw=raw, config=model_config(raw), weights=CheckpointWeights({}))
+    return replace(base, config_json=raw, config=model_config(raw), weights=CheckpointWeights({}))
 
 
 def _weights(model: CsmForConditionalGeneration, checkpoint: Checkpoint) -> CheckpointWeights:

@@ -31,7 +31,7 @@ from torch.nn import functional as F
 from transformers import CsmConfig, CsmForConditionalGeneration, MimiConfig, MimiModel
 
 from csm_cli.checkpoint import Checkpoint, open_checkpoint
-from csm_cli.checkpoint import open as opening
+from csm_cli.checkpoint import load as loading
 from csm_cli.checkpoint.find import LocalFolder
 from csm_cli.errors import CheckpointInvalid
 from csm_cli.models.csm import CsmModel, PrefillSlots
@@ -62,7 +62,7 @@ def companions(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def hub(companions: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(opening, "Repository", lambda name, **_: LocalFolder(companions, name))
+    monkeypatch.setattr(loading, "HubRepository", lambda name, **_: LocalFolder(companions, name))
 
 
 @pytest.fixture(params=["model.safetensors", "ckpt.pt"])

@@ -78,11 +78,11 @@ def original(folder: Path) -> Path:
 def test_the_original_format_there_and_back_is_bit_equal(
     csm: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from csm_cli.checkpoint import open as opening
+    from csm_cli.checkpoint import load as loading
     from csm_cli.checkpoint.find import LocalFolder
 
     first = original(tmp_path / "first")
-    monkeypatch.setattr(opening, "HubRepository", lambda name, offline: LocalFolder(first / "mimi", name))
+    monkeypatch.setattr(loading, "HubRepository", lambda name, offline: LocalFolder(first / "mimi", name))
     assert csm("export", first, "-o", tmp_path / "second").code == 0
     assert csm("export", tmp_path / "second", "--to", "original", "-o", tmp_path / "third").code == 0
     before, after = load_file(first / "model.safetensors"), load_file(tmp_path / "third" / "model.safetensors")

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from conftest import write_tone
 
-from csm_cli.checkpoint import read_outline
+from csm_cli.checkpoint import read_checkpoint_config
 from csm_cli.generation.estimate import EstimateContext, TurnEstimate, estimate_turns, track_seconds
 from csm_cli.generation.prompt import PromptBuilder
 from csm_cli.types import Conversation, GenerationOptions, Recording, Turn
@@ -14,7 +14,7 @@ from csm_cli.types import Conversation, GenerationOptions, Recording, Turn
 
 @pytest.fixture(scope="module")
 def prompt_builder(tiny_checkpoint: Path) -> PromptBuilder:
-    model = read_outline(str(tiny_checkpoint))
+    model = read_checkpoint_config(str(tiny_checkpoint))
     return PromptBuilder(model.tokenizer_file, model.config)
 
 

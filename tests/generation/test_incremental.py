@@ -54,7 +54,7 @@ def run(tmp_path: Path, checkpoint: Checkpoint) -> Run:
         retry_policy: RetryPolicy = CARE,
         memory: int = 0,
     ) -> IncrementalRun:
-        voice = SynthesisSetup(replace(checkpoint, memory=memory), flags, retry_policy)
+        voice = SynthesisSetup(replace(checkpoint, soft_limit=memory), flags, retry_policy)
         replay = IncrementalRun(TurnCache.beside(tmp_path / "o.wav"), dialogue, voice, wish)
         spoken(replay)
         replay.settle()

@@ -1,4 +1,4 @@
-"""Write a checkpoint's folder in transformers' format or Sesame's original one; it appears whole or not at all."""
+"""Write a checkpoint as a folder in transformers' format or in Sesame's original one, atomically."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from csm_cli.checkpoint.sesame import CODEC_FILE, original_config, original_tensors
+from csm_cli.checkpoint.sesame import CODEC_FILE, sesame_config, sesame_tensors
 from csm_cli.errors import OutputFailed, OutputRefused
 from csm_cli.storage.files import replace_folder
 
@@ -18,23 +18,24 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from csm_cli.checkpoint.open import Checkpoint
+    from csm_cli.checkpoint.load import Checkpoint
 
 FORMATS = ("transformers", "original")
+_SESAME_KEYS = ("_flavor", "backbone_head_dim", "decoder_head_dim", "audio_vocab_size", "audio_num_codebooks")
 _CONFIG_FILES = ("config.json", "adapter_config.json")
-_ELSEWHERE = ("transformers_weights", "transformers_version", "torch_dtype", "_name_or_path")
+_DROPPED_KEYS = ("transformers_weights", "transformers_version", "torch_dtype", "_name_or_path")
 
 
 def write_checkpoint(
     checkpoint: Checkpoint,
-    companions: Mapping[str, Path],
+    processor: Mapping[str, Path],
     folder: Path,
     form: str = "transformers",
     dtype: torch.dtype | None = None,
 ) -> None:
-    """Writes weights, config.json and `companions`, the files transformers' processor reads, by name.
+    """Writes weights, config.json and the files of `processor`, by name (see `processor_files`).
 
-    form: one of FORMATS. dtype: of the model's weights; as they are where None.
+    form: one of FORMATS. dtype: of the model's weights; None leaves them as they are.
 
     transformers' format holds the audio table under both its names and `tie_word_embeddings: false`, which every
     release since 5.0 loads, with one table or two.
@@ -45,20 +46,21 @@ def write_checkpoint(
         OutputFailed: it could not be written to the end.
     """
     weights = dict(checkpoint.weights) if dtype is None else {n: t.to(dtype) for n, t in checkpoint.weights.items()}
-    config = {name: value for name, value in checkpoint.raw.items() if name not in _ELSEWHERE}
+    config = {name: value for name, value in checkpoint.config_json.items() if name not in _DROPPED_KEYS}
     config.update(architectures=["CsmForConditionalGeneration"], tie_word_embeddings=False)
-    config["dtype"] = _declared(checkpoint, weights, dtype)
+    config["dtype"] = _config_dtype(checkpoint, weights, dtype)
     with replace_checkpoint(folder) as fresh:
-        for name, path in companions.items():
+        for name, path in processor.items():
             shutil.copyfile(path, fresh / name)
         if form == "original":
-            save_tensors(dict(original_tensors(weights, checkpoint.config)), fresh / "model.safetensors")
-            write_json(fresh / "config.json", original_config(checkpoint.config, config))
+            save_tensors(dict(sesame_tensors(weights, checkpoint.config)), fresh / "model.safetensors")
+            write_json(fresh / "config.json", sesame_config(checkpoint.config, config))
             save_tensors(checkpoint.codec_weights, fresh / CODEC_FILE)
         else:
             codec = {f"codec_model.{name}": tensor for name, tensor in checkpoint.codec_weights.items()}
             save_tensors(weights | codec, fresh / "model.safetensors")
-            write_json(fresh / "config.json", _without_flavors(config))
+            plain = {name: value for name, value in config.items() if not name.endswith(_SESAME_KEYS)}
+            write_json(fresh / "config.json", plain)
 
 
 @contextmanager
@@ -89,9 +91,9 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
     seen: set[int] = set()
     separate: dict[str, Any] = {}
     for name, tensor in tensors.items():
-        kept = tensor.detach().cpu().contiguous()
-        separate[name] = kept.clone() if kept.data_ptr() in seen else kept
-        seen.add(kept.data_ptr())
+        tensor = tensor.detach().cpu().contiguous()
+        separate[name] = tensor.clone() if tensor.data_ptr() in seen else tensor
+        seen.add(tensor.data_ptr())
     try:
         save_file(separate, path, metadata={"format": "pt"})
     except SafetensorError as error:
@@ -103,16 +105,12 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def _declared(checkpoint: Checkpoint, weights: Mapping[str, Tensor], dtype: torch.dtype | None) -> str:
-    """The dtype that config.json asks for: what was asked, float32 where a tensor has it, else what was declared."""
+def _config_dtype(checkpoint: Checkpoint, weights: Mapping[str, Tensor], dtype: torch.dtype | None) -> str:
+    """The dtype in config.json: `dtype` if given; float32 if any tensor has it; else what config.json had."""
     import torch
 
-    found = {tensor.dtype for tensor in weights.values()} if dtype is None else {dtype}
-    known = checkpoint.raw.get("dtype") or checkpoint.raw.get("torch_dtype")
-    chosen = torch.float32 if torch.float32 in found else next(iter(found))
-    return known if dtype is None and known and torch.float32 not in found else str(chosen).removeprefix("torch.")
-
-
-def _without_flavors(config: Mapping[str, Any]) -> dict[str, Any]:
-    sesames = ("_flavor", "backbone_head_dim", "decoder_head_dim", "audio_vocab_size", "audio_num_codebooks")
-    return {name: value for name, value in config.items() if not name.endswith(sesames)}
+    dtypes = {tensor.dtype for tensor in weights.values()} if dtype is None else {dtype}
+    if torch.float32 in dtypes:
+        return "float32"
+    before = checkpoint.config_json.get("dtype") or checkpoint.config_json.get("torch_dtype")
+    return before if dtype is None and before else str(next(iter(dtypes))).removeprefix("torch.")

@@ -1,4 +1,4 @@
-"""Local checkpoints in transformers format: what opens, and the one line for each thing that is wrong."""
+"""Local checkpoints in transformers' format: what loads, and the message for each defect."""
 
 from __future__ import annotations
 
@@ -282,9 +282,9 @@ def test_a_default_that_is_no_possible_number_is_named(folder: Path, values: dic
 
 
 def test_positions_in_which_it_speaks_well_are_read(folder: Path) -> None:
-    assert open_checkpoint(str(folder)).memory == 0
+    assert open_checkpoint(str(folder)).soft_limit == 0
     edit_json(folder / "generation_config.json", csm_memory=200)
-    assert open_checkpoint(str(folder)).memory == 200
+    assert open_checkpoint(str(folder)).soft_limit == 200
 
 
 @pytest.mark.parametrize("positions", [-1, "many", 1.5])
