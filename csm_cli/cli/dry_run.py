@@ -12,7 +12,7 @@ from csm_cli.cli.synthesis import SynthesisJob
 from csm_cli.types import Turn
 
 if TYPE_CHECKING:
-    from csm_cli.generation.estimate import TurnEstimate
+    from csm_cli.generation.context_window import TurnEstimate
 
 
 def print_dry_run(job: SynthesisJob) -> None:
@@ -23,19 +23,18 @@ def print_dry_run(job: SynthesisJob) -> None:
     """
     set_up(job.output_options)
     from csm_cli.checkpoint import read_checkpoint_config
-    from csm_cli.generation.estimate import EstimateContext, estimate_turns, track_seconds
+    from csm_cli.generation.context_window import WindowLimits, estimate_turns, track_seconds
     from csm_cli.generation.prompt import PromptBuilder
 
     talk = job.conversations[0]
     model = read_checkpoint_config(job.speech.model, job.speech.revision, job.speech.offline)
     positions = model.config.backbone.positions
     prompt_builder = PromptBuilder(model.tokenizer_file, model.config)
-    context, turns = estimate_turns(
-        talk, prompt_builder, EstimateContext(positions, job.flags, job.retry_policy.chunk_chars, model.soft_limit)
-    )
+    limits = WindowLimits(positions, soft_limit=model.soft_limit)
+    context, turns = estimate_turns(talk, prompt_builder, limits, job.flags, job.retry_policy.chunk_chars)
     seconds = track_seconds(talk, turns)
     use = {
-        "peak": max(cost.window for cost in turns),
+        "peak": max(cost.peak_positions for cost in turns),
         "positions": positions,
         "soft_limit": model.soft_limit or positions,
         "evicted": len({turn for cost in turns for turn in cost.evicted}),
@@ -80,10 +79,10 @@ def records(turns: Sequence[Turn]) -> list[dict[str, Any]]:
 def _budget(cost: TurnEstimate) -> dict[str, Any]:
     return {
         "tokens": cost.tokens,
-        "parts": cost.parts,
+        "parts": cost.chunks,
         "estimated_s": round(cost.seconds, 2),
         "positions": cost.positions,
-        "window": cost.window,
+        "window": cost.peak_positions,
         "evicted": list(cost.evicted),
     }
 
@@ -92,9 +91,9 @@ def _described(turn: Turn, cost: TurnEstimate, number: int) -> str:
     name = f"{turn.name} " if turn.name != str(turn.speaker) else ""
     long = f"{cost.seconds:.1f} s, {turn.recording.path}" if turn.recording else f"about {cost.seconds:.1f} s"
     left = _forgotten(cost.evicted, number)
-    long += f" in {cost.parts} parts" if cost.parts > 1 else ""
+    long += f" in {cost.chunks} parts" if cost.chunks > 1 else ""
     text = " ".join(turn.text.split())
-    return f"{name}[{turn.speaker}]  {text}  [{long}; {cost.tokens} tokens, window {cost.window}{left}]"
+    return f"{name}[{turn.speaker}]  {text}  [{long}; {cost.tokens} tokens, window {cost.peak_positions}{left}]"
 
 
 def _forgotten(turns: Sequence[int], number: int) -> str:

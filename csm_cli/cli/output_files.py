@@ -86,7 +86,7 @@ class OutputFiles:
 
     def _texts(self, spoken: FinishedConversation) -> Iterator[tuple[Path, bytes]]:
         from csm_cli.audio.subtitles import SUBTITLE_FORMATS, Cue
-        from csm_cli.generation.concatenate import Segment
+        from csm_cli.generation.events import Segment
 
         cues = [
             Cue(span.start + piece.start, span.start + piece.end, speaker_label(each.turn), piece.text)

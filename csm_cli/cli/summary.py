@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from csm_cli.audio.mix import TrackSpan
     from csm_cli.checkpoint import Checkpoint
     from csm_cli.cli.progress import ProgressMeter
-    from csm_cli.generation.concatenate import Segment
+    from csm_cli.generation.events import Segment
     from csm_cli.generation.synthesizer import Synthesizer
 
 _SHOWN = 160  # characters of a text

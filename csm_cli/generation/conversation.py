@@ -1,4 +1,4 @@
-"""One conversation on its way through the engine: what the model has heard so far, and the turn it speaks next."""
+"""The state of one conversation during synthesis: its context window, and the turn that is generated next."""
 
 from __future__ import annotations
 
@@ -12,18 +12,16 @@ from torch import Tensor
 from csm_cli.engine import Request, SamplingParams
 from csm_cli.errors import PromptTooLong
 from csm_cli.generation.chunking import apply_lexicon, split_text, spoken_length
-from csm_cli.generation.concatenate import SpokenChunk
 from csm_cli.generation.context_window import ContextWindow, PromptTurn, WindowLimits
 from csm_cli.generation.take import Take, TakeSpec, best_take
 from csm_cli.types import Conversation, GenerationOptions, RetryPolicy, Turn, resolve_options, turn_seed
 
-# `--max-duration auto`: nobody speaks slower than this, or than half as fast as usual for them, and a turn may pause
-# this long besides.
-SLOWEST_CHARACTERS_PER_SECOND = 5.0
-SLOWEST_OF_USUAL = 0.5
+# The automatic maximum duration: a turn spoken at this rate, or at half its speaker's own rate, and a grace period.
+MIN_CHARS_PER_SECOND = 5.0
+MIN_RELATIVE_RATE = 0.5
 GRACE_SECONDS = 3.0
-# Where the window leaves less than the automatic cap, a turn at this rate must still fit.
-USUAL_CHARACTERS_PER_SECOND = 12.0
+# The window must have space for a turn at this rate, or at its speaker's own.
+TYPICAL_CHARS_PER_SECOND = 12.0
 
 
 @dataclass(frozen=True)
@@ -37,170 +35,174 @@ class ResolvedDefaults:
 
 @dataclass
 class TurnState:
-    """The turn in hand. parts: what is spoken of it at once, each with its own takes; said: those that are done.
+    """The turn that is being generated, chunk by chunk.
 
-    takes: of the part in hand; tried: of the parts before it. started: when the first take was. positions: the most
-    the window held. evicted: turns that left it; a turn's own number, where it is too long for it.
+    number: in the conversation, from 1. takes: of the current chunk; all_takes: of all chunks so far. chosen: the best
+    take of each finished chunk. started: when its first prefill began, by time.perf_counter. peak_positions, evicted:
+    as in `Utterance`.
     """
 
     turn: Turn
+    number: int
     options: GenerationOptions
-    parts: tuple[str, ...]
-    said: list[SpokenChunk] = field(default_factory=list)
+    chunks: tuple[str, ...]
+    chosen: list[Take] = field(default_factory=list)
     takes: list[Take] = field(default_factory=list)
-    tried: list[Take] = field(default_factory=list)
+    all_takes: list[Take] = field(default_factory=list)
     started: float = 0.0
-    positions: int = 0
+    peak_positions: int = 0
     evicted: list[int] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
     @property
-    def part(self) -> str | None:
-        """What is spoken now, as written; None at the end."""
-        return self.parts[len(self.said)] if len(self.said) < len(self.parts) else None
+    def chunk(self) -> str | None:
+        """The current chunk of the text, as written; None when all are finished."""
+        return self.chunks[len(self.chosen)] if len(self.chosen) < len(self.chunks) else None
+
+    def add_take(self, take: Take) -> None:
+        self.takes.append(take)
+        self.all_takes.append(take)
 
 
 class ConversationState:
-    """A conversation's turns so far and its turn in hand, None at the end."""
+    """A conversation and its current turn; `current` is None at the end."""
 
-    def __init__(self, conversation: Conversation, given: ResolvedDefaults, window: WindowLimits) -> None:
+    def __init__(self, conversation: Conversation, defaults: ResolvedDefaults, limits: WindowLimits) -> None:
         self.conversation = conversation
-        seed = given.flags.over(conversation.defaults).seed
+        seed = defaults.flags.over(conversation.defaults).seed
         self.seed = secrets.randbelow(2**31) if seed is None else seed
-        self._given = given
-        self._memory = ContextWindow(window)
-        self._voices = {turn.speaker for turn in conversation.context}
-        self._given_voices = bool(conversation.context)
-        self._begun = False
-        self._index = 0
-        self.hand = self._take_up()
+        self._defaults = defaults
+        self._window = ContextWindow(limits)
+        self._known_speakers = {turn.speaker for turn in conversation.context}
+        self._has_recordings = bool(conversation.context)
+        self._context_added = False
+        self.current: TurnState | None = None
+        self._start_turn(1)
 
-    def begin(self, hear: Callable[[Turn], Tensor]) -> None:
-        """Hears the context turns, once."""
-        if not self._begun:
+    def add_context(self, encode: Callable[[Turn], Tensor]) -> None:
+        """Adds the context turns to the window, once; `encode` returns their prompt tokens [S, K + 1]."""
+        if not self._context_added:
             for turn in self.conversation.context:
-                self._memory.pin(PromptTurn(0, turn.speaker, turn.text, hear(turn)))
-        self._begun = True
+                self._window.add_context(PromptTurn(0, turn.speaker, turn.text, encode(turn)))
+        self._context_added = True
 
     @property
     def next_seed(self) -> int:
         """The seed of the next take: the turn's, plus one for each take before."""
-        hand = self._in_hand
-        first = turn_seed(self._given.flags, hand.turn, self._index, self.seed)
-        return first + len(hand.tried) + len(hand.takes)
+        current = self.require_current()
+        first = turn_seed(self._defaults.flags, current.turn, current.number - 1, self.seed)
+        return first + len(current.all_takes)
 
     @property
-    def words(self) -> str:
-        """The part in hand as it is spelled for the model."""
-        return self._spelled(self._in_hand.part or "")
+    def chunk_text(self) -> str:
+        """The current chunk of the text with the lexicon applied."""
+        return apply_lexicon(self.require_current().chunk or "", self.conversation.lexicon)
 
-    def skip(self, parts: Iterable[tuple[str, Tensor]]) -> None:
-        """The turn in hand was recorded: the text of each of its parts, and the rows of that and its frames.
+    def take_spec(self) -> TakeSpec:
+        """The spec of the next take."""
+        current, policy = self.require_current(), self._defaults.retry_policy
+        return TakeSpec(
+            text=self.chunk_text,
+            seed=self.next_seed,
+            capped=bool(current.options.max_duration),
+            trim=policy.trim,
+            chunk_number=len(current.chosen) + 1,
+            stream=policy.stream,
+        )
 
-        What left the window for a turn that an earlier run has spoken leaves it here too, so that later turns hear as
-        much of the past as they did then.
-        """
-        hand, turn = self._in_hand, self._in_hand.turn
-        kept = bool(turn.recording and turn.recording.codes_path)
-        self._voices.add(turn.speaker)
-        self._given_voices = self._given_voices or not kept
-        for text, rows in parts:
-            if kept:
-                asked = int((rows[:, -1] >= 0).sum()) + self._frames(hand, text)[1]
-                self._memory.make_room(asked, self._index + 1)
-            self._memory.add(PromptTurn(self._index + 1, turn.speaker, text, rows))
-        self.close()
+    def request(self, text_tokens: Tensor) -> Request:
+        """The engine's request for the next take of the current chunk, with these tokens [S, K + 1].
 
-    def keep(self, said: SpokenChunk, rows: Tensor) -> None:
-        """A part is spoken; `rows` are its text and frames as later parts and turns hear them."""
-        hand = self._in_hand
-        self._memory.add(PromptTurn(self._index + 1, hand.turn.speaker, self.words, rows))
-        self._voices.add(hand.turn.speaker)
-        hand.said.append(said)
-        hand.tried += hand.takes
-        hand.takes = []
-
-    def close(self) -> None:
-        """The turn in hand is over; the next is taken up."""
-        self._index += 1
-        self.hand = self._take_up()
-
-    def brief(self) -> TakeSpec:
-        """What the next take is asked for."""
-        hand = self._in_hand
-        capped = bool(hand.options.max_duration)
-        retry_policy, part = self._given.retry_policy, len(hand.said) + 1
-        return TakeSpec(self.words, self.next_seed, capped, retry_policy.trim, part, retry_policy.stream)
-
-    def best(self) -> Take:
-        """The best take of the part in hand."""
-        hand, usual = self._in_hand, self._memory.rate(self._in_hand.turn.speaker)
-        expected = spoken_length(self.words) / usual * self._memory.window.frame_rate if usual else None
-        return best_take(hand.takes, expected)
-
-    def request(self, text_rows: Tensor) -> Request:
-        """The engine's request for the part in hand, whose text is `text_rows`.
-
-        Past turns leave, oldest first, where the window is full; context never does.
+        Evicts past turns if the window is full.
 
         Raises:
-            PromptTooLong: context, text and longest duration do not fit the window.
+            PromptTooLong: context, text and maximum duration do not fit into the window.
         """
-        hand, window = self._in_hand, self._memory.window
-        limit, least = self._frames(hand, self.words)
-        gone = self._memory.make_room(len(text_rows) + least, self._index + 1)
-        hand.evicted += [turn for turn in gone if turn not in hand.evicted]
-        rows = self._memory.prompt(text_rows)
-        if (excess := len(rows) + least - window.positions) > 0:
-            raise PromptTooLong(self._too_long(excess))
-        if not (hand.takes or hand.tried):
-            hand.started = time.perf_counter()
-            self._introduce(hand)
-        limit = min(limit, window.positions - len(rows))
-        return Request(rows, SamplingParams(*hand.options.sampling, self.next_seed, limit))
+        current, limits = self.require_current(), self._window.limits
+        max_frames, required = self._frame_limits(current, self.chunk_text)
+        evicted = self._window.evict(len(text_tokens) + required, current.number)
+        current.evicted += [number for number in evicted if number not in current.evicted]
+        prompt = self._window.prompt(text_tokens)
+        excess = len(prompt) + required - limits.positions
+        if excess > 0:
+            text = current.turn.text
+            raise PromptTooLong(
+                f'turn {current.number} ("{text[:30]}{"..." if len(text) > 30 else ""}") is {excess} positions '
+                f"({excess / limits.frame_rate:.1f} s) too long for the model's context window of {limits.positions}; "
+                "shorten its text, its context or --max-duration"
+            )
+        if not current.all_takes:
+            current.started = time.perf_counter()
+            self._warn_of_unknown_speaker(current)
+        max_frames = min(max_frames, limits.positions - len(prompt))
+        return Request(prompt, SamplingParams(*current.options.sampling, self.next_seed, max_frames))
 
-    @property
-    def _in_hand(self) -> TurnState:
-        assert self.hand is not None
-        return self.hand
+    def best_take(self) -> Take:
+        """The best take of the current chunk."""
+        current = self.require_current()
+        rate = self._window.speaking_rate(current.turn.speaker)
+        return best_take(
+            current.takes, spoken_length(self.chunk_text) / rate * self._window.limits.frame_rate if rate else None
+        )
 
-    def _take_up(self) -> TurnState | None:
-        turns = self.conversation.turns
-        if self._index == len(turns):
-            return None
-        turn = turns[self._index]
-        options = resolve_options(self._given.flags, turn, self.conversation.defaults, self._given.checkpoint)
-        most = 0 if options.max_duration or turn.recording else self._given.retry_policy.chunk_chars
-        return TurnState(turn, options, split_text(turn.text, most))
+    def accept_take(self, take: Take, tokens: Tensor) -> None:
+        """Finishes the current chunk with this take; `tokens`: its text and frames [S, K + 1]."""
+        current = self.require_current()
+        self._window.add_turn(PromptTurn(current.number, current.turn.speaker, self.chunk_text, tokens))
+        self._known_speakers.add(current.turn.speaker)
+        current.chosen.append(take)
+        current.takes = []
 
-    def _spelled(self, text: str) -> str:
-        return apply_lexicon(text, self.conversation.lexicon)
+    def add_recorded(self, segments: Iterable[tuple[str, Tensor]]) -> None:
+        """Finishes the current turn, which has a recording: each segment's text, and its prompt tokens [S, K + 1].
 
-    def _introduce(self, hand: TurnState) -> None:
-        """Warns where recordings were heard, but none of this speaker, who has said nothing yet either."""
-        speaker = hand.turn.speaker
-        if self._given_voices and speaker not in self._voices:
-            known = ", ".join(map(str, sorted(self._voices)))
-            hand.warnings.append(
-                f"speaker {speaker} is not among those heard before ({known}) and gets a voice of the model's choice; "
-                "a context turn of theirs, or a voice, gives them their own"
+        For a turn that was cached by an earlier run, past turns are evicted as they were in that run, so that later
+        turns get the same context again.
+        """
+        current, turn = self.require_current(), self.require_current().turn
+        cached = bool(turn.recording and turn.recording.codes_path)
+        self._known_speakers.add(turn.speaker)
+        self._has_recordings = self._has_recordings or not cached
+        for text, tokens in segments:
+            if cached:
+                text_positions = int((tokens[:, -1] >= 0).sum())
+                self._window.evict(text_positions + self._frame_limits(current, text)[1], current.number)
+            self._window.add_turn(PromptTurn(current.number, turn.speaker, text, tokens))
+        self.finish_turn()
+
+    def finish_turn(self) -> None:
+        """Goes on to the next turn."""
+        self._start_turn(self.require_current().number + 1)
+
+    def require_current(self) -> TurnState:
+        assert self.current is not None
+        return self.current
+
+    def _start_turn(self, number: int) -> None:
+        if number > len(self.conversation.turns):
+            self.current = None
+            return
+        turn, defaults = self.conversation.turns[number - 1], self._defaults
+        options = resolve_options(defaults.flags, turn, self.conversation.defaults, defaults.checkpoint)
+        chunk_chars = 0 if options.max_duration or turn.recording else defaults.retry_policy.chunk_chars
+        self.current = TurnState(turn, number, options, split_text(turn.text, chunk_chars))
+
+    def _warn_of_unknown_speaker(self, current: TurnState) -> None:
+        speaker = current.turn.speaker
+        if self._has_recordings and speaker not in self._known_speakers:
+            known = ", ".join(map(str, sorted(self._known_speakers)))
+            current.warnings.append(
+                f"speaker {speaker} has no reference audio (speakers with audio: {known}); the model picks a voice; "
+                "add a context turn or a voice for this speaker"
             )
 
-    def _frames(self, hand: TurnState, words: str) -> tuple[int, int]:
-        """The most frames a take of `words` may have, and how many must fit the window."""
-        window = self._memory.window
-        if hand.options.max_duration:
-            frames = window.frames(hand.options.max_duration)
+    def _frame_limits(self, current: TurnState, text: str) -> tuple[int, int]:
+        """The maximum number of frames of a take of `text`, and how many must fit into the window."""
+        limits = self._window.limits
+        if current.options.max_duration:
+            frames = limits.frames(current.options.max_duration)
             return frames, frames
-        usual, characters = self._memory.rate(hand.turn.speaker), spoken_length(words)
-        slowest = usual * SLOWEST_OF_USUAL if usual else SLOWEST_CHARACTERS_PER_SECOND
-        longest = window.frames(GRACE_SECONDS + characters / slowest)
-        return longest, window.frames(characters / (usual or USUAL_CHARACTERS_PER_SECOND))
-
-    def _too_long(self, excess: int) -> str:
-        text, window = self._in_hand.turn.text, self._memory.window
-        where = f'turn {self._index + 1} ("{text[:30]}{"..." if len(text) > 30 else ""}")'
-        return (
-            f"{where} is {excess} positions ({excess / window.frame_rate:.1f} s) too long for the model's window "
-            f"of {window.positions}; shorten its text, its context or --max-duration"
-        )
+        rate, characters = self._window.speaking_rate(current.turn.speaker), spoken_length(text)
+        slowest = rate * MIN_RELATIVE_RATE if rate else MIN_CHARS_PER_SECOND
+        max_frames = limits.frames(GRACE_SECONDS + characters / slowest)
+        return max_frames, limits.frames(characters / (rate or TYPICAL_CHARS_PER_SECOND))

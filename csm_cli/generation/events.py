@@ -1,4 +1,4 @@
-"""What is told of conversations while they are spoken. No torch here."""
+"""Events of a synthesis run. No torch here."""
 
 from __future__ import annotations
 
@@ -14,21 +14,33 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from csm_cli.audio.io import Audio
-    from csm_cli.generation.concatenate import Segment
     from csm_cli.generation.take import Take
 
 
 @dataclass(frozen=True)
-class Utterance:
-    """One turn as it came out.
+class Segment:
+    """A chunk of a turn's text, its span in the turn's audio in seconds, and how many of the turn's frames it has."""
 
-    codes: int64 [T, K]; stop: "eos" (the model ended it), "cap" (cut at the longest duration), "silence" or "repeat"
-    (fell silent, or stuck to one sound, and was ended there), "empty" (it said nothing) or "recorded" (the script
-    brought the audio). fault: what is wrong with it, "" for nothing. takes: all there were, this is the best of them.
-    seconds: time from the first prefill to the last sample. seed: with which it comes out like this again.
-    pieces: the parts in which it was spoken; codes are theirs joined, stop is the worst of theirs. positions: the most
-    the window held on the way. evicted: numbers of the turns that left it for this one; its own, if its first parts
-    did. kept: by an earlier run, which ended it as `stop` says.
+    text: str
+    start: float
+    end: float
+    frames: int = 0
+
+
+@dataclass(frozen=True)
+class Utterance:
+    """One finished turn.
+
+    codes: int64 [T, K]; those of all segments in order.
+    stop: "eos" (ended by the model), "cap" (reached the maximum duration), "silence" or "repeat" (ended early: it fell
+        silent or repeated one frame), "empty" (no speech), or "recorded" (the script has a recording of it). Of
+        several segments the worst counts.
+    seed: generates the same turn again. seconds: from the first prefill to the last sample.
+    fault: why the turn is unusable, "" if it is not. takes: all that were generated, the chosen ones included.
+    peak_positions: the longest sequence in the context window. evicted: numbers of the turns that were dropped from it
+        for this one; its own number if its first segments were.
+    cached: reused from an earlier run, whose `stop` and `seed` are given.
+    number: of the turn in its conversation, from 1.
     """
 
     conversation: Conversation
@@ -45,30 +57,33 @@ class Utterance:
     evicted: tuple[int, ...] = ()
     warnings: tuple[str, ...] = ()
     cached: bool = False
+    number: int = 0
 
 
 @dataclass(frozen=True)
 class FrameProgress:
-    """A frame of a turn was decoded: `frames` so far, of at most `limit` before its next part or its end."""
+    """A turn has `frames` frames now; `limit`: the most it can have by the end of its current segment."""
 
     conversation: Conversation
     turn: Turn
     frames: int
     limit: int
+    number: int = 0
 
 
 @dataclass(frozen=True, eq=False)
 class AudioChunk:
-    """More of a turn's sound, float32 [N], where it was asked for as it is decoded; its `CorpusUtterance` follows."""
+    """The next samples of a turn, float32 [N], if the retry policy asks for a stream; its `Utterance` follows."""
 
     conversation: Conversation
     turn: Turn
     samples: NDArray[np.float32]
+    number: int = 0
 
 
 @dataclass(frozen=True)
 class ConversationFailed:
-    """A conversation that cannot go on: its turns so far came out, the rest will not."""
+    """No further turn of the conversation follows."""
 
     conversation: Conversation
     error: CsmError

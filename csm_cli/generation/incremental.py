@@ -8,8 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from csm_cli.generation.chunking import apply_lexicon
-from csm_cli.generation.concatenate import Segment
-from csm_cli.generation.events import Utterance
+from csm_cli.generation.events import Segment, Utterance
 from csm_cli.generation.fingerprint import SynthesisSetup
 from csm_cli.generation.turn_cache import SCHEMA, CachedTurn, TurnCache
 from csm_cli.storage.fingerprint import fingerprint

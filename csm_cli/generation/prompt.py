@@ -1,7 +1,7 @@
-"""Turns to prompt rows, token for token what transformers' CsmProcessor makes of the same conversation.
+"""Turns to prompt tokens, identical to those of transformers' CsmProcessor for the same conversation.
 
-A turn is `<|begin_of_text|>[SPEAKER]TEXT<|end_of_text|>`; its audio's frames and one frame of
-end codes follow. Unlike there, text is data: what looks like a special token in it is spelled out.
+A turn is `<|begin_of_text|>[SPEAKER]TEXT<|end_of_text|>`, then the frames of its audio and one frame of end codes.
+Unlike there, special tokens in a text are not interpreted.
 """
 
 from __future__ import annotations
@@ -24,22 +24,34 @@ UNUSED = -1
 
 
 class PromptBuilder:
-    """Makes prompt rows [S, K+1], int64: columns 0..K-1 a frame's codes, column K a text id, -1 where unused."""
+    """Builds prompt tokens, int64 [S, K + 1]: K codes of a frame, or a text id in the last column; -1 where unused."""
 
     def __init__(self, tokenizer_file: Path, config: ModelConfig) -> None:
-        """Raises CheckpointInvalid where the tokenizer cannot be read or is not the model's."""
+        """Raises CheckpointInvalid if the tokenizer cannot be read or is not the model's."""
         self._config = config
-        self._tokenizer = _load(tokenizer_file)
-        self._begin, self._end = (_special(self._tokenizer, token, tokenizer_file) for token in (BEGIN, END))
-        size = self._tokenizer.get_vocab_size(with_added_tokens=True)
+        try:
+            tokenizer = Tokenizer.from_file(str(tokenizer_file))
+        except Exception as problem:  # the library raises nothing narrower
+            raise CheckpointInvalid(f"{tokenizer_file} is not a tokenizer ({problem}); get it again") from problem
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
+        tokenizer.encode_special_tokens = True
+        begin, end = tokenizer.token_to_id(BEGIN), tokenizer.token_to_id(END)
+        if begin is None or end is None:
+            raise CheckpointInvalid(f"{tokenizer_file} has no {BEGIN} and {END} tokens: not a CSM tokenizer")
+        size = tokenizer.get_vocab_size(with_added_tokens=True)
         if size > config.text_vocab:
-            raise CheckpointInvalid(f"{tokenizer_file} has {size} tokens, the model {config.text_vocab}: not its own")
+            raise CheckpointInvalid(
+                f"{tokenizer_file} has {size} tokens, the model {config.text_vocab}: not the model's tokenizer"
+            )
+        self._tokenizer = tokenizer
+        self._begin, self._end = int(begin), int(end)
 
     def text_ids(self, speaker: int, text: str) -> list[int]:
-        """The ids of one turn's text, as written, between begin and end of text.
+        """The ids of a turn's text, with begin and end of text.
 
         Raises:
-            InputError: nothing to say, or characters that are not Unicode text.
+            InputError: an empty text, or characters that are not Unicode text.
         """
         if not text.strip():
             raise InputError("there is no text to speak")
@@ -50,46 +62,23 @@ class PromptBuilder:
         return [self._begin, *encoding.ids, self._end]
 
     def turn_tokens(self, speaker: int, text: str, codes: Tensor | None = None) -> Tensor:
-        """The rows of one turn [S, K+1]; with `codes` [T, K] a turn that was spoken, else one to be spoken.
+        """The tokens [S, K + 1] of a turn: its text, and with `codes` [T, K] its frames and the frame that ends it.
 
         Raises:
-            InputError: a text that cannot be spoken, codes the model does not have.
+            InputError: a text that cannot be spoken, or codes out of range.
         """
         import torch
 
         ids = torch.tensor(self.text_ids(speaker, text))
-        books = self._config.codebooks
-        words = torch.full((len(ids), books + 1), UNUSED)
-        words[:, books] = ids
-        return words if codes is None else torch.cat([words, self._frame_rows(codes)])
-
-    def _frame_rows(self, codes: Tensor) -> Tensor:
-        """The rows of a turn's frames and of the frame that ends it, [T + 1, K+1]."""
-        import torch
-
-        books, vocab = self._config.codebooks, self._config.vocab
+        codebooks, vocab = self._config.codebooks, self._config.vocab
+        text_tokens = torch.full((len(ids), codebooks + 1), UNUSED)
+        text_tokens[:, codebooks] = ids
+        if codes is None:
+            return text_tokens
         low, high = (int(codes.min()), int(codes.max())) if codes.numel() else (0, 0)
         if low < 0 or high >= vocab:
-            raise InputError(f"codes from {low} to {high}, the model's end at {vocab - 1}; encode the sound again")
-        rows = torch.full((len(codes) + 1, books + 1), UNUSED)
-        rows[:-1, :-1] = codes.reshape(len(codes), books)
-        rows[-1, :-1] = self._config.eos
-        return rows
-
-
-def _load(file: Path) -> Tokenizer:
-    try:
-        tokenizer = Tokenizer.from_file(str(file))
-    except Exception as problem:  # the library raises nothing narrower
-        raise CheckpointInvalid(f"{file} is not a tokenizer ({problem}); get it again") from problem
-    tokenizer.no_padding()
-    tokenizer.no_truncation()
-    tokenizer.encode_special_tokens = True
-    return tokenizer
-
-
-def _special(tokenizer: Tokenizer, token: str, file: Path) -> int:
-    number = tokenizer.token_to_id(token)
-    if number is None:
-        raise CheckpointInvalid(f"{file} has no {token} token: not a CSM tokenizer")
-    return int(number)
+            raise InputError(f"codes are {low} to {high}, the model has 0 to {vocab - 1}; encode the audio again")
+        frames = torch.full((len(codes) + 1, codebooks + 1), UNUSED)
+        frames[:-1, :-1] = codes.reshape(len(codes), codebooks)
+        frames[-1, :-1] = self._config.eos
+        return torch.cat([text_tokens, frames])

@@ -1,4 +1,4 @@
-"""A take is one try at a turn: when it has gone wrong on the way, what of it is kept, and whether that is any good."""
+"""Takes: attempts at generating a chunk of text. When a take ends early, what is trimmed, and whether it is usable."""
 
 from __future__ import annotations
 
@@ -12,43 +12,52 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from csm_cli.generation.events import Segment
 from csm_cli.models.mimi import ChunkDecoder, PendingChunk
 
-# Decoded at a time: soon at first, for who listens; then as cheap for a frame as all at once. Streams and files have
-# the same chunks, for sums over other numbers of frames are rounded otherwise: one step of 16 bits in a few samples.
-FIRST_SECONDS, CHUNK_SECONDS = 0.32, 0.96
-SILENCE_SECONDS = 2.0  # so much silence ends a take
-PAUSE_SECONDS = 0.24  # so much of it stays
-REPEAT_SECONDS = 0.96  # one sound, unchanged for so long, ends a take
-# A frame is silent below either level: of full scale, or of the loudest frame so far (-54 dBFS, -40 dB).
-SILENT, SILENT_BESIDE_LOUDEST = 2e-3, 1e-2
-# Nobody speaks faster, letters and digits counted: a take shorter than that has lost some of its text.
-FASTEST_LETTERS_PER_SECOND = 30.0
-_WORST_LAST = ("eos", "silence", "cap", "repeat", "empty")
+Samples = NDArray[np.float32]
+
+# Frames decoded at a time: few at first for low latency, then enough for full speed. Files and streams use the same
+# sizes, since sums over other sizes are rounded differently: one 16-bit step in a few samples.
+FIRST_DECODE_SECONDS, MAX_DECODE_SECONDS = 0.32, 0.96
+SILENCE_SECONDS = 2.0  # of silence end a take
+FINAL_PAUSE_SECONDS = 0.24  # of that silence are kept
+REPEAT_SECONDS = 0.96  # of one repeated frame end a take
+# A frame is silent below either RMS level: of full scale (-54 dBFS), or of the loudest frame so far (-40 dB).
+SILENCE_LEVEL, RELATIVE_SILENCE_LEVEL = 2e-3, 1e-2
+MAX_LETTERS_PER_SECOND = 30.0  # letters and digits; a faster take has skipped some of its text
+_STOPS_BEST_FIRST = ("eos", "silence", "cap", "repeat", "empty")
+
+# Between the last sound of a segment and the first of the next.
+SENTENCE_PAUSE_SECONDS, CLAUSE_PAUSE_SECONDS = 0.35, 0.15
+FADE_SECONDS = 0.02
+_LEVEL_SECONDS = 0.01  # length of the pieces whose level is measured
+_SENTENCE_ENDS = frozenset(".!?…。！？")  # noqa: RUF001
+_CLOSING_MARKS = "\"')]}»”’ "  # noqa: RUF001
 
 
 @dataclass(frozen=True)
 class Transcription:
-    """What a recognizer made of a take. error_rate: wrong, missing and added words per word of the text.
+    """A recognizer's text of a take. error_rate: wrong, missing and added words per word of the expected text.
 
-    run: most words in a row that are wrong.
+    longest_error_run: most wrong words in a row.
     """
 
     text: str
     error_rate: float
-    run: int
+    longest_error_run: int
 
 
 @dataclass(frozen=True, eq=False)
 class Take:
-    """codes: int64 [T, K]; samples: float32 [T * frame_samples]; fault: what is wrong with it, "" for nothing.
+    """codes: int64 [T, K]; samples: float32 [T * frame_samples]; fault: why it is unusable, "" if it is not.
 
-    stop: "eos", "cap", "silence", "repeat", or "empty" where nothing is left of it. part: of its turn, from 1.
-    transcription: None where no recognizer was asked.
+    stop: "eos", "cap", "silence", "repeat", or "empty" if nothing is left of it. chunk_number: of its turn, from 1.
+    transcription: None without a recognizer.
     """
 
     codes: Tensor
-    samples: NDArray[np.float32]
+    samples: Samples
     stop: str
     seed: int
     fault: str
@@ -58,185 +67,203 @@ class Take:
 
 @dataclass(frozen=True)
 class TakeSpec:
-    """What a take was asked for. capped: somebody named its longest duration, so that reaching it is no fault.
+    """How a take is made. capped: the user set the maximum duration, so reaching it is no fault.
 
-    watched: whether it ends when it has gone wrong, and is trimmed and judged. part: of its turn, from 1. streamed:
-    whether somebody hears it on its way.
+    trim: end it early where it goes wrong, trim it and look for faults. chunk_number: of its turn, from 1. stream: its
+    samples are needed as soon as they are decoded.
     """
 
     text: str
     seed: int
     capped: bool = False
-    watched: bool = False
+    trim: bool = False
     chunk_number: int = 1
-    streamed: bool = False
+    stream: bool = False
 
 
 class TakeBuilder:
-    """A take on its way: frames are added, and their sound follows in chunks.
+    """Collects the frames of one take and decodes them in chunks.
 
-    Where chunks are decoded beside the frame loop, each is heard when the next one begins. A take that should have
-    ended by then ends there all the same: the frames made since are dropped.
+    With an asynchronous `ChunkDecoder`, a chunk is analysed when the next one is submitted. If it shows that the take
+    should have ended there, the frames generated since are dropped: the take is the same as with a synchronous decoder.
     """
 
-    def __init__(self, deck: ChunkDecoder, brief: TakeSpec) -> None:
-        self._deck, self._codec, self._brief = deck, deck.codec, brief
-        self._decoder = deck.codec.decoder()
+    def __init__(self, chunk_decoder: ChunkDecoder, spec: TakeSpec) -> None:
+        self._chunk_decoder, self._codec, self._spec = chunk_decoder, chunk_decoder.codec, spec
+        self._stream = chunk_decoder.codec.decoder()
         self._frames: list[Tensor] = []
-        self._begun = 0
-        self._due = chunk_frames(0, self._codec.frame_rate)  # frames after which the next chunk begins
-        self._chunks: deque[PendingChunk] = deque()  # begun and not heard yet
-        self._sound: list[NDArray[np.float32]] = []
-        self._told = 0
-        self._levels: list[float] = []
-        self._same = 0
-        self._most_alike = self._count(REPEAT_SECONDS)
-        self._ended: str | None = None  # why, where frames were dropped
+        self._submitted = 0  # frames passed to the decoder
+        self._next_submit = chunk_frames(0, self._codec.frame_rate)  # submit at so many frames
+        self._pending: deque[PendingChunk] = deque()  # submitted, not yet analysed
+        self._samples: list[Samples] = []
+        self._returned = 0  # chunks of samples returned by `new_samples`
+        self._levels: list[float] = []  # RMS of each analysed frame
+        self._repeats = 0  # equal frames at the end, 1 if the last differs from the one before
+        self._max_repeats = self._frame_count(REPEAT_SECONDS)
+        self._early_stop: str | None = None  # the reason, if frames were dropped
 
     def __len__(self) -> int:
         return len(self._frames)
 
     def add_frame(self, codes: Tensor) -> str | None:
-        """Adds a frame [K]; returns why the take should end here, or where it was heard last, if it should."""
+        """Adds a frame [K]; returns a stop reason if the take should end here, or where it was last analysed."""
         repeated = bool(self._frames) and torch.equal(codes, self._frames[-1])
-        self._same = self._same + 1 if repeated else 1
+        self._repeats = self._repeats + 1 if repeated else 1
         self._frames.append(codes)
-        if not self._stuck and len(self._frames) < self._due:
+        stuck = self._repeats >= self._max_repeats
+        if not stuck and len(self._frames) < self._next_submit:
             return None
-        at_once = self._stuck or self._brief.streamed or not self._deck.beside
-        why = None if at_once else self._hear()
-        if why:
-            return why
-        self._begin()
-        return self._hear() if at_once else None
+        if stuck or self._spec.stream or not self._chunk_decoder.beside:
+            self._submit()
+            return self._analyse()
+        reason = self._analyse()
+        if not reason:
+            self._submit()
+        return reason
 
-    def new_samples(self) -> NDArray[np.float32]:
-        """The sound that was heard since this was last asked."""
-        new, self._told = self._sound[self._told :], len(self._sound)
+    def new_samples(self) -> Samples:
+        """The samples [N] analysed since the last call."""
+        new, self._returned = self._samples[self._returned :], len(self._samples)
         return np.concatenate((np.zeros(0, np.float32), *new))
 
     def finish_frames(self) -> None:
-        """No frame comes any more; what is left can be decoded beside that of others."""
-        if self._begun < len(self._frames):
-            self._begin(last=True)
+        """Submits the last frames, so that they can be decoded together with those of other takes."""
+        if self._submitted < len(self._frames):
+            self._submit(last=True)
 
     def finish(self, stop: str) -> Take:
-        """The take, which ended for the reason `stop` unless it is heard to have ended before."""
+        """The take, ended by `stop` unless analysis shows that it ended before."""
         self.finish_frames()
-        why = self._hear()
-        stop = self._ended or (why if why and stop == "eos" else stop)
-        keep = self._kept(stop) if self._brief.watched else len(self)
-        codes = torch.stack(self._frames[:keep]) if keep else torch.empty(0, self._codec.codebooks, dtype=torch.int64)
-        samples = np.concatenate((np.zeros(0, np.float32), *self._sound))[: keep * self._codec.frame_samples]
-        fault = self._fault(stop, keep)
-        return Take(codes, samples, stop if keep else "empty", self._brief.seed, fault, self._brief.chunk_number)
+        reason = self._analyse()
+        stop = self._early_stop or (reason if reason and stop == "eos" else stop)
+        kept = self._trimmed_length(stop) if self._spec.trim else len(self)
+        codes = torch.stack(self._frames[:kept]) if kept else torch.empty(0, self._codec.codebooks, dtype=torch.int64)
+        samples = np.concatenate((np.zeros(0, np.float32), *self._samples))[: kept * self._codec.frame_samples]
+        fault, spec = self._fault(stop, kept), self._spec
+        return Take(codes, samples, stop if kept else "empty", spec.seed, fault, spec.chunk_number)
 
-    def _begin(self, last: bool = False) -> None:
-        self._chunks.append(self._deck.put(self._decoder, torch.stack(self._frames[self._begun :]), last))
-        self._begun = len(self._frames)
-        self._due = self._begun + chunk_frames(self._begun, self._codec.frame_rate)
+    def _submit(self, last: bool = False) -> None:
+        codes = torch.stack(self._frames[self._submitted :])
+        self._pending.append(self._chunk_decoder.put(self._stream, codes, last))
+        self._submitted = len(self._frames)
+        self._next_submit = self._submitted + chunk_frames(self._submitted, self._codec.frame_rate)
 
-    @property
-    def _stuck(self) -> bool:
-        return self._same >= self._most_alike
-
-    def _hear(self) -> str | None:
-        """Hears what was begun, up to where the take should have ended; returns why it should."""
-        while self._chunks:
-            heard = self._chunks.popleft()
-            samples = heard.samples()
-            self._sound.append(samples)
-            frames = samples.reshape(len(heard.codes), -1)  # [T, frame_samples]
+    def _analyse(self) -> str | None:
+        """Analyses submitted chunks in order, up to one after which the take should have ended; returns the reason."""
+        while self._pending:
+            chunk = self._pending.popleft()
+            samples = chunk.samples()
+            self._samples.append(samples)
+            frames = samples.reshape(len(chunk.codes), -1)  # [T, frame_samples]
             self._levels += np.sqrt(np.square(frames).mean(axis=1)).tolist()
-            if not heard.last and (why := self._wrong()):
-                self._forget(why)
-                return why
+            if chunk.last or not self._spec.trim:
+                continue
+            analysed, silent = len(self._levels), self._final_silence(self._levels)
+            stuck = self._repeats >= self._max_repeats and analysed == len(self._frames) and not silent
+            if not stuck and silent < self._frame_count(SILENCE_SECONDS):
+                continue
+            reason = "repeat" if stuck else "silence"
+            if analysed < len(self._frames):
+                self._early_stop = reason
+                self._pending.clear()
+                self._submitted = analysed
+                del self._frames[analysed:]
+            return reason
         return None
 
-    def _wrong(self) -> str | None:
-        """Why a take that was heard so far should end, if it should."""
-        if not self._brief.watched:
-            return None
-        silent = self._silent(self._levels)
-        if self._stuck and len(self._levels) == len(self._frames) and not silent:
-            return "repeat"
-        return "silence" if silent >= self._count(SILENCE_SECONDS) else None
-
-    def _forget(self, why: str) -> None:
-        """Drops the frames that were made after those heard."""
-        if len(self._levels) < len(self._frames):
-            self._ended = why
-            self._chunks.clear()
-            self._begun = len(self._levels)
-            del self._frames[self._begun :]
-
-    def _kept(self, stop: str) -> int:
-        """How many frames are kept: the first of those that repeat, and a short pause of a silence that ended it."""
+    def _trimmed_length(self, stop: str) -> int:
+        """Frames to keep: the first of those repeated, a short pause of a final silence, none of a silent take."""
         if stop == "repeat":
-            return len(self) - self._same + 1
-        if stop == "cap" and self._brief.capped:
+            return len(self) - self._repeats + 1
+        if stop == "cap" and self._spec.capped:
             return len(self)
-        silent = self._silent(self._levels)
+        silent = self._final_silence(self._levels)
         if silent == len(self):
             return 0
-        return len(self) - max(0, silent - self._count(PAUSE_SECONDS)) if stop == "silence" else len(self)
+        return len(self) - max(0, silent - self._frame_count(FINAL_PAUSE_SECONDS)) if stop == "silence" else len(self)
 
-    def _fault(self, stop: str, keep: int) -> str:
-        if not keep:
+    def _fault(self, stop: str, kept: int) -> str:
+        frame_rate = self._codec.frame_rate
+        if not kept:
             return "came out silent" if self._frames else "came out empty"
-        if not self._brief.watched or (stop == "cap" and self._brief.capped):
+        if not self._spec.trim or (stop == "cap" and self._spec.capped):
             return ""
         if stop == "cap":
-            return f"had not ended after {self._seconds(keep):.1f} s"
+            return f"had not ended after {kept / frame_rate:.1f} s"
         if stop == "repeat":
-            return f"got stuck on one sound after {self._seconds(keep):.1f} s"
-        spoken = self._seconds(keep - self._silent(self._levels[:keep]))
-        letters = sum(char.isalnum() for char in self._brief.text)
-        short = spoken < letters / FASTEST_LETTERS_PER_SECOND
-        return f"broke off after {spoken:.1f} s" if short else ""
+            return f"got stuck on one sound after {kept / frame_rate:.1f} s"
+        speech_seconds = (kept - self._final_silence(self._levels[:kept])) / frame_rate
+        letters = sum(char.isalnum() for char in self._spec.text)
+        too_short = speech_seconds < letters / MAX_LETTERS_PER_SECOND
+        return f"broke off after {speech_seconds:.1f} s" if too_short else ""
 
-    def _silent(self, levels: Sequence[float]) -> int:
+    def _final_silence(self, levels: Sequence[float]) -> int:
         """How many frames at the end are silent."""
-        bound = max(SILENT, SILENT_BESIDE_LOUDEST * max(self._levels, default=0.0))
+        bound = max(SILENCE_LEVEL, RELATIVE_SILENCE_LEVEL * max(self._levels, default=0.0))
         return next((count for count, level in enumerate(reversed(levels)) if level > bound), len(levels))
 
-    def _count(self, seconds: float) -> int:
-        return _frames(seconds, self._codec.frame_rate)
-
-    def _seconds(self, frames: int) -> float:
-        return frames / self._codec.frame_rate
+    def _frame_count(self, seconds: float) -> int:
+        return max(1, round(seconds * self._codec.frame_rate))
 
 
 def chunk_frames(decoded: int, frame_rate: float) -> int:
-    """How many frames are decoded together next, after `decoded` of a take: as many again, within bounds."""
-    return min(max(decoded, _frames(FIRST_SECONDS, frame_rate)), _frames(CHUNK_SECONDS, frame_rate))
-
-
-def _frames(seconds: float, frame_rate: float) -> int:
-    return max(1, round(seconds * frame_rate))
+    """Frames of the next chunk to decode, after `decoded` of a take: as many again, within bounds."""
+    first, most = (max(1, round(seconds * frame_rate)) for seconds in (FIRST_DECODE_SECONDS, MAX_DECODE_SECONDS))
+    return min(max(decoded, first), most)
 
 
 def worst_stop(stops: Iterable[str]) -> str:
-    """The least welcome of several reasons to stop."""
-    return max(stops, key=_WORST_LAST.index)
+    return max(stops, key=_STOPS_BEST_FIRST.index)
 
 
-def best_take(takes: Sequence[Take], frames: float | None = None) -> Take:
-    """Of those without a fault the one with the fewest wrong words, then the one whose length is likeliest.
+def best_take(takes: Sequence[Take], expected_frames: float | None = None) -> Take:
+    """The usable take with the best stop reason, then the fewest wrong words, then the most likely length.
 
-    Where all have one, that which went wrong least. frames: how long the speaker is expected to take; where that is
-    not known, as long as the good takes do in the middle.
+    If none is usable, the best of the others. expected_frames: None for the median length of the usable takes.
     """
-    lengths = [len(take.codes) for take in takes if not take.fault] or [1]
-    expected = frames or float(np.median(lengths))
-    return min(takes, key=lambda take: _demerits(take, expected))
+    expected = expected_frames or float(np.median([len(take.codes) for take in takes if not take.fault] or [1]))
+
+    def penalty(take: Take) -> tuple[bool, int, float, float]:
+        error_rate = take.transcription.error_rate if take.transcription else 0.0
+        length_error = abs(math.log(max(1, len(take.codes)) / max(1, expected)))
+        return bool(take.fault), _STOPS_BEST_FIRST.index(take.stop), error_rate, length_error
+
+    return min(takes, key=penalty)
 
 
-def _demerits(take: Take, frames: float) -> tuple[bool, int, float, float]:
-    errors = take.transcription.error_rate if take.transcription else 0.0
-    return (
-        bool(take.fault),
-        _WORST_LAST.index(take.stop),
-        errors,
-        abs(math.log(max(1, len(take.codes)) / max(1, frames))),
-    )
+def concatenate(texts: Sequence[str], takes: Sequence[Take], rate: int) -> tuple[Samples, tuple[Segment, ...]]:
+    """The audio of a turn [N], from one take for each chunk of its text, and the segments in it.
+
+    A single take is not changed. At joints, silence is trimmed, the edges fade over 20 ms, and a natural pause follows.
+    """
+    samples = np.zeros(0, np.float32)
+    segments: list[Segment] = []
+    for text, take in zip(texts, takes, strict=True):
+        if segments:
+            sentence_ends = segments[-1].text.rstrip(_CLOSING_MARKS)[-1:] in _SENTENCE_ENDS
+            pause = SENTENCE_PAUSE_SECONDS if sentence_ends else CLAUSE_PAUSE_SECONDS
+            # both fades are part of the pause
+            samples = np.pad(samples, (0, round((pause - 2 * FADE_SECONDS) * rate)))
+        start = len(samples) / rate
+        sound = _trim_edges(take.samples, rate, start=bool(segments), end=len(segments) + 1 < len(takes))
+        samples = np.concatenate((samples, sound))
+        segments.append(Segment(text, start, len(samples) / rate, len(take.codes)))
+    return samples, tuple(segments)
+
+
+def _trim_edges(samples: Samples, rate: int, start: bool, end: bool) -> Samples:
+    """Trims silence at the start and the end, as asked for, up to a faded margin; only if some sample is not silent."""
+    step, fade = round(_LEVEL_SECONDS * rate), round(FADE_SECONDS * rate)
+    whole = len(samples) // step
+    levels = np.sqrt(np.square(samples[: whole * step]).reshape(whole, step).mean(axis=1))
+    loud = np.flatnonzero(levels > max(SILENCE_LEVEL, RELATIVE_SILENCE_LEVEL * levels.max(initial=0.0)))
+    first, last = (int(loud[0]) * step, int(loud[-1] + 1) * step) if len(loud) else (0, len(samples))
+    first = max(0, first - fade) if start else 0
+    last = min(len(samples), last + fade) if end else len(samples)
+    trimmed = samples[first:last].copy()
+    ramp = np.sin(np.linspace(0, np.pi / 2, min(fade, len(trimmed)), dtype=np.float32))
+    if start:
+        trimmed[: len(ramp)] *= ramp
+    if end:
+        trimmed[len(trimmed) - len(ramp) :] *= ramp[::-1]
+    return trimmed

@@ -358,7 +358,7 @@ def test_what_says_other_words_fails_and_is_told(parted: Csm, tmp_path: Path, mo
     flags = ["--verify", "--verify-model", "tiny", "--temperature", 1, "--retries", 1, "-o", tmp_path / "a.wav"]
     result = parted("Hello there.", *flags)
     assert result.code == 1 and not (tmp_path / "a.wav").exists()
-    assert result.err.count('was heard as "some words tiny made up"') == 2
+    assert result.err.count('was recognized as "some words tiny made up"') == 2
     assert "Traceback" not in result.err
 
 

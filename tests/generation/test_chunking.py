@@ -1,4 +1,4 @@
-"""Where long texts are parted, and what respelling leaves alone."""
+"""Where long texts are split, and which words are respelled."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ HARD = [
     ("It costs $3.50, i.e. 2.5 times as much as before.", "Nobody minded."),
     ("See https://example.com/a.b?c=d.e for details.", "Then write to me at j.doe@example.co.uk."),
     ("Mr. and Mrs. J. R. R. Tolkien lived on St. Giles St. in Oxford.", "They liked it."),
-    ('"Where are you going?" she asked.', '"Out!" he said.'),
+    ('"Where are you going?" she asked.', '"Out!" he expected.'),
     ("The U.S. economy grew 2.1 percent.", "The U.K. did not."),
     ("Version 2.0.1 is out.", "Get it at v. 2.0.1 now."),
     ("Items e.g. apples, pears etc. are cheap.", "Buy them."),
@@ -30,12 +30,12 @@ HARD = [
 
 
 @pytest.mark.parametrize("sentences", HARD, ids=lambda pair: pair[0][:12])
-def test_a_text_is_parted_where_a_sentence_ends(sentences: tuple[str, str]) -> None:
+def test_a_text_is_split_where_a_sentence_ends(sentences: tuple[str, str]) -> None:
     text = " ".join(sentences)
     assert split_text(text, max(map(spoken_length, sentences))) == sentences
 
 
-def test_short_texts_and_all_where_nothing_is_parted_stay_whole() -> None:
+def test_short_texts_and_chunk_chars_0_stay_whole() -> None:
     text = "One. Two.\n Three. "
     assert split_text(text) == split_text(text, 0) == (text,)
     assert split_text("Word. " * 100, 0) == ("Word. " * 100,)
@@ -49,7 +49,7 @@ def test_short_sentences_go_together_and_paragraphs_do_not() -> None:
     )
 
 
-def test_a_huge_sentence_is_cut_at_its_clauses_and_a_huge_clause_between_words() -> None:
+def test_a_long_sentence_is_split_at_clauses_and_a_long_clause_between_words() -> None:
     clauses = "when it rains, we stay; when it shines, we go out; and that is all, "
     assert split_text(clauses * 2, 40) == (
         "when it rains, we stay; when it shines,",
@@ -60,41 +60,43 @@ def test_a_huge_sentence_is_cut_at_its_clauses_and_a_huge_clause_between_words()
     assert split_text("word " * 12, 20) == ("word word word word",) * 3
 
 
-def test_numbers_are_no_clauses() -> None:
-    parts = split_text("It was 1,000,000 or 10:30 " * 8, 30)
-    assert not [part for part in parts if part.endswith((",", ":"))]
+def test_numbers_are_not_split() -> None:
+    chunks = split_text("It was 1,000,000 or 10:30 " * 8, 30)
+    assert not [chunk for chunk in chunks if chunk.endswith((",", ":"))]
 
 
-def test_what_has_no_word_is_no_part() -> None:
+def test_a_chunk_has_at_least_one_word() -> None:
     assert split_text("It is here. ... ??? It is there.", 12) == ("It is here. ... ???", "It is there.")
     assert len(split_text("... " * 100, 20)) == 1
 
 
-def test_wide_characters_take_longer() -> None:
+def test_wide_characters_count_three() -> None:
     assert spoken_length("天气 ok") == 9
     assert max(map(spoken_length, split_text("天" * 200, 30))) <= 30
 
 
 @given(st.text(max_size=400), st.integers(20, 60))
-def test_parts_say_the_whole_text_and_are_short(text: str, most: int) -> None:
-    parts = split_text(text, most)
-    assert "".join("".join(parts).split()) == "".join(text.split())
-    if len(parts) > 1:
-        assert all(any(char.isalnum() for char in part) for part in parts)
+def test_chunks_contain_the_whole_text(text: str, chunk_chars: int) -> None:
+    chunks = split_text(text, chunk_chars)
+    assert "".join("".join(chunks).split()) == "".join(text.split())
+    if len(chunks) > 1:
+        assert all(any(char.isalnum() for char in chunk) for chunk in chunks)
 
 
 @given(st.lists(st.sampled_from(["word", "and", "go,", "there.", "No!", "so;"]), max_size=200), st.integers(20, 60))
-def test_no_part_is_longer_than_a_sentence_may_be(words: list[str], most: int) -> None:
-    assert all(spoken_length(part) <= MAX_SENTENCE_CHUNKS * most for part in split_text(" ".join(words), most))
+def test_no_chunk_exceeds_two_chunks(words: list[str], chunk_chars: int) -> None:
+    assert all(
+        spoken_length(chunk) <= MAX_SENTENCE_CHUNKS * chunk_chars for chunk in split_text(" ".join(words), chunk_chars)
+    )
 
 
-def test_a_text_that_is_not_unicode_is_left_to_others() -> None:
+def test_a_text_that_is_not_unicode_stays_whole() -> None:
     text = "Hello \udcff there. " * 20
     assert split_text(text) == (text,)
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "expected"),
     [
         ("Nguyen met NGUYEN's son.", "win met win's son."),
         ("Nguyenly, or Nguyen_2", "Nguyenly, or Nguyen_2"),
@@ -103,17 +105,17 @@ def test_a_text_that_is_not_unicode_is_left_to_others() -> None:
         ("", ""),
     ],
 )
-def test_whole_words_are_respelled_whatever_their_case(text: str, said: str) -> None:
+def test_whole_words_are_respelled_ignoring_case(text: str, expected: str) -> None:
     lexicon = {"nguyen": "win", "C": "sea", "C++": "see plus plus", "York": "jork", "new york": "the big apple"}
-    assert apply_lexicon(text, lexicon) == said
+    assert apply_lexicon(text, lexicon) == expected
 
 
-def test_respelling_is_not_respelled() -> None:
+def test_a_respelling_is_not_respelled() -> None:
     assert apply_lexicon("a b", {"a": "b", "b": "a"}) == "b a"
     assert apply_lexicon(r"a \1", {"a": r"\g<0>\1"}) == r"\g<0>\1 \1"
 
 
-def test_nothing_is_loaded_for_short_texts() -> None:
+def test_short_texts_do_not_import_sentencex() -> None:
     code = "import csm_cli.generation.chunking as w, sys; w.split_text('Hi.'); print('sentencex' in sys.modules)"
-    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert told.stdout.strip() == "False"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "False"

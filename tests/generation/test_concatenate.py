@@ -1,22 +1,26 @@
-"""Parts joined: no click, a pause as people make it, the turn's own edges untouched."""
+"""Segments of a turn joined: no click, a natural pause, the turn's own edges unchanged."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
-from csm_cli.generation.concatenate import CLAUSE_SECONDS, SENTENCE_SECONDS, SpokenChunk, concatenate
-from csm_cli.generation.take import Take
+from csm_cli.generation.events import Segment
+from csm_cli.generation.take import CLAUSE_PAUSE_SECONDS, SENTENCE_PAUSE_SECONDS, Take, concatenate
 
 RATE = 24000
 
 
-def said(text: str, before: float, loud: float, after: float) -> SpokenChunk:
+def take(before: float, loud: float, after: float) -> Take:
     """Seconds of silence, of a loud tone that begins and ends away from zero, and of silence."""
     tone = np.full(round(loud * RATE), 0.5, np.float32)
-    samples = np.pad(tone, (round(before * RATE), round(after * RATE)))
-    return SpokenChunk(text, Take(torch.zeros(1, 4), samples, "eos", 1, ""))
+    return Take(torch.zeros(1, 4), np.pad(tone, (round(before * RATE), round(after * RATE))), "eos", 1, "")
+
+
+def join(**takes: Take) -> tuple[NDArray[np.float32], tuple[Segment, ...]]:
+    return concatenate([f"{text}." for text in takes], list(takes.values()), RATE)
 
 
 def silences(samples: np.ndarray) -> list[float]:
@@ -25,40 +29,45 @@ def silences(samples: np.ndarray) -> list[float]:
     return [float(b - a) / RATE for a, b in zip(edges[::2], edges[1::2], strict=True)]
 
 
-def test_one_part_is_left_as_it_is() -> None:
-    only = said("One.", 0.1, 0.5, 0.3)
-    samples, pieces = concatenate([only], RATE)
-    np.testing.assert_array_equal(samples, only.take.samples)
-    assert [(piece.text, piece.start, piece.end) for piece in pieces] == [("One.", 0.0, 0.9)]
+def test_a_single_take_is_not_changed() -> None:
+    only = take(0.1, 0.5, 0.3)
+    samples, segments = join(One=only)
+    np.testing.assert_array_equal(samples, only.samples)
+    assert segments == (Segment("One.", 0.0, 0.9, 1),)
 
 
 @pytest.mark.parametrize("edge", [0.0, 0.05, 1.0])
 @pytest.mark.parametrize(
     ("text", "pause"),
-    [("One.", SENTENCE_SECONDS), ('"One?" ', SENTENCE_SECONDS), ("一。", SENTENCE_SECONDS), ("one,", CLAUSE_SECONDS)],
+    [
+        ("One.", SENTENCE_PAUSE_SECONDS),
+        ('"One?" ', SENTENCE_PAUSE_SECONDS),
+        ("一。", SENTENCE_PAUSE_SECONDS),
+        ("one,", CLAUSE_PAUSE_SECONDS),
+    ],
 )
-def test_the_pause_is_the_same_however_much_silence_was_there(text: str, pause: float, edge: float) -> None:
-    samples, _ = concatenate([said(text, 0, 0.5, edge), said("Two.", edge, 0.5, 0)], RATE)
+def test_the_pause_does_not_depend_on_the_silence_in_the_takes(text: str, pause: float, edge: float) -> None:
+    samples, _ = concatenate([text, "Two."], [take(0, 0.5, edge), take(edge, 0.5, 0)], RATE)
     assert max(silences(samples)) == pytest.approx(pause, abs=0.05)
 
 
-def test_joints_do_not_click_and_the_ends_are_untouched() -> None:
-    samples, _ = concatenate([said(f"Number {n}.", 0.0, 0.3, 0.0) for n in range(4)], RATE)
+def test_joints_do_not_click_and_the_ends_are_unchanged() -> None:
+    samples, _ = concatenate([f"Number {n}." for n in range(4)], [take(0.0, 0.3, 0.0)] * 4, RATE)
     steps = np.abs(np.diff(samples))
     assert steps.max() < 0.01
     assert samples[0] == samples[-1] == 0.5
 
 
-def test_pieces_lie_where_their_sound_is() -> None:
-    samples, pieces = concatenate([said("One.", 0.2, 0.5, 0.4), said("Two.", 0.4, 0.25, 0.3)], RATE)
-    assert [piece.text for piece in pieces] == ["One.", "Two."]
-    first, second = (samples[round(piece.start * RATE) : round(piece.end * RATE)] for piece in pieces)
+def test_segments_are_where_their_audio_is() -> None:
+    samples, segments = join(One=take(0.2, 0.5, 0.4), Two=take(0.4, 0.25, 0.3))
+    assert [segment.text for segment in segments] == ["One.", "Two."]
+    first, second = (samples[round(segment.start * RATE) : round(segment.end * RATE)] for segment in segments)
     assert np.sum(first > 0.4) == pytest.approx(0.5 * RATE, rel=0.05)
     assert np.sum(second > 0.4) == pytest.approx(0.25 * RATE, rel=0.1)
-    assert pieces[-1].end == len(samples) / RATE
-    assert pieces[0].end < pieces[1].start
+    assert segments[-1].end == len(samples) / RATE
+    assert segments[0].end < segments[1].start
 
 
-def test_silent_parts_are_joined_too() -> None:
-    samples, pieces = concatenate([said("One.", 0, 0, 0), said("Two.", 0.2, 0, 0), said("Three.", 0, 0.1, 0)], RATE)
-    assert len(pieces) == 3 and len(samples) > 0 and np.isfinite(samples).all()
+def test_silent_and_empty_takes_are_joined_too() -> None:
+    samples, segments = join(One=take(0, 0, 0), Two=take(0.2, 0, 0), Three=take(0, 0.1, 0))
+    assert len(segments) == 3 and len(samples) > 0 and np.isfinite(samples).all()

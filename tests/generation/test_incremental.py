@@ -12,8 +12,7 @@ import torch
 
 from csm_cli.audio.io import Audio
 from csm_cli.checkpoint import Checkpoint, open_checkpoint
-from csm_cli.generation.concatenate import Segment
-from csm_cli.generation.events import Utterance
+from csm_cli.generation.events import Segment, Utterance
 from csm_cli.generation.fingerprint import SynthesisSetup
 from csm_cli.generation.incremental import IncrementalRun, RedoRequest
 from csm_cli.generation.turn_cache import TurnCache

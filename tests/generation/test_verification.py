@@ -1,4 +1,4 @@
-"""Whether a take says its text; faster-whisper itself is stood in for."""
+"""Takes compared with their text; faster-whisper is replaced by a fake."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 
 from csm_cli.audio.io import Audio
 from csm_cli.errors import ModelNotFound, UsageError
-from csm_cli.generation import verification as verify
+from csm_cli.generation import verification
 from csm_cli.generation.take import Take
 from csm_cli.generation.verification import WhisperRecognizer, apply_transcription, compare
 
@@ -31,9 +31,9 @@ TAKE = Take(torch.zeros(1, 4), np.zeros(1920, np.float32), "eos", 1, "")
         ("...", "", 0.0, 0),
     ],
 )
-def test_words_are_compared_not_how_they_are_written(text: str, heard: str, rate: float, run: int) -> None:
-    hearing = compare(text, heard)
-    assert (hearing.text, hearing.error_rate, hearing.run) == (heard, pytest.approx(rate), run)
+def test_words_are_compared_not_spelling(text: str, heard: str, rate: float, run: int) -> None:
+    found = compare(text, heard)
+    assert (found.text, found.error_rate, found.longest_error_run) == (heard, pytest.approx(rate), run)
 
 
 @pytest.mark.parametrize(
@@ -46,17 +46,17 @@ def test_words_are_compared_not_how_they_are_written(text: str, heard: str, rate
         ("the sun rose over " * 10, "the sun rose over " * 9, False),  # a phrase was lost
     ],
 )
-def test_a_take_is_bad_by_its_wrong_words_or_by_too_many_in_a_row(text: str, heard: str, good: bool) -> None:
+def test_a_take_is_unusable_by_wrong_words_or_too_many_in_a_row(text: str, heard: str, good: bool) -> None:
     assert (apply_transcription(TAKE, heard, [text]).fault == "") is good
 
 
-def test_a_fault_says_what_was_heard() -> None:
+def test_a_fault_names_the_transcript() -> None:
     made = apply_transcription(TAKE, "Go now.", ["Come here."])
-    assert made.fault == 'was heard as "Go now." (100% of its words wrong, 2 in a row)'
+    assert made.fault == 'was recognized as "Go now." (100% of its words wrong, 2 in a row)'
     assert made.transcription and made.transcription.error_rate == 1.0
 
 
-def test_a_respelled_text_may_be_heard_either_way() -> None:
+def test_either_spelling_is_accepted() -> None:
     for heard in ("Ask Nguyen now please", "Ask win now please"):
         assert not apply_transcription(TAKE, heard, ["Ask Nguyen now please", "Ask win now please"]).fault
 
@@ -67,10 +67,10 @@ class FakeModel:
     def __init__(self, name: str) -> None:
         if name == "none":
             raise ValueError("Invalid model size 'none'\nand more")
-        self.heard: list[np.ndarray] = []
+        self.audio: list[np.ndarray] = []
 
     def transcribe(self, audio: np.ndarray, **options: Any) -> tuple[Any, object]:
-        self.heard.append(audio)
+        self.audio.append(audio)
         return iter([SimpleNamespace(text=" Hello"), SimpleNamespace(text=" there. ")]), object()
 
 
@@ -79,25 +79,25 @@ def whisper(monkeypatch: pytest.MonkeyPatch) -> None:
     module = ModuleType("faster_whisper")
     module.WhisperModel = FakeModel  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "faster_whisper", module)
-    monkeypatch.setattr(verify, "find_spec", lambda name: name)
+    monkeypatch.setattr(verification, "find_spec", lambda name: name)
 
 
 @pytest.mark.usefixtures("whisper")
-def test_whisper_hears_at_its_own_rate_with_one_model() -> None:
+def test_whisper_is_loaded_once_and_gets_16_khz() -> None:
     recognizer = WhisperRecognizer("base.en")
     for _ in range(2):
         assert recognizer.transcribe(Audio(np.zeros(24000, np.float32), 24000)) == "Hello there."
-    assert [(len(each), each.dtype) for each in recognizer._model.heard] == [(16000, np.float32)] * 2
+    assert [(len(each), each.dtype) for each in recognizer._model.audio] == [(16000, np.float32)] * 2
 
 
 @pytest.mark.usefixtures("whisper")
-def test_a_model_that_cannot_be_had_is_one_line() -> None:
+def test_a_model_that_cannot_be_loaded_is_a_one_line_error() -> None:
     with pytest.raises(ModelNotFound, match="--verify-model none: cannot be loaded") as caught:
         WhisperRecognizer("none").transcribe(Audio(np.zeros(24000, np.float32), 24000))
     assert "\n" not in str(caught.value)
 
 
-def test_a_recognizer_that_is_not_installed_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(verify, "find_spec", lambda name: None)
+def test_a_recognizer_that_is_not_installed_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verification, "find_spec", lambda name: None)
     with pytest.raises(UsageError, match=r"pip install 'csm-cli\[verify\]'"):
         WhisperRecognizer("base.en")
