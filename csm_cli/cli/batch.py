@@ -25,7 +25,7 @@ from csm_cli.batch import (
 from csm_cli.cli.batch_run import BatchRun
 from csm_cli.cli.console import log_line
 from csm_cli.cli.options import OutputFile, OutputOptions, SynthesisFlags
-from csm_cli.cli.report import ReportFile, report_path
+from csm_cli.cli.output_files import ReportFile, report_path
 from csm_cli.cli.synthesis import (
     SynthesisJob,
     find_checkpoint,

@@ -10,8 +10,14 @@ from typing import TYPE_CHECKING
 from csm_cli.batch import BatchItem, Counts, Ledger, remove_stale_temp_files
 from csm_cli.cli.console import emit_json, emit_path, log_line, warn
 from csm_cli.cli.progress import ProgressMeter, show_progress
-from csm_cli.cli.report import batch_report
-from csm_cli.cli.summary import contention_hint, cut_warnings, describe_utterance, record, summarize, tags
+from csm_cli.cli.summary import (
+    audio_tags,
+    contention_hint,
+    conversation_record,
+    describe_utterance,
+    summarize,
+    turn_warnings,
+)
 from csm_cli.cli.synthesis import FinishedConversation, SynthesisJob, speak
 from csm_cli.errors import BatchPartlyFailed, CsmError, GenerationFailed, OutputFailed
 from csm_cli.generation.events import ConversationFailed
@@ -28,7 +34,7 @@ class BatchRun:
     def __init__(self, job: SynthesisJob, ledger: Ledger, tally: Counts, patience: float, report: Path | None) -> None:
         self._job, self._ledger, self._tally, self._patience = job, ledger, tally, patience
         self._report = report
-        self._items: dict[int, BatchItem] = {}
+        self._items: dict[str, BatchItem] = {}
         self._sweep = remove_stale_temp_files()
         self._written = self._failed = 0
 
@@ -40,7 +46,9 @@ class BatchRun:
         elif not self._job.output_options.quiet:
             log_line(f"nothing to speak{self._beside()}")
         if self._report:
-            batch_report(self._report, self._ledger)
+            from csm_cli.report.page import write_batch_report
+
+            write_batch_report(self._report, self._ledger.latest, self._ledger.path)
         self._raise_failures(more=bool(self._items) or next(chosen, None) is not None)
 
     def _work(self, chosen: Iterator[BatchItem], synth: Synthesizer, characters: int) -> None:
@@ -55,7 +63,8 @@ class BatchRun:
         finally:
             if not self._job.output_options.quiet:
                 of = "" if self._items else f" of {self._tally.taken}"
-                log_line(f"{self._written}{of} written{self._beside()}; {summarize(meter, synth)}")
+                summary = summarize(meter, synth.checkpoint.name, synth.device)
+                log_line(f"{self._written}{of} written{self._beside()}; {summary}")
                 if hint := contention_hint(self._job, synth):
                     log_line(hint)
 
@@ -67,15 +76,15 @@ class BatchRun:
     def _speak(self, synth: Synthesizer, chosen: Iterator[BatchItem], meter: ProgressMeter) -> None:
         for event in speak(synth, self._job, meter, self._talks(chosen)):
             if isinstance(event, FinishedConversation):
-                self._write(self._items.pop(id(event.conversation)), event, synth)
+                self._write(self._items.pop(event.conversation.id), event, synth)
             elif isinstance(event, ConversationFailed):
-                self._fail(self._items.pop(id(event.conversation)), event.error)
+                self._fail(self._items.pop(event.conversation.id), event.error)
             if self._failed >= self._patience:
                 return
 
     def _talks(self, chosen: Iterator[BatchItem]) -> Iterator[Conversation]:
         for item in chosen:
-            self._items[id(item.conversation)] = item
+            self._items[item.id] = item
             self._sweep(item.path.parent)
             yield item.conversation
 
@@ -84,20 +93,20 @@ class BatchRun:
 
         output_options = self._job.output_options
         try:
-            said = tags(spoken.utterances, synth.checkpoint, spoken.conversation.title)
+            said = audio_tags(spoken.utterances, synth.checkpoint, spoken.conversation.title)
             write_atomically(item.path, encode_audio(item.path, spoken.track.audio, said), flush=False)
         except OutputFailed:
             raise  # a full disk would fail all the others too
         except CsmError as error:
             self._fail(item, error)
             return
-        result = record(spoken, str(item.path), synth)
+        result = conversation_record(spoken, str(item.path), synth.checkpoint, str(synth.device))
         self._ledger.append(result | {"file": item.file, "fingerprint": item.fingerprint}, item.path)
         self._written += 1
         if not output_options.quiet:
-            for utterance in spoken.utterances:
-                log_line(f"{item.id}: {describe_utterance(utterance)}")
-        for warning in cut_warnings(spoken):
+            for number, utterance in enumerate(spoken.utterances, 1):
+                log_line(f"{item.id}: {describe_utterance(utterance, number, len(spoken.utterances))}")
+        for warning in turn_warnings(spoken):
             warn(f"{item.id}: {warning}")
         if output_options.json:
             emit_json(result)

@@ -2,159 +2,268 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from csm_cli.cli.conversation_run import RunRequest, check_outputs, run_conversation
-from csm_cli.cli.dry_run import print_dry_run
+from csm_cli.cli.console import emit, emit_json, set_up
 from csm_cli.cli.live_audio import PlaybackOptions
 from csm_cli.cli.options import OutputFile, OutputOptions, SynthesisFlags
-from csm_cli.cli.output_files import OutputFiles, stem_files, subtitle_files, turn_files
-from csm_cli.cli.report import ReportFile, report_path
-from csm_cli.cli.synthesis import make_job
+from csm_cli.cli.output_files import (
+    OutputFiles,
+    ReportFile,
+    report_path,
+    stem_files,
+    subtitle_files,
+    turn_files,
+    turn_records,
+)
+from csm_cli.cli.summary import context_summary, format_duration, format_ranges
+from csm_cli.cli.synthesis import RunRequest, SynthesisJob, check_outputs, make_job, run_conversation
 from csm_cli.errors import UsageError
-from csm_cli.types import Conversation
+from csm_cli.storage.paths import expand_path
+from csm_cli.types import Conversation, Turn
 
 if TYPE_CHECKING:
-    from csm_cli.generation.incremental import RedoRequest
+    from csm_cli.generation.estimate import TurnEstimate
+    from csm_cli.generation.turn_cache import RedoRequest
 
 
-def _beside(*flags: str, text: str, metavar: str | None = None) -> Any:
-    return typer.Option(*flags, metavar=metavar, help=text, rich_help_panel="Beside the track")
+def _extra(*flags: str, text: str, metavar: str | None = None) -> Any:
+    return typer.Option(*flags, metavar=metavar, help=text, rich_help_panel="Extra outputs")
 
 
-def _again(*flags: str, text: str, metavar: str | None = None) -> Any:
-    return typer.Option(*flags, metavar=metavar, help=text, rich_help_panel="Speaking again")
+def _redo(*flags: str, text: str, metavar: str | None = None) -> Any:
+    return typer.Option(*flags, metavar=metavar, help=text, rich_help_panel="Reusing turns")
 
 
 @dataclass(frozen=True)
 class ExtraOutputs:
-    """What is written beside the track, and how loud all of it is."""
+    """Files written beside the track, and the loudness of all of them."""
 
     loudness: Annotated[
-        float | None, _beside("--loudness", metavar="LUFS", text="EBU R128, such as -19; true peak under -1 dBTP.")
+        float | None,
+        _extra("--loudness", metavar="LUFS", text="Loudness by EBU R128, such as -19; true peak below -1 dBTP."),
     ] = None
     stems: Annotated[
-        bool, _beside("--stems", text="Each speaker's own track, as OUT.ana.wav; they add up to the whole.")
+        bool, _extra("--stems", text="Write one track per speaker, as OUT.ana.wav; they add up to the whole.")
     ] = False
     turns_dir: Annotated[
-        Path | None, _beside("--turns-dir", metavar="DIR", text="Each turn as it sounds, as DIR/001-ana.wav.")
+        Path | None, _extra("--turns-dir", metavar="DIR", text="Write each turn, as DIR/001-ana.wav.")
     ] = None
     subs: Annotated[
-        str | None, _beside("--subs", metavar="FORMS", text="Turn times: srt, vtt, json, or several with commas.")
+        str | None, _extra("--subs", metavar="FORMATS", text="Write subtitles: srt, vtt, json, or several with commas.")
     ] = None
-    sidecar: Annotated[bool, _beside("--sidecar/--no-sidecar", text="All there is to know of it, as OUT.wav.json.")] = (
-        True
-    )
+    sidecar: Annotated[bool, _extra("--sidecar/--no-sidecar", text="Write metadata to OUT.wav.json.")] = True
 
-    def files(self, talk: Conversation, track: Path | None) -> OutputFiles:
-        """Raises UsageError where something should lie beside a track that is no file."""
-        folder = turn_files(talk, self.turns_dir) if self.turns_dir else ()
+    def files(self, conversation: Conversation, track: Path | None) -> OutputFiles:
+        """Raises UsageError if files belong beside a track that is not a file."""
+        turns = turn_files(conversation, self.turns_dir) if self.turns_dir else ()
         if track is None:
             if self.stems or self.subs:
-                raise UsageError("--stems and --subs lie beside the track; name one with -o out.wav")
-            return OutputFiles(None, folder)
+                raise UsageError("--stems and --subs write files beside the track; name it with -o out.wav")
+            return OutputFiles(None, turns)
         return OutputFiles(
             track=track,
-            turns=folder,
-            stems=stem_files(talk, track) if self.stems else {},
+            turns=turns,
+            stems=stem_files(conversation, track) if self.stems else {},
             subtitles=subtitle_files(self.subs, track) if self.subs else {},
             sidecar=track.with_name(f"{track.name}.json") if self.sidecar else None,
         )
 
-    def loud(self, talk: Conversation) -> Conversation:
-        """`talk` as loud as asked for.
+    def set_loudness(self, conversation: Conversation) -> Conversation:
+        """The conversation with the loudness of the flag, if given.
 
         Raises:
-            UsageError: an impossible value.
+            UsageError: impossible value.
         """
         if self.loudness is None:
-            return talk
+            return conversation
         from csm_cli.audio.loudness import MAX_LUFS, MIN_LUFS
 
         if not (math.isfinite(self.loudness) and MIN_LUFS <= self.loudness <= MAX_LUFS):
             raise UsageError(f"--loudness takes LUFS from {MIN_LUFS:g} to {MAX_LUFS:g}, not {self.loudness:g}")
-        return replace(talk, loudness=self.loudness)
+        return replace(conversation, loudness=self.loudness)
 
 
 @dataclass(frozen=True)
 class RedoOptions:
-    """What of a run before is kept."""
+    """Which turns of earlier runs are reused."""
 
     redo: Annotated[
-        str | None, _again("--redo", metavar="TURNS", text="Speak these again with new seeds, as in 7,12-14.")
+        str | None,
+        _redo(
+            "--redo", metavar="TURNS", text="Generate these turns again: numbers, ids or speakers, as in 7,12-14,ana."
+        ),
     ] = None
     cascade: Annotated[
-        bool, _again("--cascade", text="Where a turn is spoken again, speak all that follow again too.")
+        bool, _redo("--cascade", text="Where a turn changed, generate all turns after it again too.")
     ] = False
-    fresh: Annotated[bool, _again("--fresh", text="Speak everything again; keep nothing of the run before.")] = False
+    fresh: Annotated[bool, _redo("--fresh", text="Generate all turns again.")] = False
+    source: Annotated[
+        str | None,
+        _redo("--from", metavar="TRACK", text="Reuse the turns of this track too, such as other/name.wav."),
+    ] = None
 
-    def wish(self, talk: Conversation, track: Path | None) -> RedoRequest:
-        """Raises UsageError where turns are named that cannot be spoken again."""
-        from csm_cli.generation.incremental import RedoRequest
+    def request(self, conversation: Conversation, track: Path | None) -> RedoRequest:
+        """Raises UsageError if a turn of --redo is unknown or a recording, or there is no turn cache to use."""
+        from csm_cli.generation.turn_cache import INDEX_FILE, RedoRequest, cache_folder
 
-        if self.redo is not None and track is None:
-            raise UsageError("--redo goes by what is kept beside the track; name it with -o out.wav")
-        numbers = frozenset(_numbers(self.redo)) if self.redo is not None else frozenset()
-        for number in sorted(numbers):
-            if not 1 <= number <= len(talk.turns):
-                raise UsageError(f"--redo {self.redo}: there is no turn {number}; the script has {len(talk.turns)}")
-            if talk.turns[number - 1].recording:
-                raise UsageError(f"--redo {self.redo}: turn {number} is a recording; leave it out")
-        return RedoRequest(numbers, self.cascade, self.fresh)
+        if track is None and (self.redo is not None or self.source is not None):
+            flag = "--from" if self.redo is None else "--redo"
+            raise UsageError(f"{flag} reuses turns cached beside the track; name it with -o out.wav")
+        numbers = parse_turns(self.redo, conversation.turns) if self.redo is not None else frozenset()
+        source = None if self.source is None else expand_path(self.source)
+        if source and not (cache_folder(source) / INDEX_FILE).exists():
+            raise UsageError(f"--from {source}: it has no cached turns ({cache_folder(source)} is missing)")
+        return RedoRequest(numbers, self.cascade, self.fresh, source)
+
+
+def parse_turns(text: str, turns: Sequence[Turn]) -> frozenset[int]:
+    """The turn numbers that `--redo 7,12-14,t2,ana` means: numbers, ranges, turn ids, and all turns of a speaker.
+
+    Raises:
+        UsageError: an unknown turn, id or speaker, with the most similar ones; a recorded turn.
+    """
+    numbers: set[int] = set()
+    for part in map(str.strip, text.split(",")):
+        interval = re.fullmatch(r"(\d{1,6})\s*(?:-\s*(\d{1,6}))?", part)
+        by_id = [number for number, turn in enumerate(turns, 1) if part and turn.id == part]
+        by_speaker = [number for number, turn in enumerate(turns, 1) if part and turn.name == part]
+        if interval:
+            first, last = int(interval[1]), int(interval[2] or interval[1])
+            if first > last:
+                raise UsageError(f"--redo {text}: {part} is not a range; write it as {last}-{first}")
+            if not 1 <= first <= last <= len(turns):
+                unknown = last if first >= 1 else first
+                raise UsageError(f"--redo {text}: there is no turn {unknown}; the script has {len(turns)} turns")
+            selected = list(range(first, last + 1))
+        elif by_id:
+            selected = by_id
+        elif by_speaker:  # a speaker's recorded turns are not meant
+            selected = [number for number in by_speaker if not turns[number - 1].recording] or by_speaker
+        else:
+            names = list(dict.fromkeys([*(turn.id for turn in turns), *(turn.name for turn in turns)]))
+            known = [name for name in names if name]
+            similar = difflib.get_close_matches(part, known, n=3, cutoff=0.5)
+            hint = f"did you mean {' or '.join(similar)}?" if similar else f"known: {', '.join(known[:8]) or 'none'}"
+            raise UsageError(f"--redo {text}: {part!r} is not a turn number, turn id or speaker; {hint}")
+        for number in selected:
+            if turns[number - 1].recording:
+                raise UsageError(f"--redo {text}: turn {number} is a recording; leave it out")
+        numbers.update(selected)
+    return frozenset(numbers)
 
 
 def converse(
     script: Annotated[str, typer.Argument(metavar="SCRIPT", help="YAML, JSON or JSONL; - is standard input.")],
     dry_run: Annotated[
-        bool, typer.Option("-n", "--dry-run", help="Print what would be spoken, and how long; the model is not loaded.")
+        bool, typer.Option("-n", "--dry-run", help="Print the turns and their estimated length; load no model.")
     ] = False,
     report: ReportFile = None,
     *,
-    beside: ExtraOutputs,
-    again: RedoOptions,
+    extra_outputs: ExtraOutputs,
+    redo_options: RedoOptions,
     speech: SynthesisFlags,
     output: OutputFile,
     live: PlaybackOptions,
     output_options: OutputOptions,
 ) -> None:
-    """Speak a dialogue as one track.
+    """Synthesize a dialogue as one track.
 
-    Turns are kept beside it as they come out, in .OUT.wav.csm: the same command again speaks only what has changed.
+    Finished turns are cached beside the track in .OUT.csm. The same command again generates only the turns that
+    changed, and -o OUT.flac after -o OUT.wav reuses all of them.
     """
     from csm_cli.script import read_script
 
-    talk = beside.loud(read_script(script))
-    job = make_job([talk], speech, output_options)
+    conversation = extra_outputs.set_loudness(read_script(script))
+    job = make_job([conversation], speech, output_options)
     if not output.output and dry_run:
         print_dry_run(job)
         return
     page = report_path(report)
-    files = replace(beside.files(talk, output.file), kind=live.format)
-    wish = again.wish(talk, output.file)
-    live = check_outputs(output, live, output_options, files, _read(script, talk))
+    files = replace(extra_outputs.files(conversation, output.file), audio_format=live.format)
+    redo = redo_options.request(conversation, output.file)
+    inputs = [Path(script)] if script != "-" else []
+    turns = (*conversation.context, *conversation.turns)
+    inputs += [turn.recording.path for turn in turns if turn.recording]
+    live = check_outputs(output, live, output_options, files, inputs)
     if dry_run:
         print_dry_run(job)
     else:
-        run_conversation(RunRequest(job, files, output, live, wish, page))
+        run_conversation(RunRequest(job, files, output, live, redo, page))
 
 
-def _read(script: str, talk: Conversation) -> Iterator[Path]:
-    if script != "-":
-        yield Path(script)
-    yield from (turn.recording.path for turn in (*talk.context, *talk.turns) if turn.recording)
+def print_dry_run(job: SynthesisJob) -> None:
+    """Prints turns, tokens, estimated length and context use; of the model, reads only its config and tokenizer.
+
+    Raises:
+        ModelError: no such model.
+    """
+    set_up(job.output_options)
+    from csm_cli.checkpoint import read_checkpoint_config
+    from csm_cli.generation.estimate import EstimateContext, estimate_turns, track_seconds
+    from csm_cli.generation.prompt import PromptBuilder
+
+    conversation = job.conversations[0]
+    model = read_checkpoint_config(job.speech.model, job.speech.revision, job.speech.offline)
+    positions = model.config.backbone.positions
+    prompt_builder = PromptBuilder(model.tokenizer_file, model.config)
+    context, turns = estimate_turns(
+        conversation,
+        prompt_builder,
+        EstimateContext(positions, job.flags, job.retry_policy.chunk_chars, model.soft_limit),
+    )
+    seconds = track_seconds(conversation, turns)
+    window = {
+        "peak": max(estimate.window for estimate in turns),
+        "positions": positions,
+        "soft_limit": model.soft_limit or positions,
+        "dropped_turns": len({number for estimate in turns for number in estimate.evicted}),
+    }
+    if job.output_options.json:
+        pairs = ((conversation.context, context), (conversation.turns, turns))
+        context_records, records = (
+            [record | _estimate_record(each) for record, each in zip(turn_records(some), estimates, strict=True)]
+            for some, estimates in pairs
+        )
+        total = {"model": model.name, "context_window": window, "estimated_s": round(seconds, 1)}
+        emit_json({**total, "context": context_records, "turns": records})
+        return
+    for turn, estimate in zip(conversation.context, context, strict=True):
+        emit(f"  context  {_describe_estimate(turn, estimate, 0)}")
+    for number, (turn, estimate) in enumerate(zip(conversation.turns, turns, strict=True), 1):
+        emit(f"{number:>9}  {_describe_estimate(turn, estimate, number)}")
+    emit(f"about {format_duration(seconds)} in {len(turns)} turns; {context_summary(window)}")
 
 
-def _numbers(text: str) -> Iterator[int]:
-    for part in text.split(","):
-        found = re.fullmatch(r"\s*(\d{1,6})\s*(?:-\s*(\d{1,6}))?\s*", part)
-        first, last = (int(found[1]), int(found[2] or found[1])) if found else (1, 0)
-        if first > last:
-            raise UsageError(f"--redo takes numbers of turns, as in 7,12-14, not {text!r}")
-        yield from range(first, last + 1)
+def _estimate_record(estimate: TurnEstimate) -> dict[str, Any]:
+    return {
+        "tokens": estimate.tokens,
+        "chunks": estimate.parts,
+        "estimated_s": round(estimate.seconds, 2),
+        "positions": estimate.positions,
+        "context_positions": estimate.window,
+        "dropped_turns": list(estimate.evicted),
+    }
+
+
+def _describe_estimate(turn: Turn, estimate: TurnEstimate, number: int) -> str:
+    name = f"{turn.name} " if turn.name != str(turn.speaker) else ""
+    details = [f"about {estimate.seconds:.1f} s"]
+    if turn.recording:
+        details = [f"{estimate.seconds:.1f} s", str(turn.recording.path)]
+    if estimate.parts > 1:
+        details.append(f"{estimate.parts} chunks")
+    details.append(f"{estimate.tokens} tokens, context {estimate.window}")
+    if dropped := [each for each in estimate.evicted if each != number]:
+        details.append(f"turn{'s' if len(dropped) > 1 else ''} {format_ranges(dropped)} dropped from context")
+    if number in estimate.evicted:
+        details.append("its first chunks dropped from context")
+    return f"{name}[{turn.speaker}]  {' '.join(turn.text.split())}  [{', '.join(details)}]"

@@ -1,4 +1,4 @@
-"""Sound that is played, or piped while the rest of it is decoded."""
+"""Audio that is played, or piped while the rest of it is decoded."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    Write = Callable[[NDArray[np.float32]], None]
+    Sink = Callable[[NDArray[np.float32]], None]
 
 FORMATS = ("wav", "flac", "pcm")
 
 
 @dataclass(frozen=True)
 class PlaybackOptions:
-    """What else becomes of the sound."""
+    """Whether the audio is played or streamed, and its format."""
 
-    play: Annotated[bool, typer.Option("--play", help="Play it, as it is without -o.", rich_help_panel="Output")] = (
-        False
-    )
+    play: Annotated[
+        bool, typer.Option("--play", help="Play the audio (the default without -o).", rich_help_panel="Output")
+    ] = False
     stream: Annotated[
         bool,
         typer.Option(
             "--stream",
-            help="Play or pipe it as it is decoded: no retries, trimming or parts.",
+            help="Play or pipe the audio while it is decoded: no retries, trimming or splitting.",
             rich_help_panel="Output",
         ),
     ] = False
@@ -45,98 +45,91 @@ class PlaybackOptions:
         typer.Option(
             "--format",
             metavar="|".join(FORMATS),
-            help="By the suffix if not given; -o - with pcm is raw 16-bit little-endian, as it is decoded.",
+            help="Audio format, by default from the suffix; -o - with pcm streams raw 16-bit little-endian samples.",
             rich_help_panel="Output",
         ),
     ] = None
 
-    def settled(self, output: OutputFile) -> PlaybackOptions:
-        """What is meant, with this output: without any, it is played.
+    def resolve(self, output: OutputFile) -> PlaybackOptions:
+        """The options with their defaults for this output: without one, the audio is played.
 
         Raises:
-            UsageError: a format there is not, or a stream to nowhere.
-            SoundDeviceMissing: nothing to play on.
+            UsageError: unknown format, or a stream without a listener.
+            SoundDeviceMissing: no device to play on.
         """
         if self.format not in (None, *FORMATS):
             raise UsageError(f"--format takes {', '.join(FORMATS)}, not {self.format!r}")
         raw = output.output == "-" and self.format == "pcm"
         play = self.play or not output.output
         if self.stream and not (play or raw):
-            raise UsageError("--stream goes where it is heard: add --play, or -o - --format pcm")
+            raise UsageError("--stream needs a listener: add --play, or -o - --format pcm")
         if play:
-            _check_device(unasked=not (output.output or self.play or self.stream))
+            from csm_cli.audio.playback import device_name
+
+            try:
+                device_name()
+            except SoundDeviceMissing as error:
+                if output.output or self.play or self.stream:
+                    raise
+                raise SoundDeviceMissing(f"no output named: add -o out.wav, or -o - for a pipe ({error})") from error
         return replace(self, play=play, stream=self.stream or raw)
 
 
 class LiveStream:
-    """A conversation's sound in the order of its turns, with their gaps and gains, as it comes.
+    """Writes a conversation's audio to `sinks` as it is decoded, in the order of its turns, with their gaps and gains.
 
-    first: seconds until the first of it, None before that.
+    first: seconds until the first audio, None before.
     """
 
-    def __init__(self, conversation: Conversation, rate: int, writes: Sequence[Write]) -> None:
+    def __init__(self, conversation: Conversation, rate: int, sinks: Sequence[Sink]) -> None:
         self.first: float | None = None
         self._opened = time.perf_counter()
-        self._conversation, self._rate, self._writes = conversation, rate, writes
-        self._begun: Turn | None = None
+        self._conversation, self._rate, self._sinks = conversation, rate, sinks
+        self._current: Turn | None = None
 
-    def add(self, sound: AudioChunk) -> None:
+    def add(self, chunk: AudioChunk) -> None:
         from csm_cli.audio.mix import apply_gain
 
         if self.first is None:
             self.first = time.perf_counter() - self._opened
-        if sound.turn is not self._begun:
-            self._begun = sound.turn
-            self._silence(sound.turn.gap)
-        self._write(apply_gain(sound.samples, sound.turn.gain))
+        if chunk.turn is not self._current:
+            self._current = chunk.turn
+            self._write_silence(chunk.turn.gap)
+        self._write(apply_gain(chunk.samples, chunk.turn.gain))
 
     def end(self) -> None:
-        self._silence(self._conversation.tail)
+        self._write_silence(self._conversation.tail)
 
-    def _silence(self, seconds: float) -> None:
+    def _write_silence(self, seconds: float) -> None:
         import numpy as np
 
         self._write(np.zeros(round(seconds * self._rate), np.float32))
 
     def _write(self, samples: NDArray[np.float32]) -> None:
         if len(samples):
-            for write in self._writes:
-                write(samples)
+            for sink in self._sinks:
+                sink(samples)
 
 
 def check_stream(conversation: Conversation) -> None:
-    """Raises UsageError where what a listener has heard would have to be changed: turns overlap, or it is levelled."""
+    """Raises UsageError if audio that was already heard would have to be changed later."""
     if conversation.loudness is not None:
-        raise UsageError("--loudness goes by the whole track, which no stream can wait for; leave out one of the two")
+        raise UsageError("--loudness needs the whole track, so it cannot be streamed; leave out one of the two")
     for number, turn in enumerate(conversation.turns, 1):
         if turn.gap < 0:
-            raise UsageError(
-                f"turn {number} begins before the one before it ends, which no stream can; leave out --stream"
-            )
+            raise UsageError(f"turn {number} overlaps the turn before it, so it cannot be streamed; leave out --stream")
 
 
 @contextmanager
-def open_stream(live: PlaybackOptions, output: OutputFile, rate: int) -> Iterator[Sequence[Write]]:
-    """Where a stream goes."""
+def open_stream(live: PlaybackOptions, output: OutputFile, rate: int) -> Iterator[Sequence[Sink]]:
+    """The sinks of a stream: standard output, the sound device, or both."""
     from csm_cli.audio.io import encode_pcm
     from csm_cli.audio.playback import open_player
 
     with ExitStack() as stack:
-        writes: list[Write] = []
+        sinks: list[Sink] = []
         if output.output == "-":
-            writes.append(lambda samples: emit_bytes(encode_pcm(samples)))
+            sinks.append(lambda samples: emit_bytes(encode_pcm(samples)))
         if live.play:
-            writes.append(stack.enter_context(open_player(rate)).write)
-        yield writes
-
-
-def _check_device(unasked: bool) -> None:
-    """Raises SoundDeviceMissing; `unasked`: it would play only since no output is named."""
-    from csm_cli.audio.playback import device_name
-
-    try:
-        device_name()
-    except SoundDeviceMissing as problem:
-        if not unasked:
-            raise
-        raise SoundDeviceMissing(f"no output named: add -o out.wav, or -o - for a pipe ({problem})") from problem
+            sinks.append(stack.enter_context(open_player(rate)).write)
+        yield sinks

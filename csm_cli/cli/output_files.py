@@ -1,34 +1,45 @@
-"""The files of one conversation: the track, and what may lie beside it."""
+"""The files of one conversation: the track, and stems, turns, subtitles and metadata beside it."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
+import typer
+
+from csm_cli import __version__
 from csm_cli.batch import file_name
-from csm_cli.cli.summary import tags
-from csm_cli.cli.synthesis import speaker_label
-from csm_cli.errors import UsageError
+from csm_cli.cli.summary import SIDECAR_SCHEMA, audio_tags, speaker_label
+from csm_cli.errors import OutputRefused, UsageError
 from csm_cli.storage.files import check_writable
-from csm_cli.storage.paths import resolved_name
-from csm_cli.types import Conversation
+from csm_cli.storage.paths import expand_path, resolved_name
+from csm_cli.types import Conversation, Turn
 
 if TYPE_CHECKING:
     from csm_cli.checkpoint import Checkpoint
-    from csm_cli.cli.synthesis import FinishedConversation
+    from csm_cli.cli.synthesis import FinishedConversation, SynthesisJob
 
 SUBTITLES = ("srt", "vtt", "json")
+ReportFile = Annotated[
+    str | None,
+    typer.Option(
+        "--report",
+        metavar="FILE.html",
+        help="Write an HTML page with players and spectrograms.",
+        rich_help_panel="Output",
+    ),
+]
 
 
 @dataclass(frozen=True)
 class OutputFiles:
-    """track: None for standard output or none at all. turns: one for each; stems: by voice; subtitles: by form.
+    """track: None for standard output or no output. turns: one per turn; stems: by speaker; subtitles: by format.
 
-    kind: the format of the track and its stems, "wav", "flac" or "pcm"; by the suffix if None.
+    audio_format: of the track and its stems, "wav", "flac" or "pcm"; by the suffix if None.
     """
 
     track: Path | None
@@ -36,115 +47,164 @@ class OutputFiles:
     stems: Mapping[str, Path] = field(default_factory=dict)
     subtitles: Mapping[str, Path] = field(default_factory=dict)
     sidecar: Path | None = None
-    kind: str | None = None
+    audio_format: str | None = None
 
     def __iter__(self) -> Iterator[Path]:
-        more = (*self.turns, *self.stems.values(), *self.subtitles.values())
-        yield from (path for path in (self.track, *more, self.sidecar) if path)
+        others = (*self.turns, *self.stems.values(), *self.subtitles.values())
+        yield from (path for path in (self.track, *others, self.sidecar) if path)
 
-    def check(self, clobber: bool, read: Iterable[Path] = ()) -> None:
-        """Refuses what could not be written. `read`: what the run reads, and must not replace.
+    def check(self, clobber: bool, inputs: Iterable[Path] = ()) -> None:
+        """Refuses files that cannot be written. `inputs`: files that the run reads and must not replace.
 
         Raises:
-            UsageError: two files in one place, or one that cannot be written or is read.
+            UsageError: two files with one name, or one that cannot be written or is an input.
         """
         from csm_cli.audio.io import check_output
 
-        sources, taken = set(map(resolved_name, read)), set[str]()
+        input_names, names = set(map(resolved_name, inputs)), set[str]()
         for path in self:
             name = resolved_name(path)
-            if name in taken:
+            if name in names:
                 raise UsageError(f"{path} would be written twice; name another -o or --turns-dir")
-            if name in sources:
+            if name in input_names:
                 raise UsageError(f"{path} is read by this run and would be replaced; name another -o")
-            taken.add(name)
+            names.add(name)
             if path in (*self.subtitles.values(), self.sidecar):
                 check_writable(path, clobber)
             else:
-                check_output(path, clobber, None if path in self.turns else self.kind)
+                check_output(path, clobber, None if path in self.turns else self.audio_format)
 
     def contents(
-        self, spoken: FinishedConversation, checkpoint: Checkpoint, record: Mapping[str, Any]
+        self, finished: FinishedConversation, checkpoint: Checkpoint, sidecar: Mapping[str, Any]
     ) -> Iterator[tuple[Path, bytes]]:
-        """Every file with what is in it; `record` goes to the sidecar."""
+        """Every file with its content, encoded one at a time."""
         from csm_cli.audio.io import encode_audio
-
-        track, name = spoken.track, spoken.conversation.title
-        if self.track:
-            said = tags(spoken.utterances, checkpoint, name)
-            yield self.track, encode_audio(self.track, track.audio, said, self.kind)
-        for index, path in enumerate(self.turns):
-            yield path, encode_audio(path, track.turn(index), tags([spoken.utterances[index]], checkpoint, name))
-        for speaker, stem in track.stems().items() if self.stems else ():
-            said = tags(
-                [each for each in spoken.utterances if speaker_label(each.turn) == speaker], checkpoint, speaker
-            )
-            yield self.stems[speaker], encode_audio(self.stems[speaker], stem, said, self.kind)
-        yield from self._texts(spoken)
-        if self.sidecar:
-            yield self.sidecar, (json.dumps(record, indent=1) + "\n").encode()
-
-    def _texts(self, spoken: FinishedConversation) -> Iterator[tuple[Path, bytes]]:
         from csm_cli.audio.subtitles import SUBTITLE_FORMATS, Cue
         from csm_cli.generation.events import Segment
 
+        track, title, utterances = finished.track, finished.conversation.title, finished.utterances
+        if self.track:
+            tags = audio_tags(utterances, checkpoint, title)
+            yield self.track, encode_audio(self.track, track.audio, tags, self.audio_format)
+        for index, path in enumerate(self.turns):
+            yield path, encode_audio(path, track.turn(index), audio_tags([utterances[index]], checkpoint, title))
+        for speaker, audio in track.stems().items() if self.stems else ():
+            own = [each for each in utterances if speaker_label(each.turn) == speaker]
+            path, tags = self.stems[speaker], audio_tags(own, checkpoint, speaker)
+            yield path, encode_audio(path, audio, tags, self.audio_format)
         cues = [
-            Cue(span.start + piece.start, span.start + piece.end, speaker_label(each.turn), piece.text)
-            for span, each in zip(spoken.track.spans, spoken.utterances, strict=True)
-            for piece in each.segments or (Segment(each.turn.text, 0.0, span.end - span.start),)
+            Cue(span.start + segment.start, span.start + segment.end, speaker_label(each.turn), segment.text)
+            for span, each in zip(track.spans, utterances, strict=True)
+            for segment in each.segments or (Segment(each.turn.text, 0.0, span.end - span.start),)
         ]
-        for form, path in self.subtitles.items():
-            yield path, SUBTITLE_FORMATS[form](cues).encode("utf-8", "replace")
+        for name, path in self.subtitles.items():
+            yield path, SUBTITLE_FORMATS[name](cues).encode("utf-8", "replace")
+        if self.sidecar:
+            yield self.sidecar, (json.dumps(sidecar, indent=1) + "\n").encode()
 
-    def left_over(self) -> list[Path]:
-        """What an earlier run wrote beside the same track and this one does not, by the sidecar of that run."""
+    def outdated(self) -> list[Path]:
+        """Files that an earlier run wrote beside the same track and this one does not, by its metadata file."""
         if self.track is None:
             return []
-        found: list[Path] = []
+        paths: list[Path] = []
         with suppress(OSError, ValueError, LookupError, TypeError, AttributeError):
             sidecar = self.track.with_name(f"{self.track.name}.json")
-            before = json.loads(sidecar.read_text(encoding="utf-8"))
-            beside = [Path(name) for part in ("stems", "subtitles") for name in before[part].values()]
-            found = [*(self.track.with_name(path.name) for path in beside), sidecar]
-        mine = set(self)
-        return [path for path in found if path not in mine and path.exists()]
+            earlier = json.loads(sidecar.read_text(encoding="utf-8"))
+            names = [Path(name).name for key in ("stems", "subtitles") for name in earlier[key].values()]
+            paths = [*map(self.track.with_name, names), sidecar]
+        current = set(self)
+        return [path for path in paths if path not in current and path.exists()]
 
     def record(self) -> dict[str, Any]:
-        """Where everything is, for JSON."""
+        """The paths, for JSON."""
         return {
             "turn_files": [str(path) for path in self.turns],
             "stems": {speaker: str(path) for speaker, path in self.stems.items()},
-            "subtitles": {form: str(path) for form, path in self.subtitles.items()},
+            "subtitles": {name: str(path) for name, path in self.subtitles.items()},
             "sidecar": str(self.sidecar) if self.sidecar else None,
         }
 
 
-def turn_files(talk: Conversation, folder: Path) -> tuple[Path, ...]:
-    return tuple(folder / f"{number:03d}-{file_name(turn)}.wav" for number, turn in enumerate(talk.turns, 1))
+def sidecar_record(job: SynthesisJob, result: Mapping[str, Any]) -> dict[str, Any]:
+    """The metadata of a track: the script and options of the job, and its result."""
+    conversation = job.conversations[0]
+    return {
+        "csm": __version__,
+        "schema": SIDECAR_SCHEMA,
+        "synthetic": True,
+        "title": conversation.title or None,
+        "script": {
+            "context": turn_records(conversation.context),
+            "turns": turn_records(conversation.turns),
+            "tail": conversation.tail,
+        },
+        "options": {"flags": asdict(job.flags), "script": asdict(conversation.defaults)},
+        "retry_policy": asdict(job.retry_policy),
+        "verified": job.speech.verify,
+        "lexicon": dict(conversation.lexicon),
+        "dtype": job.speech.dtype,
+        "quantize": job.speech.quantize,
+        **result,
+    }
 
 
-def stem_files(talk: Conversation, track: Path) -> dict[str, Path]:
-    """`out.ana.wav` beside `out.wav`, for each speaker; names that become the same in a file's get a number."""
+def turn_records(turns: Sequence[Turn]) -> list[dict[str, Any]]:
+    """Turns as in a script's JSON."""
+    return [
+        {
+            "id": turn.id or None,
+            "speaker": speaker_label(turn),
+            "text": turn.text,
+            "audio": str(turn.recording.path) if turn.recording else None,
+            "gap": turn.gap,
+            "gain": turn.gain,
+            "options": {name: value for name, value in asdict(turn.options).items() if value is not None},
+        }
+        for turn in turns
+    ]
+
+
+def turn_files(conversation: Conversation, folder: Path) -> tuple[Path, ...]:
+    return tuple(folder / f"{number:03d}-{file_name(turn)}.wav" for number, turn in enumerate(conversation.turns, 1))
+
+
+def stem_files(conversation: Conversation, track: Path) -> dict[str, Path]:
+    """`out.ana.wav` beside `out.wav` for each speaker; a number is added where two speakers' file names are equal."""
     stems: dict[str, Path] = {}
-    taken: set[str] = set()
-    for turn in talk.turns:
+    used: set[str] = set()
+    for turn in conversation.turns:
         if speaker_label(turn) in stems:
             continue
         plain = file_name(turn)
-        numbers = (f"{plain}-{count}" for count in range(2, len(taken) + 3))
-        name = next(each for each in (plain, *numbers) if each.casefold() not in taken)
-        taken.add(name.casefold())
+        numbered = (f"{plain}-{count}" for count in range(2, len(used) + 3))
+        name = next(each for each in (plain, *numbered) if each.casefold() not in used)
+        used.add(name.casefold())
         stems[speaker_label(turn)] = track.with_name(f"{track.stem}.{name}{track.suffix}")
     return stems
 
 
-def subtitle_files(forms: str, track: Path) -> dict[str, Path]:
+def subtitle_files(formats: str, track: Path) -> dict[str, Path]:
     """The files of `--subs srt,vtt`.
 
     Raises:
-        UsageError: a form there is not.
+        UsageError: unknown format.
     """
-    names = list(dict.fromkeys(name.strip() for name in forms.split(",")))
+    names = list(dict.fromkeys(name.strip() for name in formats.split(",")))
     if unknown := [name for name in names if name not in SUBTITLES]:
         raise UsageError(f"--subs takes {', '.join(SUBTITLES)}, or several with commas, not {unknown[0]!r}")
     return {name: track.with_suffix(f".{name}") for name in names}
+
+
+def report_path(name: str | None) -> Path | None:
+    """The path of `--report`, checked before a model is loaded.
+
+    Raises:
+        OutputRefused: not an HTML file, or it cannot be written.
+    """
+    if name is None:
+        return None
+    path = expand_path(name)
+    if path.suffix.lower() not in (".html", ".htm"):
+        raise OutputRefused(f"--report {name}: the report is an HTML page; name it like report.html")
+    check_writable(path)
+    return path

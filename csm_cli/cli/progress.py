@@ -1,4 +1,4 @@
-"""How far a run has come: frames, seconds of audio, real-time factor, time left."""
+"""Progress of a run: frames, seconds of audio, real-time factor, time left."""
 
 from __future__ import annotations
 
@@ -9,63 +9,88 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from csm_cli.generation.events import Event, FrameProgress, Utterance
+from csm_cli.cli.summary import format_clock
+from csm_cli.generation.events import ConversationFailed, Event, FrameProgress, Utterance
 from csm_cli.types import Conversation, Turn
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
 
-# People say about so many characters a second; only for the time left.
-_CHARACTERS_PER_SECOND = 14.0
-_NARROWEST, _WIDEST = 8, 30  # columns of the bar
+_CHARS_PER_SECOND = 14.0  # of speech; estimates how far an unfinished turn has come
+_MIN_COLUMNS, _MAX_COLUMNS = 8, 30  # of the bar
 
 
 class ProgressMeter:
-    """Counts the frames and stops of a run; the rest is known from them.
+    """Counts what a run generates. Recorded and reused turns count for nothing but `stops`.
 
-    frame_rate: frames per second of audio. characters: to be spoken in all, besides those of `conversations`.
+    conversations: the job, if all of it is known; `total_chars` returns the characters of other conversations, finished
+    or not. frame_rate: frames per second of audio. items: files of a batch, 0 for a single conversation.
     """
 
     def __init__(
-        self, conversations: Iterable[Conversation], frame_rate: float, characters: Callable[[], int] = int
+        self,
+        conversations: Iterable[Conversation],
+        frame_rate: float,
+        total_chars: Callable[[], int] = int,
+        items: int = 0,
     ) -> None:
         self.frames = 0
-        self.turn: Turn | None = None
+        self.seconds = 0.0  # of computation
+        self.items, self.finished_items = items, 0
         self.stops: Counter[str] = Counter()
+        self.label = ""  # the turn or the items under way
         self._frame_rate = frame_rate
-        self._characters = characters
-        self._expected = sum(self._guess(turn) for each in conversations for turn in each.turns)
-        self._open: dict[int, int] = {}
-        self._began = time.perf_counter()
+        self._known_chars = sum(map(_chars, (turn for each in conversations for turn in each.turns)))
+        self._total_chars = total_chars
+        self._finished_chars = 0
+        self._open: dict[str, tuple[int, Turn]] = {}  # frames so far of each conversation's unfinished turn
+        self._turns: Counter[str] = Counter()  # finished turns of each unfinished conversation
 
-    def see(self, event: Event) -> None:
-        key = id(event.conversation)
-        if isinstance(event, FrameProgress):
-            self.turn = event.turn
-            self.frames += event.frames - self._open.get(key, 0)
-            self._open[key] = event.frames
-        elif isinstance(event, Utterance):
-            kept = event.turn.recording and event.turn.recording.codes_path
-            self.stops["kept" if kept else event.stop] += 1
-            if event.stop == "recorded":
+    def watch(self, events: Iterable[Event]) -> Iterator[Event]:
+        """Passes events through; only the time spent waiting for them counts as computation."""
+        iterator = iter(events)
+        while True:
+            started = time.perf_counter()
+            event = next(iterator, None)
+            self.seconds += time.perf_counter() - started
+            if event is None:
                 return
-            self.frames += len(event.codes) - self._open.pop(key, 0)
-            self._expected += len(event.codes) - self._guess(event.turn)
+            self.update(event)
+            yield event
 
-    def _guess(self, turn: Turn) -> float:
-        return 0.0 if turn.recording else self._frames(len(turn.text))
-
-    def _frames(self, characters: int) -> float:
-        return characters / _CHARACTERS_PER_SECOND * self._frame_rate
+    def update(self, event: Event) -> None:
+        conversation, key = event.conversation, event.conversation.id
+        if isinstance(event, FrameProgress):
+            self.frames += event.frames - self._open.get(key, (0, event.turn))[0]
+            self._open[key] = event.frames, event.turn
+            if not self.items:
+                self.label = f"turn {self._turns[key] + 1}/{len(conversation.turns)} {event.turn.name}".rstrip()
+        elif isinstance(event, Utterance):
+            self.stops["cached" if event.cached or _is_cached(event.turn) else event.stop] += 1
+            self._turns[key] += 1
+            if event.stop != "recorded":
+                self.frames += len(event.codes) - self._open.pop(key, (0, event.turn))[0]
+            self._finished_chars += _chars(event.turn)
+        if isinstance(event, ConversationFailed) or (isinstance(event, Utterance) and event.fault):
+            self._open.pop(key, None)
+            self._finished_chars += sum(map(_chars, conversation.turns[self._turns[key] :]))
+            self._turns[key] = len(conversation.turns)
+        if self._turns[key] >= len(conversation.turns):
+            del self._turns[key]
+            self.finished_items += 1
 
     @property
-    def expected(self) -> float:
-        """Frames in all, as far as can be told from the texts that are still to be spoken."""
-        return max(self._expected + self._frames(self._characters()), self.frames)
+    def total_chars(self) -> int:
+        """Characters of all turns to generate, including the finished ones."""
+        return max(self._known_chars + self._total_chars(), self._finished_chars, 1)
 
     @property
-    def seconds(self) -> float:
-        return time.perf_counter() - self._began
+    def done_chars(self) -> float:
+        """Characters generated so far; of unfinished turns, about as many as their frames."""
+        unfinished = (
+            min(len(turn.text), frames / self._frame_rate * _CHARS_PER_SECOND) for frames, turn in self._open.values()
+        )
+        return min(self._finished_chars + sum(unfinished), self.total_chars)
 
     @property
     def audio_seconds(self) -> float:
@@ -73,25 +98,41 @@ class ProgressMeter:
 
     @property
     def rtf(self) -> float:
-        """Compute time per time of audio; lower is faster."""
+        """Computation time per second of audio generated in this run; lower is faster. 0 before the first frame."""
         return self.seconds / self.audio_seconds if self.frames else 0.0
 
+    @property
+    def seconds_left(self) -> float | None:
+        """At the speed so far, by the characters left; None before the first frame."""
+        done = self.done_chars
+        return self.seconds / done * (self.total_chars - done) if done else None
+
     def __str__(self) -> str:
-        left = (self.expected - self.frames) / self._frame_rate * self.rtf
-        return f"{self.frames} frames  {self.audio_seconds:.1f} s  RTF {self.rtf:.2f}  {_clock(left)} left"
+        items = f"{self.finished_items} of {self.items}  " if self.items else ""
+        left = self.seconds_left
+        time_left = "" if left is None else f"  {format_clock(left)} left"
+        return f"{items}{self.frames} frames  {self.audio_seconds:.1f} s  RTF {self.rtf:.2f}{time_left}"
+
+
+def _chars(turn: Turn) -> int:
+    return 0 if turn.recording else len(turn.text)
+
+
+def _is_cached(turn: Turn) -> bool:
+    return bool(turn.recording and turn.recording.codes_path)
 
 
 @contextmanager
 def show_progress(meter: ProgressMeter, quiet: bool) -> Iterator[None]:
-    """Draws `meter` as a bar while it counts, where somebody looks at a terminal."""
+    """Shows `meter` as a bar while the block runs, if standard error is a terminal."""
     if quiet or not sys.stderr.isatty():
         yield
         return
     from rich.console import Console
     from rich.live import Live
 
-    screen = Console(stderr=True, soft_wrap=True)  # lines printed above the bar stay whole, for who copies a path
-    with Live(_Bar(meter), console=screen, transient=True, redirect_stdout=sys.stdout.isatty()):
+    console = Console(stderr=True, soft_wrap=True)  # lines printed above the bar stay whole, so paths can be copied
+    with Live(_Bar(meter), console=console, transient=True, redirect_stdout=sys.stdout.isatty()):
         yield
 
 
@@ -100,21 +141,16 @@ class _Bar:
         self._meter = meter
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        """One line: the bar has what the numbers leave of it, and goes where that is too little."""
+        """One line; the bar takes the columns that the numbers leave and is omitted if they are too few."""
         from rich.progress_bar import ProgressBar
         from rich.table import Table
         from rich.text import Text
 
         meter = self._meter
-        speaker = f"  {meter.turn.name}" if meter.turn and meter.turn.name else ""
-        numbers = Text(f"{meter}{speaker}", no_wrap=True, overflow="ellipsis")
-        room = min(_WIDEST, options.max_width - numbers.cell_len - 1)
+        label = f"  {meter.label}" if meter.label else ""
+        numbers = Text(f"{meter}{label}", no_wrap=True, overflow="ellipsis")
+        width = min(_MAX_COLUMNS, options.max_width - numbers.cell_len - 1)
         row = Table.grid(padding=(0, 1))
-        bar = [ProgressBar(max(meter.expected, 1), meter.frames, width=room)] if room >= _NARROWEST else []
+        bar = [ProgressBar(meter.total_chars, meter.done_chars, width=width)] if width >= _MIN_COLUMNS else []
         row.add_row(*bar, numbers)
         yield row
-
-
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes}:{rest:02d}"

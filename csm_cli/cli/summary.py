@@ -1,200 +1,230 @@
-"""What a run is told to have done: JSON records, lines and warnings."""
+"""What a run reports: JSON records, lines and warnings, and how numbers are written in them."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from csm_cli import __version__
-from csm_cli.cli.synthesis import FinishedConversation, SynthesisJob, turn_title
+from csm_cli.errors import GenerationFailed
 from csm_cli.generation.events import Utterance
+from csm_cli.types import Turn
 
 if TYPE_CHECKING:
     from csm_cli.audio.io import Tags
     from csm_cli.audio.mix import TrackSpan
     from csm_cli.checkpoint import Checkpoint
     from csm_cli.cli.progress import ProgressMeter
-    from csm_cli.generation.events import Segment
+    from csm_cli.cli.synthesis import FinishedConversation, SynthesisJob
     from csm_cli.generation.synthesizer import Synthesizer
+    from csm_cli.generation.turn_cache import CachedTurn
 
-_SHOWN = 160  # characters of a text
-_STOPS = {
-    "eos": "ended by the model",
-    "cap": "cut at the longest duration",
-    "silence": "ended where it fell silent",
-    "repeat": "ended where it got stuck",
+SIDECAR_SCHEMA = 2
+_MAX_TEXT_CHARS = 160  # of a turn's text in a line
+_STOP_TEXTS = {
+    "eos": "complete",
+    "cap": "stopped: reached the maximum duration",
+    "silence": "stopped: fell silent",
+    "repeat": "stopped: repeated one sound",
     "recorded": "recorded",
-    "kept": "kept from before",
+    "cached": "reused from an earlier run",
     "empty": "empty",
 }
 
 
-def record(spoken: FinishedConversation, output: str | None, synth: Synthesizer) -> dict[str, Any]:
-    """A conversation's JSON object.
+def format_clock(seconds: float) -> str:
+    """Such as 1:05 or 1:00:05."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
-    `stop`: the least welcome of the turns'; `rtf`: compute time per time of audio; `evicted`: turns that left the
-    model's window, by their numbers.
-    """
-    made = [each for each in _made(spoken.utterances) if not each.cached]
-    seconds = sum(each.audio.duration for each in made)
-    checkpoint = synth.checkpoint
+
+def format_duration(seconds: float) -> str:
+    """Such as 5 s, 2 min 5 s or 1 h 5 min."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def format_ranges(numbers: Iterable[int]) -> str:
+    """Numbers in their order, consecutive ones as a range: 1-3, 7."""
+    ranges: list[list[int]] = []
+    for number in numbers:
+        if ranges and number == ranges[-1][-1] + 1:
+            ranges[-1] = [ranges[-1][0], number]
+        else:
+            ranges.append([number])
+    return ", ".join("-".join(map(str, each)) for each in ranges)
+
+
+def format_count(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
+def speaker_label(turn: Turn) -> str:
+    """The speaker as stems, subtitles and messages name it."""
+    return turn.name or str(turn.speaker)
+
+
+def turn_title(turn: Turn, number: int) -> str:
+    """A turn as messages name it."""
+    text = " ".join(turn.text.split())
+    return f'turn {number} ({speaker_label(turn)}: "{text[:40]}{"..." if len(text) > 40 else ""}")'
+
+
+def conversation_record(
+    finished: FinishedConversation,
+    output: str | None,
+    checkpoint: Checkpoint,
+    device: str | None,
+    reused: Mapping[int, CachedTurn] | None = None,
+) -> dict[str, Any]:
+    """The JSON object of a conversation. device: None if nothing was generated; reused: cached turns by turn number."""
+    from csm_cli.generation.turn_cache import take_record
+
+    utterances, positions = finished.utterances, checkpoint.config.backbone.positions
+    synthetic = [each for each in utterances if each.stop != "recorded"]
+    generated = [each for each in synthetic if not each.cached]
+    seconds = sum(each.audio.duration for each in generated)
+    stops = {each.stop for each in utterances}
+    turns = []
+    for number, (utterance, span) in enumerate(zip(utterances, finished.track.spans, strict=True), 1):
+        cached = (reused or {}).get(number)
+        takes = cached.takes if cached else [take_record(take, utterance.audio.rate) for take in utterance.takes]
+        turns.append(_turn_record(utterance, number, span) | {"takes": list(takes)})
+    dropped = {turn for number, each in enumerate(utterances, 1) for turn in each.evicted if turn != number}
     return {
-        "id": spoken.conversation.id or None,
+        "id": finished.conversation.id or None,
         "status": "ok",
         "output": output,
-        "duration_s": round(spoken.track.audio.duration, 3),
-        "rtf": round(sum(each.seconds for each in made) / seconds, 4) if seconds else None,
-        "stop": _stop(spoken.utterances),
-        "seed": next((each.seed for each in _made(spoken.utterances)), None),
+        "duration_s": round(finished.track.audio.duration, 3),
+        "rtf": round(sum(each.seconds for each in generated) / seconds, 4) if seconds else None,
+        "stop": next(stop for stop in ("cap", "silence", "repeat", "eos", "empty", "recorded") if stop in stops),
+        "seed": synthetic[0].seed if synthetic else None,
         "model": checkpoint.name,
         "revision": checkpoint.revision,
-        "device": str(synth.device),
-        "warnings": cut_warnings(spoken),
-        "window": _window(spoken.utterances, synth),
-        "turns": [_turn(spoken, index) for index in range(len(spoken.utterances))],
+        "device": device,
+        "warnings": turn_warnings(finished),
+        "context_window": {
+            "peak": max(each.peak_positions for each in utterances),
+            "positions": positions,
+            "soft_limit": checkpoint.soft_limit or positions,
+            "dropped_turns": len(dropped),
+        },
+        "turns": turns,
     }
 
 
-def tags(utterances: Sequence[Utterance], checkpoint: Checkpoint, name: str = "") -> Tags:
-    """What a sound file says of itself: that it is synthetic, by which model and which seeds. `name`: its title."""
-    from csm_cli.audio.io import Tags
-
-    made = _made(utterances)
-    # where a local checkpoint lies is nobody else's business
-    model = f"{checkpoint.name} at {checkpoint.revision}" if checkpoint.revision else Path(checkpoint.name).name
-    recorded = f"; {len(utterances) - len(made)} of {len(utterances)} turns are recordings"
-    comment = f"synthetic speech; model: {model}; seed: {format_ranges([each.seed for each in made])}"
-    if len(made) < len(utterances):
-        comment = comment + recorded if made else "recordings; no speech in this file was synthesized"
-    return Tags(f"csm-cli {__version__}", comment, name)
-
-
-def format_ranges(numbers: Sequence[int]) -> str:
-    """Numbers in their order, those that follow one another as 1-8."""
-    found: list[list[int]] = []
-    for number in numbers:
-        if found and number == found[-1][-1] + 1:
-            found[-1] = [found[-1][0], number]
-        else:
-            found.append([number])
-    return ", ".join("-".join(map(str, run)) for run in found)
-
-
-def cut_warnings(spoken: FinishedConversation) -> list[str]:
-    """What each turn was warned about, and that it did not end by itself."""
-    warnings = []
-    for number, each in enumerate(spoken.utterances, 1):
-        warnings += [f"{turn_title(each.turn, number)}: {warning}" for warning in each.warnings]
-        if each.stop == "cap":
-            warnings.append(
-                f"{turn_title(each.turn, number)} was cut after {each.audio.duration:.1f} s, before it had ended; "
-                f"give it a larger --max-duration or another --seed than {each.seed}"
-            )
-    return warnings
-
-
-def describe_utterance(utterance: Utterance) -> str:
-    """One turn, as it came out."""
-    how = f"{utterance.audio.duration:.2f} s, {_STOPS['kept' if utterance.cached else utterance.stop]}"
-    how += f" in {len(utterance.segments)} parts" if len(utterance.segments) > 1 else ""
-    if utterance.cached:
-        how += f", seed {utterance.seed}"
-    elif utterance.stop != "recorded":
-        tries = f", {len(utterance.takes)} takes" if len(utterance.takes) > max(1, len(utterance.segments)) else ""
-        how += f"{tries}, seed {utterance.seed}, RTF {utterance.seconds / utterance.audio.duration:.2f}"
-    return f"{utterance.turn.name or utterance.turn.speaker}: {_shown(utterance.turn.text)}  [{how}]"
-
-
-def _shown(text: str) -> str:
-    """As much of a text as fits a line or two."""
-    plain = " ".join(text.split())
-    return plain if len(plain) <= _SHOWN else f"{plain[: _SHOWN - 4].rstrip()} ..."
-
-
-def summarize(meter: ProgressMeter, synth: Synthesizer) -> str:
-    """What all of a run came to."""
-    stops = ", ".join(f"{count} {_STOPS[stop]}" for stop, count in meter.stops.items()) or "none"
-    return (
-        f"{meter.audio_seconds:.1f} s of speech in {meter.seconds:.1f} s (RTF {meter.rtf:.2f}); "
-        f"turns: {stops}; {synth.checkpoint.name} on {synth.device}"
-    )
-
-
-def contention_hint(job: SynthesisJob, synth: Synthesizer) -> str:
-    """A hint, where several threads shared the processor with other programs; else nothing."""
-    import torch
-
-    # neither says what others do: a compiler is waited for, and threads that are told to sleep wait that way
-    waits = job.speech.compile or os.environ.get("OMP_WAIT_POLICY", "").lower() == "passive"
-    if waits or synth.device.type != "cpu" or torch.get_num_threads() == 1 or not synth.engine.pace.crowded:
-        return ""
-    return (
-        "other programs kept the processor busy, and threads waited for one another; "
-        "one thread is faster then: OMP_NUM_THREADS=1 csm ..."
-    )
-
-
-def _window(utterances: Sequence[Utterance], synth: Synthesizer) -> dict[str, int]:
-    """The most positions of the model's window in use, of how many, and how many turns left it.
-
-    easy: beyond so many positions turns leave it.
-    """
-    positions = synth.checkpoint.config.backbone.positions
-    return {
-        "peak": max(each.peak_positions for each in utterances),
-        "positions": positions,
-        "soft_limit": synth.checkpoint.soft_limit or positions,
-        "evicted": len({turn for number, each in enumerate(utterances, 1) for turn in each.evicted if turn != number}),
-    }
-
-
-def window_summary(use: Mapping[str, int]) -> str:
-    """How full the model's window was, or will be; `use` as JSON has it."""
-    peak = f"window: peak {use['peak']} of {use['positions']} positions"
-    if not use["evicted"]:
-        return peak
-    short = use["soft_limit"] < use["positions"]
-    why = "this voice speaks best after a short past" if short else "the conversation is longer than the window"
-    return f"{peak}; {why}, so each turn hears only the latest before it"
-
-
-def _made(utterances: Sequence[Utterance]) -> list[Utterance]:
-    return [each for each in utterances if each.stop != "recorded"]
-
-
-def _stop(utterances: Sequence[Utterance]) -> str:
-    stops = {each.stop for each in utterances}
-    return next(stop for stop in ("cap", "silence", "eos", "recorded") if stop in stops)
-
-
-def _turn(spoken: FinishedConversation, index: int) -> dict[str, Any]:
-    from csm_cli.generation.incremental import take_record as told_take
-
-    utterance, span = spoken.utterances[index], spoken.track.spans[index]
+def _turn_record(utterance: Utterance, number: int, span: TrackSpan) -> dict[str, Any]:
     turn = utterance.turn
-    made = utterance.stop != "recorded"
     return {
+        "number": number,
         "id": turn.id or None,
-        "speaker": turn.name or str(turn.speaker),
+        "speaker": speaker_label(turn),
         "text": turn.text,
         "start_s": round(span.start, 3),
         "end_s": round(span.end, 3),
         "frames": len(utterance.codes),
         "stop": utterance.stop,
-        "seed": utterance.seed if made else None,
-        "kept": utterance.cached,
-        "evicted": list(utterance.evicted),
-        "parts": [_part(piece, span) for piece in utterance.segments],
-        "takes": [told_take(take, utterance.audio.rate) for take in utterance.takes],
+        "seed": utterance.seed if utterance.stop != "recorded" else None,
+        "reused": utterance.cached,
+        "dropped_turns": list(utterance.evicted),
+        "segments": [
+            {
+                "text": segment.text,
+                "start_s": round(span.start + segment.start, 3),
+                "end_s": round(span.start + segment.end, 3),
+            }
+            for segment in utterance.segments
+        ],
     }
 
 
-def _part(piece: Segment, span: TrackSpan) -> dict[str, Any]:
-    """Its times on the track."""
-    return {
-        "text": piece.text,
-        "start_s": round(span.start + piece.start, 3),
-        "end_s": round(span.start + piece.end, 3),
-    }
+def audio_tags(utterances: Sequence[Utterance], checkpoint: Checkpoint, title: str = "") -> Tags:
+    """The metadata of an audio file: that it is synthetic, the model and the seeds."""
+    from csm_cli.audio.io import Tags
+
+    synthetic = [each for each in utterances if each.stop != "recorded"]
+    # only the last part of a local path: files are shared, and paths are private
+    model = f"{checkpoint.name} at {checkpoint.revision}" if checkpoint.revision else Path(checkpoint.name).name
+    comment = f"synthetic speech; model: {model}; seed: {format_ranges(each.seed for each in synthetic)}"
+    if not synthetic:
+        comment = "recordings; no speech in this file was synthesized"
+    elif len(synthetic) < len(utterances):
+        comment += f"; {len(utterances) - len(synthetic)} of {len(utterances)} turns are recordings"
+    return Tags(f"csm-cli {__version__}", comment, title)
+
+
+def turn_warnings(finished: FinishedConversation) -> list[str]:
+    """The warnings of each turn, and which turns were cut."""
+    warnings = []
+    for number, each in enumerate(finished.utterances, 1):
+        warnings += [f"{turn_title(each.turn, number)}: {warning}" for warning in each.warnings]
+        if each.stop == "cap":
+            warnings.append(
+                f"{turn_title(each.turn, number)} reached the maximum duration of {each.audio.duration:.1f} s before "
+                f"it ended; raise --max-duration or try another --seed than {each.seed}"
+            )
+    return warnings
+
+
+def faulty_turn_error(utterance: Utterance, number: int) -> GenerationFailed:
+    """The error of a turn without a good take."""
+    attempts = ", ".join(f"{take.fault} with seed {take.seed}" for take in utterance.takes if take.fault)
+    keep = "" if utterance.stop == "empty" else ", or --no-trim to accept it as it is"
+    return GenerationFailed(
+        f"{turn_title(utterance.turn, number)} {attempts}; try another --seed, more --retries{keep}"
+    )
+
+
+def describe_utterance(utterance: Utterance, number: int, total: int) -> str:
+    """One line on a finished turn, such as `3/8 ben: Really?  [1.20 s, complete, seed 7, RTF 0.50]`."""
+    details = [f"{utterance.audio.duration:.2f} s"]
+    details.append(_STOP_TEXTS["cached" if utterance.cached else utterance.stop])
+    if len(utterance.segments) > 1:
+        details.append(f"{len(utterance.segments)} chunks")
+    if len(utterance.takes) > max(1, len(utterance.segments)):
+        details.append(f"{len(utterance.takes)} takes")
+    if utterance.stop != "recorded":
+        details.append(f"seed {utterance.seed}")
+    if utterance.stop != "recorded" and not utterance.cached:
+        details.append(f"RTF {utterance.seconds / utterance.audio.duration:.2f}")
+    text = " ".join(utterance.turn.text.split())
+    if len(text) > _MAX_TEXT_CHARS:
+        text = f"{text[: _MAX_TEXT_CHARS - 4].rstrip()} ..."
+    return f"{number}/{total} {speaker_label(utterance.turn)}: {text}  [{', '.join(details)}]"
+
+
+def summarize(meter: ProgressMeter, model: str, device: object) -> str:
+    """One line on all that a run generated."""
+    stops = ", ".join(f"{count} {_STOP_TEXTS[stop]}" for stop, count in meter.stops.items()) or "none"
+    if not meter.frames:
+        return f"nothing was generated; turns: {stops}"
+    return (
+        f"generated {meter.audio_seconds:.1f} s of audio in {meter.seconds:.1f} s (RTF {meter.rtf:.2f}); "
+        f"turns: {stops}; {model} on {device}"
+    )
+
+
+def context_summary(window: Mapping[str, int]) -> str:
+    """How full the context window was, or is expected to be; `window` as in the JSON record."""
+    text = f"context: peak {window['peak']} of {window['positions']} positions"
+    if not window["dropped_turns"]:
+        return text
+    limit = f", limited to {window['soft_limit']} for this voice" if window["soft_limit"] < window["positions"] else ""
+    return f"{text}{limit}; {format_count(window['dropped_turns'], 'turn')} dropped from context on the way"
+
+
+def contention_hint(job: SynthesisJob, synth: Synthesizer) -> str:
+    """A hint if threads had to share the processor with other programs, else empty."""
+    import torch
+
+    # neither says anything about other programs: compiling takes time, and passive threads wait by sleeping
+    waiting = job.speech.compile or os.environ.get("OMP_WAIT_POLICY", "").lower() == "passive"
+    if waiting or synth.device.type != "cpu" or torch.get_num_threads() == 1 or not synth.engine.pace.crowded:
+        return ""
+    return "other programs kept the processor busy; one thread is faster then: OMP_NUM_THREADS=1 csm ..."

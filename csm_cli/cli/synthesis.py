@@ -1,31 +1,53 @@
-"""From conversations to tracks: what `say`, `converse` and `batch` have in common."""
+"""Synthesis of conversations: the job that `say`, `converse` and `batch` share, and the run of a single one."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from csm_cli.cli.console import log_line, set_up
-from csm_cli.cli.options import OutputOptions, SynthesisFlags, is_int8
-from csm_cli.errors import GenerationFailed
-from csm_cli.generation.events import AudioChunk, ConversationFailed, FrameProgress, Utterance
+from csm_cli.cli.console import emit_bytes, emit_json, emit_path, log_line, refuse_terminal, set_up, warn
+from csm_cli.cli.live_audio import LiveStream, PlaybackOptions, check_stream, open_stream
+from csm_cli.cli.options import OutputFile, OutputOptions, SynthesisFlags, is_int8
+from csm_cli.cli.output_files import OutputFiles, sidecar_record
+from csm_cli.cli.progress import ProgressMeter, show_progress
+from csm_cli.cli.summary import (
+    audio_tags,
+    contention_hint,
+    context_summary,
+    conversation_record,
+    describe_utterance,
+    faulty_turn_error,
+    format_count,
+    format_ranges,
+    speaker_label,
+    summarize,
+    turn_warnings,
+)
+from csm_cli.errors import CsmError, GenerationFailed, UsageError
+from csm_cli.generation.events import AudioChunk, ConversationFailed, Event, FrameProgress, Utterance
 from csm_cli.settings import options, read_settings
-from csm_cli.types import Conversation, GenerationOptions, RetryPolicy, Turn
+from csm_cli.storage.files import write_together
+from csm_cli.types import Conversation, GenerationOptions, RetryPolicy
 
 if TYPE_CHECKING:
     import torch
 
     from csm_cli.audio.mix import Track
     from csm_cli.checkpoint import Checkpoint
-    from csm_cli.cli.progress import ProgressMeter
     from csm_cli.generation.synthesizer import Synthesizer
+    from csm_cli.generation.turn_cache import IncrementalRun, RedoRequest
     from csm_cli.generation.verification import Recognizer
+
+BUNDLED_SPEAKERS = 8  # speaker numbers that the bundled voice was trained on
 
 
 @dataclass(frozen=True, eq=False)
 class FinishedConversation:
-    """A conversation whose turns have all come out, in order."""
+    """A conversation whose turns are all finished: its utterances in order and their mix."""
 
     conversation: Conversation
     utterances: tuple[Utterance, ...]
@@ -34,7 +56,7 @@ class FinishedConversation:
 
 @dataclass(frozen=True)
 class SynthesisJob:
-    """What is to be spoken, `slots` conversations at a time, by whom, and how it is told."""
+    """Conversations to synthesize, `slots` at a time, and all options for it. Ids are unique within a job."""
 
     conversations: Sequence[Conversation]
     flags: GenerationOptions
@@ -45,18 +67,34 @@ class SynthesisJob:
     recognizer: Recognizer | None = None
 
 
+@dataclass(frozen=True)
+class RunRequest:
+    """A job of one conversation, and where its audio goes.
+
+    live: as returned by `check_outputs`. redo: which cached turns are generated again; None disables the turn cache.
+    report: path of the HTML report.
+    """
+
+    job: SynthesisJob
+    files: OutputFiles
+    output: OutputFile
+    live: PlaybackOptions
+    redo: RedoRequest | None = None
+    report: Path | None = None
+
+
 def make_job(
     conversations: Iterable[Conversation], speech: SynthesisFlags, output_options: OutputOptions, slots: int = 1
 ) -> SynthesisJob:
-    """A job; options from the environment and from configuration files come below each script's own.
+    """A job; options of the environment and of configuration files come below each script's own.
 
     Raises:
-        UsageError: an impossible value, in a flag, in the environment or in a configuration file, or a recognizer that
-            is not installed.
+        UsageError: an impossible value of a flag, a variable or a file, or a recognizer that is not installed.
     """
     speech.check_names()
-    talks = list(with_settings(conversations))
-    return SynthesisJob(talks, speech.flags(), speech, output_options, slots, speech.retry_policy, speech.recognizer())
+    conversations = list(with_settings(conversations))
+    recognizer = speech.recognizer()
+    return SynthesisJob(conversations, speech.flags(), speech, output_options, slots, speech.retry_policy, recognizer)
 
 
 def with_settings(conversations: Iterable[Conversation]) -> Iterator[Conversation]:
@@ -70,22 +108,22 @@ def with_settings(conversations: Iterable[Conversation]) -> Iterator[Conversatio
 
 
 def find_checkpoint(job: SynthesisJob) -> Checkpoint:
-    """Opens the checkpoint; its weights are not read yet."""
+    """Opens the checkpoint, which may download it; its weights are not read yet."""
     set_up(job.output_options)
-    if not job.output_options.quiet:
-        log_line(f"loading {job.speech.model or 'the bundled voice'} ...")
+    speech = job.speech
+    if not job.output_options.quiet and speech.model and not os.path.exists(speech.model):  # noqa: PTH110, any string
+        log_line(f"opening {speech.model} ...")
     from csm_cli.checkpoint import open_checkpoint
 
-    speech = job.speech
-    pick_device_and_dtype(speech)  # before gigabytes are fetched
+    pick_device_and_dtype(speech)  # before gigabytes are downloaded
     return open_checkpoint(speech.model, speech.revision, speech.adapter, offline=speech.offline)
 
 
 def pick_device_and_dtype(speech: SynthesisFlags) -> tuple[torch.device, torch.dtype]:
-    """Where and in what the model computes.
+    """The device and dtype of the model.
 
     Raises:
-        UsageError: no such name. DeviceMissing: not on this machine.
+        UsageError: unknown name. DeviceMissing: not on this machine.
     """
     from csm_cli.device import pick_device, pick_dtype
 
@@ -94,13 +132,15 @@ def pick_device_and_dtype(speech: SynthesisFlags) -> tuple[torch.device, torch.d
 
 
 def open_synthesizer(job: SynthesisJob, checkpoint: Checkpoint | None = None) -> Synthesizer:
-    """Loads the model. This is where torch is imported."""
-    rounded = is_int8(job.speech.quantize)
-    found = checkpoint or find_checkpoint(job)
+    """Loads the model."""
+    int8 = is_int8(job.speech.quantize)
+    checkpoint = checkpoint or find_checkpoint(job)
+    if not job.output_options.quiet:
+        log_line(f"loading {job.speech.model or 'the bundled voice'} ...")
     from csm_cli.generation.synthesizer import Synthesizer
 
-    synth = Synthesizer(found, *pick_device_and_dtype(job.speech), job.slots, job.speech.compile)
-    if rounded:
+    synth = Synthesizer(checkpoint, *pick_device_and_dtype(job.speech), job.slots, job.speech.compile)
+    if int8:
         from csm_cli.models.csm.quantization import quantize
 
         quantize(synth.engine.model)
@@ -108,66 +148,327 @@ def open_synthesizer(job: SynthesisJob, checkpoint: Checkpoint | None = None) ->
 
 
 def speak(
-    synth: Synthesizer, job: SynthesisJob, meter: ProgressMeter, talks: Iterable[Conversation] | None = None
+    synth: Synthesizer, job: SynthesisJob, meter: ProgressMeter, conversations: Iterable[Conversation] | None = None
 ) -> Iterator[AudioChunk | Utterance | FinishedConversation | ConversationFailed]:
-    """Yield utterances, and each conversation when its last turn is finished or when it failed.
+    """Synthesizes conversations; yields as `collect_turns` does.
 
-    talks: replaces the job's own conversations; read lazily as slots become free. With a streaming retry policy, each
-    utterance follows its audio chunks. `meter` sees every event. A failed conversation yields nothing more.
+    conversations: replaces the job's own; read lazily as slots become free.
     """
-    said: dict[int, list[Utterance]] = {}
-    for event in synth.speak(talks or job.conversations, job.flags, job.retry_policy, job.recognizer):
-        meter.see(event)
-        if isinstance(event, AudioChunk):
-            yield event
-        if isinstance(event, FrameProgress | AudioChunk):
-            continue
-        talk = event.conversation
-        utterances = said.setdefault(id(talk), [])
-        if not _any_bad(utterances):
-            yield _outcome(event, len(utterances) + 1)
-        if isinstance(event, Utterance):
-            utterances.append(event)
-        given_up = isinstance(event, ConversationFailed) or (job.retry_policy.trim and _any_bad(utterances))
-        if given_up or len(utterances) == len(talk.turns):
-            del said[id(talk)]  # another conversation may get its place in memory
-            if not given_up and not _any_bad(utterances):
-                yield _spoken(talk, utterances)
+    conversations = conversations or job.conversations
+    if not job.output_options.quiet:
+        conversations = _note_unknown_voices(conversations, synth.checkpoint)
+    events = synth.speak(conversations, job.flags, job.retry_policy, job.recognizer)
+    return collect_turns(meter.watch(events))
 
 
-def _outcome(event: Utterance | ConversationFailed, number: int) -> Utterance | ConversationFailed:
-    """A turn without a good take is a failure."""
-    if isinstance(event, Utterance) and event.fault:
-        return ConversationFailed(event.conversation, _bad(event, number))
-    return event
+def collect_turns(
+    events: Iterable[Event],
+) -> Iterator[AudioChunk | Utterance | FinishedConversation | ConversationFailed]:
+    """Yields audio chunks and utterances, and each conversation when its last turn is finished or when it failed.
 
-
-def _any_bad(utterances: Sequence[Utterance]) -> bool:
-    return any(each.fault for each in utterances)
-
-
-def speaker_label(turn: Turn) -> str:
-    """Whose voice a turn is in, as stems and subtitles name it."""
-    return turn.name or str(turn.speaker)
-
-
-def turn_title(turn: Turn, number: int) -> str:
-    """A turn as a message names it."""
-    text = " ".join(turn.text.split())
-    return f'turn {number} ({turn.name or turn.speaker}: "{text[:40]}{"..." if len(text) > 40 else ""}")'
-
-
-def _bad(utterance: Utterance, number: int) -> GenerationFailed:
-    tries = ", ".join(f"{take.fault} with seed {take.seed}" for take in utterance.takes if take.fault)
-    kept = "" if utterance.stop == "empty" else ", or --no-trim to have it as it is"
-    return GenerationFailed(f"{turn_title(utterance.turn, number)} {tries}; try another --seed, more --retries{kept}")
-
-
-def _spoken(conversation: Conversation, utterances: Sequence[Utterance]) -> FinishedConversation:
+    A turn without a good take is a failure. A failed conversation yields nothing more.
+    """
     from csm_cli.audio.mix import TrackClip, mix
 
-    parts = [
-        TrackClip(each.audio.samples, each.turn.gap, each.turn.gain, speaker_label(each.turn)) for each in utterances
-    ]
-    track = mix(parts, utterances[0].audio.rate, conversation.tail, conversation.loudness)
-    return FinishedConversation(conversation, tuple(utterances), track)
+    unfinished: dict[str, list[Utterance]] = {}
+    failed: set[str] = set()
+    for event in events:
+        conversation = event.conversation
+        if isinstance(event, FrameProgress) or conversation.id in failed:
+            continue
+        if isinstance(event, AudioChunk):
+            yield event
+            continue
+        utterances = unfinished.setdefault(conversation.id, [])
+        if isinstance(event, ConversationFailed) or event.fault:
+            failed.add(conversation.id)
+            del unfinished[conversation.id]
+            if isinstance(event, Utterance):
+                event = ConversationFailed(conversation, faulty_turn_error(event, len(utterances) + 1))
+            yield event
+            continue
+        utterances.append(event)
+        yield event
+        if len(utterances) == len(conversation.turns):
+            del unfinished[conversation.id]
+            clips = [
+                TrackClip(each.audio.samples, each.turn.gap, each.turn.gain, speaker_label(each.turn))
+                for each in utterances
+            ]
+            track = mix(clips, utterances[0].audio.rate, conversation.tail, conversation.loudness)
+            yield FinishedConversation(conversation, tuple(utterances), track)
+
+
+def _note_unknown_voices(conversations: Iterable[Conversation], checkpoint: Checkpoint) -> Iterator[Conversation]:
+    """Passes conversations through; says once if the bundled voice is asked for a voice that it does not have."""
+    from csm_cli.checkpoint.find import BUNDLED
+
+    noted = checkpoint.name != BUNDLED
+    for conversation in conversations:
+        if not noted and _wants_unknown_voice(conversation):
+            noted = True
+            log_line(
+                f"note: the bundled voice has only its own {BUNDLED_SPEAKERS} voices; other recordings and speaker "
+                f"numbers from {BUNDLED_SPEAKERS} on get one of these (other voices: --model sesame/csm-1b)"
+            )
+        yield conversation
+
+
+def _wants_unknown_voice(conversation: Conversation) -> bool:
+    """Whether a speaker number is unknown to the bundled voice, or a recording is not of its own making."""
+    from importlib.resources import files
+
+    import soundfile
+
+    from csm_cli.checkpoint.find import BUNDLED
+
+    assets = Path(str(files("csm_cli"))) / "assets"
+    with_context = {turn.speaker for turn in conversation.context}
+    for turn in (*conversation.context, *conversation.turns):
+        recording = turn.recording
+        if recording is None:
+            if turn.speaker >= BUNDLED_SPEAKERS and turn.speaker not in with_context:
+                return True
+        elif not recording.codes_path and assets not in recording.path.parents:
+            with suppress(OSError, soundfile.SoundFileError), soundfile.SoundFile(recording.path) as file:
+                if BUNDLED not in (file.comment or ""):
+                    return True
+    return False
+
+
+def recorded_events(conversation: Conversation, checkpoint: Checkpoint, stream: bool) -> Iterator[Event]:
+    """The events of a conversation whose turns all have recordings, read from their files: no model, no codec.
+
+    The codes of a recording that is not cached are unknown: [T, 0]. stream: yields audio chunks too.
+    """
+    import numpy as np
+    import torch
+
+    from csm_cli.audio.io import read_audio
+    from csm_cli.models.mimi.config import codec_config
+
+    codec = codec_config(checkpoint.codec_config)
+    for turn in conversation.turns:
+        recording = turn.recording
+        assert recording is not None
+        audio = read_audio(recording.path, codec.rate, recording.start, recording.end)
+        if recording.codes_path:
+            codes = torch.from_numpy(np.load(recording.codes_path, allow_pickle=False).astype(np.int64))
+        else:
+            codes = torch.empty(-(-len(audio.samples) // codec.frame_samples), 0, dtype=torch.int64)
+        if stream:
+            yield AudioChunk(conversation, turn, audio.samples)
+        yield Utterance(conversation, turn, codes, audio, "recorded")
+
+
+def check_outputs(
+    output: OutputFile,
+    live: PlaybackOptions,
+    output_options: OutputOptions,
+    files: OutputFiles,
+    inputs: Iterable[Path] = (),
+) -> PlaybackOptions:
+    """Refuses outputs that cannot be written or played, before a model is loaded; returns the resolved `live`.
+
+    Raises:
+        UsageError: audio and JSON both on standard output, a stream without a listener, or a file that cannot be
+            written or is one of `inputs`.
+        SoundDeviceMissing: no device to play on.
+    """
+    resolved = live.resolve(output)
+    if output.output == "-":
+        if output_options.json:
+            raise UsageError("-o - and --json both write to standard output; name a file for one of them")
+        refuse_terminal()
+    files.check(not output.no_clobber, inputs)
+    return resolved
+
+
+def run_conversation(request: RunRequest) -> None:
+    """Synthesizes a job's only conversation and writes all its files, or none; finished turns stay in the cache.
+
+    Raises:
+        UsageError: another run uses the turn cache of the same track, or the conversation cannot be streamed.
+        GenerationFailed: a turn without a good take.
+    """
+    job = request.job
+    if request.live.stream:
+        check_stream(job.conversations[0])
+        request = replace(request, job=replace(job, retry_policy=job.speech.streaming_policy))
+    track = request.files.track
+    if request.redo is None or track is None:
+        _run(request, None, find_checkpoint(job))
+        return
+    from csm_cli.generation.turn_cache import lock_track
+
+    with lock_track(track):
+        checkpoint = find_checkpoint(job)
+        _run(request, _incremental_run(request, track, request.redo, checkpoint), checkpoint)
+
+
+def _incremental_run(request: RunRequest, track: Path, redo: RedoRequest, checkpoint: Checkpoint) -> IncrementalRun:
+    from csm_cli.generation.fingerprint import SynthesisSetup
+    from csm_cli.generation.turn_cache import IncrementalRun, TurnCache
+
+    job = request.job
+    cache = TurnCache.open(track)
+    if redo.source and not redo.fresh:
+        cache.copy_from(TurnCache.open(redo.source))
+    setup = SynthesisSetup(checkpoint, job.flags, job.retry_policy, job.speech.verify)
+    return IncrementalRun(cache, job.conversations[0], setup, redo)
+
+
+def _run(request: RunRequest, run: IncrementalRun | None, checkpoint: Checkpoint) -> None:
+    from csm_cli.models.mimi.config import codec_config
+
+    job, files, quiet = request.job, request.files, request.job.output_options.quiet
+    if run:
+        job = replace(job, conversations=[run.conversation], flags=run.flags)
+        if not quiet and (hint := _reuse_hint(run)):
+            log_line(hint)
+    (conversation,) = job.conversations
+    needs_model = any(turn.recording is None for turn in conversation.turns)
+    synth = open_synthesizer(job, checkpoint) if needs_model else None
+    codec = codec_config(checkpoint.codec_config)
+    meter = ProgressMeter([conversation], codec.frame_rate)
+    if synth:
+        events = speak(synth, job, meter)
+    else:
+        events = collect_turns(meter.watch(recorded_events(conversation, checkpoint, request.live.stream)))
+    with show_progress(meter, quiet), _cache_hint(run, quiet), _open_live_stream(request, codec.rate) as stream:
+        finished = _finish(events, stream, run, quiet)
+
+    output = str(files.track) if files.track else None
+    device, reused = str(synth.device) if synth else None, run.reused if run else {}
+    result = conversation_record(finished, output, checkpoint, device, reused) | files.record()
+    result |= _loudness_record(finished)
+    _write(finished, request, checkpoint, result)
+    if run:
+        run.finish()
+    if job.output_options.json:
+        emit_json(result)
+    elif files.track:
+        emit_path(files.track)
+    if request.live.play and not request.live.stream:
+        from csm_cli.audio.playback import open_player
+
+        with open_player(finished.track.audio.rate) as player:
+            player.write(finished.track.audio.samples)
+    for warning in turn_warnings(finished):
+        warn(warning)
+    if not quiet:
+        log_line("; ".join(_summary_parts(request, result, meter)))
+        if synth and (hint := contention_hint(job, synth)):
+            log_line(hint)
+
+
+def _reuse_hint(run: IncrementalRun) -> str:
+    """What a user may not expect of reused turns."""
+    if run.outdated:
+        turns = f"turn{'s' if len(run.outdated) > 1 else ''} {format_ranges(run.outdated)}"
+        return f"{turns} reused although earlier turns changed; --cascade generates all turns after a change again"
+    if run.reused and len(run.reused) == sum(not turn.recording for turn in run.script.turns):
+        return "all turns are reused from an earlier run; --fresh generates them again"
+    return ""
+
+
+@contextmanager
+def _cache_hint(run: IncrementalRun | None, quiet: bool) -> Iterator[None]:
+    """If a run ends before its last turn, says which turns are cached and how to continue."""
+    try:
+        yield
+    except (CsmError, KeyboardInterrupt) as end:
+        if run and run.finished_count and not quiet:
+            cached = f"{format_count(run.finished_count, 'finished turn')} cached"
+            if run.remaining_redo:
+                log_line(f"{cached}; continue with --redo {format_ranges(run.remaining_redo).replace(' ', '')}")
+            elif isinstance(end, GenerationFailed):
+                log_line(f"{cached}; run again with --redo {run.finished_count + 1} to try new seeds for the next one")
+            else:
+                log_line(f"{cached}; run the same command again to continue")
+        raise
+
+
+@contextmanager
+def _open_live_stream(request: RunRequest, rate: int) -> Iterator[LiveStream | None]:
+    """The destination of audio chunks; None unless streaming."""
+    if not request.live.stream:
+        yield None
+        return
+    quiet = request.job.output_options.quiet
+    if not quiet:
+        log_line(f"streaming at {rate} Hz, without retries, trimming or splitting")
+    with open_stream(request.live, request.output, rate) as sinks:
+        stream = LiveStream(request.job.conversations[0], rate, sinks)
+        yield stream
+        stream.end()
+    if not quiet:
+        log_line(f"first audio after {stream.first or 0:.2f} s")
+
+
+def _finish(
+    events: Iterable[AudioChunk | Utterance | FinishedConversation | ConversationFailed],
+    stream: LiveStream | None,
+    run: IncrementalRun | None,
+    quiet: bool,
+) -> FinishedConversation:
+    """Consumes the events of the only conversation: streams audio, caches turns, logs a line for each turn."""
+    utterances: list[Utterance] = []
+    for event in events:
+        if isinstance(event, AudioChunk):
+            if stream:
+                stream.add(event)
+        elif isinstance(event, FinishedConversation):
+            return replace(event, conversation=utterances[0].conversation, utterances=tuple(utterances))
+        elif isinstance(event, ConversationFailed):
+            raise event.error
+        else:
+            utterances.append(run.record(event) if run else event)
+            if not quiet:
+                total = len(event.conversation.turns)
+                log_line(describe_utterance(utterances[-1], len(utterances), total))
+    raise CsmError("the model stopped before the last turn; run again with --debug and report it")
+
+
+def _loudness_record(finished: FinishedConversation) -> dict[str, Any]:
+    target, track = finished.conversation.loudness, finished.track.audio
+    if target is None:
+        return {}
+    from csm_cli.audio.loudness import loudness, true_peak
+
+    measured = round(loudness(track.samples, track.rate), 2), round(true_peak(track.samples), 2)
+    return {"loudness": {"target_lufs": target, "lufs": measured[0], "true_peak_dbtp": measured[1]}}
+
+
+def _write(finished: FinishedConversation, request: RunRequest, checkpoint: Checkpoint, result: dict[str, Any]) -> None:
+    """Writes all files, or none; the audio to standard output if that is the output; the report."""
+    from csm_cli.audio.io import encode
+
+    files, title = request.files, finished.conversation.title
+    files.check(not request.output.no_clobber)  # again: other programs may have written them meanwhile
+    outdated = files.outdated()
+    write_together(files.contents(finished, checkpoint, sidecar_record(request.job, result)))
+    if outdated:
+        warn(f"{', '.join(map(str, outdated))}: left from an earlier {files.track}, does not belong to this one")
+    if request.output.output == "-" and not request.live.stream:
+        tags = audio_tags(finished.utterances, checkpoint, title)
+        emit_bytes(encode(finished.track.audio, request.live.format or "wav", tags))
+    if request.report:
+        from csm_cli.report.page import write_conversation_report
+
+        write_conversation_report(request.report, result, finished.track.audio, title or finished.conversation.id)
+
+
+def _summary_parts(request: RunRequest, result: dict[str, Any], meter: ProgressMeter) -> Iterator[str]:
+    files, loudness = request.files, result.get("loudness")
+    length = f"{result['duration_s']:.1f} s"
+    if loudness:
+        length += f" ({loudness['lufs']:.1f} LUFS, true peak {loudness['true_peak_dbtp']:.1f} dBTP)"
+    more = len(list(files)) - (1 if files.track else 0)
+    beside = f" and {format_count(more, 'more file')}" if more else ""
+    target = f"written to {files.track or 'standard output'}" if request.output.output else "played"
+    yield f"{length} {target}{beside}"
+    if request.report:
+        yield f"report in {request.report}"
+    yield summarize(meter, result["model"], result["device"])
+    yield context_summary(result["context_window"])

@@ -11,7 +11,7 @@ import typer
 from csm_cli.cli.console import emit, emit_json, emit_path, log_line, set_up, warn
 from csm_cli.cli.expand import expand_dataclass
 from csm_cli.cli.options import ResultOptions, voice_names
-from csm_cli.cli.say import read_words
+from csm_cli.cli.say import read_text
 from csm_cli.errors import InputError, UsageError
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class VoiceOptions:
         file = self.text_file or (str(beside) if beside.is_file() else None)
         if self.text is None and file is None:
             raise UsageError(f"the clip's words are missing; add --text, or write them to {beside.name} beside it")
-        text = " ".join((self.text if self.text is not None else read_words(str(file))).split())
+        text = " ".join((self.text if self.text is not None else read_text(str(file))).split())
         if not any(char.isalnum() for char in text):
             raise InputError("the clip's text is empty; write what the clip says")
         if trouble := next(filter(None, map(text_problem, (text, self.license, self.source))), ""):

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from csm_cli.checkpoint import Checkpoint
 from csm_cli.generation.chunking import apply_lexicon
 from csm_cli.storage.fingerprint import fingerprint
 from csm_cli.types import Conversation, GenerationOptions, RetryPolicy, Turn, resolve_options
+
+if TYPE_CHECKING:
+    from csm_cli.checkpoint import Checkpoint
 
 MAX_CACHED_FILES = 4096  # bounds memory where every item of a batch has its own recordings
 

@@ -1,6 +1,7 @@
-"""How a dialogue's turns came out, kept beside its track.
+"""The turns of earlier runs, cached beside a track: which are reused, and which are generated again.
 
-The folder `.out.wav.csm` holds state.json, and of each turn its sound (float32 WAV) and its codes (.npy, [T, K]).
+The cache of `OUT.wav` is the folder `.OUT.csm` beside it. All tracks with one stem share it, so that `OUT.flac` reuses
+the turns of `OUT.wav`. It holds turns.json and, for each turn, its audio (float32 WAV) and its codes (.npy, [T, K]).
 """
 
 from __future__ import annotations
@@ -8,154 +9,354 @@ from __future__ import annotations
 import io
 import json
 import logging
+import secrets
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import soundfile
 
 from csm_cli.errors import OutputFailed, OutputRefused
+from csm_cli.generation.chunking import apply_lexicon
+from csm_cli.generation.concatenate import Segment
 from csm_cli.generation.events import Utterance
+from csm_cli.generation.fingerprint import SynthesisSetup
 from csm_cli.storage.files import exclusive_lock, write_together
 from csm_cli.storage.fingerprint import fingerprint
-from csm_cli.types import Recording
+from csm_cli.types import Conversation, Recording, Turn, turn_seed
+
+if TYPE_CHECKING:
+    from csm_cli.generation.take import Take
 
 _LOG = logging.getLogger(__name__)
-SCHEMA = 2  # one more whenever the same turn is to sound different
-RECORD = "state.json"
-_OTHERS = 100  # turns kept that are not in the track, or as many as are
-
-
-def lock_track(output: Path) -> AbstractContextManager[None]:
-    """Keeps other runs from the state of an output.
-
-    Raises:
-        UsageError: another run is at it. OutputRefused: the folder cannot be written to.
-    """
-    return exclusive_lock(_folder(output), shown=output)
-
-
-def _folder(output: Path) -> Path:
-    return output.with_name(f".{output.name}.csm")
+SCHEMA = 3  # increased whenever cached turns of earlier versions must not be reused
+INDEX_FILE = "turns.json"
+_OLD_INDEX_FILE = "state.json"  # of earlier schemas, in a folder named after the whole file name
+MAX_UNUSED_TURNS = 100  # cached beyond those of the track, or as many as the track has
 
 
 @dataclass(frozen=True)
 class CachedTurn:
-    """A turn as it came out.
+    """One generated turn.
 
-    mark: of its text, speaker, options and model; heard: of all that was said before it, as it was heard; name: of its
-    sound and codes, and of their files. given: the seed somebody asked for; seed: the one that made it. parts: as in
-    `Recording`, then where each lies, as `Piece` has it; positions: the most the window held.
+    fingerprint: digest of its text, speaker, options and model. history: digest of everything before it in the
+    conversation when it was generated. digest: of its codes and audio, which names its files. requested_seed: the
+    seed asked for, None if it was drawn; seed: the one that was used. chunks: as in `Recording`.
     """
 
     number: int
     text: str
-    mark: str
-    heard: str
-    name: str
+    fingerprint: str
+    history: str
+    digest: str
     seed: int
-    given: int | None
+    requested_seed: int | None
     stop: str
     takes: tuple[dict[str, Any], ...] = ()
-    parts: tuple[tuple[str, int], ...] = ()
-    pieces: tuple[dict[str, Any], ...] = ()
-    positions: int = 0
+    chunks: tuple[tuple[str, int], ...] = ()
+    segments: tuple[dict[str, Any], ...] = ()
+    peak_positions: int = 0
     warnings: tuple[str, ...] = ()
+
+
+def cache_folder(output: Path) -> Path:
+    """The turn cache of a track, shared by all formats of it."""
+    return output.with_name(f".{output.stem}.csm")
+
+
+def lock_track(output: Path) -> AbstractContextManager[None]:
+    """Locks the turn cache of an output.
+
+    Raises:
+        UsageError: another run uses it. OutputRefused: the folder cannot be written.
+    """
+    return exclusive_lock(cache_folder(output), shown=output)
 
 
 @dataclass
 class TurnCache:
-    """The kept turns of one output, the newest last."""
+    """The cached turns of one track, newest last."""
 
     output: Path
     turns: list[CachedTurn] = field(default_factory=list)
 
     @classmethod
-    def beside(cls, output: Path) -> TurnCache:
-        """The state of an output; empty where there is none, or one of another version."""
-        state = cls(output)
+    def open(cls, output: Path) -> TurnCache:
+        """The cache of an output; empty if there is none. One that is unreadable or of another schema is ignored."""
+        cache = cls(output)
+        index = cache.folder / INDEX_FILE
+        old = output.with_name(f".{output.name}.csm") / _OLD_INDEX_FILE
         try:
-            record = json.loads((state.folder / RECORD).read_text(encoding="utf-8"))
-            state.turns = [_kept(each) for each in record["turns"]] if record["schema"] == SCHEMA else []
+            record = json.loads(index.read_text(encoding="utf-8"))
+            if record["schema"] == SCHEMA:
+                cache.turns = [_cached_turn(each) for each in record["turns"]]
+            else:
+                _LOG.warning("%s was written by another version of csm and is ignored", index)
         except FileNotFoundError:
-            pass
+            if old.exists():
+                _LOG.warning("the turn cache %s was written by an older csm and is ignored; delete it", old.parent)
         except (OSError, ValueError, LookupError, TypeError) as error:
-            _LOG.warning("%s cannot be read (%s): all turns are spoken again", state.folder / RECORD, error)
-        return state
+            _LOG.warning("%s cannot be read (%s); all turns are generated again", index, error)
+        return cache
 
     @property
     def folder(self) -> Path:
-        return _folder(self.output)
+        return cache_folder(self.output)
 
     def add(self, turn: CachedTurn, utterance: Utterance) -> CachedTurn:
-        """Keeps the utterance of `turn`, at once; returns it with its name.
+        """Writes the codes and audio of a turn at once; returns it with its digest.
 
         Raises:
-            OutputRefused, OutputFailed: the folder cannot be written to.
+            OutputRefused, OutputFailed: the folder cannot be written.
         """
         codes, samples = utterance.codes.numpy().astype(np.int16), utterance.audio.samples
-        named = replace(turn, name=_content(codes, samples))
-        array, sound = io.BytesIO(), io.BytesIO()
-        np.save(array, codes)
-        soundfile.write(sound, samples, utterance.audio.rate, format="WAV", subtype="FLOAT")
-        self._put(zip(self._files(named), (sound.getvalue(), array.getvalue()), strict=True))
-        self.turns.append(named)
-        self._write()
-        return named
+        stored = replace(turn, digest=fingerprint(codes.tobytes(), samples.tobytes(), length=16))
+        codes_file, audio_file = io.BytesIO(), io.BytesIO()
+        np.save(codes_file, codes)
+        soundfile.write(audio_file, samples, utterance.audio.rate, format="WAV", subtype="FLOAT")
+        self._write(zip(self._files(stored), (audio_file.getvalue(), codes_file.getvalue()), strict=True))
+        self.turns.append(stored)
+        self._write_index()
+        return stored
 
-    def settle(self, turns: Sequence[CachedTurn], disliked: Sequence[CachedTurn]) -> None:
-        """Keeps these turns, and of those that are not disliked the newest others: a script may have them again."""
-        if not turns:
+    def copy_from(self, other: TurnCache) -> None:
+        """Adds the turns of another track's cache, as older than those here.
+
+        Raises:
+            OutputRefused, OutputFailed: the folder cannot be written.
+        """
+        present = {turn.digest for turn in self.turns}
+        turns = [turn for turn in other.turns if turn.digest not in present and other.is_intact(turn)]
+        if turns:
+            for turn in turns:
+                self._write(zip(self._files(turn), (path.read_bytes() for path in other._files(turn)), strict=True))
+            self.turns = [*turns, *self.turns]
+            self._write_index()
+
+    def prune(self, current: Sequence[CachedTurn], rejected: Sequence[CachedTurn]) -> None:
+        """Keeps the turns of the track, and the newest of the others: a script may contain them again.
+
+        Rejected turns are removed. Without any current turn nothing changes.
+        """
+        if not current:
             return
-        others = [turn for turn in self.turns if turn not in turns and turn not in disliked]
-        self.turns = [*others[-max(_OTHERS, len(turns)) :], *turns]
-        self._write()
-        names = {turn.name for turn in self.turns}
+        others = [turn for turn in self.turns if turn not in current and turn not in rejected]
+        self.turns = [*others[-max(MAX_UNUSED_TURNS, len(current)) :], *current]
+        self._write_index()
+        digests = {turn.digest for turn in self.turns}
         for path in self.folder.iterdir():
-            if path.suffix in (".wav", ".npy") and path.stem not in names:
+            if path.suffix in (".wav", ".npy") and path.stem not in digests:
                 path.unlink(missing_ok=True)
 
     def recording(self, turn: CachedTurn) -> Recording:
-        sound, codes = self._files(turn)
-        return Recording(sound, codes_path=codes, chunks=turn.parts)
+        audio, codes = self._files(turn)
+        return Recording(audio, codes_path=codes, chunks=turn.chunks)
 
-    def intact(self, turn: CachedTurn) -> bool:
-        """Whether a turn's files are what was written; the log says where they are not."""
-        sound, codes = self._files(turn)
+    def is_intact(self, turn: CachedTurn) -> bool:
+        """Whether a turn's files still hold what was written; logs a warning otherwise."""
+        audio, codes = self._files(turn)
         try:
-            samples, _ = soundfile.read(sound, dtype="float32")
-            good = _content(np.load(codes, allow_pickle=False), samples) == turn.name
+            samples, _ = soundfile.read(audio, dtype="float32")
+            intact = (
+                fingerprint(np.load(codes, allow_pickle=False).tobytes(), samples.tobytes(), length=16) == turn.digest
+            )
         except (OSError, ValueError, EOFError, soundfile.SoundFileError):
-            good = False
-        if not good:
-            _LOG.warning("what is kept of turn %d is damaged: it is spoken again", turn.number)
-        return good
+            intact = False
+        if not intact:
+            _LOG.warning("the cached turn %d is damaged and is generated again", turn.number)
+        return intact
 
     def _files(self, turn: CachedTurn) -> tuple[Path, Path]:
-        return self.folder / f"{turn.name}.wav", self.folder / f"{turn.name}.npy"
+        return self.folder / f"{turn.digest}.wav", self.folder / f"{turn.digest}.npy"
 
-    def _write(self) -> None:
-        record = {"schema": SCHEMA, "turns": [asdict(turn) for turn in self.turns]}
-        text = json.dumps(record, ensure_ascii=False, indent=1)
-        self._put([(self.folder / RECORD, text.encode("utf-8", "replace"))])
+    def _write_index(self) -> None:
+        text = json.dumps(
+            {"schema": SCHEMA, "turns": [asdict(turn) for turn in self.turns]}, ensure_ascii=False, indent=1
+        )
+        self._write([(self.folder / INDEX_FILE, text.encode("utf-8", "replace"))])
 
-    def _put(self, files: Iterable[tuple[Path, bytes]]) -> None:
+    def _write(self, files: Iterable[tuple[Path, bytes]]) -> None:
         try:
             write_together(files)
-        except (OutputFailed, OutputRefused) as error:  # of files that nobody has named
+        except (OutputFailed, OutputRefused) as error:  # names the output: users do not know the cache's files
             reason = getattr(error.__cause__, "strerror", None) or error
-            hint = "make room, or name another -o, and run again"
-            raise type(error)(f"{self.output}: its turns could not be kept beside it ({reason}); {hint}") from error
+            raise type(error)(
+                f"{self.output}: its turns could not be cached beside it ({reason}); free some space, or choose "
+                "another -o, and run again"
+            ) from error
 
 
-def _kept(record: dict[str, Any]) -> CachedTurn:
-    """Raises LookupError, TypeError or ValueError where it is none."""
-    lists = {name: tuple(record[name]) for name in ("takes", "pieces", "warnings")}
-    return CachedTurn(**record | lists | {"parts": tuple((text, int(frames)) for text, frames in record["parts"])})
+def _cached_turn(record: dict[str, Any]) -> CachedTurn:
+    """Raises LookupError, TypeError or ValueError if the record is not a cached turn."""
+    lists = {name: tuple(record[name]) for name in ("takes", "segments", "warnings")}
+    chunks = tuple((text, int(frames)) for text, frames in record["chunks"])
+    return CachedTurn(**record | lists | {"chunks": chunks})
 
 
-def _content(codes: Any, samples: Any) -> str:
-    return fingerprint(codes.tobytes(), samples.tobytes(), length=16)
+@dataclass(frozen=True)
+class RedoRequest:
+    """Which turns are generated again although they are cached.
+
+    turns: numbers (from 1) of turns that get new seeds. cascade: a turn is also generated again if any turn before it
+    changed. fresh: all are generated again. source: a track whose cached turns may be reused too.
+    """
+
+    turns: frozenset[int] = frozenset()
+    cascade: bool = False
+    fresh: bool = False
+    source: Path | None = None
+
+
+class IncrementalRun:
+    """One run over a conversation, some of whose turns are cached.
+
+    script: the conversation as written. conversation: the one to synthesize, with recordings in place of reused turns
+    and with the seeds of the others. flags: the options to synthesize it with. reused: cached turns by turn number.
+    outdated: numbers of the reused turns before which another turn is spoken than when they were generated.
+    """
+
+    def __init__(self, cache: TurnCache, script: Conversation, setup: SynthesisSetup, redo: RedoRequest) -> None:
+        self.script = script
+        self.flags = replace(setup.flags, seed=None)  # each turn has its seed in its own options
+        self.reused: dict[int, CachedTurn] = {}
+        self.outdated: list[int] = []
+        self._cache, self._setup, self._redo = cache, setup, redo
+        context = [setup.turn_content(turn, {}) for turn in script.context]
+        self._start = self._history = fingerprint(SCHEMA, setup.content(), context)
+        self._fingerprints = [self._fingerprint(turn) for turn in script.turns]
+        self._before = list(cache.turns)
+        self._finished: list[CachedTurn] = []
+        self._replaced: dict[int, CachedTurn] = {}  # the cached turns that --redo replaces
+        self.conversation = replace(script, turns=tuple(self._plan()))
+
+    def _plan(self) -> list[Turn]:
+        """The turns with recordings where cached ones are reused, and with seeds elsewhere."""
+        candidates = [] if self._redo.fresh else list(self._cache.turns)
+        turns = list(self.script.turns)
+        history = self._start  # empty once it cannot be known before synthesis
+        for index, turn in enumerate(self.script.turns):
+            number = index + 1
+            cached = None if turn.recording else self._find(candidates, number, history)
+            if cached:
+                candidates.remove(cached)
+            if cached and number in self._redo.turns:
+                self._replaced[number] = cached
+                cached = None
+            elif cached and self._redo.cascade and cached.history != history:
+                cached = None
+            if cached:
+                self.reused[number] = cached
+                self.outdated += [number] if cached.history != history else []
+                turns[index] = replace(turn, recording=self._cache.recording(cached))
+            elif not turn.recording:
+                turns[index] = replace(turn, options=replace(turn.options, seed=self._seed(number)))
+                history = ""
+            if history:
+                history = fingerprint(history, self._fingerprints[index], cached.digest if cached else "")
+        return turns
+
+    def _find(self, candidates: Sequence[CachedTurn], number: int, history: str) -> CachedTurn | None:
+        """The cached turn to reuse: same fingerprint and requested seed, best with the same history, then nearest."""
+        requested = None if self._redo.turns else self._requested_seed(number)
+        matches = [
+            each
+            for each in reversed(candidates)
+            if each.fingerprint == self._fingerprints[number - 1] and requested in (None, each.requested_seed)
+        ]
+        matches.sort(key=lambda each: (each.history != history, abs(each.number - number)))
+        return next((each for each in matches if self._cache.is_intact(each)), None)
+
+    def _fingerprint(self, turn: Turn) -> str:
+        """Digest of everything that determines a turn's audio, except its seed and the turns before it."""
+        options = None if turn.recording else asdict(replace(self._setup.options(self.script, turn), seed=None))
+        return fingerprint(self._start, self._setup.turn_content(turn, self.script.lexicon), options)
+
+    def _requested_seed(self, number: int) -> int | None:
+        return self._setup.options(self.script, self.script.turns[number - 1]).seed
+
+    def _seed(self, number: int) -> int | None:
+        """The seed of a turn's first take, None to derive it from the script's; a new one for turns of `--redo`."""
+        flags, turn = self._setup.flags, self.script.turns[number - 1]
+        if number not in self._redo.turns:
+            return turn.options.seed if flags.seed is None else turn_seed(flags, turn, number - 1, 0)
+        if flags.seed is None:
+            return secrets.randbelow(2**31)
+        seed, replaced = turn_seed(flags, turn, number - 1, 0), self._replaced.get(number)
+        used = [replaced.seed, *(take["seed"] for take in replaced.takes)] if replaced else []
+        return max(used) + 1 if seed in used else seed
+
+    def record(self, utterance: Utterance) -> Utterance:
+        """Caches the next turn of the conversation; returns it as a turn of the script.
+
+        Raises:
+            OutputRefused, OutputFailed: the cache cannot be written.
+        """
+        number = len(self._finished) + 1
+        turn = self.script.turns[number - 1]
+        entry = CachedTurn(number, turn.text, self._fingerprints[number - 1], self._history, "", 0, None, "recorded")
+        if cached := self.reused.get(number):
+            entry = replace(cached, number=number)
+            utterance = replace(
+                utterance,
+                stop=cached.stop,
+                seed=cached.seed,
+                segments=tuple(Segment(**segment) for segment in cached.segments),
+                peak_positions=cached.peak_positions,
+                warnings=cached.warnings,
+                cached=True,
+            )
+        elif not turn.recording:
+            replaced = self._replaced.get(number)
+            lexicon = self.script.lexicon
+            entry = replace(
+                entry,
+                seed=utterance.seed,
+                requested_seed=replaced.requested_seed if replaced else self._requested_seed(number),
+                stop=utterance.stop,
+                takes=tuple(take_record(take, utterance.audio.rate) for take in utterance.takes),
+                chunks=tuple((apply_lexicon(each.text, lexicon), each.frames) for each in utterance.segments),
+                segments=tuple(asdict(segment) for segment in utterance.segments),
+                peak_positions=utterance.peak_positions,
+                warnings=utterance.warnings,
+            )
+            entry = self._cache.add(entry, utterance)
+        self._history = fingerprint(self._history, entry.fingerprint, entry.digest)
+        self._finished.append(entry)
+        return replace(utterance, conversation=self.script, turn=turn)
+
+    @property
+    def finished_count(self) -> int:
+        """How many turns are finished, in order."""
+        return len(self._finished)
+
+    @property
+    def remaining_redo(self) -> list[int]:
+        """Numbers of the turns that were asked for again and are not finished."""
+        requested = range(1, len(self.script.turns) + 1) if self._redo.fresh else sorted(self._redo.turns)
+        return [
+            number
+            for number in requested
+            if number > self.finished_count and not self.script.turns[number - 1].recording
+        ]
+
+    def finish(self) -> None:
+        """Removes replaced turns from the cache; called when the track is written."""
+        rejected = self._before if self._redo.fresh else list(self._replaced.values())
+        self._cache.prune([entry for entry in self._finished if entry.digest], rejected)
+
+
+def take_record(take: Take, rate: int) -> dict[str, Any]:
+    """The JSON object of a take."""
+    transcription = take.transcription
+    return {
+        "chunk": take.chunk_number,
+        "seed": take.seed,
+        "stop": take.stop,
+        "duration_s": round(len(take.samples) / rate, 3),
+        "fault": take.fault or None,
+        "transcript": transcription.text if transcription else None,
+        "word_error_rate": round(transcription.error_rate, 3) if transcription else None,
+    }

@@ -1,4 +1,4 @@
-"""A run as one page of HTML: players, waveforms, spectrograms, and why every take stopped. It needs no network."""
+"""The HTML report: players, waveforms, spectrograms and stop reasons on one page that needs no network."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ import base64
 import io
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.resources import files
+from itertools import islice
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -17,77 +19,143 @@ import numpy as np
 import soundfile
 from numpy.typing import NDArray
 
-from csm_cli.audio.io import Audio
+from csm_cli import __version__
+from csm_cli.audio.io import Audio, read_audio
+from csm_cli.errors import AudioUnreadable
 from csm_cli.storage.files import atomic_file
 
-EMBEDDED_SECONDS = 1800.0  # of sound that a page holds; with more it plays the files where they lie
+MAX_EMBEDDED_SECONDS = 1800.0  # of audio in a page; with more, the page links to the audio files
 MAX_ROWS = 10_000
-_WINDOW = 1024  # samples
-_HIGHEST = 8000.0  # Hz
-_QUIETEST = 70.0  # dB below the loudest, and black
+_RATE = 24000  # Hz, of batch audio in pictures and inside a page
+_FFT_SAMPLES = 1024
+_MAX_HZ = 8000.0
+_DYNAMIC_RANGE = 70.0  # dB below the loudest that a spectrogram shows
+# Stop reasons as the page shows them; others are shown as they are.
+_STOP_TEXTS = {"eos": "complete", "cap": "max duration", "silence": "silence", "repeat": "repeated sound"}
 
 Json = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class ReportDetail:
-    """How fine pictures are: columns at most, and bands of frequency."""
+    """Resolution of a spectrogram: maximum columns, and frequency bands."""
 
     columns: int
     bands: int
 
     @classmethod
-    def of(cls, rows: int) -> ReportDetail:
-        """So that all pictures of a page stay within some ten megabytes."""
+    def for_rows(cls, rows: int) -> ReportDetail:
+        """Keeps all pictures of a page within about ten megabytes."""
         return cls(320, 48) if rows <= 300 else cls(120, 32) if rows <= 2000 else cls(60, 16)
 
 
 @dataclass(frozen=True)
 class ReportPage:
-    """by: one line on what made it. numbers: name and value pairs. more: what is not on the page. track: all in one."""
+    """byline: model and version. numbers: name and value pairs. footnote: what was left out. track: of all turns."""
 
     title: str
-    by: str
+    byline: str
     numbers: tuple[tuple[str, str], ...] = ()
-    more: str = ""
+    footnote: str = ""
     track: Mapping[str, Any] | None = None
 
 
-def report_row(facts: Mapping[str, Any], **sound: Any) -> Json:
-    """A turn of a result, or a whole one of a batch, as the page lists it.
+def write_conversation_report(path: Path, result: Mapping[str, Any], audio: Audio, title: str) -> None:
+    """The report of one conversation. result: its JSON record; the audio is embedded unless it is very long.
 
-    sound: `audio`, where a browser finds it; `picture`, what `picture` gives; `from` and `to`, seconds in the track.
+    Raises:
+        OutputRefused, OutputFailed: as `atomic_file`.
     """
-    turns = facts.get("turns") or [facts]
-    takes = max((len(turn.get("takes") or ()) for turn in turns), default=0)
-    failed = facts.get("status") == "failed"
+    embed = audio.duration <= MAX_EMBEDDED_SECONDS or result["output"] is None
+    source = embed_audio(audio) if embed else link_audio(os.path.relpath(result["output"], path.parent))
+    track = {
+        "audio": source,
+        "duration": audio.duration,
+        **(spectrogram(audio, ReportDetail(640, 48)) or {}),
+    }
+    numbers = (
+        ("turns", str(len(result["turns"]))),
+        ("audio", _duration(audio.duration)),
+        ("warnings", str(len(result["warnings"]))),
+        ("RTF", f"{result['rtf']:.2f}" if result["rtf"] else "-"),
+    )
+    page = ReportPage(title, _byline(result), numbers, track=track)
+    write_report(path, page, report_turn_rows(result, audio, ReportDetail.for_rows(len(result["turns"]))))
+
+
+def write_batch_report(path: Path, latest: Callable[[], Iterable[Mapping[str, Any]]], ledger: Path) -> None:
+    """The report of a batch. latest: yields the newest result of each item; ledger: the results file beside the audio.
+
+    With much audio, the page links to the files.
+
+    Raises:
+        OutputRefused, OutputFailed: as `atomic_file`.
+    """
+    count, failed, warned, seconds = 0, 0, 0, 0.0
+    last: Mapping[str, Any] = {}
+    for result in latest():
+        good = result["status"] == "ok"
+        count, failed, warned = count + 1, failed + (not good), warned + bool(result.get("warnings"))
+        seconds += result.get("duration_s") or 0.0
+        last = result if good else last
+    footnote = f"{count - MAX_ROWS} more are in {ledger.name}." if count > MAX_ROWS else ""
+    numbers = (("items", count), ("failed", failed), ("with warnings", warned), ("audio", _duration(seconds)))
+    title = ledger.parent.resolve().name or "batch"
+    page = ReportPage(title, _byline(last), tuple((name, str(value)) for name, value in numbers), footnote)
+    detail, embed = ReportDetail.for_rows(min(count, MAX_ROWS)), seconds <= MAX_EMBEDDED_SECONDS
+    rows = (_item_row(result, ledger.parent, path, detail, embed) for result in islice(latest(), MAX_ROWS))
+    write_report(path, page, rows)
+
+
+def _item_row(result: Mapping[str, Any], folder: Path, page: Path, detail: ReportDetail, embed: bool) -> Json:
+    """The row of a batch item; without audio if it failed or its file is missing."""
+    if result["status"] != "ok":
+        return report_row(result)
+    file = folder / str(result.get("file") or ".")
+    try:
+        audio = read_audio(file, _RATE)
+    except AudioUnreadable as error:
+        return report_row(result, warnings=[*(result.get("warnings") or ()), str(error)])
+    source = embed_audio(audio) if embed else link_audio(os.path.relpath(file, page.parent))
+    return report_row(result, audio=source, picture=spectrogram(audio, detail))
+
+
+def report_row(record: Mapping[str, Any], **audio: Any) -> Json:
+    """A row of the page: a turn of a result, or a batch item.
+
+    audio: `audio`, its URL; `picture`, from `spectrogram`; `from` and `to`, seconds in the track; they replace
+    fields of the row.
+    """
+    turns = record.get("turns") or [record]
+    failed = record.get("status") == "failed"
+    stop = str(record.get("stop") or "")
     return {
-        "id": str(facts.get("id") or ""),
+        "id": str(record.get("id") or ""),
         "speaker": ", ".join(dict.fromkeys(str(turn.get("speaker") or "") for turn in turns)),
         "text": "\n".join(str(turn.get("text") or "") for turn in turns),
         "status": "failed" if failed else "ok",
-        "stop": facts.get("stop") or "",
-        "seed": facts.get("seed"),
-        "duration": facts.get("duration_s"),
-        "takes": takes,
-        "warnings": [str(facts["error"])] if failed else list(facts.get("warnings") or ()),
-        **sound,
+        "stop": "failed" if failed else _STOP_TEXTS.get(stop, stop),
+        "seed": record.get("seed"),
+        "duration": record.get("duration_s"),
+        "takes": max((len(turn.get("takes") or ()) for turn in turns), default=0),
+        "warnings": [str(record["error"])] if failed else list(record.get("warnings") or ()),
+        **audio,
     }
 
 
 def report_turn_rows(result: Mapping[str, Any], audio: Audio, detail: ReportDetail) -> Iterator[Json]:
-    """The turns of a dialogue's result, each a part of its track `audio`."""
+    """The turns of a conversation's JSON record, each a section of its track `audio`."""
     for number, turn in enumerate(result["turns"], 1):
-        begin, end = turn["start_s"], turn["end_s"]
-        part = Audio(audio.samples[round(begin * audio.rate) : round(end * audio.rate)], audio.rate)
-        said = [each for each in result["warnings"] if each.startswith(f"turn {number} ")]
-        facts = {"id": number, "status": "ok", "duration_s": round(end - begin, 3), "warnings": said}
-        sound = {"from": begin, "to": end, "picture": spectrogram_png(part, detail)}
-        yield report_row({**turn, **facts, "id": turn["id"] or number}, **sound)
+        start, end = turn["start_s"], turn["end_s"]
+        section = Audio(audio.samples[round(start * audio.rate) : round(end * audio.rate)], audio.rate)
+        warnings = [each for each in result["warnings"] if each.startswith(f"turn {number} ")]
+        facts = {"id": turn["id"] or number, "duration_s": round(end - start, 3), "warnings": warnings}
+        row = report_row({**turn, **facts}, **{"from": start, "to": end, "picture": spectrogram(section, detail)})
+        yield row | ({"stop": "reused"} if turn.get("reused") else {})
 
 
 def write_report(path: Path, page: ReportPage, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Writes the page; it appears whole or not at all. Rows are asked for one at a time.
+    """Writes the page, whole or not at all; rows are consumed one at a time.
 
     Raises:
         OutputRefused, OutputFailed: as `atomic_file`.
@@ -103,19 +171,19 @@ def write_report(path: Path, page: ReportPage, rows: Iterable[Mapping[str, Any]]
 
 
 def embed_audio(audio: Audio) -> str:
-    """The sound itself, as FLAC in a data URI."""
+    """FLAC in a data URI."""
     buffer = io.BytesIO()
     soundfile.write(buffer, np.clip(audio.samples, -1, 1), audio.rate, format="FLAC", subtype="PCM_16")
     return "data:audio/flac;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
 def link_audio(file: str) -> str:
-    """A file as the page refers to it; `file` is its path from the page's folder."""
+    """The URL of a file; `file` is its path relative to the page's folder."""
     return quote(file.encode("utf-8", "surrogateescape"))
 
 
-def spectrogram_png(audio: Audio, detail: ReportDetail) -> Json | None:
-    """Peaks [W] and a mel spectrogram [W, B], as bytes in base64; None of no sound."""
+def spectrogram(audio: Audio, detail: ReportDetail) -> Json | None:
+    """Peaks [W] and a mel spectrogram [W, B], as base64 bytes; None without samples."""
     samples = audio.samples
     if not len(samples):
         return None
@@ -123,28 +191,42 @@ def spectrogram_png(audio: Audio, detail: ReportDetail) -> Json | None:
     edges = np.linspace(0, len(samples), columns + 1).astype(int)
     peaks = np.maximum.reduceat(np.abs(samples), np.minimum(edges[:-1], len(samples) - 1))
     loudest = max(float(peaks.max()), 1e-3)
-    spectrum = _spectrum(samples, edges, audio.rate, detail.bands)
-    return {"wave": _bytes(peaks / loudest), "spectrum": _bytes(spectrum)}
+    spectrum = _mel_spectrogram(samples, edges, audio.rate, detail.bands)
+    return {"wave": _base64(peaks / loudest), "spectrum": _base64(spectrum)}
 
 
-def _spectrum(samples: NDArray[np.float32], edges: NDArray[Any], rate: int, bands: int) -> NDArray[np.float32]:
-    """[W, B] from 0, the quietest that is shown, to 1, the loudest there is."""
+def _mel_spectrogram(samples: NDArray[np.float32], edges: NDArray[Any], rate: int, bands: int) -> NDArray[np.float32]:
+    """[W, B] from 0 (below the dynamic range) to 1 (the loudest)."""
     from librosa.filters import mel
 
-    padded = np.pad(samples, _WINDOW // 2)
+    padded = np.pad(samples, _FFT_SAMPLES // 2)
     centres = (edges[:-1] + edges[1:]) // 2
-    windows = np.lib.stride_tricks.sliding_window_view(padded, _WINDOW)[np.minimum(centres, len(samples))]
-    power = np.abs(np.fft.rfft(windows * np.hanning(_WINDOW))) ** 2
-    bank = mel(sr=rate, n_fft=_WINDOW, n_mels=bands, fmax=min(_HIGHEST, rate / 2))
+    windows = np.lib.stride_tricks.sliding_window_view(padded, _FFT_SAMPLES)[np.minimum(centres, len(samples))]
+    power = np.abs(np.fft.rfft(windows * np.hanning(_FFT_SAMPLES))) ** 2
+    bank = mel(sr=rate, n_fft=_FFT_SAMPLES, n_mels=bands, fmax=min(_MAX_HZ, rate / 2))
     level = 10 * np.log10(np.maximum(power @ bank.T, 1e-10))
-    shown: NDArray[np.float32] = np.clip(1 + (level - max(level.max(), -40.0)) / _QUIETEST, 0, 1).astype(np.float32)
+    shown: NDArray[np.float32] = np.clip(1 + (level - max(level.max(), -40.0)) / _DYNAMIC_RANGE, 0, 1).astype(
+        np.float32
+    )
     return shown
 
 
-def _bytes(values: NDArray[Any]) -> str:
+def _base64(values: NDArray[Any]) -> str:
     return base64.b64encode(np.rint(np.clip(values, 0, 1) * 255).astype(np.uint8).tobytes()).decode()
 
 
 def _json(value: Mapping[str, Any]) -> str:
-    """JSON that no HTML parser can take for the end of a script."""
+    """JSON in which an HTML parser finds no end of a script element."""
     return json.dumps(value, ensure_ascii=False).replace("<", "\\u003c")
+
+
+def _byline(result: Mapping[str, Any]) -> str:
+    device = f" on {result['device']}" if result.get("device") else ""
+    return f"{result['model']}{device}, csm {__version__}. The speech is synthetic." if result else f"csm {__version__}"
+
+
+def _duration(seconds: float) -> str:
+    minutes = int(seconds // 60)
+    if minutes >= 60:
+        return f"{minutes // 60} h {minutes % 60} min"
+    return f"{minutes} min {seconds % 60:.0f} s" if minutes else f"{seconds:.1f} s"

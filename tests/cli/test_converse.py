@@ -31,7 +31,7 @@ context:
 turns:
   - ana: Hello.
   - "b[n]/é": Really?
-  - {speaker: ana, audio: tone.wav, text: Not once.}
+  - {speaker: ana, audio: tone.wav, text: Not once., id: last-one}
   - {pause: 0.25}
 """
 
@@ -68,28 +68,31 @@ def test_a_dry_run_prints_the_plan(csm: Csm, tiny_checkpoint: Path, script: Path
     context, first, second, third, total = result.out.splitlines()
     assert context.split()[:5] == ["context", "ana", "[0]", "Hi", "there"] and str(tmp_path / "tone.wav") in context
     assert first.split()[:4] == ["1", "ana", "[0]", "Hello."] and "b[n]/é [1]  Really?" in second
-    assert "[about 0.4 s; 11 tokens, window 37]" in first and "[0.5 s, " in third
-    assert total == "about 3 s in 3 turns; window: peak 76 of 512 positions"
+    assert "[about 0.4 s, 11 tokens, context 37]" in first and "[0.5 s, " in third
+    assert total == "about 3 s in 3 turns; context: peak 76 of 512 positions"
 
 
-def test_the_plan_tells_what_the_window_forgets(csm: Csm, tmp_path: Path) -> None:
-    """The bundled voice forgets long before its window is full."""
+def test_a_dry_run_shows_turns_dropped_from_context(csm: Csm, tmp_path: Path) -> None:
+    """The bundled voice drops turns long before its window is full."""
     (tmp_path / "s.yaml").write_text("turns:\n" + "  - 0: We can walk down to the river now.\n" * 12)
     lines = csm("converse", tmp_path / "s.yaml", "-n").out.splitlines()
-    assert ", turn 1 evicted]" in "".join(lines[:-1])
-    assert lines[-1].endswith(
-        "; this voice speaks best after a short past, so each turn hears only the latest before it"
-    )
+    assert ", turn 1 dropped from context]" in "".join(lines[:-1])
+    assert "limited to 300" in lines[-1] and "dropped from context" in lines[-1]
 
 
-def test_the_plan_as_json(csm: Csm, tiny_checkpoint: Path, script: Path) -> None:
+def test_a_dry_run_as_json(csm: Csm, tiny_checkpoint: Path, script: Path) -> None:
     plan = csm("converse", script, "-n", "--json", "--model", tiny_checkpoint).json
     assert [turn["text"] for turn in plan["turns"]] == ["Hello.", "Really?", "Not once."]
     assert plan["turns"][1]["gain"] == -6 and plan["context"][0]["audio"].endswith("tone.wav")
-    assert (plan["estimated_s"], plan["window"], plan["window_peak"]) == (2.5, 512, plan["turns"][2]["window"])
+    assert plan["estimated_s"] == 2.5 and plan["context_window"] == {
+        "peak": plan["turns"][2]["context_positions"],
+        "positions": 512,
+        "soft_limit": 512,
+        "dropped_turns": 0,
+    }
 
 
-def test_a_plan_needs_a_model_and_no_torch(csm: Csm, script: Path, tmp_path: Path) -> None:
+def test_a_dry_run_needs_a_model_and_no_torch(csm: Csm, script: Path, tmp_path: Path) -> None:
     assert csm("converse", script, "-n", "--model", tmp_path / "none").code == 4
     code = (
         "import sys; from csm_cli.cli import main; main(['converse', sys.argv[1], '-n']); print('torch' in sys.modules)"
@@ -140,14 +143,14 @@ def converse(csm: Csm, tiny_checkpoint: Path, script: Path, tmp_path: Path) -> C
     return lambda *flags: csm("converse", script, "--model", tiny_checkpoint, "-o", tmp_path / "o" / "a.wav", *flags)
 
 
-def steps(path: Path) -> NDArray[np.int64]:
+def pcm(path: Path) -> NDArray[np.int64]:
     return soundfile.read(path, dtype="int16")[0].astype(np.int64)
 
 
 def test_stems_lie_beside_the_track_and_add_up_to_it(converse: Csm, tmp_path: Path) -> None:
     assert converse("--stems", "--loudness", "-19").code == 0
     stems = [tmp_path / "o" / "a.ana.wav", tmp_path / "o" / "a.b_n__é.wav"]
-    assert np.array_equal(sum(steps(stem) for stem in stems), steps(tmp_path / "o" / "a.wav"))
+    assert np.array_equal(sum(pcm(stem) for stem in stems), pcm(tmp_path / "o" / "a.wav"))
     with soundfile.SoundFile(stems[1]) as file:
         assert file.title == "b[n]/é" and "seed" in file.comment
 
@@ -168,7 +171,7 @@ def test_names_that_become_the_same_in_a_files_name_get_numbers(
 
 def test_turns_are_written_as_they_sound_in_the_track(converse: Csm, tmp_path: Path) -> None:
     converse("--turns-dir", tmp_path / "t")
-    track, second = steps(tmp_path / "o" / "a.wav"), steps(tmp_path / "t" / "002-b_n__é.wav")
+    track, second = pcm(tmp_path / "o" / "a.wav"), pcm(tmp_path / "t" / "002-b_n__é.wav")
     assert np.array_equal(second, track[round(0.9 * 24000) :][: len(second)]) and second.any()
 
 
@@ -205,16 +208,20 @@ def test_loudness_by_flag_over_script(converse: Csm, script: Path) -> None:
         (["--subs", "srt,ass"], "'ass'"),
         (["--subs", "srt", "-o", "-"], "beside the track"),
         (["--redo", "1", "-o", "-"], "beside the track"),
-        (["--redo", "x"], "numbers of turns"),
-        (["--redo", ""], "numbers of turns"),
-        (["--redo", "2-1"], "numbers of turns"),
+        (["--redo", "x"], "not a turn number, turn id or speaker"),
+        (["--redo", ""], "not a turn number"),
+        (["--redo", "2-1"], "1-2"),
+        (["--redo", "anna"], "did you mean ana?"),
+        (["--redo", "last"], "did you mean last-one?"),
+        (["--from", "b.wav", "-o", "-"], "beside the track"),
+        (["--from", "b.wav"], "has no cached turns"),
         (["--redo", "4"], "there is no turn 4"),
         (["--redo", "1-3"], "is a recording"),
         (["-o", "{script}"], "is read by this run"),
         (["-o", "{folder}/tone.wav"], "is read by this run"),
     ],
 )
-def test_what_cannot_be_is_refused_before_the_model_is_loaded(
+def test_impossible_requests_are_refused_before_the_model_is_loaded(
     csm: Csm, script: Path, tmp_path: Path, flags: list[str], message: str
 ) -> None:
     before = sorted(tmp_path.iterdir())
@@ -226,14 +233,14 @@ def test_what_cannot_be_is_refused_before_the_model_is_loaded(
     assert sorted(tmp_path.iterdir()) == before
 
 
-def kept(result: Result) -> list[bool]:
+def reused(result: Result) -> list[bool]:
     assert result.code == 0, result.err
-    return [turn["kept"] for turn in result.json["turns"]]
+    return [turn["reused"] for turn in result.json["turns"]]
 
 
 @pytest.fixture
 def edited(csm: Csm, tiny_checkpoint: Path, tmp_path: Path) -> Callable[..., Result]:
-    """Speaks these texts, one turn each, to the same track as before."""
+    """Runs converse on these texts, one turn each, with the same track as before."""
 
     def run(texts: str, *flags: str) -> Result:
         turns = "".join(f"\n  - {{speaker: {index % 2}, text: {text}}}" for index, text in enumerate(texts.split()))
@@ -244,61 +251,61 @@ def edited(csm: Csm, tiny_checkpoint: Path, tmp_path: Path) -> Callable[..., Res
     return run
 
 
-def test_the_same_command_again_speaks_nothing_and_writes_the_same(edited: Csm, tmp_path: Path) -> None:
+def test_the_same_command_again_generates_nothing_and_writes_the_same(edited: Csm, tmp_path: Path) -> None:
     first = edited("One Two Three")
     sound = (tmp_path / "o.wav").read_bytes()
     again = edited("One Two Three")
-    assert kept(first) == [False] * 3 and kept(again) == [True] * 3
+    assert reused(first) == [False] * 3 and reused(again) == [True] * 3
     assert (tmp_path / "o.wav").read_bytes() == sound and "--fresh" in again.err
     assert [turn["seed"] for turn in again.json["turns"]] == [turn["seed"] for turn in first.json["turns"]]
-    assert kept(edited("One Two Three", "--fresh")) == [False] * 3
+    assert reused(edited("One Two Three", "--fresh")) == [False] * 3
 
 
-def test_only_an_edited_turn_is_spoken_again_unless_it_cascades(edited: Csm) -> None:
+def test_only_an_edited_turn_is_generated_again_without_cascade(edited: Csm) -> None:
     edited("One Two Three Four", "--seed", "3")
     plain = edited("One Zwei Three Four", "--seed", "3")
-    assert kept(plain) == [True, False, True, True] and "turns 3-4 are kept" in plain.err
-    assert kept(edited("One Zwei Three Four", "--seed", "3", "--cascade")) == [True, True, False, False]
+    assert reused(plain) == [True, False, True, True] and "turns 3-4" in plain.err and "--cascade" in plain.err
+    assert reused(edited("One Zwei Three Four", "--seed", "3", "--cascade")) == [True, True, False, False]
     again = edited("One Zwei Three Four", "--seed", "3", "--cascade")
-    assert kept(again) == [True] * 4 and "--cascade" not in again.err
+    assert reused(again) == [True] * 4 and "--cascade" not in again.err
 
 
 def test_a_cascade_gives_what_a_fresh_run_gives(edited: Csm, tmp_path: Path) -> None:
     edited("One Two Three", "--seed", "3")
     edited("One Zwei Three", "--seed", "3", "--cascade")
     cascaded = (tmp_path / "o.wav").read_bytes()
-    assert kept(edited("One Zwei Three", "--seed", "3", "--fresh")) == [False] * 3
+    assert reused(edited("One Zwei Three", "--seed", "3", "--fresh")) == [False] * 3
     assert (tmp_path / "o.wav").read_bytes() == cascaded
 
 
 def test_turns_are_found_again_when_others_come_and_go(edited: Csm) -> None:
     first = edited("Yes No Yes No Bye")
     again = edited("Yes No Hm Now Yes No Bye")
-    assert kept(again) == [True, True, False, False, True, True, True]
+    assert reused(again) == [True, True, False, False, True, True, True]
     seeds = [turn["seed"] for turn in first.json["turns"]]
-    assert [turn["seed"] for turn in again.json["turns"] if turn["kept"]] == seeds
+    assert [turn["seed"] for turn in again.json["turns"] if turn["reused"]] == seeds
 
 
-def test_another_seed_or_option_speaks_again_and_no_seed_keeps(edited: Csm) -> None:
+def test_another_seed_or_option_generates_again_and_no_seed_reuses(edited: Csm) -> None:
     edited("One Two", "--seed", "3")
-    assert kept(edited("One Two")) == [True] * 2
-    assert kept(edited("One Two", "--seed", "3", "--temperature", "0.8")) == [False] * 2
-    assert kept(edited("One Two", "--seed", "4", "--temperature", "0.8")) == [False] * 2
+    assert reused(edited("One Two")) == [True] * 2
+    assert reused(edited("One Two", "--seed", "3", "--temperature", "0.8")) == [False] * 2
+    assert reused(edited("One Two", "--seed", "4", "--temperature", "0.8")) == [False] * 2
 
 
-def test_redo_speaks_these_turns_with_new_seeds_and_they_stay(edited: Csm) -> None:
+def test_redo_generates_turns_with_new_seeds_and_they_stay(edited: Csm) -> None:
     first = [turn["seed"] for turn in edited("One Two Three Four", "--seed", "3").json["turns"]]
     redone = edited("One Two Three Four", "--redo", "2, 4-4", "--seed", "70")
-    assert kept(redone) == [True, False, True, False]
+    assert reused(redone) == [True, False, True, False]
     seeds = [turn["seed"] for turn in redone.json["turns"]]
-    assert seeds == [first[0], 70, first[2], 71]
+    assert seeds == [first[0], 71, first[2], 73]
     again = edited("One Two Three Four", "--seed", "3")
-    assert kept(again) == [True] * 4 and [turn["seed"] for turn in again.json["turns"]] == seeds
+    assert reused(again) == [True] * 4 and [turn["seed"] for turn in again.json["turns"]] == seeds
     drawn = edited("One Two Three Four", "--redo", "2").json["turns"][1]["seed"]
-    assert drawn not in (first[1], 70)
+    assert drawn not in (first[1], 71)
 
 
-def test_an_interrupted_run_goes_on_where_it_was(edited: Csm, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_run_continues(edited: Csm, monkeypatch: pytest.MonkeyPatch) -> None:
     add, count = TurnCache.add, iter(range(9))
 
     def interrupted(self: TurnCache, *given: Any) -> Any:
@@ -308,16 +315,16 @@ def test_an_interrupted_run_goes_on_where_it_was(edited: Csm, monkeypatch: pytes
 
     monkeypatch.setattr(TurnCache, "add", interrupted)
     cut = edited("One Two Three")
-    assert cut.code == 130 and "2 turns are kept" in cut.err
-    assert kept(edited("One Two Three")) == [True, True, False]
+    assert cut.code == 130 and "2 finished turns cached" in cut.err
+    assert reused(edited("One Two Three")) == [True, True, False]
 
 
 @pytest.mark.parametrize("damage", ["codes", "sound", "record", "version"])
-def test_damaged_state_is_said_and_spoken_again(edited: Csm, tmp_path: Path, damage: str) -> None:
+def test_a_damaged_cache_is_reported_and_generated_again(edited: Csm, tmp_path: Path, damage: str) -> None:
     edited("One Two")
-    folder = tmp_path / ".o.wav.csm"
-    record = folder / "state.json"
-    first = json.loads(record.read_text())["turns"][0]["name"]
+    folder = tmp_path / ".o.csm"
+    record = folder / "turns.json"
+    first = json.loads(record.read_text())["turns"][0]["digest"]
     if damage == "record":
         record.write_text("{")
     elif damage == "version":
@@ -325,29 +332,29 @@ def test_damaged_state_is_said_and_spoken_again(edited: Csm, tmp_path: Path, dam
     else:
         (folder / f"{first}.{'npy' if damage == 'codes' else 'wav'}").write_bytes(b"x" * 100)
     again = edited("One Two")
-    assert kept(again) == ([False, True] if damage in ("codes", "sound") else [False, False])
-    assert ("again" in again.err) == (damage != "version")
+    assert reused(again) == ([False, True] if damage in ("codes", "sound") else [False, False])
+    assert ("ignored" if damage == "version" else "generated again") in again.err
 
 
-def test_what_leaves_the_script_is_there_when_it_comes_back(edited: Csm) -> None:
+def test_a_removed_turn_is_reused_when_it_comes_back(edited: Csm) -> None:
     first = edited("One Two Three")
     shorter = edited("One")
-    assert kept(shorter) == [True] and "nothing has changed" not in shorter.err
+    assert reused(shorter) == [True] and shorter.code == 0
     again = edited("One Two Three")
-    assert kept(again) == [True] * 3
+    assert reused(again) == [True] * 3
     assert [turn["seed"] for turn in again.json["turns"]] == [turn["seed"] for turn in first.json["turns"]]
 
 
-@pytest.mark.parametrize("wish", [("--redo", "2"), ("--fresh",)], ids=" ".join)
-def test_what_was_disliked_does_not_come_back(edited: Csm, wish: tuple[str, ...]) -> None:
-    seeds = [edited("One Two").json["turns"][1]["seed"], edited("One Two", *wish).json["turns"][1]["seed"]]
+@pytest.mark.parametrize("redo", [("--redo", "2"), ("--fresh",)], ids=" ".join)
+def test_a_rejected_turn_does_not_come_back(edited: Csm, redo: tuple[str, ...]) -> None:
+    seeds = [edited("One Two").json["turns"][1]["seed"], edited("One Two", *redo).json["turns"][1]["seed"]]
     edited("One")
     assert [edited("One Two").json["turns"][1]["seed"]] == seeds[1:]
 
 
-@pytest.mark.parametrize("wish", [("--redo", "1-4"), ("--fresh",)], ids=" ".join)
-def test_an_interrupted_wish_tells_how_to_go_on(
-    edited: Csm, monkeypatch: pytest.MonkeyPatch, wish: tuple[str, ...]
+@pytest.mark.parametrize("redo", [("--redo", "1-4"), ("--fresh",)], ids=" ".join)
+def test_an_interrupted_redo_says_how_to_continue(
+    edited: Csm, monkeypatch: pytest.MonkeyPatch, redo: tuple[str, ...]
 ) -> None:
     first = [turn["seed"] for turn in edited("One Two Three Four").json["turns"]]
     add, count = TurnCache.add, iter(range(9))
@@ -359,32 +366,32 @@ def test_an_interrupted_wish_tells_how_to_go_on(
 
     with monkeypatch.context() as patched:
         patched.setattr(TurnCache, "add", interrupted)
-        assert "2 turns are kept; go on with --redo 3-4" in edited("One Two Three Four", *wish).err
+        assert "--redo 3-4" in edited("One Two Three Four", *redo).err
     again = edited("One Two Three Four", "--redo", "3-4")
-    assert kept(again) == [True, True, False, False]
+    assert reused(again) == [True, True, False, False]
     assert not set(first) & {turn["seed"] for turn in again.json["turns"]}
 
 
-def test_files_of_an_earlier_run_are_told(edited: Csm, tmp_path: Path) -> None:
-    assert "of an earlier" not in edited("One Two", "--stems", "--subs", "srt,vtt").err
+def test_files_of_an_earlier_run_are_reported(edited: Csm, tmp_path: Path) -> None:
+    assert "left from" not in edited("One Two", "--stems", "--subs", "srt,vtt").err
     again = edited("One Zwei", "--subs", "vtt").err
-    assert "o.0.wav" in again and "o.1.wav" in again and "o.srt: of an earlier" in again and "o.vtt" not in again
-    assert "o.wav.json: of an earlier" in edited("One Two", "--no-sidecar").err
+    assert "o.0.wav" in again and "o.1.wav" in again and "o.srt: left from an earlier" in again and "o.vtt" not in again
+    assert "o.wav.json: left from an earlier" in edited("One Two", "--no-sidecar").err
 
 
-def test_two_runs_do_not_speak_to_one_track_at_a_time(edited: Csm, tmp_path: Path) -> None:
+def test_two_runs_cannot_write_one_track_at_a_time(edited: Csm, tmp_path: Path) -> None:
     with lock_track(tmp_path / "o.wav"):
         refused = edited("One Two")
     assert refused.code == 2 and "o.wav is in use by another run" in refused.err
-    assert kept(edited("One Two")) == [False] * 2
+    assert reused(edited("One Two")) == [False] * 2
 
 
-def test_a_kept_turn_is_heard_as_it_was_spoken(edited: Csm, tmp_path: Path) -> None:
-    """Greedy, so that what a turn becomes depends on what it hears alone."""
+def test_a_reused_turn_is_context_as_when_it_was_generated(edited: Csm, tmp_path: Path) -> None:
+    """Greedy, so that a turn depends on its context alone."""
     edited("One Two Three", "--temperature", "0")
-    track = steps(tmp_path / "o.wav")
-    assert kept(edited("One Two Three", "--temperature", "0", "--redo", "3")) == [True, True, False]
-    assert np.array_equal(steps(tmp_path / "o.wav"), track)
+    track = pcm(tmp_path / "o.wav")
+    assert reused(edited("One Two Three", "--temperature", "0", "--redo", "3")) == [True, True, False]
+    assert np.array_equal(pcm(tmp_path / "o.wav"), track)
 
 
 def test_subtitles_do_not_replace_the_script(csm: Csm, tmp_path: Path) -> None:
@@ -409,7 +416,9 @@ def test_a_report_has_a_row_for_each_turn(csm: Csm, tiny_checkpoint: Path, tmp_p
     assert csm("converse", path, "-o", tmp_path / "s.wav", "--report", tmp_path).code == 2
 
 
-def test_a_turn_that_fails_leaves_the_others_kept(edited: Csm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_turn_that_fails_leaves_the_others_reused(
+    edited: Csm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     end, count = TakeBuilder.finish, iter(range(9))
 
     def faulty(self: TakeBuilder, stop: str) -> Take:
@@ -418,6 +427,89 @@ def test_a_turn_that_fails_leaves_the_others_kept(edited: Csm, tmp_path: Path, m
 
     monkeypatch.setattr(TakeBuilder, "finish", faulty)
     failed = edited("One Two Three", "--retries", "0", "--seed", "5")
-    assert failed.code == 1 and "1 turn is kept" in failed.err and "--redo 2" in failed.err
+    assert failed.code == 1 and "1 finished turn cached" in failed.err and "--redo 2" in failed.err
     assert not (tmp_path / "o.wav").exists()
-    assert kept(edited("One Two Three", "--redo", "2")) == [True, False, False]
+    assert reused(edited("One Two Three", "--redo", "2")) == [True, False, False]
+
+
+@pytest.fixture
+def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Loading a model or a codec is an error."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise AssertionError("a model was loaded")
+
+    monkeypatch.setattr("csm_cli.generation.synthesizer.CsmModel", fail)
+    monkeypatch.setattr("csm_cli.generation.synthesizer.Codec.load", fail)
+
+
+def performance(result: Result) -> list[tuple[int, int]]:
+    assert result.code == 0, result.err
+    return [(turn["seed"], turn["frames"]) for turn in result.json["turns"]]
+
+
+def test_another_format_reuses_the_performance_without_a_model(
+    edited: Csm, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    first = edited("One Two Three")
+    sound = soundfile.read(tmp_path / "o.wav", dtype="int16")[0]
+    request.getfixturevalue("no_model")
+    again = edited("One Two Three", "-o", str(tmp_path / "o.flac"))
+    assert performance(again) == performance(first) and reused(again) == [True] * 3
+    assert again.json["device"] is None and again.json["rtf"] is None and "loading" not in again.err
+    assert soundfile.info(tmp_path / "o.flac").format == "FLAC"
+    assert np.array_equal(soundfile.read(tmp_path / "o.flac", dtype="int16")[0], sound)
+
+
+def test_another_name_reuses_the_performance_of_a_named_track(
+    edited: Csm, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    first = edited("One Two Three")
+    request.getfixturevalue("no_model")
+    other = ("-o", str(tmp_path / "b" / "other.wav"))
+    copied = edited("One Two Three", *other, "--from", str(tmp_path / "o.wav"))
+    assert performance(copied) == performance(first)
+    (tmp_path / ".o.csm" / "turns.json").unlink()
+    assert performance(edited("One Two Three", *other)) == performance(first), "they are its own now"
+
+
+def test_a_script_of_recordings_is_mixed_without_a_model(
+    csm: Csm, tiny_checkpoint: Path, tmp_path: Path, tone: Path, no_model: None
+) -> None:
+    (tmp_path / "s.yaml").write_text(f"turns:\n  - {{speaker: 0, audio: {tone}, text: Hi}}\n  - {{pause: 0.5}}\n")
+    result = csm("converse", tmp_path / "s.yaml", "--model", tiny_checkpoint, "-o", tmp_path / "a.wav", "--json")
+    assert result.code == 0, result.err
+    assert result.json["turns"][0]["stop"] == "recorded" and result.json["turns"][0]["frames"] == 7
+    assert soundfile.info(tmp_path / "a.wav").duration == pytest.approx(1.0)
+
+
+def test_redo_takes_ids_and_speakers(csm: Csm, tiny_checkpoint: Path, tmp_path: Path, tone: Path) -> None:
+    turns = f"""
+  - ana: One.
+  - {{speaker: ben, text: Two., id: t2}}
+  - {{speaker: ben, text: Three., audio: {tone}}}
+  - ben: Four.
+  - ana: Five.
+"""
+    (tmp_path / "s.yaml").write_text(
+        f"defaults: {{max_duration: 0.1}}\nspeakers: {{ana: {{id: 0}}, ben: {{id: 1}}}}\nturns:{turns}"
+    )
+
+    def run(*flags: str) -> list[bool]:
+        return reused(
+            csm(
+                *("converse", tmp_path / "s.yaml", "--model", tiny_checkpoint, "-o", tmp_path / "a.wav", "--json"),
+                *flags,
+            )
+        )
+
+    run()
+    assert run("--redo", "ben") == [True, False, False, False, True]
+    assert run("--redo", "t2, 5") == [True, False, False, True, False]
+    assert run("--redo", "ana,2") == [False, False, False, True, False]
+
+
+def test_lines_carry_the_number_of_their_turn(edited: Csm) -> None:
+    err = edited("One Two Three").err
+    assert [line.split()[0] for line in err.splitlines() if "/3 " in line] == ["1/3", "2/3", "3/3"]
+    assert "3/3 0: Three  [" in err

@@ -1,11 +1,12 @@
-"""What is told while a run goes on."""
+"""Progress of a run: counts, time left, and the bar."""
 
 from __future__ import annotations
 
 import io
 import re
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +18,8 @@ from conftest import Result
 from csm_cli.audio.io import Audio
 from csm_cli.cli.console import emit_path
 from csm_cli.cli.progress import ProgressMeter, show_progress
-from csm_cli.generation.events import FrameProgress, Utterance
+from csm_cli.errors import GenerationFailed
+from csm_cli.generation.events import ConversationFailed, Event, FrameProgress, Utterance
 from csm_cli.types import Conversation, Recording, Turn
 
 Csm = Callable[..., Result]
@@ -30,26 +32,51 @@ def uttered(turn: Turn, frames: int, stop: str) -> Utterance:
     return Utterance(TALK, turn, torch.zeros(frames, 8), Audio(np.zeros(frames * 1920, np.float32), 24000), stop)
 
 
-def test_counts_frames_and_guesses_the_rest_from_the_texts() -> None:
+def test_frames_and_characters_of_generated_turns_are_counted() -> None:
     meter = ProgressMeter([TALK], 12.5)
-    assert (meter.frames, meter.expected) == (0, 37.5)
+    assert (meter.frames, meter.done_chars, meter.total_chars) == (0, 0, 42)
     for count in (1, 2, 3):
-        meter.see(FrameProgress(TALK, SPOKEN, count, 99))
-    assert (meter.frames, meter.audio_seconds) == (3, 0.24)
-    meter.see(uttered(SPOKEN, 4, "eos"))
-    meter.see(uttered(RECORDED, 50, "recorded"))
-    assert (meter.frames, meter.expected) == (4, 16.5)
-    meter.see(uttered(OTHER, 20, "cap"))
-    assert (meter.frames, meter.expected) == (24, 24)
-    assert meter.stops == {"eos": 1, "recorded": 1, "cap": 1}
+        meter.update(FrameProgress(TALK, SPOKEN, count, 99))
+    assert (meter.frames, meter.audio_seconds, meter.done_chars) == (3, 0.24, pytest.approx(0.24 * 14))
+    assert meter.label == "turn 1/3 [b]ana"
+    meter.update(uttered(SPOKEN, 4, "eos"))
+    meter.update(uttered(RECORDED, 50, "recorded"))
+    assert (meter.frames, meter.done_chars, meter.total_chars) == (4, 28, 42)
+    meter.update(uttered(OTHER, 20, "cap"))
+    assert (meter.frames, meter.done_chars, meter.total_chars) == (24, 42, 42)
+    assert meter.stops == {"eos": 1, "recorded": 1, "cap": 1} and meter.finished_items == 1
 
 
-def test_knows_how_fast_it_goes() -> None:
+def test_rtf_and_time_left_count_computation_only() -> None:
     meter = ProgressMeter([TALK], 12.5)
-    assert meter.rtf == 0
-    meter.see(FrameProgress(TALK, SPOKEN, 25, 99))
-    assert meter.rtf == pytest.approx(meter.seconds / 2, rel=0.5)
-    assert str(meter).startswith("25 frames  2.0 s  RTF 0.0") and str(meter).endswith("0:00 left")
+    assert meter.rtf == 0 and meter.seconds_left is None and not str(meter).endswith("left")
+
+    def events() -> Iterator[Event]:
+        time.sleep(0.2)
+        yield FrameProgress(TALK, SPOKEN, 25, 99)
+
+    for _ in meter.watch(events()):
+        time.sleep(0.5)  # the consumer plays or writes audio
+    assert 0.2 <= meter.seconds < 0.5
+    assert meter.rtf == pytest.approx(meter.seconds / 2)
+    assert meter.seconds_left == pytest.approx(meter.seconds / 28 * 14)
+    assert str(meter).startswith("25 frames  2.0 s  RTF 0.1") and str(meter).endswith("0:00 left")
+
+
+def test_a_failed_conversation_leaves_nothing_to_do() -> None:
+    meter = ProgressMeter([TALK], 12.5)
+    meter.update(FrameProgress(TALK, SPOKEN, 25, 99))
+    meter.update(ConversationFailed(TALK, GenerationFailed("no")))
+    assert meter.done_chars == meter.total_chars == 42
+
+
+def test_a_batch_counts_its_items() -> None:
+    talks = [Conversation((OTHER,), id=str(number)) for number in range(3)]
+    meter = ProgressMeter([], 12.5, lambda: 42, items=3)
+    for talk in talks[:2]:
+        meter.update(FrameProgress(talk, OTHER, 5, 99))
+        meter.update(replace(uttered(OTHER, 10, "eos"), conversation=talk))
+    assert str(meter).startswith("2 of 3  20 frames") and meter.done_chars == 28
 
 
 class Terminal(io.StringIO):
@@ -80,7 +107,7 @@ def test_the_bar_is_one_line(monkeypatch: pytest.MonkeyPatch, columns: int) -> N
     terminal = on_a_terminal(monkeypatch, columns)
     meter = ProgressMeter([TALK], 12.5)
     with show_progress(meter, quiet=False):
-        meter.see(FrameProgress(TALK, replace(SPOKEN, name="Scheherazade"), 12345, 99))
+        meter.update(FrameProgress(TALK, replace(SPOKEN, name="Scheherazade"), 12345, 99))
     uncoloured = re.sub(r"\x1b\[[0-9;]*m", "", terminal.getvalue())
     lines = re.split(r"\x1b\[\??[0-9]*[A-Za-z]|[\r\n]", uncoloured)
     shown = next(line for line in reversed(lines) if "12345 frames" in line)

@@ -1,4 +1,4 @@
-"""What is kept of a dialogue beside its track: as it was, whole, and no more than is needed."""
+"""The turn cache beside a track: stored as generated, checked, and pruned."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import torch
 from csm_cli.audio.io import Audio
 from csm_cli.errors import OutputFailed, UsageError
 from csm_cli.generation.events import Utterance
-from csm_cli.generation.turn_cache import RECORD, CachedTurn, TurnCache, lock_track
+from csm_cli.generation.turn_cache import INDEX_FILE, CachedTurn, TurnCache, lock_track
 from csm_cli.types import Conversation, Turn
 
 
@@ -25,29 +25,29 @@ def utterance(level: float) -> Utterance:
     return Utterance(Conversation((turn,)), turn, codes, Audio(np.full(3840, level, np.float32), 24000), "eos")
 
 
-def kept(number: int) -> CachedTurn:
-    piece = {"text": "Hällo.", "start": 0.0, "end": 0.16, "frames": 2}
+def cached(number: int) -> CachedTurn:
+    segment = {"text": "Hällo.", "start": 0.0, "end": 0.16, "frames": 2}
     return CachedTurn(
-        number, "Hällo.", "mark", "heard", "", 7, None, "eos", ({"seed": 7},), (("Hällo.", 2),), (piece,), 30
+        number, "Hällo.", "fingerprint", "history", "", 7, None, "eos", ({"seed": 7},), (("Hällo.", 2),), (segment,), 30
     )
 
 
 @pytest.fixture
-def state(tmp_path: Path) -> TurnCache:
-    found = TurnCache.beside(tmp_path / "out.wav")
+def cache(tmp_path: Path) -> TurnCache:
+    found = TurnCache.open(tmp_path / "out.wav")
     for number, level in enumerate((0.1, 0.2), 1):
-        found.add(kept(number), utterance(level))
+        found.add(cached(number), utterance(level))
     return found
 
 
-def files(state: TurnCache) -> list[str]:
-    return sorted(path.name for path in state.folder.iterdir())
+def files(cache: TurnCache) -> list[str]:
+    return sorted(path.name for path in cache.folder.iterdir())
 
 
-def test_what_was_kept_is_there_again(state: TurnCache, tmp_path: Path) -> None:
-    again = TurnCache.beside(tmp_path / "out.wav")
-    assert again.folder == tmp_path / ".out.wav.csm" and again.turns == state.turns
-    assert [replace(turn, name="") for turn in again.turns] == [kept(1), kept(2)]
+def test_cached_turns_are_read_back(cache: TurnCache, tmp_path: Path) -> None:
+    again = TurnCache.open(tmp_path / "out.wav")
+    assert again.folder == tmp_path / ".out.csm" and again.turns == cache.turns
+    assert [replace(turn, digest="") for turn in again.turns] == [cached(1), cached(2)]
     recording = again.recording(again.turns[1])
     assert recording.codes_path and recording.chunks == (("Hällo.", 2),)
     assert np.array_equal(np.load(recording.codes_path), np.full((2, 4), 2))
@@ -55,91 +55,115 @@ def test_what_was_kept_is_there_again(state: TurnCache, tmp_path: Path) -> None:
     assert rate == 24000 and np.array_equal(samples, np.full(3840, 0.2, np.float32))
 
 
-def test_a_full_disk_is_told_of_the_output_and_leaves_no_folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_disk_names_the_output_and_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(_: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(OutputFailed) as caught:
-        TurnCache.beside(tmp_path / "out.wav").add(kept(1), utterance(0.1))
-    said = f"{tmp_path / 'out.wav'}: its turns could not be kept beside it (No space left on device); make room"
-    assert str(caught.value).startswith(said) and not list(tmp_path.iterdir())
+        TurnCache.open(tmp_path / "out.wav").add(cached(1), utterance(0.1))
+    message = str(caught.value)
+    assert message.startswith(str(tmp_path / "out.wav")) and "No space left on device" in message
+    assert not list(tmp_path.iterdir())
 
 
-def test_each_output_has_its_own(state: TurnCache, tmp_path: Path) -> None:
-    assert state.turns and not TurnCache.beside(tmp_path / "out.flac").turns
+def test_all_formats_of_a_track_share_a_cache(cache: TurnCache, tmp_path: Path) -> None:
+    assert TurnCache.open(tmp_path / "out.flac").turns == cache.turns and cache.turns
+    assert not TurnCache.open(tmp_path / "other.wav").turns and not TurnCache.open(tmp_path / "out.2.wav").turns
 
 
-def test_the_same_sound_is_kept_once(state: TurnCache) -> None:
-    before = files(state)
-    state.add(kept(3), utterance(0.2))
-    assert files(state) == before and len(state.turns) == 3
+def test_the_turns_of_another_track_are_copied_as_older_ones(cache: TurnCache, tmp_path: Path) -> None:
+    other = TurnCache.open(tmp_path / "b" / "other.wav")
+    own = other.add(cached(1), utterance(0.5))
+    (cache.folder / f"{cache.turns[0].digest}.npy").write_bytes(b"damaged")
+    other.copy_from(cache)
+    assert other.turns == [cache.turns[1], own] and other.is_intact(cache.turns[1])
+    assert TurnCache.open(tmp_path / "b" / "other.wav").turns == other.turns
+    other.copy_from(cache)
+    assert len(other.turns) == 2
 
 
-def test_what_is_no_longer_needed_goes_with_its_files(state: TurnCache) -> None:
-    last = state.turns[1]
-    state.settle([last], disliked=state.turns[:1])
-    assert files(state) == sorted([f"{last.name}.npy", f"{last.name}.wav", RECORD])
+def test_equal_audio_is_stored_once(cache: TurnCache) -> None:
+    before = files(cache)
+    cache.add(cached(3), utterance(0.2))
+    assert files(cache) == before and len(cache.turns) == 3
 
 
-def test_what_is_not_in_the_track_stays_for_a_script_that_has_it_again(
-    state: TurnCache, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    first, last = state.turns
-    state.settle([last], [])
-    assert state.turns == [first, last] and len(files(state)) == 5
-    third = state.add(kept(3), utterance(0.3))
-    monkeypatch.setattr("csm_cli.generation.turn_cache._OTHERS", 1)
-    state.settle([third], [])
-    assert state.turns == [last, third]
+def test_rejected_turns_are_removed_with_their_files(cache: TurnCache) -> None:
+    last = cache.turns[1]
+    cache.prune([last], rejected=cache.turns[:1])
+    assert files(cache) == sorted([f"{last.digest}.npy", f"{last.digest}.wav", INDEX_FILE])
 
 
-def test_one_run_at_a_time_keeps_turns(tmp_path: Path) -> None:
+def test_unused_turns_stay_up_to_a_limit(cache: TurnCache, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, last = cache.turns
+    cache.prune([last], [])
+    assert cache.turns == [first, last] and len(files(cache)) == 5
+    third = cache.add(cached(3), utterance(0.3))
+    monkeypatch.setattr("csm_cli.generation.turn_cache.MAX_UNUSED_TURNS", 1)
+    cache.prune([third], [])
+    assert cache.turns == [last, third]
+
+
+def test_one_run_at_a_time_uses_a_cache(tmp_path: Path) -> None:
     output = tmp_path / "out.wav"
     with lock_track(output), pytest.raises(UsageError, match=r"out\.wav is in use by another run"), lock_track(output):
         pass
     assert not list(tmp_path.iterdir())
 
 
-def test_without_any_turn_what_was_kept_stays_on_the_disk(state: TurnCache, tmp_path: Path) -> None:
+def test_a_track_without_generated_turns_removes_nothing(cache: TurnCache, tmp_path: Path) -> None:
     """A track of recordings only must not cost what an earlier script had spoken."""
-    before = files(state)
-    state.settle([], [])
-    assert files(state) == before and len(TurnCache.beside(tmp_path / "out.wav").turns) == 2
+    before = files(cache)
+    cache.prune([], [])
+    assert files(cache) == before and len(TurnCache.open(tmp_path / "out.wav").turns) == 2
 
 
 @pytest.mark.parametrize("suffix", ["wav", "npy"])
 @pytest.mark.parametrize("damage", [b"", b"torn", None])
-def test_a_damaged_turn_is_told(
-    state: TurnCache, caplog: pytest.LogCaptureFixture, suffix: str, damage: bytes | None
+def test_a_damaged_turn_is_detected(
+    cache: TurnCache, caplog: pytest.LogCaptureFixture, suffix: str, damage: bytes | None
 ) -> None:
-    first, second = state.turns
-    path = state.folder / f"{first.name}.{suffix}"
+    first, second = cache.turns
+    path = cache.folder / f"{first.digest}.{suffix}"
     path.unlink() if damage is None else path.write_bytes(damage)
-    assert not state.intact(first) and state.intact(second)
-    assert caplog.messages == ["what is kept of turn 1 is damaged: it is spoken again"]
+    assert not cache.is_intact(first) and cache.is_intact(second)
+    (message,) = caplog.messages
+    assert "turn 1 is damaged" in message
 
 
-def test_the_files_of_another_turn_are_not_taken_for_its_own(state: TurnCache) -> None:
-    first, second = (state.folder / f"{turn.name}.wav" for turn in state.turns)
+def test_swapped_files_are_detected(cache: TurnCache) -> None:
+    first, second = (cache.folder / f"{turn.digest}.wav" for turn in cache.turns)
     first.write_bytes(second.read_bytes())
-    assert not state.intact(state.turns[0])
+    assert not cache.is_intact(cache.turns[0])
 
 
 @pytest.mark.parametrize(
-    "record", ["", "{", "[]", '{"schema": 1}', '{"schema": 1, "turns": [{}]}', '{"schema": 1, "turns": [7]}']
+    "record", ["", "{", "[]", '{"schema": 3}', '{"schema": 3, "turns": [{}]}', '{"schema": 3, "turns": [7]}']
 )
-def test_a_record_that_cannot_be_read_keeps_nothing_and_says_so(
-    state: TurnCache, tmp_path: Path, caplog: pytest.LogCaptureFixture, record: str
+def test_an_unreadable_index_is_ignored_with_one_line(
+    cache: TurnCache, tmp_path: Path, caplog: pytest.LogCaptureFixture, record: str
 ) -> None:
-    (state.folder / RECORD).write_text(record)
-    assert not TurnCache.beside(tmp_path / "out.wav").turns
+    (cache.folder / INDEX_FILE).write_text(record)
+    assert not TurnCache.open(tmp_path / "out.wav").turns
     (message,) = caplog.messages
-    assert RECORD in message and message.endswith("all turns are spoken again")
+    assert INDEX_FILE in message and message.endswith("all turns are generated again")
 
 
-def test_what_another_version_has_kept_is_left_alone(state: TurnCache, tmp_path: Path) -> None:
-    (state.folder / RECORD).write_text('{"schema": 0, "turns": "of another form"}')
-    assert not TurnCache.beside(tmp_path / "out.wav").turns
+def test_the_cache_of_another_version_is_ignored_with_one_line(
+    cache: TurnCache, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (cache.folder / INDEX_FILE).write_text('{"schema": 0, "turns": "of another form"}')
+    assert not TurnCache.open(tmp_path / "out.wav").turns
+    (message,) = caplog.messages
+    assert str(cache.folder) in message and "ignored" in message
+
+
+def test_the_cache_folder_of_earlier_versions_is_ignored_with_one_line(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / ".old.wav.csm").mkdir()
+    (tmp_path / ".old.wav.csm" / "state.json").write_text('{"schema": 1, "turns": []}')
+    assert not TurnCache.open(tmp_path / "old.wav").turns
+    (message,) = caplog.messages
+    assert ".old.wav.csm" in message and "ignored" in message

@@ -1,4 +1,4 @@
-"""The page of a run: what is in it, and what a real browser makes of it."""
+"""The HTML report: its content, and how a real browser shows it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from csm_cli.report.page import (
     link_audio,
     report_row,
     report_turn_rows,
-    spectrogram_png,
+    spectrogram,
     write_report,
 )
 
@@ -51,7 +51,7 @@ def batch_page(folder: Path, extra: str = "") -> Path:
     write_audio(folder / "ü #2.wav", tone(0.25))
     sounds = [embed_audio(tone(0.5)), link_audio("ü #2.wav"), None]
     rows = [
-        report_row(result, **({"audio": sound, "picture": spectrogram_png(tone(0.5), DETAIL)} if sound else {}))
+        report_row(result, **({"audio": sound, "picture": spectrogram(tone(0.5), DETAIL)} if sound else {}))
         for result, sound in zip(results(), sounds, strict=True)
     ]
     path = folder / "report.html"
@@ -80,7 +80,7 @@ def said(document: str) -> Any:
 
 def test_rows_hold_what_a_result_says() -> None:
     good, cut, failed = (report_row(result) for result in results())
-    assert (good["stop"], good["seed"], good["takes"], good["warnings"]) == ("eos", 7, 1, [])
+    assert (good["stop"], good["seed"], good["takes"], good["warnings"]) == ("complete", 7, 1, [])
     assert (cut["speaker"], cut["takes"], cut["warnings"]) == ("ben", 2, ["was cut"])
     assert (failed["status"], failed["text"], failed["warnings"]) == ("failed", "Never said.", ["came out empty"])
 
@@ -96,14 +96,14 @@ def test_turns_are_parts_of_their_track() -> None:
 
 def test_a_picture_shows_where_the_sound_is() -> None:
     half = np.concatenate((np.zeros(12000, np.float32), tone(0.5, 1000).samples))
-    shown = spectrogram_png(Audio(half, 24000), DETAIL)
+    shown = spectrogram(Audio(half, 24000), DETAIL)
     assert shown
     wave, spectrum = (np.frombuffer(base64.b64decode(shown[name]), np.uint8) for name in ("wave", "spectrum"))
     assert wave[:28].max() == 0 and wave[32:].min() > 240
     bands = spectrum.reshape(60, 16)
     assert bands[:28].max() == 0 and len(set(bands[32:].argmax(axis=1))) == 1
-    assert spectrogram_png(Audio(half[:0], 24000), DETAIL) is None
-    assert spectrogram_png(Audio(half[:1], 24000), DETAIL)
+    assert spectrogram(Audio(half[:0], 24000), DETAIL) is None
+    assert spectrogram(Audio(half[:1], 24000), DETAIL)
 
 
 @pytest.mark.chromium
@@ -116,7 +116,11 @@ def test_a_browser_shows_every_row_and_no_text_becomes_markup(tmp_path: Path) ->
     """
     found = said(browse(batch_page(tmp_path, script)))
     assert found["texts"] == ["Hello there.", NASTY, "Never said."] and found["ready"] == "3"
-    assert found["title"].startswith("</script><script>") and found["stops"] == ["eos", "cap · 2 takes", "failed"]
+    assert found["title"].startswith("</script><script>") and found["stops"] == [
+        "complete",
+        "max duration · 2 takes",
+        "failed",
+    ]
 
 
 @pytest.mark.chromium
