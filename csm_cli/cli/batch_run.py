@@ -104,8 +104,8 @@ class BatchRun:
         self._ledger.append(result | {"file": item.file, "fingerprint": item.fingerprint}, item.path)
         self._written += 1
         if not output_options.quiet:
-            for number, utterance in enumerate(spoken.utterances, 1):
-                log_line(f"{item.id}: {describe_utterance(utterance, number, len(spoken.utterances))}")
+            for utterance in spoken.utterances:
+                log_line(f"{item.id}: {describe_utterance(utterance)}")
         for warning in turn_warnings(spoken):
             warn(f"{item.id}: {warning}")
         if output_options.json:

@@ -31,7 +31,7 @@ from csm_cli.storage.paths import expand_path
 from csm_cli.types import Conversation, Turn
 
 if TYPE_CHECKING:
-    from csm_cli.generation.estimate import TurnEstimate
+    from csm_cli.generation.context_window import TurnEstimate
     from csm_cli.generation.turn_cache import RedoRequest
 
 
@@ -208,21 +208,18 @@ def print_dry_run(job: SynthesisJob) -> None:
     """
     set_up(job.output_options)
     from csm_cli.checkpoint import read_checkpoint_config
-    from csm_cli.generation.estimate import EstimateContext, estimate_turns, track_seconds
+    from csm_cli.generation.context_window import WindowLimits, estimate_turns, track_seconds
     from csm_cli.generation.prompt import PromptBuilder
 
     conversation = job.conversations[0]
     model = read_checkpoint_config(job.speech.model, job.speech.revision, job.speech.offline)
     positions = model.config.backbone.positions
     prompt_builder = PromptBuilder(model.tokenizer_file, model.config)
-    context, turns = estimate_turns(
-        conversation,
-        prompt_builder,
-        EstimateContext(positions, job.flags, job.retry_policy.chunk_chars, model.soft_limit),
-    )
+    limits = WindowLimits(positions, soft_limit=model.soft_limit)
+    context, turns = estimate_turns(conversation, prompt_builder, limits, job.flags, job.retry_policy.chunk_chars)
     seconds = track_seconds(conversation, turns)
     window = {
-        "peak": max(estimate.window for estimate in turns),
+        "peak": max(estimate.peak_positions for estimate in turns),
         "positions": positions,
         "soft_limit": model.soft_limit or positions,
         "dropped_turns": len({number for estimate in turns for number in estimate.evicted}),
@@ -246,10 +243,10 @@ def print_dry_run(job: SynthesisJob) -> None:
 def _estimate_record(estimate: TurnEstimate) -> dict[str, Any]:
     return {
         "tokens": estimate.tokens,
-        "chunks": estimate.parts,
+        "chunks": estimate.chunks,
         "estimated_s": round(estimate.seconds, 2),
         "positions": estimate.positions,
-        "context_positions": estimate.window,
+        "context_positions": estimate.peak_positions,
         "dropped_turns": list(estimate.evicted),
     }
 
@@ -259,9 +256,9 @@ def _describe_estimate(turn: Turn, estimate: TurnEstimate, number: int) -> str:
     details = [f"about {estimate.seconds:.1f} s"]
     if turn.recording:
         details = [f"{estimate.seconds:.1f} s", str(turn.recording.path)]
-    if estimate.parts > 1:
-        details.append(f"{estimate.parts} chunks")
-    details.append(f"{estimate.tokens} tokens, context {estimate.window}")
+    if estimate.chunks > 1:
+        details.append(f"{estimate.chunks} chunks")
+    details.append(f"{estimate.tokens} tokens, context {estimate.peak_positions}")
     if dropped := [each for each in estimate.evicted if each != number]:
         details.append(f"turn{'s' if len(dropped) > 1 else ''} {format_ranges(dropped)} dropped from context")
     if number in estimate.evicted:

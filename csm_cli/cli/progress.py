@@ -64,7 +64,7 @@ class ProgressMeter:
             self.frames += event.frames - self._open.get(key, (0, event.turn))[0]
             self._open[key] = event.frames, event.turn
             if not self.items:
-                self.label = f"turn {self._turns[key] + 1}/{len(conversation.turns)} {event.turn.name}".rstrip()
+                self.label = f"turn {event.number}/{len(conversation.turns)} {event.turn.name}".rstrip()
         elif isinstance(event, Utterance):
             self.stops["cached" if event.cached or _is_cached(event.turn) else event.stop] += 1
             self._turns[key] += 1

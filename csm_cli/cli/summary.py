@@ -92,11 +92,11 @@ def conversation_record(
     seconds = sum(each.audio.duration for each in generated)
     stops = {each.stop for each in utterances}
     turns = []
-    for number, (utterance, span) in enumerate(zip(utterances, finished.track.spans, strict=True), 1):
-        cached = (reused or {}).get(number)
+    for utterance, span in zip(utterances, finished.track.spans, strict=True):
+        cached = (reused or {}).get(utterance.number)
         takes = cached.takes if cached else [take_record(take, utterance.audio.rate) for take in utterance.takes]
-        turns.append(_turn_record(utterance, number, span) | {"takes": list(takes)})
-    dropped = {turn for number, each in enumerate(utterances, 1) for turn in each.evicted if turn != number}
+        turns.append(_turn_record(utterance, span) | {"takes": list(takes)})
+    dropped = {turn for each in utterances for turn in each.evicted if turn != each.number}
     return {
         "id": finished.conversation.id or None,
         "status": "ok",
@@ -119,10 +119,10 @@ def conversation_record(
     }
 
 
-def _turn_record(utterance: Utterance, number: int, span: TrackSpan) -> dict[str, Any]:
+def _turn_record(utterance: Utterance, span: TrackSpan) -> dict[str, Any]:
     turn = utterance.turn
     return {
-        "number": number,
+        "number": utterance.number,
         "id": turn.id or None,
         "speaker": speaker_label(turn),
         "text": turn.text,
@@ -162,26 +162,27 @@ def audio_tags(utterances: Sequence[Utterance], checkpoint: Checkpoint, title: s
 def turn_warnings(finished: FinishedConversation) -> list[str]:
     """The warnings of each turn, and which turns were cut."""
     warnings = []
-    for number, each in enumerate(finished.utterances, 1):
-        warnings += [f"{turn_title(each.turn, number)}: {warning}" for warning in each.warnings]
+    for each in finished.utterances:
+        title = turn_title(each.turn, each.number)
+        warnings += [f"{title}: {warning}" for warning in each.warnings]
         if each.stop == "cap":
             warnings.append(
-                f"{turn_title(each.turn, number)} reached the maximum duration of {each.audio.duration:.1f} s before "
+                f"{title} reached the maximum duration of {each.audio.duration:.1f} s before "
                 f"it ended; raise --max-duration or try another --seed than {each.seed}"
             )
     return warnings
 
 
-def faulty_turn_error(utterance: Utterance, number: int) -> GenerationFailed:
+def faulty_turn_error(utterance: Utterance) -> GenerationFailed:
     """The error of a turn without a good take."""
     attempts = ", ".join(f"{take.fault} with seed {take.seed}" for take in utterance.takes if take.fault)
     keep = "" if utterance.stop == "empty" else ", or --no-trim to accept it as it is"
     return GenerationFailed(
-        f"{turn_title(utterance.turn, number)} {attempts}; try another --seed, more --retries{keep}"
+        f"{turn_title(utterance.turn, utterance.number)} {attempts}; try another --seed, more --retries{keep}"
     )
 
 
-def describe_utterance(utterance: Utterance, number: int, total: int) -> str:
+def describe_utterance(utterance: Utterance) -> str:
     """One line on a finished turn, such as `3/8 ben: Really?  [1.20 s, complete, seed 7, RTF 0.50]`."""
     details = [f"{utterance.audio.duration:.2f} s"]
     details.append(_STOP_TEXTS["cached" if utterance.cached else utterance.stop])
@@ -196,7 +197,8 @@ def describe_utterance(utterance: Utterance, number: int, total: int) -> str:
     text = " ".join(utterance.turn.text.split())
     if len(text) > _MAX_TEXT_CHARS:
         text = f"{text[: _MAX_TEXT_CHARS - 4].rstrip()} ..."
-    return f"{number}/{total} {speaker_label(utterance.turn)}: {text}  [{', '.join(details)}]"
+    number = f"{utterance.number}/{len(utterance.conversation.turns)}"
+    return f"{number} {speaker_label(utterance.turn)}: {text}  [{', '.join(details)}]"
 
 
 def summarize(meter: ProgressMeter, model: str, device: object) -> str:

@@ -184,7 +184,7 @@ def collect_turns(
             failed.add(conversation.id)
             del unfinished[conversation.id]
             if isinstance(event, Utterance):
-                event = ConversationFailed(conversation, faulty_turn_error(event, len(utterances) + 1))
+                event = ConversationFailed(conversation, faulty_turn_error(event))
             yield event
             continue
         utterances.append(event)
@@ -248,7 +248,7 @@ def recorded_events(conversation: Conversation, checkpoint: Checkpoint, stream: 
     from csm_cli.models.mimi.config import codec_config
 
     codec = codec_config(checkpoint.codec_config)
-    for turn in conversation.turns:
+    for number, turn in enumerate(conversation.turns, 1):
         recording = turn.recording
         assert recording is not None
         audio = read_audio(recording.path, codec.rate, recording.start, recording.end)
@@ -257,8 +257,8 @@ def recorded_events(conversation: Conversation, checkpoint: Checkpoint, stream: 
         else:
             codes = torch.empty(-(-len(audio.samples) // codec.frame_samples), 0, dtype=torch.int64)
         if stream:
-            yield AudioChunk(conversation, turn, audio.samples)
-        yield Utterance(conversation, turn, codes, audio, "recorded")
+            yield AudioChunk(conversation, turn, audio.samples, number)
+        yield Utterance(conversation, turn, codes, audio, "recorded", number=number)
 
 
 def check_outputs(
@@ -425,8 +425,7 @@ def _finish(
         else:
             utterances.append(run.record(event) if run else event)
             if not quiet:
-                total = len(event.conversation.turns)
-                log_line(describe_utterance(utterances[-1], len(utterances), total))
+                log_line(describe_utterance(utterances[-1]))
     raise CsmError("the model stopped before the last turn; run again with --debug and report it")
 
 

@@ -21,8 +21,7 @@ import soundfile
 
 from csm_cli.errors import OutputFailed, OutputRefused
 from csm_cli.generation.chunking import apply_lexicon
-from csm_cli.generation.concatenate import Segment
-from csm_cli.generation.events import Utterance
+from csm_cli.generation.events import Segment, Utterance
 from csm_cli.generation.fingerprint import SynthesisSetup
 from csm_cli.storage.files import exclusive_lock, write_together
 from csm_cli.storage.fingerprint import fingerprint
@@ -294,7 +293,7 @@ class IncrementalRun:
         Raises:
             OutputRefused, OutputFailed: the cache cannot be written.
         """
-        number = len(self._finished) + 1
+        number = utterance.number
         turn = self.script.turns[number - 1]
         entry = CachedTurn(number, turn.text, self._fingerprints[number - 1], self._history, "", 0, None, "recorded")
         if cached := self.reused.get(number):

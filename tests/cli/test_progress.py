@@ -36,7 +36,7 @@ def test_frames_and_characters_of_generated_turns_are_counted() -> None:
     meter = ProgressMeter([TALK], 12.5)
     assert (meter.frames, meter.done_chars, meter.total_chars) == (0, 0, 42)
     for count in (1, 2, 3):
-        meter.update(FrameProgress(TALK, SPOKEN, count, 99))
+        meter.update(FrameProgress(TALK, SPOKEN, count, 99, 1))
     assert (meter.frames, meter.audio_seconds, meter.done_chars) == (3, 0.24, pytest.approx(0.24 * 14))
     assert meter.label == "turn 1/3 [b]ana"
     meter.update(uttered(SPOKEN, 4, "eos"))

@@ -32,13 +32,14 @@ def conversation(*texts: str) -> Conversation:
 
 def generate(incremental: IncrementalRun, upto: int | None = None) -> None:
     """Finishes the turns; audio and codes depend on text and seed."""
-    for turn in incremental.conversation.turns[:upto]:
+    for number, turn in enumerate(incremental.conversation.turns[:upto], 1):
         stop, seed = ("recorded", 0) if turn.recording else ("eos", turn.options.seed or 0)
         code = sum(turn.text.encode()) % 2000
         sound = np.full(1920, code / 4000 + seed / 1e6, np.float32)
         segment = (Segment(turn.text, 0.0, 0.08, 1),) if stop == "eos" else ()
         audio, codes = Audio(sound, 24000), torch.full((1, 4), code, dtype=torch.int64)
-        incremental.record(Utterance(incremental.conversation, turn, codes, audio, stop, seed=seed, segments=segment))
+        utterance = Utterance(incremental.conversation, turn, codes, audio, stop, seed=seed, segments=segment)
+        incremental.record(replace(utterance, number=number))
 
 
 @pytest.fixture
@@ -74,9 +75,8 @@ def test_a_reused_turn_is_reported_as_when_it_was_generated(run: Run, tmp_path: 
         TurnCache.open(tmp_path / "o.wav"), conversation("One"), SynthesisSetup(checkpoint, UNSET, POLICY), NO_REDO
     )
     (turn,) = incremental.conversation.turns
-    heard = Utterance(
-        incremental.conversation, turn, torch.zeros(1, 4), Audio(np.zeros(1920, np.float32), 24000), "recorded"
-    )
+    audio = Audio(np.zeros(1920, np.float32), 24000)
+    heard = Utterance(incremental.conversation, turn, torch.zeros(1, 4), audio, "recorded", number=1)
     reported = incremental.record(heard)
     assert (reported.cached, reported.stop, reported.turn.recording) == (True, "eos", None)
     assert reported.segments == (Segment("One", 0.0, 0.08, 1),)
