@@ -1,4 +1,4 @@
-"""csm voices: saved voices."""
+"""csm voices: add, list, show, play and remove saved voices."""
 
 from __future__ import annotations
 
@@ -12,142 +12,126 @@ from csm_cli.cli.console import emit, emit_json, emit_path, log_line, set_up, wa
 from csm_cli.cli.expand import expand_dataclass
 from csm_cli.cli.options import ResultOptions, voice_names
 from csm_cli.cli.say import read_text
-from csm_cli.errors import InputError, UsageError
+from csm_cli.errors import AudioUnreadable, InputError, UsageError
 
 if TYPE_CHECKING:
-    from csm_cli.models.mimi import Codec
-    from csm_cli.voices import PreparedClip, SavedVoice, VoiceText
+    from csm_cli.voices import SavedVoice, VoiceInfo
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="A saved voice.", autocompletion=voice_names)]
 Names = Annotated[list[str], typer.Argument(metavar="NAME...", help="Saved voices.", autocompletion=voice_names)]
-Json = Annotated[bool, typer.Option("--json", help="The same as JSON.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of a failure.")]
 
-voices = typer.Typer(name="voices", help="Saved voices: speech, its words and where it is from.", no_args_is_help=True)
+voices = typer.Typer(name="voices", help="Add, list, show, play and remove saved voices.", no_args_is_help=True)
 
 
 @dataclass(frozen=True)
-class VoiceOptions:
-    """What is said of a clip."""
+class ClipOptions:
+    """The part of the recording to save, its transcript, licence and source."""
 
-    text: Annotated[str | None, typer.Option("--text", metavar="TEXT", help="What the clip says.")] = None
+    text: Annotated[str | None, typer.Option("--text", metavar="TEXT", help="Transcript of the clip.")] = None
     text_file: Annotated[
-        str | None, typer.Option("--text-file", metavar="FILE", help="The same from a file; else CLIP's .txt.")
+        str | None,
+        typer.Option("--text-file", metavar="FILE", help="File with the transcript (default: CLIP with suffix .txt)."),
     ] = None
-    license: Annotated[str, typer.Option("--license", metavar="TEXT", help="Its licence, or who consented.")] = ""
-    source: Annotated[str, typer.Option("--source", metavar="TEXT", help="Where it is from.")] = ""
-    start: Annotated[float | None, typer.Option("--start", metavar="SEC", help="Where in CLIP it begins.")] = None
-    end: Annotated[float | None, typer.Option("--end", metavar="SEC", help="Where it ends.")] = None
+    license: Annotated[
+        str, typer.Option("--license", metavar="TEXT", help="Licence of the clip, or who consented to its use.")
+    ] = ""
+    source: Annotated[str, typer.Option("--source", metavar="TEXT", help="Where the clip is from.")] = ""
+    start: Annotated[float | None, typer.Option("--start", metavar="SEC", help="Start of the voice in CLIP.")] = None
+    end: Annotated[float | None, typer.Option("--end", metavar="SEC", help="End of the voice in CLIP.")] = None
 
-    def words(self, clip: Path) -> VoiceText:
-        """Raises UsageError where the clip's words are given twice or nowhere; InputError where they cannot be said."""
+    def voice_info(self, clip: Path) -> VoiceInfo:
+        """Raises UsageError where the transcript is given twice or missing; InputError where it is unusable."""
         from csm_cli.script.source import text_problem
-        from csm_cli.voices import VoiceText
+        from csm_cli.voices import VoiceInfo
 
         if self.text is not None and self.text_file is not None:
             raise UsageError("--text and --text-file both given; keep one")
-        beside = clip.with_suffix(".txt")
-        file = self.text_file or (str(beside) if beside.is_file() else None)
+        default = clip.with_suffix(".txt")
+        file = self.text_file or (str(default) if default.is_file() else None)
         if self.text is None and file is None:
-            raise UsageError(f"the clip's words are missing; add --text, or write them to {beside.name} beside it")
+            raise UsageError(f"the clip's transcript is missing; add --text, or write it to {default.name} beside it")
         text = " ".join((self.text if self.text is not None else read_text(str(file))).split())
         if not any(char.isalnum() for char in text):
             raise InputError("the clip's text is empty; write what the clip says")
-        if trouble := next(filter(None, map(text_problem, (text, self.license, self.source))), ""):
-            raise InputError(f"{clip}: {trouble}")
-        return VoiceText(text, self.license, self.source)
+        if problem := next(filter(None, map(text_problem, (text, self.license, self.source))), ""):
+            raise InputError(f"{clip}: {problem}")
+        return VoiceInfo(text, self.license, self.source)
 
 
 @dataclass(frozen=True)
-class Codes:
-    """Whose codec the voice is encoded with."""
+class AddOptions:
+    """How the voice is saved."""
 
     model: Annotated[
-        str | None, typer.Option("--model", metavar="ID|PATH", envvar="CSM_MODEL", help="Encode it for this model.")
+        str | None,
+        typer.Option("--model", metavar="ID|PATH", envvar="CSM_MODEL", help="Model whose codec encodes the clip."),
     ] = None
     replace: Annotated[bool, typer.Option("--replace", help="Replace a voice of this name.")] = False
-    offline: Annotated[bool, typer.Option("--offline", envvar="CSM_OFFLINE", help="Use what is cached only.")] = False
+    offline: Annotated[bool, typer.Option("--offline", envvar="CSM_OFFLINE", help="Download nothing.")] = False
 
 
 def add(
     name: Annotated[str, typer.Argument(metavar="NAME", help="Letters, digits, - and _.")],
     clip: Annotated[Path, typer.Argument(metavar="CLIP", help="A recording of 5 to 15 s by one speaker.")],
     *,
-    given: VoiceOptions,
-    codes: Codes,
+    clip_options: ClipOptions,
+    add_options: AddOptions,
     output_options: ResultOptions,
 ) -> None:
-    """Save a recording as a voice: trimmed, at the model's rate, encoded once."""
-    from csm_cli.voices import add_voice, check_name
+    """Save a recording as a voice: trimmed, at the model's sample rate, encoded once."""
+    from csm_cli.voices import add_voice, cached_codes, check_name, prepare_clip
 
     set_up(output_options)
-    check_name(name, codes.replace)
-    words = given.words(clip)
-    codec = _codec(codes)
-    made = _clip(clip, given, words, codec)
-    for warning in made.warnings:
+    check_name(name, add_options.replace)
+    info = clip_options.voice_info(clip)
+    import torch
+
+    from csm_cli.audio.io import read_audio
+    from csm_cli.checkpoint import open_checkpoint
+    from csm_cli.models.mimi import Codec
+
+    checkpoint = open_checkpoint(add_options.model, offline=add_options.offline)
+    codec = Codec.load(checkpoint.codec_config, checkpoint.codec_weights, "cpu", checkpoint.config.codebooks)
+    recording = read_audio(clip, codec.rate, clip_options.start, clip_options.end)
+    try:
+        prepared = prepare_clip(recording, info.text)
+    except AudioUnreadable as error:
+        raise AudioUnreadable(f"{clip}: {error}") from error
+    for warning in prepared.warnings:
         warn(f"{clip}: {warning}")
-    if not given.license:
-        warn(f"{clip}: no --license; note under which terms, or with whose consent, this voice may be used")
-    voice = add_voice(name, made.audio, words, codes.replace)
-    _encode(voice, codec)
+    if not info.license:
+        warn(f"{clip}: no --license; note the terms, or whose consent, under which this voice may be used")
+    voice = add_voice(name, prepared.audio, info, add_options.replace)
+    samples = torch.from_numpy(read_audio(voice.audio, codec.rate).samples)  # as saved: rounded to 16 bits
+    cached_codes(voice.audio, codec.mark, lambda: codec.encode(samples).numpy())
     if output_options.json:
         emit_json(_record(voice))
         return
     emit_path(voice.audio)
     if not output_options.quiet:
-        log_line(f"voice {name} saved, {made.audio.duration:.1f} s; speak with it: csm say -v {name} ...")
-
-
-def _codec(codes: Codes) -> Codec:
-    from csm_cli.checkpoint import open_checkpoint
-    from csm_cli.models.mimi import Codec
-
-    checkpoint = open_checkpoint(codes.model, offline=codes.offline)
-    return Codec.load(checkpoint.codec_config, checkpoint.codec_weights, "cpu", checkpoint.config.codebooks)
-
-
-def _clip(path: Path, given: VoiceOptions, words: VoiceText, codec: Codec) -> PreparedClip:
-    from csm_cli.audio.io import read_audio
-    from csm_cli.errors import AudioUnreadable
-    from csm_cli.voices import prepare_clip
-
-    audio = read_audio(path, codec.rate, given.start, given.end)
-    try:
-        return prepare_clip(audio, words.text)
-    except AudioUnreadable as problem:
-        raise AudioUnreadable(f"{path}: {problem}") from problem
-
-
-def _encode(voice: SavedVoice, codec: Codec) -> None:
-    """Keeps the codes of what was saved, rounding to 16 bits included."""
-    import torch
-
-    from csm_cli.audio.io import read_audio
-    from csm_cli.voices import cached_codes
-
-    samples = torch.from_numpy(read_audio(voice.audio, codec.rate).samples)
-    cached_codes(voice.audio, codec.mark, lambda: codec.encode(samples).numpy())
+        log_line(f"voice {name} saved, {prepared.audio.duration:.1f} s; use it with: csm say -v {name} ...")
 
 
 @voices.command(name="list")
 def list_(json: Json = False, debug: Debug = False) -> None:
-    """All saved voices."""
+    """List all saved voices."""
     from csm_cli.voices import list_voices
 
-    found = list_voices()
+    records = [_record(voice) for voice in list_voices()]
     if json:
-        emit_json([_record(voice) for voice in found])
+        emit_json(records)
         return
-    width = max((len(voice.name) for voice in found), default=0)
-    for voice in found:
-        kind = "bundled" if voice.bundled else voice.words.license or "no licence"
-        emit(f"{voice.name:<{width}}  {_seconds(voice):5.1f} s  {kind[:24]:<24}  {voice.words.text[:60]}")
+    width = max((len(record["name"]) for record in records), default=0)
+    for record in records:
+        terms = "bundled" if record["bundled"] else record["license"] or "no licence"
+        emit(f"{record['name']:<{width}}  {record['seconds']:5.1f} s  {terms[:24]:<24}  {record['text'][:60]}")
 
 
 @voices.command()
 def show(name: Name, json: Json = False, debug: Debug = False) -> None:
-    """One voice: its words, licence, source and file."""
+    """Show one voice: transcript, licence, source and file."""
     from csm_cli.voices import find_voice
 
     record = _record(find_voice(name))
@@ -177,7 +161,7 @@ def rm(names: Names, debug: Debug = False) -> None:
     from csm_cli.voices import find_voice, remove_voice
 
     for name in names:
-        find_voice(name)  # none is removed where one is misspelled
+        find_voice(name)  # nothing is removed if one name is misspelled
     for name in names:
         remove_voice(name)
         log_line(f"voice {name} removed")
@@ -186,19 +170,15 @@ def rm(names: Names, debug: Debug = False) -> None:
 voices.command()(expand_dataclass(add))
 
 
-def _seconds(voice: SavedVoice) -> float:
+def _record(voice: SavedVoice) -> dict[str, Any]:
     from csm_cli.audio.io import probe
 
-    return probe(voice.audio).duration
-
-
-def _record(voice: SavedVoice) -> dict[str, Any]:
     return {
         "name": voice.name,
-        "seconds": round(_seconds(voice), 2),
-        "text": voice.words.text,
-        "license": voice.words.license,
-        "source": voice.words.source,
+        "seconds": round(probe(voice.audio).duration, 2),
+        "text": voice.info.text,
+        "license": voice.info.license,
+        "source": voice.info.source,
         "audio": str(voice.audio),
         "bundled": voice.bundled,
     }

@@ -11,7 +11,7 @@ import numpy as np
 from csm_cli.audio.io import Audio
 from csm_cli.recipe.corpus import RATE, VOICES, render_voice
 from csm_cli.recipe.espeak import Espeak
-from csm_cli.voices import VoiceText, prepare_clip, save_voice
+from csm_cli.voices import VoiceInfo, prepare_clip, save_voice
 
 _LOG = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ def main(folder: Path | None = None) -> None:
         made = VOICES[voice]
         clip = prepare_clip(Audio(samples.astype(np.float32) / np.float32(32768), RATE), text)
         source = f"espeak-ng, {made.name}, {made.rate} words a minute, pitch {made.pitch}, range {made.range}"
-        save_voice(home / name, clip.audio, VoiceText(text, "Apache-2.0; synthetic speech", source))
+        save_voice(home / name, clip.audio, VoiceInfo(text, "Apache-2.0; synthetic speech", source))
         _LOG.info("%s: %.1f s", name, clip.audio.duration)
 
 

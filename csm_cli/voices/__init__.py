@@ -1,11 +1,11 @@
-"""Saved voices: a clip of speech, its words and where it is from, under a name. A voice is a past turn."""
+"""Saved voices: a clip of speech under a name, with its transcript, licence and source. A voice is a context turn."""
 
 from csm_cli.voices.clip import PreparedClip, prepare_clip
-from csm_cli.voices.codes import cached_codes
 from csm_cli.voices.store import (
     SavedVoice,
-    VoiceText,
+    VoiceInfo,
     add_voice,
+    cached_codes,
     check_name,
     find_voice,
     is_name,
@@ -19,7 +19,7 @@ from csm_cli.voices.store import (
 __all__ = [
     "PreparedClip",
     "SavedVoice",
-    "VoiceText",
+    "VoiceInfo",
     "add_voice",
     "cached_codes",
     "check_name",

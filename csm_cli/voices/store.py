@@ -1,31 +1,38 @@
-"""The folder of saved voices: `NAME/audio.flac` and `NAME/voice.json`; those that are bundled lie in the package."""
+"""The folder of saved voices: `NAME/audio.flac` and `NAME/voice.json`, with a cache of their codes; some are bundled."""
 
 from __future__ import annotations
 
 import difflib
+import io
 import json
+import logging
 import re
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from csm_cli.errors import OutputFailed, OutputRefused, VoiceInvalid, VoiceNotFound
+from csm_cli.errors import AudioUnreadable, OutputFailed, OutputRefused, VoiceInvalid, VoiceNotFound
 from csm_cli.storage.files import remove_folder, replace_folder, write_atomically
+from csm_cli.storage.fingerprint import fingerprint
 from csm_cli.storage.paths import user_data_folder
 from csm_cli.types import Recording, Turn
-from csm_cli.voices.codes import remove_codes
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from csm_cli.audio.io import Audio
 
+_LOG = logging.getLogger(__name__)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
-_AUDIO, _CARD = "audio.flac", "voice.json"
+_AUDIO, _INFO = "audio.flac", "voice.json"
 
 
 @dataclass(frozen=True)
-class VoiceText:
-    """What a clip says, the licence or consent under which it may be used, and where it is from."""
+class VoiceInfo:
+    """The transcript of a clip, the licence or consent under which it may be used, and its source."""
 
     text: str
     license: str = ""
@@ -34,11 +41,11 @@ class VoiceText:
 
 @dataclass(frozen=True)
 class SavedVoice:
-    """A saved voice: speech in `audio` (FLAC, mono), and its words."""
+    """A saved voice: a clip of speech in `audio` (FLAC, mono), and what is known about it."""
 
     name: str
     folder: Path
-    words: VoiceText
+    info: VoiceInfo
     bundled: bool = False
 
     @property
@@ -46,75 +53,74 @@ class SavedVoice:
         return self.folder / _AUDIO
 
     def turn(self, speaker: int, name: str = "") -> Turn:
-        """The past turn by which `speaker` gets this voice."""
-        return Turn(speaker, self.words.text, name, recording=Recording(self.audio, voice=self.name))
+        """The context turn that gives `speaker` this voice."""
+        return Turn(speaker, self.info.text, name, recording=Recording(self.audio, voice=self.name))
 
 
 def voices_folder() -> Path:
-    """Where the user's own voices lie."""
+    """The folder of the user's own voices."""
     return user_data_folder() / "voices"
 
 
 def is_name(text: str) -> bool:
-    """Whether `text` can be a voice's name, which no path with a suffix or folder can."""
+    """Whether `text` can be a voice's name; a path with a suffix or a folder cannot."""
     return _NAME.fullmatch(text) is not None
 
 
 def list_voices() -> list[SavedVoice]:
-    """Every saved voice by name, the bundled ones first; folders that hold none are passed over.
+    """Every saved voice by name, the bundled ones first. Folders without a voice are skipped.
 
     Raises:
-        VoiceInvalid: a voice's card cannot be read.
+        VoiceInvalid: a voice cannot be read.
     """
-    found = [(folder, bundled) for home, bundled in _homes() for folder in _folders(home)]
-    return [_read(folder, bundled) for folder, bundled in found]
+    return [_read(folder, bundled) for folder, bundled in _voice_folders()]
 
 
 def find_voice(name: str) -> SavedVoice:
     """The voice of this name.
 
     Raises:
-        VoiceNotFound: there is none; says which are near.
+        VoiceNotFound: no such voice; the message has similar names.
         VoiceInvalid: its files cannot be used.
     """
     if is_name(name):
-        for home, bundled in _homes():
-            if (home / name / _CARD).is_file():
-                return _read(home / name, bundled)
+        for parent, bundled in _locations():
+            if (parent / name / _INFO).is_file():
+                return _read(parent / name, bundled)
     raise VoiceNotFound(f"no voice {name!r}; {similar_voices(name)}")
 
 
 def similar_voices(name: str) -> str:
-    """What to tell of the voices there are to somebody who asked for another."""
-    names = _names()
-    near = difflib.get_close_matches(name, names, n=3, cutoff=0.6)
-    if near:
-        return f"did you mean {' or '.join(near)}?"
+    """A hint for a message about an unknown voice: similar names, else the first few saved ones."""
+    names = [folder.name for folder, _ in _voice_folders()]
+    similar = difflib.get_close_matches(name, names, n=3, cutoff=0.6)
+    if similar:
+        return f"did you mean {' or '.join(similar)}?"
     return f"saved voices: {', '.join(names[:8])}" if names else "no voices are saved; see `csm voices add --help`"
 
 
 def check_name(name: str, replace: bool = False) -> None:
-    """Refuses a name under which nothing can be saved.
+    """Refuses a name under which no voice can be saved.
 
     Raises:
-        OutputRefused: no name, a bundled voice's, or a saved one's where `replace` is false.
+        OutputRefused: an invalid name, a bundled voice's, or a saved one's where `replace` is false.
     """
     if not is_name(name):
         raise OutputRefused(f"{name!r} cannot name a voice; use up to 64 letters, digits, - and _")
-    if any(name == folder.name for folder in _folders(_bundled())):
+    if any(name == folder.name for folder, bundled in _voice_folders() if bundled):
         raise OutputRefused(f"{name!r} is the name of a bundled voice; choose another")
     if (voices_folder() / name).exists() and not replace:
         raise OutputRefused(f"there is a voice {name!r} already; add --replace to replace it")
 
 
-def add_voice(name: str, audio: Audio, words: VoiceText, replace: bool = False) -> SavedVoice:
+def add_voice(name: str, audio: Audio, info: VoiceInfo, replace: bool = False) -> SavedVoice:
     """Saves a voice; raises OutputRefused as `check_name`, and as `save_voice`."""
     check_name(name, replace)
-    return save_voice(voices_folder() / name, audio, words)
+    return save_voice(voices_folder() / name, audio, info)
 
 
-def save_voice(folder: Path, audio: Audio, words: VoiceText) -> SavedVoice:
-    """Writes a voice's folder, named as the voice: it appears whole or not at all, in the place of one before.
+def save_voice(folder: Path, audio: Audio, info: VoiceInfo) -> SavedVoice:
+    """Writes a voice's folder, named as the voice, atomically.
 
     Raises:
         OutputRefused: the folder cannot be made.
@@ -124,50 +130,82 @@ def save_voice(folder: Path, audio: Audio, words: VoiceText) -> SavedVoice:
 
     with replace_folder(folder) as fresh:
         write_audio(fresh / _AUDIO, audio)
-        write_atomically(fresh / _CARD, (json.dumps(asdict(words), ensure_ascii=False, indent=2) + "\n").encode())
-    return SavedVoice(folder.name, folder, words)
+        write_atomically(fresh / _INFO, (json.dumps(asdict(info), ensure_ascii=False, indent=2) + "\n").encode())
+    return SavedVoice(folder.name, folder, info)
 
 
 def remove_voice(name: str) -> SavedVoice:
-    """Removes a saved voice.
+    """Removes a saved voice and its codes.
 
     Raises:
-        VoiceNotFound: there is none. OutputRefused: it is bundled. OutputFailed: it could not be removed.
+        VoiceNotFound: no such voice. OutputRefused: it is bundled. OutputFailed: it could not be removed.
     """
     voice = find_voice(name)
     if voice.bundled:
-        raise OutputRefused(f"{name!r} is bundled with csm and stays")
+        raise OutputRefused(f"{name!r} is bundled with csm and cannot be removed")
     try:
-        remove_codes(voice.audio)
+        for file in _codes_folder().glob(f"{_clip_fingerprint(voice.audio)}-*.npy"):
+            file.unlink(missing_ok=True)
         remove_folder(voice.folder)
     except OSError as error:
         raise OutputFailed(f"{voice.folder}: could not be removed ({error.strerror})") from error
     return voice
 
 
-def _bundled() -> Path:
-    return Path(str(resources.files("csm_cli") / "assets" / "voices"))
+def cached_codes(audio: Path, codec: str, encode: Callable[[], NDArray[np.int64]]) -> NDArray[np.int64]:
+    """The codes [T, K] of a clip, from the cache, else from `encode` and then cached. codec: its fingerprint.
+
+    Raises:
+        AudioUnreadable: the clip cannot be read.
+    """
+    import numpy as np
+
+    file = _codes_folder() / f"{_clip_fingerprint(audio)}-{codec}.npy"
+    try:
+        cached: NDArray[np.int64] = np.load(file, allow_pickle=False)
+        return cached
+    except (OSError, ValueError, EOFError):  # not cached, or damaged
+        codes = encode()
+    buffer = io.BytesIO()
+    np.save(buffer, codes)
+    try:
+        write_atomically(file, buffer.getvalue())
+    except (OutputRefused, OutputFailed) as error:
+        _LOG.warning("the voice's codes are not cached: %s", error)
+    return codes
 
 
-def _homes() -> tuple[tuple[Path, bool], ...]:
-    return ((_bundled(), True), (voices_folder(), False))
+def _codes_folder() -> Path:
+    return user_data_folder() / "codes"
 
 
-def _folders(home: Path) -> list[Path]:
-    entries = home.iterdir() if home.is_dir() else ()
-    return sorted(entry for entry in entries if is_name(entry.name) and (entry / _CARD).is_file())
+def _clip_fingerprint(audio: Path) -> str:
+    try:
+        return fingerprint(audio, length=16)
+    except OSError as error:
+        raise AudioUnreadable(f"{audio}: {error.strerror}; add the voice again") from error
 
 
-def _names() -> list[str]:
-    return [folder.name for home, _ in _homes() for folder in _folders(home)]
+def _locations() -> tuple[tuple[Path, bool], ...]:
+    """The folders that hold voices, and whether they are bundled."""
+    return (Path(str(resources.files("csm_cli") / "assets" / "voices")), True), (voices_folder(), False)
+
+
+def _voice_folders() -> list[tuple[Path, bool]]:
+    return [
+        (folder, bundled)
+        for parent, bundled in _locations()
+        for folder in (sorted(parent.iterdir()) if parent.is_dir() else ())
+        if is_name(folder.name) and (folder / _INFO).is_file()
+    ]
 
 
 def _read(folder: Path, bundled: bool) -> SavedVoice:
-    card = folder / _CARD
+    path = folder / _INFO
     try:
-        words = VoiceText(**json.loads(card.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as problem:
-        raise VoiceInvalid(f"{card}: is not a voice's card ({problem}); remove {folder} and add it again") from problem
+        info = VoiceInfo(**json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise VoiceInvalid(f"{path}: does not describe a voice ({error}); remove {folder} and add it again") from error
     if not (folder / _AUDIO).is_file():
         raise VoiceInvalid(f"{folder / _AUDIO}: the voice's clip is missing; remove {folder} and add it again")
-    return SavedVoice(folder.name, folder, words, bundled)
+    return SavedVoice(folder.name, folder, info, bundled)

@@ -85,7 +85,7 @@ def test_the_words_come_from_anywhere(csm: Csm, clip: Path, tiny_checkpoint: Pat
 @pytest.mark.parametrize(
     ("flags", "code", "message"),
     [
-        ([], 2, "the clip's words are missing"),
+        ([], 2, "transcript is missing"),
         (["--text", "a", "--text-file", "b"], 2, "keep one"),
         (["--text", " . "], 3, "text is empty"),
         (["--text", "Hi \x1b there"], 3, "U+001B cannot be spoken"),
@@ -174,7 +174,7 @@ def test_scripts_and_batch_lines_name_voices(
         (script("saved, voice_text: Hi"), "speakers.ana.voice_text has no effect on a saved voice"),
         ('{"text": "Hi", "voice": "savd"}', "did you mean saved?"),
         ('{"text": "Hi", "voice_text": "Ho"}', 'has no effect without "voice"'),
-        ('{"text": "[0]Hi [1]Ho", "voice": "saved"}', "several speakers"),
+        ('{"text": "[0]Hi [1]Ho", "voice": "saved"}', "has several"),
     ],
 )
 def test_a_script_complains_of_voices_there_are_not(
