@@ -1,4 +1,4 @@
-"""The folder of saved voices: `NAME/audio.flac` and `NAME/voice.json`, with a cache of their codes; some are bundled."""
+"""Saved voices as folders, `NAME/audio.flac` and `NAME/voice.json`, and a cache of their codes; some are bundled."""
 
 from __future__ import annotations
 
