@@ -124,7 +124,7 @@ def csm(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> C
 
     Voices and configuration are those of `home`.
     """
-    monkeypatch.setattr(ContentionMonitor, "crowded", False)  # whatever else this machine does
+    monkeypatch.setattr(ContentionMonitor, "detected", False)  # whatever else runs on this machine
     log = logging.getLogger("csm_cli")
     for name in ("handlers", "level", "propagate"):
         monkeypatch.setattr(log, name, getattr(log, name))

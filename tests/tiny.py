@@ -15,7 +15,7 @@ from csm_cli.engine import Engine, Request, SamplingParams, decode
 from csm_cli.models.csm import CsmModel
 from csm_cli.models.csm.config import ModelConfig, model_config
 from csm_cli.models.mimi import Codec
-from csm_cli.models.mimi.codec import _Mimi
+from csm_cli.models.mimi.codec import MimiNetwork
 from csm_cli.models.mimi.config import codec_config
 
 LLAMA3 = {"rope_type": "llama3", "rope_theta": 500000.0, "factor": 32.0, "low_freq_factor": 0.125}
@@ -88,18 +88,18 @@ def random_codec(config: Mapping[str, Any], device: str = "cpu") -> Codec:
     """A Mimi of these sizes, missing ones its own; on `meta` one without numbers."""
     sizes = codec_config(config)
     with torch.device("meta" if device == "meta" else "cpu"):
-        modules = _Mimi(sizes).requires_grad_(False)
+        network = MimiNetwork(sizes).requires_grad_(False)
     generator = torch.Generator().manual_seed(1)
-    for tensor in modules.state_dict().values():
+    for tensor in network.state_dict().values():
         if not tensor.is_meta:
             tensor.normal_(0, 0.1, generator=generator)
-    return Codec(modules.to(device), sizes, sizes.quantizers, torch.device(device))
+    return Codec(network.to(device), sizes, sizes.quantizers, torch.device(device))
 
 
 def random_codes(codec: Codec, frames: int) -> Tensor:
     """[T, K]"""
     generator = torch.Generator().manual_seed(frames)
-    return torch.randint(codec.config.codes, (frames, codec.codebooks), generator=generator)
+    return torch.randint(codec.config.codebook_size, (frames, codec.codebooks), generator=generator)
 
 
 def ours(model: CsmForConditionalGeneration) -> tuple[CsmModel, ModelConfig]:

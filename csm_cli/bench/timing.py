@@ -57,7 +57,7 @@ class TimingResult:
     """
 
     def __init__(self, ready: PreparedBench, load: SpeedLoad, compile: bool = False) -> None:
-        window = ready.checkpoint.config.backbone.positions
+        window = ready.checkpoint.config.backbone.max_seq_len
         if load.context + load.frames > window:
             raise UsageError(f"{load.context} positions and {load.frames} frames exceed the window of {window}")
         self.ready, self.load = ready, load
@@ -88,7 +88,7 @@ class TimingResult:
         started = synchronized_now(self.ready.device)
         self.engine.admit(self.request(2))
         codec = self.ready.codec
-        ChunkDecoder(codec).put(codec.decoder(), self.engine.step()[0].codes[None]).samples()
+        ChunkDecoder(codec).submit(codec.decoder(), self.engine.step()[0].codes[None]).samples()
         return synchronized_now(self.ready.device) - started
 
     def codec_frame(self, codes: Tensor) -> float:
@@ -100,7 +100,7 @@ class TimingResult:
         while done < len(codes):
             rows = codes[done : done + chunk_frames(done, codec.frame_rate)].unbind(1)
             done += len(rows[0])
-            for sound in [deck.put(each, row) for each, row in zip(decoders, rows, strict=True)]:
+            for sound in [deck.submit(each, row) for each, row in zip(decoders, rows, strict=True)]:
                 sound.samples()
         return (synchronized_now(self.ready.device) - started) / len(codes)
 
@@ -109,7 +109,7 @@ class TimingResult:
 
         Their sum, but where the codec works beside the frame loop what speaking takes.
         """
-        if not self._deck().beside:
+        if not self._deck().deferred:
             return frame + codec
         return median(self.speech() for _ in range(_SPEECHES))
 
@@ -123,7 +123,7 @@ class TimingResult:
             self.engine.admit(request)
         started = synchronized_now(self.ready.device)
         while self.engine.busy:
-            for frame in self.engine.step(deck.start):
+            for frame in self.engine.step(deck.flush):
                 tapes[frame.request].add_frame(frame.codes)
         for tape in tapes.values():
             tape.finish_frames()

@@ -99,7 +99,7 @@ def _stack(stack: StackConfig) -> dict[str, Any]:
         "num_attention_heads": stack.heads,
         "num_key_value_heads": stack.kv_heads,
         "head_dim": stack.head_dim,
-        "max_position_embeddings": stack.positions,
+        "max_position_embeddings": stack.max_seq_len,
         "rms_norm_eps": stack.eps,
         "rope_parameters": _rope(stack.rope),
     }
@@ -114,5 +114,5 @@ def _rope(rope: Rope) -> dict[str, Any]:
         "factor": rope.factor,
         "low_freq_factor": rope.low_freq_factor,
         "high_freq_factor": rope.high_freq_factor,
-        "original_max_position_embeddings": rope.original_positions,
+        "original_max_position_embeddings": rope.original_max_seq_len,
     }

@@ -213,7 +213,7 @@ def print_dry_run(job: SynthesisJob) -> None:
 
     conversation = job.conversations[0]
     model = read_checkpoint_config(job.speech.model, job.speech.revision, job.speech.offline)
-    positions = model.config.backbone.positions
+    positions = model.config.backbone.max_seq_len
     prompt_builder = PromptBuilder(model.tokenizer_file, model.config)
     limits = WindowLimits(positions, soft_limit=model.soft_limit)
     context, turns = estimate_turns(conversation, prompt_builder, limits, job.flags, job.retry_policy.chunk_chars)

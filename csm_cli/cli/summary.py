@@ -86,7 +86,7 @@ def conversation_record(
     """The JSON object of a conversation. device: None if nothing was generated; reused: cached turns by turn number."""
     from csm_cli.generation.turn_cache import take_record
 
-    utterances, positions = finished.utterances, checkpoint.config.backbone.positions
+    utterances, positions = finished.utterances, checkpoint.config.backbone.max_seq_len
     synthetic = [each for each in utterances if each.stop != "recorded"]
     generated = [each for each in synthetic if not each.cached]
     seconds = sum(each.audio.duration for each in generated)
@@ -227,6 +227,6 @@ def contention_hint(job: SynthesisJob, synth: Synthesizer) -> str:
 
     # neither says anything about other programs: compiling takes time, and passive threads wait by sleeping
     waiting = job.speech.compile or os.environ.get("OMP_WAIT_POLICY", "").lower() == "passive"
-    if waiting or synth.device.type != "cpu" or torch.get_num_threads() == 1 or not synth.engine.pace.crowded:
+    if waiting or synth.device.type != "cpu" or torch.get_num_threads() == 1 or not synth.engine.contention.detected:
         return ""
     return "other programs kept the processor busy; one thread is faster then: OMP_NUM_THREADS=1 csm ..."

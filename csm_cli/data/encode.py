@@ -65,7 +65,7 @@ class Encoder:
         self._codec = Codec.load(self.checkpoint.codec_config, self.checkpoint.codec_weights, device, config.codebooks)
         self._prompt_builder = PromptBuilder(self.checkpoint.tokenizer_file, config)
         self._batch = _BATCH.get(device.type, 1)
-        self.window = config.backbone.positions
+        self.window = config.backbone.max_seq_len
         self.coding = CodecIdentity(codec_identity(self.checkpoint), config.codebooks, self._codec.frame_rate)
 
     def encode(self, piece: DatasetEntry) -> tuple[list[Example], ClipFindings]:
@@ -87,7 +87,7 @@ class Encoder:
             for start in range(0, len(sounds), self._batch):
                 some = sounds[start : start + self._batch]
                 samples = [self._samples(audio) for _, audio in some]
-                for (at, _), codes in zip(some, self._codec.encode_many(samples), strict=True):
+                for (at, _), codes in zip(some, self._codec.encode_batch(samples), strict=True):
                     clip = block[at].clip
                     block[at] = replace(block[at], got=CodedTurn(clip.speaker, clip.text, codes.cpu(), clip.learned))
             yield from block

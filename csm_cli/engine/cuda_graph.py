@@ -8,46 +8,47 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor
 
-_WARM_UP = 2
+_WARM_UP_RUNS = 2
 
 GraphReplay = Callable[[], object]
 GraphKey = TypeVar("GraphKey", bound=Hashable)
 
 
 class CudaCapture:
-    """Captures into one pool of memory, which graphs share because none runs beside another."""
+    """Captures graphs into one memory pool, which they can share because no two run at the same time."""
 
     def __init__(self, device: torch.device) -> None:
-        # What is captured goes before the codec's work, which has a stream of its own.
+        # A higher priority than the codec's own stream.
         self._stream = torch.cuda.Stream(device, priority=-1)  # type: ignore[no-untyped-call]
         self._pool = torch.cuda.graph_pool_handle()
 
-    def __call__(self, work: Callable[[], None]) -> GraphReplay:
+    def __call__(self, fn: Callable[[], None]) -> GraphReplay:
         self._stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self._stream):
-            for _ in range(_WARM_UP):  # cuBLAS and Triton set themselves up, which no graph may hold
-                work()
+            for _ in range(_WARM_UP_RUNS):  # cuBLAS and Triton initialize, which cannot be captured
+                fn()
         torch.cuda.current_stream().wait_stream(self._stream)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
-            work()
+            fn()
         return graph.replay
 
 
 class CudaGraphRunner(Generic[GraphKey]):
-    """`fn(key)`, captured once for each key and replayed from then on.
+    """`fn(key)`, captured once for each key and then replayed.
 
-    fn reads and writes only buffers that never move, waits for nothing and branches on no number it computes. kept: the
-    buffers that capturing, which runs it a few times, must leave as they were. Without `capture` it is just called.
+    fn must read and write only buffers that never move, synchronize nothing and branch on no computed value.
+    preserved: buffers whose contents are restored after a capture, which runs fn a few times. Without `capture` fn is
+    just called.
     """
 
     def __init__(
         self,
         fn: Callable[[GraphKey], None],
-        kept: Sequence[Tensor],
+        preserved: Sequence[Tensor],
         capture: Callable[[Callable[[], None]], GraphReplay] | None,
     ) -> None:
-        self._fn, self._kept, self._capture = fn, kept, capture
+        self._fn, self._preserved, self._capture = fn, preserved, capture
         self._replays: dict[GraphKey, GraphReplay] = {}
 
     @property
@@ -63,10 +64,10 @@ class CudaGraphRunner(Generic[GraphKey]):
         self._replays[key]()
 
     def prepare(self, key: GraphKey) -> None:
-        """Captures now. Largest keys first: what they allocate serves the smaller ones too."""
+        """Captures now. Largest keys first: smaller ones reuse their memory."""
         if self._capture is None or key in self._replays:
             return
-        saved = [buffer.clone() for buffer in self._kept]
+        saved = [buffer.clone() for buffer in self._preserved]
         self._replays[key] = self._capture(lambda: self._fn(key))
-        for buffer, value in zip(self._kept, saved, strict=True):
+        for buffer, value in zip(self._preserved, saved, strict=True):
             buffer.copy_(value)

@@ -1,4 +1,4 @@
-"""How many conversations fit a device's memory at once."""
+"""How many conversations fit into a device's memory at once."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from pathlib import Path
 
 import torch
 
-from csm_cli.engine.decode_state import kv_capacity
-from csm_cli.models.csm.config import ModelConfig, StackConfig
+from csm_cli.engine.decode_step import kv_capacity
+from csm_cli.models.csm.config import ModelConfig
 
-MOST_ON_CPU, MOST_ON_GPU = 8, 64  # beyond these a frame takes longer by as much as it gives more
-SHARE = 0.6  # of what is free beside the weights; activations, codecs and other programs get the rest
+MAX_SLOTS_CPU, MAX_SLOTS_GPU = 8, 64  # more rows slow a step down by as much as they add
+MEMORY_SHARE = 0.6  # of the free memory beside the weights; the rest is for activations, codecs and other programs
 
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """slots: conversations at once. slot_bytes: the KV caches of one. free: bytes, None where nobody can tell."""
+    """slots: conversations at once. slot_bytes: the KV caches of one. free: bytes, None if unknown."""
 
     slots: int
     slot_bytes: int
@@ -27,46 +27,39 @@ class MemoryEstimate:
 
     def __str__(self) -> str:
         free = "" if self.free is None else f"{self.free / 1e9:.1f} GB free, "
-        return f"{free}{self.slot_bytes / 1e6:.0f} MB an item"
+        return f"{free}{self.slot_bytes / 1e6:.0f} MB per item"
 
 
 def estimate_memory(
     config: ModelConfig, weights: Iterable[Path], device: torch.device, dtype: torch.dtype
 ) -> MemoryEstimate:
     """Slots beside the weights, which are not loaded yet: a power of two, since batches are padded to one."""
-    slot_bytes = _kv_numbers(config.backbone, kv_capacity(config.backbone.positions)) + _kv_numbers(
-        config.depth, config.codebooks
-    )
-    slot_bytes *= dtype.itemsize
+    caches = ((config.backbone, kv_capacity(config.backbone.max_seq_len)), (config.depth, config.codebooks))
+    per_position = dtype.itemsize * 2  # a key and a value
+    slot_bytes = sum(per_position * s.layers * s.kv_heads * s.head_dim * positions for s, positions in caches)
     free = free_memory(device)
-    most = MOST_ON_GPU if device.type == "cuda" else MOST_ON_CPU
+    slots = MAX_SLOTS_GPU if device.type == "cuda" else MAX_SLOTS_CPU
     if free is not None:
-        left = SHARE * (free - sum(path.stat().st_size for path in weights))
-        most = min(most, int(max(left, 0) // slot_bytes))
-    return MemoryEstimate(1 << max(0, most.bit_length() - 1), slot_bytes, free)
+        available = MEMORY_SHARE * (free - sum(path.stat().st_size for path in weights))
+        slots = min(slots, int(max(available, 0) // slot_bytes))
+    return MemoryEstimate(1 << max(0, slots.bit_length() - 1), slot_bytes, free)
 
 
 def free_memory(device: torch.device) -> int | None:
-    """Bytes that can be had on a device; on a CPU what Linux says is available, within a container's bound."""
+    """Available bytes of a device; on a CPU Linux's MemAvailable, within the control group's limit."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     with suppress(OSError):
-        found = re.search(r"^MemAvailable: +(\d+) kB", Path("/proc/meminfo").read_text(), re.MULTILINE)
-        if found:
-            return min(int(found[1]) * 1024, _container())
+        match = re.search(r"^MemAvailable: +(\d+) kB", Path("/proc/meminfo").read_text(), re.MULTILINE)
+        if match:
+            return min(int(match[1]) * 1024, _control_group_free())
     return None
 
 
-def _container() -> int:
-    """What a control group leaves."""
+def _control_group_free() -> int:
     folder = Path("/sys/fs/cgroup")
     try:
         limit, used = ((folder / f"memory.{name}").read_text().strip() for name in ("max", "current"))
         return int(limit) - int(used) if limit != "max" else 1 << 62
     except (OSError, ValueError):
         return 1 << 62
-
-
-def _kv_numbers(stack: StackConfig, positions: int) -> int:
-    """Keys and values of one row."""
-    return 2 * stack.layers * stack.kv_heads * stack.head_dim * positions

@@ -1,4 +1,4 @@
-"""A function over static buffers, played from a tape: its operators alone, without the Python and the views between."""
+"""A function over static buffers, replayed as its recorded operators: no Python code and no views in between."""
 
 from __future__ import annotations
 
@@ -10,92 +10,89 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-_LARGEST = 256 << 20  # bytes that a tape may hold
+_MAX_BYTES = 256 << 20  # of results that a recording may hold
 
 RecordedOp = Callable[[], object]
 ReplayKey = TypeVar("ReplayKey", bound=Hashable)
 
 
 class OpReplay(Generic[ReplayKey]):
-    """`fn(key)`, written down at the second call in a row for a key and played from then on.
+    """`fn(key)`, recorded at the second call in a row for a key and then replayed.
 
-    The first is fn's own, which may make what it keeps. fn reads and writes only buffers that never move, and branches
-    on no number it computes: the same that `CudaGraphRunner` asks for. Only the last key's recording is kept, as it
-    holds the result of every operator; writing one takes as long as three or four calls. Where results are large
-    nothing is recorded: 16 rows of csm-1b would hold 0.7 GB, and take as long either way.
-
-    On a CPU most operators of a small frame take no longer than Python takes to reach them: on the bundled voice 436
-    of 673 are left, without the views, and a frame takes 0.72 of its time (two threads). torch.jit.trace: 0.67, but
-    deprecated. Tried and left: operators by their overloads in torch.ops, 0.89; results that share memory, no faster.
+    On a CPU most operators of a small model take no longer than Python takes to reach them. The first call is a plain
+    one, in which fn may create what it caches. fn must read and write only buffers that never move and branch on no
+    computed value, as for `CudaGraphRunner`. Only the last key's recording is kept, since it holds the result of every
+    operator. A function whose results are too large is not recorded.
     """
 
     def __init__(self, fn: Callable[[ReplayKey], None]) -> None:
         self._fn = fn
         self._key: ReplayKey | None = None
-        self._calls: list[RecordedOp] = []
+        self._ops: list[RecordedOp] = []
         self.captures = 0
 
     def __call__(self, key: ReplayKey) -> None:
         if key != self._key:
-            self._key, self._calls = key, []
+            self._key, self._ops = key, []
             self._fn(key)
-        elif not self._calls:
-            with _Tape() as tape:
+        elif not self._ops:
+            with _OpRecorder() as recorder:
                 self._fn(key)
-            self._calls = tape.calls or [partial(self._fn, key)]
+            self._ops = recorder.ops or [partial(self._fn, key)]
             self.captures += 1
         else:
-            for call in self._calls:
-                call()
+            for op in self._ops:
+                op()
 
     def prepare(self, key: ReplayKey) -> None:
-        """Nothing: writing a tape is part of decoding a frame."""
+        """Does nothing: recording is part of decoding."""
 
 
-class _Tape(TorchFunctionMode):
-    """Runs what is called and keeps what must be called again.
+class _OpRecorder(TorchFunctionMode):
+    """Runs operators and records those that must be called again.
 
-    That is what writes to given memory, and what has a result in memory of its own, which is computed into that from
-    then on. Views, numbers and shapes stay what they were. There are no calls if it came to hold too much.
+    These are operators that write to existing memory, and operators whose result has memory of its own, into which
+    they are computed from then on. Views, numbers and shapes stay as they were. `ops` is empty if the results exceed
+    _MAX_BYTES.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.calls: list[RecordedOp] = []
-        self._held = 0  # bytes
-        self._without: set[Callable[..., Any]] = set()  # functions that take no `out`
+        self.ops: list[RecordedOp] = []
+        self._bytes = 0
+        self._without_out: set[Callable[..., Any]] = set()  # functions without an `out` parameter
 
     def __torch_function__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         call = partial(func, *args, **(kwargs or {}))
         result = call()
-        made = _tensors(result)
-        if self._held <= _LARGEST and (made or result is None):
-            self._keep(call, result, made)
+        outputs = _tensors(result)
+        if self._bytes <= _MAX_BYTES and (outputs or result is None):
+            self._record(call, result, outputs)
         return result
 
-    def _keep(self, call: partial[Any], result: Any, made: Sequence[Tensor]) -> None:
-        given = _tensors((call.args, call.keywords))
-        if result is None or any(one is other for one in made for other in given):
-            self.calls.append(call)
-        elif not {_memory(tensor) for tensor in given}.issuperset(map(_memory, made)):
-            self.calls.append(self._into(result, call))
-            self._held += sum(tensor.nbytes for tensor in made)
-        if self._held > _LARGEST:
-            self.calls.clear()
+    def _record(self, call: partial[Any], result: Any, outputs: Sequence[Tensor]) -> None:
+        inputs = _tensors((call.args, call.keywords))
+        if result is None or any(output is each for output in outputs for each in inputs):
+            self.ops.append(call)
+        elif not {_address(each) for each in inputs}.issuperset(map(_address, outputs)):
+            self.ops.append(self._into(result, call))
+            self._bytes += sum(tensor.nbytes for tensor in outputs)
+        if self._bytes > _MAX_BYTES:
+            self.ops.clear()
 
     def _into(self, result: Any, call: partial[Any]) -> RecordedOp:
-        """The same call, with its result written over the first."""
+        """The same call, writing over the first result."""
         for func in (call.func, getattr(torch, call.func.__name__, None)):  # most methods are functions too
-            if callable(func) and func not in self._without:
-                again = partial(func, *call.args, **call.keywords, out=result)
+            if callable(func) and func not in self._without_out:
+                op = partial(func, *call.args, **call.keywords, out=result)
                 try:
-                    again()
+                    op()
                 except TypeError:
-                    self._without.add(func)
+                    self._without_out.add(func)
                 else:
-                    return again
+                    return op
         write = result.copy_
         return lambda: write(call())
 
@@ -108,5 +105,5 @@ def _tensors(tree: object) -> list[Tensor]:
     return [tensor for each in tree for tensor in _tensors(each)] if isinstance(tree, (tuple, list)) else []
 
 
-def _memory(tensor: Tensor) -> int:
+def _address(tensor: Tensor) -> int:
     return tensor.untyped_storage().data_ptr()

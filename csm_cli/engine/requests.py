@@ -1,28 +1,45 @@
-"""What goes into the engine and what comes out."""
+"""Engine input and output: sampling parameters, requests and frames."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import count
 
 from torch import Tensor
 
-from csm_cli.engine.sampler import SamplingParams
+_request_ids = count()
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
+class SamplingParams:
+    """How one utterance is sampled. Temperature 0 is greedy; top_k 0 keeps every code."""
+
+    temperature: float
+    top_k: int
+    depth_temperature: float
+    depth_top_k: int
+    seed: int
+    max_frames: int
+
+
+@dataclass(frozen=True)
 class Request:
-    """One utterance to decode. rows: its whole prompt, int64 [S, K + 1]: codes, then a text id; -1 where unused."""
+    """One utterance to decode. Requests are equal if their ids are.
 
-    rows: Tensor
-    sampling: SamplingParams
+    prompt: int64 [S, K + 1], one line per position: K codes, then a text id; -1 where unused.
+    """
+
+    prompt: Tensor = field(compare=False)
+    sampling: SamplingParams = field(compare=False)
+    id: int = field(default_factory=_request_ids.__next__, init=False)
 
 
 @dataclass(frozen=True)
 class Frame:
-    """One frame of one request. codes: [K] on the CPU; stop: why this is the last one, else None.
+    """One frame of one request. codes: [K] on the CPU.
 
-    A frame with stop "eos" is the end itself and one with "broken" has no codes: neither is part of the speech.
-    "cap" is the last that was asked for.
+    stop: None unless this is the last frame. "eos": the model ended the speech; this frame is not part of it.
+    "cap": max_frames reached. "broken": the logits are not finite; the frame has no valid codes.
     """
 
     request: Request

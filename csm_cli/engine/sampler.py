@@ -1,4 +1,4 @@
-"""From logits to codes. Randomness is an input: one uniform number per utterance, frame and codebook."""
+"""From logits to codes. Randomness is an input: one uniform number per request, frame and codebook."""
 
 from __future__ import annotations
 
@@ -15,66 +15,57 @@ from csm_cli.models.csm.kernels.reference import SampleTopK
 FRAMES_PER_DRAW = 64
 
 
-@dataclass(frozen=True)
-class SamplingParams:
-    """How one utterance is sampled. Temperature 0 is greedy; top_k 0 keeps every code."""
-
-    temperature: float
-    top_k: int
-    depth_temperature: float
-    depth_top_k: int
-    seed: int
-    max_frames: int
-
-
 class Uniforms:
-    """An utterance's own random numbers, drawn on the CPU from its seed whatever device decodes it."""
+    """The random numbers of one request, drawn on the CPU from its seed whatever device decodes it."""
 
     def __init__(self, seed: int, codebooks: int) -> None:
         self._generator = torch.Generator().manual_seed(seed)
         self._codebooks = codebooks
-        self._drawn = torch.empty(0, codebooks)
+        self._block = torch.empty(0, codebooks)
 
     def frame(self, index: int) -> Tensor:
-        """[K] numbers in [0, 1) for frame `index`; frames are asked for in order."""
+        """[K] numbers in [0, 1) for frame `index`; frames must be requested in order."""
         offset = index % FRAMES_PER_DRAW
         if offset == 0:
-            self._drawn = torch.rand(FRAMES_PER_DRAW, self._codebooks, generator=self._generator)
-        return self._drawn[offset]
+            self._block = torch.rand(FRAMES_PER_DRAW, self._codebooks, generator=self._generator)
+        return self._block[offset]
 
 
 class Sampler:
-    """Temperature and top-k of every row, for one of the two stages, in buffers that stay where they are.
+    """Temperature and top-k of every row, for the backbone or the depth decoder, in static buffers.
 
-    beyond: what is added to a row's likeliest codes, the nth to the nth: nothing within its own k.
+    rank_bias: [rows, codes], added to the scores of a row's codes in falling order: 0 within the row's top-k, else
+    minus infinity.
     """
 
-    def __init__(self, rows: int, codes: int, device: torch.device) -> None:
-        self._codes = codes
-        self._draw = kernels_for(device).draw
+    def __init__(self, rows: int, codebook_size: int, device: torch.device) -> None:
+        self._codebook_size = codebook_size
+        self._sample_top_k = kernels_for(device).sample_top_k
         self.temperature = torch.ones(rows, 1, device=device)
-        self.beyond = torch.zeros(rows, codes, device=device)
+        self.rank_bias = torch.zeros(rows, codebook_size, device=device)
 
-    def set(self, pairs: Sequence[tuple[float, int]]) -> int:
-        """Takes (temperature, top_k) pairs of the first rows and returns the largest k; greedy is the top 1."""
-        ranks = torch.tensor([1 if not t else min(k or self._codes, self._codes) for t, k in pairs])
-        beyond = torch.arange(self._codes) >= ranks[:, None]
-        self.temperature[: len(pairs)] = torch.tensor([[t or 1.0] for t, _ in pairs]).to(self.temperature)
-        self.beyond[: len(pairs)] = torch.where(beyond, -math.inf, 0.0).to(self.beyond)
-        return int(ranks.max())
+    def set(self, params: Sequence[tuple[float, int]]) -> int:
+        """Stores (temperature, top_k) of the first rows and returns the largest k; greedy is top-1."""
+        size = self._codebook_size
+        top_k = torch.tensor([1 if not t else min(k or size, size) for t, k in params])
+        excluded = torch.arange(size) >= top_k[:, None]
+        self.temperature[: len(params)] = torch.tensor([[t or 1.0] for t, _ in params]).to(self.temperature)
+        self.rank_bias[: len(params)] = torch.where(excluded, -math.inf, 0.0).to(self.rank_bias)
+        return int(top_k.max())
 
-    def pick(self, rows: int, widest: int) -> SampleFn:
-        return SampleFn(self.temperature[:rows], self.beyond[:rows, :widest], self._draw)
+    def bind(self, rows: int, top_k: int) -> SampleFn:
+        """The sampling function of the first rows. top_k: the largest of theirs."""
+        return SampleFn(self.temperature[:rows], self.rank_bias[:rows, :top_k], self._sample_top_k)
 
 
 @dataclass(frozen=True)
 class SampleFn:
-    """A filter's part for some rows and the largest of their k. temperature: [B, 1]; beyond: [B, k]."""
+    """Samples codes for some rows. temperature: [B, 1]; rank_bias: [B, k]."""
 
     temperature: Tensor
-    beyond: Tensor
-    draw: SampleTopK
+    rank_bias: Tensor
+    sample_top_k: SampleTopK
 
     def __call__(self, logits: Tensor, uniform: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
-        """[B, V] logits and [B, 1] uniforms to [B] codes and their rows of a table: the inverse CDF over the top k."""
-        return self.draw(logits, uniform, self.temperature, self.beyond, table)
+        """Logits [B, V] and uniforms [B, 1] to codes [B] and their embeddings from a table [V, hidden]."""
+        return self.sample_top_k(logits, uniform, self.temperature, self.rank_bias, table)

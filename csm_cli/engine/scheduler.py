@@ -1,26 +1,53 @@
-"""Slots: the rows of a batch, each with its own prompt, length and random numbers."""
+"""The engine: requests are assigned to slots (batch rows of the KV cache) and decoded together, step by step."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from csm_cli.engine.contention import ContentionMonitor
-from csm_cli.engine.decode_state import DecodeShape, DecodeState
-from csm_cli.engine.decode_step import BROKEN
-from csm_cli.engine.requests import Frame, Request
+from csm_cli.engine.decode_step import INVALID_CODE, DecodeShape, DecodeState
+from csm_cli.engine.requests import Frame, Request, SamplingParams
 from csm_cli.engine.runner import ModelRunner
-from csm_cli.engine.sampler import SamplingParams, Uniforms
+from csm_cli.engine.sampler import Uniforms
 from csm_cli.models.csm import CsmModel, PrefillSlots
 
-IDLE = SamplingParams(temperature=0, top_k=1, depth_temperature=0, depth_top_k=1, seed=0, max_frames=0)
+IDLE_SAMPLING = SamplingParams(temperature=0, top_k=1, depth_temperature=0, depth_top_k=1, seed=0, max_frames=0)
+
+
+def decode(engine: Engine, next_request: Callable[[], Request | None]) -> Iterator[Frame]:
+    """The frames of `decode_loop` one by one."""
+    for frames in decode_loop(engine, next_request):
+        yield from frames
+
+
+def decode_loop(
+    engine: Engine, next_request: Callable[[], Request | None], while_waiting: Callable[[], None] = lambda: None
+) -> Iterator[list[Frame]]:
+    """Yields the frames of each step, of all requests together, until there are no requests left.
+
+    next_request: called whenever a slot is free; None means "not now". A request that follows a frame with a stop
+    reason (the conversation's next turn) starts at once, on the KV cache which that frame left. Closing the generator
+    frees the slots. while_waiting: as for `Engine.step`.
+    """
+    try:
+        while True:
+            while not engine.full and (request := next_request()):
+                engine.admit(request)
+            if not engine.busy:
+                return
+            with engine.contention.measure_step():
+                frames = engine.step(while_waiting)
+            yield frames
+    finally:
+        engine.release()
 
 
 class Slot:
-    """One row of the caches: the prompt and frames its KV cache holds, and the request it works on."""
+    """One row of the KV cache: the prompt and the frames it holds, and the request it serves, if any."""
 
     def __init__(self, codebooks: int) -> None:
         self.prompt = torch.empty(0, codebooks + 1, dtype=torch.int64)
@@ -31,42 +58,39 @@ class Slot:
     def __len__(self) -> int:
         return len(self.prompt) + len(self.frames)
 
-    @property
-    def sampling(self) -> SamplingParams:
-        return self.request.sampling if self.request else IDLE
-
-    def shared(self, rows: Tensor) -> int:
-        """How many leading rows of a prompt the KV cache already holds."""
-        held = self.prompt
+    def cached_prefix_len(self, prompt: Tensor) -> int:
+        """How many leading positions of a prompt the KV cache already holds."""
+        cached = self.prompt
         if self.frames:
             frames = torch.nn.functional.pad(torch.stack(self.frames), (0, 1), value=-1)
-            held = torch.cat((held, frames))
-        length = min(len(held), len(rows))
-        return int((held[:length] == rows[:length]).all(-1).long().cumprod(0).sum())
+            cached = torch.cat((cached, frames))
+        length = min(len(cached), len(prompt))
+        return int((cached[:length] == prompt[:length]).all(-1).long().cumprod(0).sum())
 
-    def begin(self, request: Request) -> None:
-        self.prompt, self.frames, self.request = request.rows, [], request
-        self.uniforms = Uniforms(request.sampling.seed, request.rows.shape[1] - 1)
+    def assign(self, request: Request) -> None:
+        self.prompt, self.frames, self.request = request.prompt, [], request
+        self.uniforms = Uniforms(request.sampling.seed, request.prompt.shape[1] - 1)
 
 
 class Engine:
     """A model with `slots` rows of KV cache.
 
-    A slot remembers what its cache holds: a request whose prompt begins with that prefills only what is new.
-    compile: frames go through torch.compile, which takes minutes the first time.
+    A slot remembers what its cache holds: a request whose prompt begins with that prefills only the rest.
+    compile: decode steps go through torch.compile, which takes minutes the first time.
     """
 
     def __init__(self, model: CsmModel, slots: int = 1, compile: bool = False) -> None:
         self.model = model
-        self.positions = model.config.backbone.positions
+        self.max_seq_len = model.config.backbone.max_seq_len
         self.slots = [Slot(model.config.codebooks) for _ in range(slots)]
         self.state = DecodeState(model, slots)
         self.runner = ModelRunner(model, self.state, compile)
-        self.pace = ContentionMonitor()  # of the steps in `loop.steps`
-        self._shape: DecodeShape | None = None  # None: buffers do not say what the slots say
+        self.contention = ContentionMonitor()  # of the steps of `decode_loop`
+        self._shape: DecodeShape | None = None  # None: the buffers do not match the slots
 
     @property
     def busy(self) -> list[int]:
+        """The slots that serve a request."""
         return [index for index, slot in enumerate(self.slots) if slot.request]
 
     @property
@@ -78,108 +102,102 @@ class Engine:
         """Prefills a request into the free slot whose cache already holds most of it. One must be free.
 
         Raises:
-            ValueError: the prompt and its frames exceed the window.
+            ValueError: the prompt and its frames exceed max_seq_len.
         """
-        rows, frames = request.rows, request.sampling.max_frames
-        if len(rows) + frames > self.positions:
-            raise ValueError(f"{len(rows)} rows and {frames} frames exceed the window of {self.positions}")
-        shared = {index: slot.shared(rows) for index, slot in enumerate(self.slots) if not slot.request}
-        index = max(shared, key=lambda free: shared[free])
-        slot, start = self.slots[index], min(shared[index], len(rows) - 1)
-        slot.prompt, slot.frames = rows[:start], []  # what is left of it if the prefill fails
-        place = PrefillSlots(index, index + 1, start, len(rows))
-        embedded = self.model.embed_rows(rows[start:].to(self.model.device))[None]
-        self.state.hidden[index] = self.model.backbone(embedded, self.state.backbone, place)[0, -1]
-        slot.begin(request)
+        prompt, frames = request.prompt, request.sampling.max_frames
+        if len(prompt) + frames > self.max_seq_len:
+            raise ValueError(f"{len(prompt)} positions and {frames} frames exceed the window of {self.max_seq_len}")
+        cached = {n: slot.cached_prefix_len(prompt) for n, slot in enumerate(self.slots) if not slot.request}
+        index = max(cached, key=lambda n: cached[n])
+        slot, start = self.slots[index], min(cached[index], len(prompt) - 1)
+        slot.prompt, slot.frames = prompt[:start], []  # what the cache holds if the prefill fails
+        positions = PrefillSlots(index, index + 1, start, len(prompt))
+        embedded = self.model.embed_prompt(prompt[start:].to(self.model.device))[None]
+        self.state.hidden[index] = self.model.backbone(embedded, self.state.backbone_cache, positions)[0, -1]
+        slot.assign(request)
         self._shape = None
 
     @torch.inference_mode()
-    def step(self, meanwhile: Callable[[], None] = lambda: None) -> list[Frame]:
-        """The next frames of every busy slot, one on a CPU, a few on CUDA, where waiting for each would cost.
+    def step(self, while_waiting: Callable[[], None] = lambda: None) -> list[Frame]:
+        """The next `runner.steps_per_sync` frames of every busy slot.
 
-        meanwhile: what the host does while a GPU works on them, none of which they wait for.
-        A slot whose request ends becomes free, its cache kept; what was decoded beyond the end is dropped.
+        while_waiting: work for the CPU while a GPU computes. A slot whose request ends becomes free and keeps its
+        cache; frames decoded beyond the end are dropped.
         """
-        rows = self._gather()
-        slots = self.slots[:rows]
-        burst = self.runner.burst
-        drawn = [slot.uniforms.frame(len(slot.frames) + turn) for turn in range(burst) for slot in slots]
-        uniforms = torch.stack(drawn).view(burst, rows, -1)  # [T, B, K]
+        rows = self._compact()
+        slots, steps = self.slots[:rows], self.runner.steps_per_sync
+        uniforms = [slot.uniforms.frame(len(slot.frames) + step) for step in range(steps) for slot in slots]
+        stacked = torch.stack(uniforms).view(steps, rows, -1)  # [T, B, K]
         frames: list[Frame] = []
-        for codes in self.runner.run(self._ready(rows), uniforms, meanwhile):  # [B, K]
-            told = zip(slots, codes, codes.tolist(), strict=True)  # numbers cost less to look at than tensors
-            frames += [self._record(slot, row, numbers) for slot, row, numbers in told if slot.request]
+        for codes in self.runner.run(self._sync_buffers(rows), stacked, while_waiting):  # [B, K]
+            per_slot = zip(range(rows), codes, codes.tolist(), strict=True)  # comparing ints is cheaper than tensors
+            frames += [self._add_frame(n, row, values) for n, row, values in per_slot if self.slots[n].request]
         return frames
 
     @torch.inference_mode()
     def prepare(self, sampling: SamplingParams) -> None:
-        """Captures what requests sampled like this will need, so that nothing is left to do when they come."""
+        """Captures all graphs that requests with these parameters need."""
         state = self.state
-        top_k = state.filter.set([(sampling.temperature, sampling.top_k)])
-        depth_top_k = state.depth_filter.set([(sampling.depth_temperature, sampling.depth_top_k)])
-        state.at.fill_(state.last)  # where nobody's keys are
+        top_k = state.sampler.set([(sampling.temperature, sampling.top_k)])
+        depth_top_k = state.depth_sampler.set([(sampling.depth_temperature, sampling.depth_top_k)])
+        state.positions.fill_(state.max_seq_len)  # no slot's keys are there
         self._shape = None
         sizes = {min(1 << n, len(self.slots)) for n in range(len(self.slots).bit_length() + 1)}
         for rows in sorted(sizes, reverse=True):
             self.runner.prepare(rows, top_k, depth_top_k)
 
     def cancel(self, request: Request) -> None:
-        """Ends a request before it ends itself; its slot is free, its cache kept. This step may hold more of it."""
+        """Ends a request early; its slot is free and keeps its cache. The current step may hold more of its frames."""
         for slot in self.slots:
-            if slot.request is request:
+            if slot.request == request:
                 slot.request, self._shape = None, None
 
     def release(self) -> None:
-        """Frees every slot; what the caches hold stays."""
+        """Frees every slot; the caches keep their contents."""
         for slot in self.slots:
             slot.request = None
         self._shape = None
 
-    def _ready(self, rows: int) -> DecodeShape:
-        """The shape of the next frames of the first rows, after the buffers were told of them if they had to be."""
+    def _sync_buffers(self, rows: int) -> DecodeShape:
+        """The shape of the next steps. Writes the slots' parameters to the buffers if they changed."""
         longest = max(len(self.slots[index]) for index in self.busy)
-        extent = self.runner.extent(longest + self.runner.burst)
+        kv_bucket = self.runner.kv_bucket(longest + self.runner.steps_per_sync)
         if self._shape is None or self._shape.rows != rows:
             slots, state = self.slots[:rows], self.state
-            samplings = [slot.sampling for slot in slots]
-            top_k = state.filter.set([(s.temperature, s.top_k) for s in samplings])
-            depth_top_k = state.depth_filter.set([(s.depth_temperature, s.depth_top_k) for s in samplings])
-            state.at[:rows] = torch.tensor([len(slot) for slot in slots]).to(state.at)
-            self._shape = DecodeShape(rows, extent, top_k, depth_top_k)
-        if self._shape.extent != extent:
-            self._shape = replace(self._shape, extent=extent)
+            params = [slot.request.sampling if slot.request else IDLE_SAMPLING for slot in slots]
+            top_k = state.sampler.set([(p.temperature, p.top_k) for p in params])
+            depth_top_k = state.depth_sampler.set([(p.depth_temperature, p.depth_top_k) for p in params])
+            state.positions[:rows] = torch.tensor([len(slot) for slot in slots]).to(state.positions)
+            self._shape = DecodeShape(rows, kv_bucket, top_k, depth_top_k)
+        if self._shape.kv_bucket != kv_bucket:
+            self._shape = replace(self._shape, kv_bucket=kv_bucket)
         return self._shape
 
-    def _gather(self) -> int:
-        """Moves busy slots down where that makes the batch smaller; returns its size, a power of two of rows."""
+    def _compact(self) -> int:
+        """Moves busy slots down if that makes the batch smaller; returns its rows, a power of two or all."""
         busy = self.busy
-        count = min(1 << (len(busy) - 1).bit_length(), len(self.slots))
-        for source in (index for index in busy if index >= count):
-            target = next(index for index in range(count) if not self.slots[index].request)
-            self.state.backbone.copy_row(source, target, len(self.slots[source]))
+        rows = min(1 << (len(busy) - 1).bit_length(), len(self.slots))
+        for source in (index for index in busy if index >= rows):
+            target = next(index for index in range(rows) if not self.slots[index].request)
+            self.state.backbone_cache.copy_row(source, target, len(self.slots[source]))
             self.state.hidden[target] = self.state.hidden[source]
             self.slots[target], self.slots[source] = self.slots[source], Slot(self.model.config.codebooks)
             self._shape = None
-        return count
+        return rows
 
-    def _drop(self, slot: Slot) -> None:
-        """Frees a slot and forgets its cache, whose numbers would spoil what comes after them."""
-        index = self.slots.index(slot)
-        self.state.backbone.clear_row(index)
-        self.state.hidden[index] = 0
-        slot.request = None
-        self.slots[index], self._shape = Slot(self.model.config.codebooks), None
-
-    def _record(self, slot: Slot, codes: Tensor, numbers: list[int]) -> Frame:
-        """codes: [K]; numbers: the same."""
-        request, eos = slot.request, self.model.config.eos
+    def _add_frame(self, index: int, codes: Tensor, values: list[int]) -> Frame:
+        """Adds a frame [K] to a busy slot. values: the same codes as integers."""
+        slot, eos = self.slots[index], self.model.config.eos
+        request = slot.request
         assert request is not None
-        if numbers[0] == BROKEN:
-            self._drop(slot)
+        if values[0] == INVALID_CODE:  # cached values that are not finite would spoil what comes after them
+            self.state.backbone_cache.clear_row(index)
+            self.state.hidden[index] = 0
+            self.slots[index], self._shape = Slot(self.model.config.codebooks), None
             return Frame(request, codes, "broken")
         slot.frames.append(codes)
-        ended, capped = all(number == eos for number in numbers), len(slot.frames) >= request.sampling.max_frames
-        if not (ended or capped):
+        ended = all(value == eos for value in values)
+        if not ended and len(slot.frames) < request.sampling.max_frames:
             return Frame(request, codes)
         slot.request, self._shape = None, None
         return Frame(request, codes, "eos" if ended else "cap")

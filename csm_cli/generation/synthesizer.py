@@ -89,7 +89,7 @@ class Synthesizer:
 
         codes = self._codes.pop(recording, None)
         if codes is None:
-            cached = cached_codes(recording.path, self.codec.mark, encode) if recording.voice else encode()
+            cached = cached_codes(recording.path, self.codec.fingerprint, encode) if recording.voice else encode()
             codes = torch.from_numpy(cached)
         self._codes[recording] = codes
         if len(self._codes) > MAX_CACHED_RECORDINGS:
@@ -129,7 +129,7 @@ class _Run:
     ) -> None:
         self._synth, self._policy, self._recognizer = synth, retry_policy, recognizer
         self._defaults = ResolvedDefaults(flags, synth.checkpoint.defaults, retry_policy)
-        self._limits = WindowLimits(synth.engine.positions, synth.codec.frame_rate, synth.checkpoint.soft_limit)
+        self._limits = WindowLimits(synth.engine.max_seq_len, synth.codec.frame_rate, synth.checkpoint.soft_limit)
         self._chunk_decoder = ChunkDecoder(synth.codec, rows=len(synth.engine.slots))
         self._active: dict[Request, tuple[ConversationState, TakeBuilder]] = {}
         self._ended: list[_EndedTake] = []
@@ -138,13 +138,13 @@ class _Run:
 
     def events(self, conversations: Iterable[Conversation]) -> Iterator[Event]:
         waiting = (ConversationState(each, self._defaults, self._limits) for each in conversations)
-        loop = decode_loop(self._synth.engine, lambda: self._next_request(waiting), self._chunk_decoder.start)
+        loop = decode_loop(self._synth.engine, lambda: self._next_request(waiting), self._chunk_decoder.flush)
         for frames in loop:
             for frame in frames:
                 if frame.request in self._active:
                     self._add_frame(frame)
             if self._ended:
-                self._chunk_decoder.start()  # of all ended takes, before waiting for any
+                self._chunk_decoder.flush()  # of all ended takes, before waiting for any
             for ended in self._ended:
                 self._finish_take(ended)
             self._ended.clear()
@@ -195,7 +195,7 @@ class _Run:
         if stop:
             self._synth.engine.cancel(frame.request)
             del self._active[frame.request]
-            current.peak_positions = max(current.peak_positions, len(frame.request.rows) + len(builder))
+            current.peak_positions = max(current.peak_positions, len(frame.request.prompt) + len(builder))
             builder.finish_frames()
             self._ended.append(_EndedTake(state, builder, stop, frame.request.sampling))
             return

@@ -113,7 +113,7 @@ class TakeBuilder:
         stuck = self._repeats >= self._max_repeats
         if not stuck and len(self._frames) < self._next_submit:
             return None
-        if stuck or self._spec.stream or not self._chunk_decoder.beside:
+        if stuck or self._spec.stream or not self._chunk_decoder.deferred:
             self._submit()
             return self._analyse()
         reason = self._analyse()
@@ -144,7 +144,7 @@ class TakeBuilder:
 
     def _submit(self, last: bool = False) -> None:
         codes = torch.stack(self._frames[self._submitted :])
-        self._pending.append(self._chunk_decoder.put(self._stream, codes, last))
+        self._pending.append(self._chunk_decoder.submit(self._stream, codes, last))
         self._submitted = len(self._frames)
         self._next_submit = self._submitted + chunk_frames(self._submitted, self._codec.frame_rate)
 
@@ -156,7 +156,7 @@ class TakeBuilder:
             self._samples.append(samples)
             frames = samples.reshape(len(chunk.codes), -1)  # [T, frame_samples]
             self._levels += np.sqrt(np.square(frames).mean(axis=1)).tolist()
-            if chunk.last or not self._spec.trim:
+            if chunk.is_last or not self._spec.trim:
                 continue
             analysed, silent = len(self._levels), self._final_silence(self._levels)
             stuck = self._repeats >= self._max_repeats and analysed == len(self._frames) and not silent

@@ -89,12 +89,14 @@ class TrainingRun:
         found = self.subject.checkpoint
         self._prompt_builder = PromptBuilder(found.tokenizer_file, found.config)
         data = Path(settings.data).expanduser()
-        portions = BatchSpec(settings.batch_tokens, found.config.backbone.positions, settings.seed)
+        portions = BatchSpec(settings.batch_tokens, found.config.backbone.max_seq_len, settings.seed)
         store = open_store(data)
         _refuse_other_codec(store, found)
         self._deck = ExampleSampler(store, self._prompt_builder, portions, found.config.codebooks)
         self._held_out = open_store(data, held_out=True)
-        self._lesson = LossMask(settings.depth_share, settings.corrupt, settings.start_weight, found.config.codes)
+        self._lesson = LossMask(
+            settings.depth_share, settings.corrupt, settings.start_weight, found.config.codebook_size
+        )
         self.trainer = Trainer(LossModule(self.subject.model), _optimization(settings), self.accelerator)
         self._samples = SampleSpeaker(settings.samples, found, self._prompt_builder)
         self._best = float("inf")

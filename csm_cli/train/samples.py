@@ -56,7 +56,7 @@ class SampleSpeaker:
     def _codes(self, model: CsmForConditionalGeneration, ids: list[int], length: int) -> Tensor:
         """[T, K] up to the end of speech."""
         frames = 12 + round(length / _CHARACTERS_A_SECOND * self._codec.frame_rate * _SLOWEST)
-        window = self._checkpoint.config.backbone.positions - len(ids)
+        window = self._checkpoint.config.backbone.max_seq_len - len(ids)
         prompt = torch.tensor([ids], device=model.device)
         codes: Tensor = model.generate(
             input_ids=prompt,
@@ -77,7 +77,7 @@ class SampleSpeaker:
             ("depth_decoder_", depth_temperature, depth_top_k),
         ):
             found[f"{prefix}do_sample"] = bool(temperature)
-            found[f"{prefix}suppress_tokens"] = list(range(config.codes, config.vocab))
+            found[f"{prefix}suppress_tokens"] = list(range(config.codebook_size, config.vocab))
             if temperature:
                 found |= {f"{prefix}temperature": temperature, f"{prefix}top_k": top_k}
         return found

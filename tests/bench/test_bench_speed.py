@@ -23,7 +23,7 @@ from csm_cli.checkpoint import open_checkpoint
 from csm_cli.engine import Engine, Request
 from csm_cli.errors import CsmError, UsageError
 from csm_cli.models.csm.config import model_config
-from csm_cli.models.mimi import ChunkDecoder, finished
+from csm_cli.models.mimi import ChunkDecoder, run_inline
 
 CPU = torch.device("cpu")
 NUMBERS = {
@@ -138,7 +138,7 @@ def test_batch_tells_its_gain_and_nothing_else_with_json(csm: Callable[..., Any]
 def test_a_codec_beside_the_frames_is_timed_with_them(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     timed = TimingResult(PreparedBench(open_checkpoint(str(tiny_checkpoint)), CPU, torch.float32), SpeedLoad(2, 5, 13))
     assert TimingResult(timed.ready, SpeedLoad(1, 5, 13)).whole_frame(1.0, 2.0) == 3.0
-    monkeypatch.setattr(csm_cli.bench.timing, "Deck", lambda codec, rows: ChunkDecoder(codec, finished, rows))
+    monkeypatch.setattr(csm_cli.bench.timing, "ChunkDecoder", lambda codec, rows: ChunkDecoder(codec, run_inline, rows))
     assert 0 < timed.whole_frame(1.0, 2.0) < 1.0
 
 

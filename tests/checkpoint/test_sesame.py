@@ -128,11 +128,11 @@ def transformers_config(folder: Path) -> CsmConfig:
 def our_logits(checkpoint: Checkpoint, rows: Tensor) -> tuple[Tensor, Tensor]:
     model = CsmModel(checkpoint.config, checkpoint.weights, torch.device("cpu"), torch.float32)
     with torch.inference_mode():
-        inputs = model.embed_rows(rows)[None]
-        hidden = model.backbone(inputs, model.backbone.cache(1, len(rows)), PrefillSlots(0, 1, 0, len(rows)))
+        inputs = model.embed_prompt(rows)[None]
+        hidden = model.backbone(inputs, model.backbone.new_cache(1, len(rows)), PrefillSlots(0, 1, 0, len(rows)))
         codes = rows[-1, :-2] + torch.arange(BOOKS - 1) * VOCAB
         depth_inputs = torch.cat([model.projector(hidden[0, -2:-1]), model.depth_table[codes]])[None]
-        mixed = model.depth(depth_inputs, model.depth.cache(1, BOOKS), PrefillSlots(0, 1, 0, BOOKS))
+        mixed = model.depth(depth_inputs, model.depth.new_cache(1, BOOKS), PrefillSlots(0, 1, 0, BOOKS))
         depth = torch.stack([head(mixed[0, n + 1, None])[0] for n, head in enumerate(model.depth_heads)])
         return model.head(hidden[0]), depth
 
@@ -171,7 +171,7 @@ def test_a_lone_file_of_the_published_flavors_needs_no_config(tmp_path: Path) ->
     torch.save(weights, tmp_path / "ckpt.pt")
     config = open_checkpoint(str(tmp_path / "ckpt.pt")).config
     assert (config.backbone.head_dim, config.depth.head_dim) == (64, 128)
-    assert (config.backbone.heads, config.backbone.kv_heads, config.depth.positions) == (2, 1, BOOKS + 1)
+    assert (config.backbone.heads, config.backbone.kv_heads, config.depth.max_seq_len) == (2, 1, BOOKS + 1)
 
 
 def test_transformers_config_may_lie_beside_original_weights(folder: Path) -> None:

@@ -17,19 +17,19 @@ from csm_cli.engine.contention import ContentionMonitor
 Csm = Callable[..., Result]
 
 
-def paced(*taken: tuple[float, float]) -> bool:
-    """Whether so many seconds, and seconds of the processor, tell of others."""
-    pace = ContentionMonitor()
-    for seconds, processor_seconds in taken:
-        pace.add(seconds, processor_seconds)
-    return pace.crowded
+def contention_after(*steps: tuple[float, float]) -> bool:
+    """Whether steps of these wall and CPU seconds count as contention."""
+    monitor = ContentionMonitor()
+    for seconds, cpu_seconds in steps:
+        monitor.add(seconds, cpu_seconds)
+    return monitor.detected
 
 
 IDLE, SHARED, STALLED = (0.0030, 0.0030), (0.0072, 0.0045), (0.2, 0.02)
 
 
 @pytest.mark.parametrize(
-    ("taken", "crowded"),
+    ("taken", "detected"),
     [
         ([], False),
         ([IDLE] * 23, False),
@@ -41,8 +41,8 @@ IDLE, SHARED, STALLED = (0.0030, 0.0030), (0.0072, 0.0045), (0.2, 0.02)
         ([(0.0, 0.0)] * 23, False),  # a clock that is too coarse
     ],
 )
-def test_what_tells_of_others(taken: list[tuple[float, float]], crowded: bool) -> None:
-    assert paced(*taken) is crowded
+def test_a_lost_share_of_the_processor_is_detected(taken: list[tuple[float, float]], detected: bool) -> None:
+    assert contention_after(*taken) is detected
 
 
 def test_steps_are_counted_and_nothing_between_them(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -61,16 +61,16 @@ def test_steps_are_counted_and_nothing_between_them(monkeypatch: pytest.MonkeyPa
     share = 0.99
     for _ in decode_loop(engine, lambda: waiting.pop() if waiting else None):
         clock["wall"] += 100.0  # files, verification, a sound device
-    assert not engine.pace.crowded
+    assert not engine.contention.detected
     share, waiting = 0.5, [Request(text_rows(torch.arange(9), 8), greedy(20))]
     list(decode_loop(engine, lambda: waiting.pop() if waiting else None))
-    assert engine.pace.crowded
+    assert engine.contention.detected
 
 
 @pytest.fixture
 def crowded(csm: Csm, monkeypatch: pytest.MonkeyPatch) -> Csm:
     """`csm` on a machine that others keep busy, with two threads."""
-    monkeypatch.setattr(ContentionMonitor, "crowded", True)
+    monkeypatch.setattr(ContentionMonitor, "detected", True)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
     return csm

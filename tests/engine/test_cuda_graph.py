@@ -11,7 +11,7 @@ from tiny import Shape, ours, random_csm, spoken, text_rows
 from torch import Tensor
 
 from csm_cli.engine import Engine, Request, SamplingParams
-from csm_cli.engine import decode_state as state_module
+from csm_cli.engine import decode_step as decode_step_module
 from csm_cli.engine.cuda_graph import CudaGraphRunner
 from csm_cli.engine.runner import ModelRunner
 from csm_cli.errors import UsageError
@@ -35,8 +35,8 @@ def graphed(model: CsmModel, slots: int, burst: int = 1) -> tuple[Engine, Record
     """An engine whose frames are recorded and replayed."""
     engine, recorder = Engine(model, slots), Recorder()
     runner, state = engine.runner, engine.state
-    runner._frame = CudaGraphRunner(runner._body, (state.hidden, state.at, state.codes), recorder)
-    runner.burst = burst
+    runner._step = CudaGraphRunner(runner._eager_step, (state.hidden, state.positions, state.codes), recorder)
+    runner.steps_per_sync = burst
     return engine, recorder
 
 
@@ -71,7 +71,7 @@ def test_capturing_leaves_the_rows_as_they_were(model: CsmModel) -> None:
             frames[frame.request].append(frame.codes)
     for each, wanted in zip(asked, spoken(Engine(model, 2), asked), strict=True):
         assert torch.equal(torch.stack(frames[each]), wanted)
-    assert prepared == engine.runner.captures == 2 * (engine.state.capacity // state_module.KV_BUCKET_STEP)
+    assert prepared == engine.runner.captures == 2 * (engine.state.kv_capacity // decode_step_module.KV_BUCKET_STEP)
 
 
 @pytest.mark.parametrize("burst", [2, 4, 5])
@@ -79,7 +79,7 @@ def test_frames_beyond_an_end_are_dropped(model: CsmModel, burst: int) -> None:
     """Rows of other lengths, more of them than slots, and turns that go on where the last one ended."""
     asked = [request(n, 10 + 7 * n, frames=n + 1) for n in range(7)]
     engine = Engine(model, 4)
-    engine.runner.burst = burst
+    engine.runner.steps_per_sync = burst
     wanted = spoken(Engine(model, 4), asked)
     for got, codes in zip(spoken(engine, asked), wanted, strict=True):
         assert len(got) == len(codes) and torch.equal(got, codes)
@@ -87,8 +87,8 @@ def test_frames_beyond_an_end_are_dropped(model: CsmModel, burst: int) -> None:
 
 def test_a_burst_may_end_at_the_last_position(model: CsmModel) -> None:
     engine = Engine(model)
-    engine.runner.burst = 4
-    full = request(1, model.config.backbone.positions - 6, frames=6)
+    engine.runner.steps_per_sync = 4
+    full = request(1, model.config.backbone.max_seq_len - 6, frames=6)
     assert torch.equal(spoken(engine, [full])[0], spoken(Engine(model), [full])[0])
 
 
@@ -96,7 +96,7 @@ def test_meanwhile_is_when_all_frames_are_launched_and_none_is_looked_at(model: 
     engine, _ = graphed(model, 1, burst=4)
     engine.admit(request(1, 20))
     seen: list[int] = []
-    frames = engine.step(lambda: seen.append(int(engine.state.at[0])))
+    frames = engine.step(lambda: seen.append(int(engine.state.positions[0])))
     assert (seen, len(frames)) == ([20 + 4], 4)
 
 
@@ -110,12 +110,12 @@ def test_a_wait_inside_a_frame_is_refused(model: CsmModel, monkeypatch: pytest.M
 
 def test_extents_follow_the_context(model: CsmModel) -> None:
     engine = Engine(model)
-    capacity = engine.state.capacity
-    assert [engine.runner.extent(n) for n in (1, 128, 129, 512, 513)] == [128, 128, 256, 512, capacity]
+    capacity = engine.state.kv_capacity
+    assert [engine.runner.kv_bucket(n) for n in (1, 128, 129, 512, 513)] == [128, 128, 256, 512, capacity]
     few = ModelRunner(model, engine.state, compile=False)
-    few._few = True  # as where each costs a capture or a compilation
-    assert [few.extent(n) for n in (1, 256, 257, 513)] == [256, 256, 512, capacity]
-    assert capacity % state_module.KV_BUCKET_STEP == 0 and capacity > model.config.backbone.positions
+    few._coarse_buckets = True  # as where each costs a capture or a compilation
+    assert [few.kv_bucket(n) for n in (1, 256, 257, 513)] == [256, 256, 512, capacity]
+    assert capacity % decode_step_module.KV_BUCKET_STEP == 0 and capacity > model.config.backbone.max_seq_len
 
 
 def test_compiling_without_a_compiler_is_refused(model: CsmModel, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -64,8 +65,8 @@ def test_a_kept_cache_gives_what_prefilling_anew_gives(model: CsmModel) -> None:
 
 def test_a_following_turn_prefills_only_what_is_new(model: CsmModel, monkeypatch: pytest.MonkeyPatch) -> None:
     engine, lengths = Engine(model), []
-    embed = model.embed_rows
-    monkeypatch.setattr(model, "embed_rows", lambda rows: (lengths.append(len(rows)), embed(rows))[1])
+    embed = model.embed_prompt
+    monkeypatch.setattr(model, "embed_prompt", lambda rows: (lengths.append(len(rows)), embed(rows))[1])
     prompt = a_prompt(0, 40)
     (codes,) = spoken(engine, [Request(prompt, greedy(10))])
     assert len(codes) == 10
@@ -107,25 +108,27 @@ def test_what_follows_a_frame_is_asked_for_at_once(model: CsmModel) -> None:
     assert [frame.stop for frame in seen] == [None, "cap"] * 3
 
 
-def ending(model: CsmModel, codes: list[int]) -> CsmModel:
+def with_fixed_codes(model: CsmModel, codes: list[int]) -> CsmModel:
     """The model with heads that always choose the given codes."""
-    heads = [model.head, *model.depth_heads]
-    for head, code in zip(heads, codes, strict=True):
-        bias = torch.nn.Parameter(torch.full((model.config.codes,), -1e4), requires_grad=False)
+
+    def fixed(head: Callable[[Tensor], Tensor], code: int) -> Callable[[Tensor], Tensor]:
+        bias = torch.full((model.config.codebook_size,), -1e4)
         bias[code] = 1e4
-        head.bias = bias
+        return lambda x: head(x) + bias
+
+    model.head, *model.depth_heads = map(fixed, [model.head, *model.depth_heads], codes)
     return model
 
 
 def test_speech_ends_when_all_codebooks_but_the_last_say_so() -> None:
-    model = ending(ours(random_csm(Shape()))[0], [0] * 7 + [5])
+    model = with_fixed_codes(ours(random_csm(Shape()))[0], [0] * 7 + [5])
     frames = list(decode(Engine(model), iter([Request(a_prompt(1), greedy(9)), None]).__next__))
     assert [frame.stop for frame in frames] == ["eos"]
     assert frames[0].codes.tolist() == [0] * 8
 
 
 def test_a_zero_in_some_codebooks_is_speech() -> None:
-    model = ending(ours(random_csm(Shape()))[0], [0, 0, 0, 7, 0, 0, 0, 0])
+    model = with_fixed_codes(ours(random_csm(Shape()))[0], [0, 0, 0, 7, 0, 0, 0, 0])
     frames = list(decode(Engine(model), iter([Request(a_prompt(1), greedy(3)), None]).__next__))
     assert [frame.stop for frame in frames] == [None, None, "cap"]
 
@@ -141,7 +144,7 @@ def test_special_ids_are_never_spoken() -> None:
 
 
 def test_the_window_may_be_filled_to_the_last_position(model: CsmModel) -> None:
-    positions = model.config.backbone.positions
+    positions = model.config.backbone.max_seq_len
     engine = Engine(model, slots=2)
     full = Request(a_prompt(1, positions - 6), greedy(6))
     (codes,) = spoken(engine, [full])

@@ -13,7 +13,7 @@ from tiny import Shape, greedy, random_csm, spoken, text_rows
 from csm_cli.bench.quantization import logits
 from csm_cli.engine import Engine, Request, SamplingParams
 from csm_cli.engine.cuda_graph import CudaGraphRunner
-from csm_cli.engine.decode_state import DecodeShape as Bucket
+from csm_cli.engine.decode_step import DecodeShape as Bucket
 from csm_cli.models.csm import CsmModel
 from csm_cli.models.csm.config import model_config
 from csm_cli.models.csm.quantization import quantize
@@ -37,7 +37,7 @@ def on(theirs: Any, device: str, dtype: torch.dtype = torch.float32) -> CsmModel
 
 def eager(model: CsmModel, slots: int) -> Engine:
     engine = Engine(model, slots)
-    engine.runner._frame = CudaGraphRunner(engine.runner._body, (), None)
+    engine.runner._step = CudaGraphRunner(engine.runner._eager_step, (), None)
     return engine
 
 
@@ -69,16 +69,16 @@ def test_every_bucket_replays_over_poisoned_outputs(theirs: Any) -> None:
     model = on(theirs, "cuda")
     engine = Engine(model, 8)
     runner, state = engine.runner, engine.state
-    extents = sorted({runner.extent(n) for n in range(1, state.last)}, reverse=True)
+    extents = sorted({runner.kv_bucket(n) for n in range(1, state.max_seq_len)}, reverse=True)
     for rows in (8, 4, 2, 1):
         for extent in extents:
             bucket = Bucket(rows, extent, top_k=1, depth_top_k=1)
             codes = []
-            for frame in (runner._body, runner._frame, runner._frame):
+            for frame in (runner._eager_step, runner._step, runner._step):
                 state.hidden.copy_(torch.linspace(-1, 1, state.hidden.numel(), device="cuda").view_as(state.hidden))
-                for layer in (*state.backbone.layers, *state.depth.layers):
+                for layer in (*state.backbone_cache.layers, *state.depth_cache.layers):
                     layer.zero_()
-                state.at.fill_(extent // 2)
+                state.positions.fill_(extent // 2)
                 state.codes.fill_(-7)
                 frame(bucket)
                 codes.append((state.codes[:rows].clone(), state.hidden[:rows].clone()))
@@ -104,7 +104,7 @@ def test_bfloat16_begins_as_transformers_begins(theirs: Any) -> None:
     model = deepcopy(theirs).to("cuda", torch.bfloat16)
     same = 0
     for request, got in zip(asked, spoken(Engine(on(theirs, "cuda", torch.bfloat16), 8), asked), strict=True):
-        ids = request.rows[None, :, -1].cuda()
+        ids = request.prompt[None, :, -1].cuda()
         wanted = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=2, **GREEDY)
         same += int((wanted[0, 0].cpu() == got[0]).sum())
     assert same > 0.75 * 8 * 8
@@ -115,8 +115,8 @@ def test_int8_weights_change_little(theirs: Any) -> None:
     model = on(theirs, "cuda", torch.bfloat16)
     (asked,) = requests(1, greedy(FRAMES))
     (codes,) = spoken(Engine(model), [asked])
-    wanted = logits(model, asked.rows, codes).float()
+    wanted = logits(model, asked.prompt, codes).float()
     quantize(model)
-    got = logits(model, asked.rows, codes).float()
+    got = logits(model, asked.prompt, codes).float()
     assert 0 < (got - wanted).square().mean().sqrt() / wanted.std() < 0.2
     assert len(spoken(Engine(model), [asked])[0]) == FRAMES

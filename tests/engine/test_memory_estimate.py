@@ -10,7 +10,7 @@ import torch
 from csm_cli.checkpoint import open_checkpoint
 from csm_cli.engine import Engine
 from csm_cli.engine import memory_estimate as room
-from csm_cli.engine.memory_estimate import MOST_ON_CPU, MOST_ON_GPU, MemoryEstimate, free_memory
+from csm_cli.engine.memory_estimate import MAX_SLOTS_CPU, MAX_SLOTS_GPU, MemoryEstimate, free_memory
 from csm_cli.models.csm import CsmModel
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -26,7 +26,13 @@ def fitting(
 
 @pytest.mark.parametrize(
     ("free", "device", "slots"),
-    [(1 << 40, CPU, MOST_ON_CPU), (1 << 40, CUDA, MOST_ON_GPU), (None, CPU, MOST_ON_CPU), (0, CPU, 1), (0, CUDA, 1)],
+    [
+        (1 << 40, CPU, MAX_SLOTS_CPU),
+        (1 << 40, CUDA, MAX_SLOTS_GPU),
+        (None, CPU, MAX_SLOTS_CPU),
+        (0, CPU, 1),
+        (0, CUDA, 1),
+    ],
 )
 def test_much_memory_is_bounded_and_little_is_still_one(
     tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, free: int | None, device: torch.device, slots: int
@@ -39,15 +45,15 @@ def test_slots_are_a_power_of_two_that_fits_beside_the_weights(
 ) -> None:
     weights = sum(path.stat().st_size for path in open_checkpoint(str(tiny_checkpoint)).weights.files)
     each = fitting(tiny_checkpoint, monkeypatch, 0, CUDA).slot_bytes
-    found = fitting(tiny_checkpoint, monkeypatch, weights + round(23 * each / room.SHARE), CUDA)
+    found = fitting(tiny_checkpoint, monkeypatch, weights + round(23 * each / room.MEMORY_SHARE), CUDA)
     assert found.slots == 16
-    assert str(found) == f"{found.free / 1e9:.1f} GB free, {each / 1e6:.0f} MB an item"
+    assert str(found) == f"{found.free / 1e9:.1f} GB free, {each / 1e6:.0f} MB per item"
 
 
 def test_a_slot_is_as_large_as_its_caches(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     opened = open_checkpoint(str(tiny_checkpoint))
     engine = Engine(CsmModel(opened.config, opened.weights, CPU, torch.float32), 2)
-    caches = (engine.state.backbone, engine.state.depth)
+    caches = (engine.state.backbone_cache, engine.state.depth_cache)
     each = sum(layer.nbytes for cache in caches for layer in cache.layers) / 2
     assert fitting(tiny_checkpoint, monkeypatch, None, CPU).slot_bytes == each
 

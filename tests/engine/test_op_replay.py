@@ -33,9 +33,9 @@ def request(seed: int, length: int) -> Request:
     return Request(text_rows(ids, 4), replace(SAMPLED, seed=seed))
 
 
-def spoil(taped: OpReplay[str]) -> None:
+def spoil(replay: OpReplay[str]) -> None:
     """Every result that is computed anew each time is made wrong."""
-    for call in taped._calls:
+    for call in replay._ops:
         for result in tensors(call.keywords.get("out", ())) if isinstance(call, partial) else []:
             result.fill_(float("nan") if result.is_floating_point() else 1)
 
@@ -59,13 +59,13 @@ def test_a_tape_says_what_calls_say() -> None:
         return torch.randn(3, 8), torch.randn(8, 8), torch.zeros(3, 1)
 
     called, played = start(), start()
-    taped = OpReplay[str](lambda key: mixed(*played))
+    replay = OpReplay[str](lambda key: mixed(*played))
     for turn in range(6):
         mixed(*called)
-        spoil(taped)
-        taped("same")
+        spoil(replay)
+        replay("same")
         assert all(torch.equal(a, b) for a, b in zip(called, played, strict=True)), f"call {turn}"
-    assert taped.captures == 1
+    assert replay.captures == 1
 
 
 def test_views_and_numbers_are_not_taken_again() -> None:
@@ -74,10 +74,10 @@ def test_views_and_numbers_are_not_taken_again() -> None:
     def fn(key: str) -> None:
         y.copy_(x.view(4, 2)[1:3].flatten().unsqueeze(0)[0] + len(x) * x.shape[1])
 
-    taped = OpReplay[str](fn)
+    replay = OpReplay[str](fn)
     for _ in range(3):
-        taped("same")
-    assert len(taped._calls) == 2 and y.tolist() == [8.0] * 4  # the sum and the copy
+        replay("same")
+    assert len(replay._ops) == 2 and y.tolist() == [8.0] * 4  # the sum and the copy
 
 
 def test_only_the_last_keys_tape_is_kept() -> None:
@@ -89,12 +89,12 @@ def test_only_the_last_keys_tape_is_kept() -> None:
         made.append(weakref.ref(result))
         x.copy_(result).clamp_(max=9)
 
-    taped = OpReplay[int](fn)
+    replay = OpReplay[int](fn)
     for key in (2, 2, 2, 3, 3, 3, 2):
-        taped(key)
+        replay(key)
     gc.collect()
     assert x.tolist() == [9.0] * 3
-    assert taped.captures == 2 and not any(ref() is not None for ref in made)
+    assert replay.captures == 2 and not any(ref() is not None for ref in made)
 
 
 def test_a_tape_that_would_hold_too_much_is_not_written(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -106,10 +106,10 @@ def test_a_tape_that_would_hold_too_much_is_not_written(monkeypatch: pytest.Monk
         made.append(weakref.ref(result))
         x.copy_(result)
 
-    monkeypatch.setattr(tape, "_LARGEST", x.nbytes - 1)
-    taped = OpReplay[str](fn)
+    monkeypatch.setattr(tape, "_MAX_BYTES", x.nbytes - 1)
+    replay = OpReplay[str](fn)
     for _ in range(4):
-        taped("same")
+        replay("same")
     gc.collect()
     assert x.tolist() == [5.0] * 3 and len(made) == 4
     assert not any(ref() is not None for ref in made)
@@ -124,13 +124,13 @@ def test_a_tape_that_was_not_finished_is_not_played() -> None:
             raise KeyboardInterrupt
         x.mul_(2)
 
-    taped = OpReplay[str](fn)
-    taped("same")
+    replay = OpReplay[str](fn)
+    replay("same")
     with pytest.raises(KeyboardInterrupt):
-        taped("same")
+        replay("same")
     for _ in range(2):
-        taped("same")
-    assert x.tolist() == [18.0, 18.0] and taped.captures == 1 and len(taped._calls) == 2
+        replay("same")
+    assert x.tolist() == [18.0, 18.0] and replay.captures == 1 and len(replay._ops) == 2
 
 
 @pytest.mark.parametrize("lengths", [[20], [120, 3, 110], [250, 100, 5, 9, 30]])
@@ -138,7 +138,7 @@ def test_an_engine_with_a_tape_says_what_one_without_says(model: CsmModel, lengt
     """Other extents and fewer rows on the way, so that tapes are written anew."""
     asked = [request(seed, length) for seed, length in enumerate(lengths)]
     plain = Engine(model, slots=len(lengths))
-    plain.runner._frame = CudaGraphRunner(plain.runner._body, (), None)
+    plain.runner._step = CudaGraphRunner(plain.runner._eager_step, (), None)
     engine = Engine(model, slots=len(lengths))
     for wanted, got in zip(spoken(plain, asked), spoken(engine, asked), strict=True):
         assert torch.equal(wanted, got)

@@ -126,21 +126,25 @@ def test_logits_equal_transformers(shape: Shape) -> None:
     theirs = random_csm(shape, seed=3)
     model, config = ours(theirs)
     given = prompt(theirs, 1, seed=5)
-    frame = torch.randint(0, config.codes, (1, config.codebooks))
+    frame = torch.randint(0, config.codebook_size, (1, config.codebooks))
     with torch.inference_mode():
         inputs = {"input_ids": given.ids[None]} | stacked_audio([given])
         outputs = theirs(**inputs, output_hidden_states=True)
-        cache = model.backbone.cache(1, len(given.rows))
-        hidden = model.backbone(model.embed_rows(given.rows)[None], cache, PrefillSlots(0, 1, 0, len(given.rows)))
-        torch.testing.assert_close(model.head(hidden[0])[None], outputs.logits[..., : config.codes], atol=1e-4, rtol=0)
+        cache = model.backbone.new_cache(1, len(given.rows))
+        hidden = model.backbone(model.embed_prompt(given.rows)[None], cache, PrefillSlots(0, 1, 0, len(given.rows)))
+        torch.testing.assert_close(
+            model.head(hidden[0])[None], outputs.logits[..., : config.codebook_size], atol=1e-4, rtol=0
+        )
 
         last = outputs.hidden_states[-1][:, -1]
         padded = torch.nn.functional.pad(frame[:, :-1], (1, 0))
         depth = theirs.depth_decoder(padded, backbone_last_hidden_state=last).logits  # [1, K - 1, V]
         embedded = torch.stack((model.projector(hidden[:, -1]), *_depth_inputs(model, frame)), 1)
-        mixed = model.depth(embedded, model.depth.cache(1, config.codebooks), PrefillSlots(0, 1, 0, config.codebooks))
+        mixed = model.depth(
+            embedded, model.depth.new_cache(1, config.codebooks), PrefillSlots(0, 1, 0, config.codebooks)
+        )
         logits = torch.stack([head(mixed[:, n + 1]) for n, head in enumerate(model.depth_heads)], 1)
-        torch.testing.assert_close(logits, depth[..., : config.codes], atol=1e-4, rtol=0)
+        torch.testing.assert_close(logits, depth[..., : config.codebook_size], atol=1e-4, rtol=0)
 
 
 def _depth_inputs(model, frame: Tensor) -> list[Tensor]:

@@ -13,7 +13,7 @@ def picks(logits: list[float], temperature: float, top_k: int, draws: int = 4000
     """How often each code is chosen over evenly spread uniforms."""
     rows = torch.tensor(logits).expand(draws, -1)
     filter_ = Sampler(draws, len(logits), CPU)
-    pick = filter_.pick(draws, filter_.set([(temperature, top_k)] * draws))
+    pick = filter_.bind(draws, filter_.set([(temperature, top_k)] * draws))
     codes, embedded = pick(rows, (torch.arange(draws)[:, None] + 0.5) / draws, torch.arange(len(logits))[:, None])
     assert torch.equal(embedded[:, 0], codes)
     return torch.bincount(codes, minlength=len(logits)) / draws
@@ -42,14 +42,14 @@ def test_a_top_k_beyond_the_codes_keeps_them_all() -> None:
 def test_rows_keep_their_own_options() -> None:
     logits = torch.tensor([[0.0, 1.0, 2.0]] * 3)
     filter_ = Sampler(3, 3, CPU)
-    pick = filter_.pick(3, filter_.set([(0, 50), (1.0, 1), (1.0, 3)]))
+    pick = filter_.bind(3, filter_.set([(0, 50), (1.0, 1), (1.0, 3)]))
     assert pick(logits, torch.full((3, 1), 0.99), torch.zeros(3, 1))[0].tolist() == [2, 2, 0]
 
 
 def test_the_largest_uniform_stays_inside_the_top_k() -> None:
     logits = torch.randn(64, 100, generator=torch.Generator().manual_seed(0))
     filter_ = Sampler(64, 100, CPU)
-    pick = filter_.pick(64, filter_.set([(1.0, 5)] * 63 + [(1.0, 0)]))
+    pick = filter_.bind(64, filter_.set([(1.0, 5)] * 63 + [(1.0, 0)]))
     codes, _ = pick(logits, torch.full((64, 1), 1.0 - 2**-24), torch.zeros(100, 1))
     kept = logits[:63].topk(5).indices
     assert (kept == codes[:63, None]).any(-1).all()

@@ -94,10 +94,10 @@ def test_an_automatic_maximum_duration_grows_with_the_text() -> None:
 def test_past_turns_are_in_the_next_turns_prompt() -> None:
     state = start(conversation("One.", "Two."), context_positions=3)
     first = state.request(tokens(5))
-    assert len(first.rows) == 3 + 5
+    assert len(first.prompt) == 3 + 5
     turn = torch.cat((tokens(5), frame_rows(torch.ones(6, 4, dtype=torch.int64))))
     finish_chunk(state, turn)
-    assert torch.equal(state.request(tokens(4)).rows, torch.cat((tokens(3), turn, tokens(4))))
+    assert torch.equal(state.request(tokens(4)).prompt, torch.cat((tokens(3), turn, tokens(4))))
 
 
 def test_each_take_has_the_next_seed_and_the_next_turn_starts_with_its_own() -> None:
@@ -122,7 +122,7 @@ def test_the_oldest_turns_are_evicted_together_and_context_stays() -> None:
     for length in (40, 30, 60):
         finish_chunk(state, tokens(length))
     request = state.request(tokens(60))
-    assert len(request.rows) == 50 + 60 + 60
+    assert len(request.prompt) == 50 + 60 + 60
     assert state.require_current().evicted == [1, 2]
     state.request(tokens(60))
     assert state.require_current().evicted == [1, 2]
@@ -142,7 +142,7 @@ def test_a_cached_turn_evicts_what_it_evicted_when_it_was_generated() -> None:
     )
     cached.add_recorded([("One.", tokens(60))])
     cached.add_recorded([("Two.", tokens(10))])
-    assert len(cached.request(tokens(10)).rows) == len(generated.request(tokens(10)).rows) == 20
+    assert len(cached.request(tokens(10)).prompt) == len(generated.request(tokens(10)).prompt) == 20
 
 
 LONG = "The first sentence is short. The second one is a little longer. The third."
@@ -157,7 +157,7 @@ def test_a_long_turn_is_generated_in_chunks_that_follow_one_another() -> None:
     prompts: list[tuple[str, int, int]] = []
     while state.current:
         spec, request = state.take_spec(), state.request(tokens(4))
-        prompts.append((spec.text, spec.chunk_number, len(request.rows)))
+        prompts.append((spec.text, spec.chunk_number, len(request.prompt)))
         assert spec.seed == request.sampling.seed
         finish_chunk(state, tokens(10))
     assert prompts == [
@@ -190,7 +190,7 @@ def test_the_segments_of_a_turn_are_evicted_together() -> None:
     state = start_chunked(LONG, "And so on.")
     for _ in range(3):
         finish_chunk(state, tokens(60))
-    assert len(state.request(tokens(20)).rows) == 20
+    assert len(state.request(tokens(20)).prompt) == 20
     assert state.require_current().evicted == [1]
 
 
@@ -199,7 +199,7 @@ def test_a_turn_too_long_for_the_window_evicts_its_own_segments_last() -> None:
     lengths = []
     while state.current:
         current = state.current
-        lengths.append(len(state.request(tokens(20)).rows))
+        lengths.append(len(state.request(tokens(20)).prompt))
         finish_chunk(state, tokens(90))
     assert lengths == [20, 110, 110, 110]
     assert current.evicted == [1, 2]

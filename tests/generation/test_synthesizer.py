@@ -20,7 +20,7 @@ from csm_cli.errors import AudioUnreadable, PromptTooLong
 from csm_cli.generation.events import AudioChunk, ConversationFailed, Event, FrameProgress, Utterance
 from csm_cli.generation.synthesizer import Synthesizer
 from csm_cli.generation.take import Take, TakeBuilder
-from csm_cli.models.mimi import ChunkDecoder, finished
+from csm_cli.models.mimi import ChunkDecoder, run_inline
 from csm_cli.types import Conversation, GenerationOptions, Recording, RetryPolicy, Turn
 
 SHORT = GenerationOptions(max_duration=0.4, seed=1)  # five frames
@@ -87,13 +87,13 @@ def async_codec_log(synth: Synthesizer, monkeypatch: pytest.MonkeyPatch) -> list
 
     def begin(work: Callable[[], torch.Tensor]) -> Callable[[], np.ndarray]:
         log.append("begun")
-        done = finished(work)
+        done = run_inline(work)
         return lambda: (log.append("awaited"), done())[1]
 
     monkeypatch.setattr(
         csm_cli.generation.synthesizer, "ChunkDecoder", lambda codec, rows: ChunkDecoder(codec, begin, rows)
     )
-    monkeypatch.setattr(synth.engine.runner, "burst", 4)
+    monkeypatch.setattr(synth.engine.runner, "steps_per_sync", 4)
     return log
 
 

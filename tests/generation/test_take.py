@@ -22,8 +22,8 @@ LOUD, SOFT, MUTE = 300, 20, 0
 class FakeChunk:
     """Each frame sounds as loud as its first code says, in thousandths."""
 
-    def __init__(self, codes: Tensor, last: bool) -> None:
-        self.codes, self.last = codes, last
+    def __init__(self, codes: Tensor, is_last: bool) -> None:
+        self.codes, self.is_last = codes, is_last
 
     def samples(self) -> NDArray[np.float32]:
         return (self.codes[:, :1] / 1000.0).expand(-1, SAMPLES).reshape(-1).numpy()
@@ -37,17 +37,17 @@ class FakeCodec:
 
 
 class FakeChunkDecoder:
-    def __init__(self, beside: bool) -> None:
-        self.codec, self.beside = FakeCodec(), beside
+    def __init__(self, deferred: bool) -> None:
+        self.codec, self.deferred = FakeCodec(), deferred
         self.chunks: list[int] = []
 
-    def put(self, decoder: None, codes: Tensor, last: bool = False) -> FakeChunk:
+    def submit(self, decoder: None, codes: Tensor, is_last: bool = False) -> FakeChunk:
         self.chunks.append(len(codes))
-        return FakeChunk(codes, last)
+        return FakeChunk(codes, is_last)
 
 
-def new_builder(text: str = "Hello.", capped: bool = False, trim: bool = True, beside: bool = False) -> TakeBuilder:
-    return TakeBuilder(FakeChunkDecoder(beside), TakeSpec(text, 7, capped, trim))  # type: ignore[arg-type]
+def new_builder(text: str = "Hello.", capped: bool = False, trim: bool = True, deferred: bool = False) -> TakeBuilder:
+    return TakeBuilder(FakeChunkDecoder(deferred), TakeSpec(text, 7, capped, trim))  # type: ignore[arg-type]
 
 
 def play(builder: TakeBuilder, levels: Sequence[int], stuck: bool = False) -> str | None:
@@ -147,16 +147,16 @@ def test_without_trimming_a_take_is_what_the_model_made() -> None:
 
 
 def test_samples_are_decoded_in_chunks() -> None:
-    decoder = FakeChunkDecoder(beside=False)
+    decoder = FakeChunkDecoder(deferred=False)
     builder = TakeBuilder(decoder, TakeSpec("Hello.", 7, trim=True))  # type: ignore[arg-type]
     play(builder, [LOUD] * 30)
     builder.finish("eos")
     assert decoder.chunks == [4, 4, 8, 12, 2]
 
 
-def made(frames: Sequence[tuple[int, int]], stop: str, beside: bool, burst: int) -> Take:
+def made(frames: Sequence[tuple[int, int]], stop: str, deferred: bool, burst: int) -> Take:
     """The take of these frames, built from `burst` frames at a time."""
-    builder = new_builder("word " * 3, beside=beside)
+    builder = new_builder("word " * 3, deferred=deferred)
     for first in range(0, len(frames), burst):
         for index, frame in enumerate(frames[first : first + burst], first):
             early = builder.add_frame(torch.tensor(frame))
@@ -182,15 +182,15 @@ def test_asynchronous_decoding_makes_the_same_takes(runs: list[tuple[int, int, b
     frames = [
         (level, run if stuck else 1000 * run + at) for run, (level, n, stuck) in enumerate(runs) for at in range(n)
     ]
-    wanted = made(frames, stop, beside=False, burst=1)
-    got = made(frames, stop, beside=True, burst=4)
+    wanted = made(frames, stop, deferred=False, burst=1)
+    got = made(frames, stop, deferred=True, burst=4)
     assert (got.stop, got.fault) == (wanted.stop, wanted.fault)
     assert torch.equal(got.codes, wanted.codes)
     np.testing.assert_array_equal(got.samples, wanted.samples)
 
 
 def test_an_asynchronous_chunk_is_returned_when_the_next_is_submitted() -> None:
-    builder = new_builder(beside=True)
+    builder = new_builder(deferred=True)
     returned = []
     for index in range(28):
         builder.add_frame(torch.tensor([LOUD, index]))
@@ -199,7 +199,7 @@ def test_an_asynchronous_chunk_is_returned_when_the_next_is_submitted() -> None:
 
 
 def test_a_stream_returns_samples_at_once() -> None:
-    builder = TakeBuilder(FakeChunkDecoder(beside=True), TakeSpec("Hello.", 7, stream=True))  # type: ignore[arg-type]
+    builder = TakeBuilder(FakeChunkDecoder(deferred=True), TakeSpec("Hello.", 7, stream=True))  # type: ignore[arg-type]
     returned = []
     for index in range(8):
         builder.add_frame(torch.tensor([LOUD, index]))

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from csm_cli.models.mimi import ChunkDecoder, Codec, push_all
-from csm_cli.models.mimi import chunk_decoder as deck
+from csm_cli.models.mimi import streaming as deck
 from csm_cli.models.mimi import streaming as stream
 
 VIEWS = {"slice", "select", "transpose", "permute", "expand", "view", "unsqueeze", "split_with_sizes", "unbind", "t"}
@@ -48,8 +48,8 @@ def test_on_a_cpu_each_chunk_of_one_row_is_decoded_as_it_comes(codec: Codec) -> 
     decoders, others = [codec.decoder() for _ in spoken], [codec.decoder() for _ in spoken]
     for first in (0, 4, 8, 16):
         for decoder, other, codes in zip(decoders, others, spoken, strict=True):
-            chunk = plain.put(decoder, codes[first : 2 * first or 4])
-            assert chunk.sound is not None and not plain.beside
+            chunk = plain.submit(decoder, codes[first : 2 * first or 4])
+            assert chunk.result is not None and not plain.deferred
             assert np.array_equal(chunk.samples(), other.push(chunk.codes).numpy())
 
 
@@ -71,12 +71,12 @@ def test_chunks_of_several_rows_wait_for_one_another_and_sound_as_alone(
     lengths = spied(monkeypatch)
     many, spoken = ChunkDecoder(codec, rows=4), [random_codes(codec, frames) for frames in (10, 14, 5, 11)]
     decoders = [codec.decoder() for _ in spoken]
-    chunks = [[many.put(each, codes[:5])] for each, codes in zip(decoders, spoken, strict=True)]
-    many.start()
-    assert many.beside and not lengths
-    chunks[3].append(many.put(decoders[3], spoken[3][5:], last=True))
-    chunks[0].append(many.put(decoders[0], spoken[0][5:], last=True))  # as long as those that are asked for first
-    chunks[1].append(many.put(decoders[1], spoken[1][5:], last=True))
+    chunks = [[many.submit(each, codes[:5])] for each, codes in zip(decoders, spoken, strict=True)]
+    many.flush()
+    assert many.deferred and not lengths
+    chunks[3].append(many.submit(decoders[3], spoken[3][5:], is_last=True))
+    chunks[0].append(many.submit(decoders[0], spoken[0][5:], is_last=True))  # as long as those that are asked for first
+    chunks[1].append(many.submit(decoders[1], spoken[1][5:], is_last=True))
     sounds = [np.concatenate([chunk.samples() for chunk in row]) for row in chunks]
     assert lengths == [[5, 5, 5, 5], [5], [9], [6]]
     for codes, sound in zip(spoken, sounds, strict=True):
@@ -87,7 +87,7 @@ def test_chunks_of_several_rows_wait_for_one_another_and_sound_as_alone(
 
 def test_a_code_that_is_none_is_told_where_its_chunk_is_asked_for(codec: Codec) -> None:
     many = ChunkDecoder(codec, rows=2)
-    chunk = many.put(codec.decoder(), torch.full((4, codec.codebooks), -5))
+    chunk = many.submit(codec.decoder(), torch.full((4, codec.codebooks), -5))
     with pytest.raises(ValueError, match="frame 0, codebook 0 holds -5"):
         chunk.samples()
 
@@ -96,10 +96,10 @@ def test_what_waits_is_begun_together_and_nobody_waits_for_it_unasked(codec: Cod
     line = Line()
     beside = ChunkDecoder(codec, line)
     spoken = [random_codes(codec, frames) for frames in (12, 24)]
-    chunks = [beside.put(codec.decoder(), codes) for codes in spoken]
+    chunks = [beside.submit(codec.decoder(), codes) for codes in spoken]
     assert line.log == []
-    beside.start()
-    beside.start()
+    beside.flush()
+    beside.flush()
     assert line.log == ["begun"]
     for chunk, codes in zip(chunks, spoken, strict=True):
         np.testing.assert_allclose(chunk.samples(), codec.decode(codes).numpy(), atol=1e-5)
@@ -109,7 +109,7 @@ def test_what_waits_is_begun_together_and_nobody_waits_for_it_unasked(codec: Cod
 def test_who_asks_for_samples_that_still_wait_begins_all(codec: Codec) -> None:
     line = Line()
     beside = ChunkDecoder(codec, line)
-    first, second = (beside.put(codec.decoder(), random_codes(codec, frames)) for frames in (4, 9))
+    first, second = (beside.submit(codec.decoder(), random_codes(codec, frames)) for frames in (4, 9))
     assert len(second.samples()) == 9 * 1920 and len(first.samples()) == 4 * 1920
     assert line.log == ["begun", "awaited", "awaited"]
 
@@ -119,12 +119,12 @@ def test_last_chunks_are_decoded_with_those_that_go_on(codec: Codec, monkeypatch
     lengths = spied(monkeypatch)
     beside, spoken = ChunkDecoder(codec, Line()), [random_codes(codec, frames) for frames in (24, 16, 17, 3, 4)]
     decoders = [codec.decoder() for _ in spoken]
-    sounds = [[beside.put(each, codes[:12])] for each, codes in zip(decoders[:3], spoken, strict=False)] + [[], []]
-    beside.start()
+    sounds = [[beside.submit(each, codes[:12])] for each, codes in zip(decoders[:3], spoken, strict=False)] + [[], []]
+    beside.flush()
     for row, (decoder, codes) in enumerate(zip(decoders, spoken, strict=True)):
         rest = codes[12:] if row < 3 else codes
-        sounds[row].append(beside.put(decoder, rest, last=row in (1, 2, 3)))
-    beside.start()
+        sounds[row].append(beside.submit(decoder, rest, is_last=row in (1, 2, 3)))
+    beside.flush()
     assert lengths == [[12, 12, 12], [12, 4, 12, 4, 4]]
     for codes, parts in zip(spoken, sounds, strict=True):
         got = np.concatenate([part.samples() for part in parts])
@@ -133,7 +133,9 @@ def test_last_chunks_are_decoded_with_those_that_go_on(codec: Codec, monkeypatch
 
 def test_last_chunks_alone_are_as_long_as_the_longest(codec: Codec) -> None:
     beside, spoken = ChunkDecoder(codec, Line()), [random_codes(codec, frames) for frames in (3, 7)]
-    for chunk, codes in zip([beside.put(codec.decoder(), each, last=True) for each in spoken], spoken, strict=True):
+    for chunk, codes in zip(
+        [beside.submit(codec.decoder(), each, is_last=True) for each in spoken], spoken, strict=True
+    ):
         np.testing.assert_allclose(chunk.samples(), codec.decode(codes).numpy(), atol=1e-5)
 
 
@@ -207,7 +209,7 @@ def launches(codec: Codec, rows: int, frames: int) -> int:
 
 def test_a_push_of_mimis_own_size_is_a_few_hundred_launches_whatever_its_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     mimi = random_codec({}, "meta")
-    mimi.together = 32 * 12
+    mimi.max_batch_frames = 32 * 12
     alone = launches(mimi, 1, 12)
     assert 200 < alone < 350
     assert launches(mimi, 32, 12) <= alone + 2

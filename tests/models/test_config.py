@@ -25,7 +25,7 @@ def test_reads_sizes_and_ids() -> None:
         4,
         2,
     )
-    assert (model.depth.hidden, model.depth.positions) == (48, 9)
+    assert (model.depth.hidden, model.depth.max_seq_len) == (48, 9)
 
 
 def test_both_spellings_of_rope_mean_the_same() -> None:

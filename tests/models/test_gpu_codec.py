@@ -13,7 +13,7 @@ from tiny import random_codec, random_codes
 from csm_cli.checkpoint import open_checkpoint
 from csm_cli.generation.events import Event, FrameProgress, Utterance
 from csm_cli.generation.synthesizer import Synthesizer
-from csm_cli.models.mimi import ChunkDecoder, Codec, finished
+from csm_cli.models.mimi import ChunkDecoder, Codec, run_inline
 from csm_cli.types import Conversation, GenerationOptions, RetryPolicy, Turn
 
 pytestmark = pytest.mark.gpu
@@ -57,14 +57,14 @@ def together(deck: ChunkDecoder, frames: list[int]) -> list[NDArray[np.float32]]
         for decoder, codes, sound in zip(decoders, rows, sounds, strict=True):
             if piece := len(codes[first : first + size]):
                 last = first + size >= len(codes)
-                sound.append(deck.put(decoder, codes[first : first + piece], last))
-        deck.start()
+                sound.append(deck.submit(decoder, codes[first : first + piece], last))
+        deck.flush()
         first += size
     return [np.concatenate([chunk.samples() for chunk in sound]) for sound in sounds]
 
 
 def test_rows_together_sound_as_each_alone(mimi: Codec) -> None:
-    assert ChunkDecoder(mimi).beside
+    assert ChunkDecoder(mimi).deferred
     for samples, count in zip(together(ChunkDecoder(mimi), FRAMES), FRAMES, strict=True):
         assert difference(samples, mimi.decode(random_codes(mimi, count))) < 1e-4
 
@@ -74,17 +74,17 @@ def test_a_stream_of_its_own_changes_nothing(mimi: Codec) -> None:
     with torch.cuda.device(mimi.device):
         torch.cuda._sleep(ASLEEP // 40)
     for own, none in zip(
-        together(ChunkDecoder(mimi), FRAMES), together(ChunkDecoder(mimi, finished), FRAMES), strict=True
+        together(ChunkDecoder(mimi), FRAMES), together(ChunkDecoder(mimi, run_inline), FRAMES), strict=True
     ):
         assert difference(own, torch.from_numpy(none)) < 1e-6
 
 
 def test_nobody_waits_for_the_frames_beside_it(mimi: Codec) -> None:
     deck = ChunkDecoder(mimi)
-    deck.put(mimi.decoder(), random_codes(mimi, 12)).samples()  # which sets the stream up
+    deck.submit(mimi.decoder(), random_codes(mimi, 12)).samples()  # which sets the stream up
     torch.cuda.synchronize()
     torch.cuda._sleep(ASLEEP)
-    deck.put(mimi.decoder(), random_codes(mimi, 12)).samples()
+    deck.submit(mimi.decoder(), random_codes(mimi, 12)).samples()
     assert not torch.cuda.current_stream().query()
     torch.cuda.synchronize()
 

@@ -13,8 +13,7 @@ from csm_cli.engine.sampler import Sampler
 from csm_cli.models.csm import AttentionMetadata, CsmModel, DecodeSlots, KVCache, KVCacheView, PrefillSlots
 from csm_cli.models.csm import transformer as stack
 from csm_cli.models.csm.config import Rope, StackConfig, model_config
-from csm_cli.models.csm.kernels import dispatch as choice
-from csm_cli.models.csm.kernels import kernels_for
+from csm_cli.models.csm.kernels import Kernels, kernels_for, triton_kernels
 from csm_cli.models.csm.kernels import reference as plain
 from csm_cli.models.csm.kernels.reference import LinearWeight
 from csm_cli.models.csm.quantization import Int8Weight
@@ -44,7 +43,7 @@ def projections(outputs: int, inputs: int, dtype: torch.dtype) -> list[LinearWei
     """As it is and in 8 bits."""
     weight = random(outputs, inputs, dtype=dtype, seed=1) / inputs**0.5
     linear = Linear(weight)
-    linear.weight = weight.T  # as it lies on CUDA
+    linear.matrix = weight.T  # as it lies on CUDA
     return [linear, Int8Weight(weight)]
 
 
@@ -53,13 +52,15 @@ BITS = pytest.mark.parametrize("bits", [32, 8])
 
 
 def test_only_cuda_takes_tritons() -> None:
-    assert kernels_for(torch.device("cpu")) == choice.Kernels()
+    assert kernels_for(torch.device("cpu")) == Kernels()
 
 
 @pytest.mark.triton
 def test_more_rows_than_a_frame_has_are_pytorchs() -> None:
     x, projection = random(65, 96), projections(40, 96, torch.float32)[0]
-    assert torch.equal(choice.fused().read(x, norm_of(x), projection), plain.norm_linear(x, norm_of(x), projection))
+    assert torch.equal(
+        triton_kernels().norm_linear(x, norm_of(x), projection), plain.norm_linear(x, norm_of(x), projection)
+    )
 
 
 @pytest.mark.triton
@@ -68,7 +69,7 @@ def test_more_rows_than_a_frame_has_are_pytorchs() -> None:
 @BITS
 def test_read(rows: int, bits: int, dtype: torch.dtype) -> None:
     x, projection = random(2 * rows, 96, dtype=dtype)[1::2], projections(42, 96, dtype)[bits == 8]
-    assert_close(choice.fused().read(x, norm_of(x), projection), plain.norm_linear(x, norm_of(x), projection))
+    assert_close(triton_kernels().norm_linear(x, norm_of(x), projection), plain.norm_linear(x, norm_of(x), projection))
 
 
 @pytest.mark.triton
@@ -79,7 +80,7 @@ def test_read(rows: int, bits: int, dtype: torch.dtype) -> None:
 def test_onto(rows: int, bits: int, inputs: int, dtype: torch.dtype) -> None:
     x, mixed = random(rows, 96, dtype=dtype), random(rows, inputs, dtype=dtype)
     projection = projections(96, inputs, dtype)[bits == 8]
-    assert_close(choice.fused().onto(x, projection, mixed), plain.linear_add(x, projection, mixed))
+    assert_close(triton_kernels().linear_add(x, projection, mixed), plain.linear_add(x, projection, mixed))
 
 
 @pytest.mark.triton
@@ -88,7 +89,7 @@ def test_onto(rows: int, bits: int, inputs: int, dtype: torch.dtype) -> None:
 @BITS
 def test_gate(rows: int, bits: int, dtype: torch.dtype) -> None:
     x, projection = random(rows, 96, dtype=dtype), projections(2 * 75, 96, dtype)[bits == 8]
-    assert_close(choice.fused().gate(x, norm_of(x), projection), plain.swiglu(x, norm_of(x), projection))
+    assert_close(triton_kernels().swiglu(x, norm_of(x), projection), plain.swiglu(x, norm_of(x), projection))
 
 
 PLACES = pytest.mark.parametrize(
@@ -105,9 +106,9 @@ PLACES = pytest.mark.parametrize(
 
 
 def placed(where: PrefillSlots | DecodeSlots, like: Tensor, cache: KVCache) -> tuple[AttentionMetadata, KVCacheView]:
-    rope = RopeTable(SIZES, like)._pairs[where.positions(DEVICE)]
+    rope = RopeTable(SIZES, like).pairs[where.position_ids(DEVICE)]
     view = where.views(cache)[0]
-    return AttentionMetadata(where.length, rope, where.mask(like), [view]), view
+    return AttentionMetadata(where.query_len, rope, where.mask(like), [view]), view
 
 
 @pytest.mark.triton
@@ -117,11 +118,11 @@ def placed(where: PrefillSlots | DecodeSlots, like: Tensor, cache: KVCache) -> t
 def test_turn(where: PrefillSlots | DecodeSlots, bits: int, dtype: torch.dtype) -> None:
     like = random(1, dtype=dtype)
     projection = projections((6 + 2 * 2) * 24, 96, dtype)[bits == 8]
-    x = random(len(where.positions(DEVICE)), 96, dtype=dtype)
+    x = random(len(where.position_ids(DEVICE)), 96, dtype=dtype)
     caches = [KVCache(SIZES, 4, 300, like) for _ in range(2)]
     queries = [
         turn(x, norm_of(x), projection, *placed(where, like, cache))
-        for turn, cache in zip((choice.fused().turn, plain.qkv_rope), caches, strict=True)
+        for turn, cache in zip((triton_kernels().qkv_rope, plain.qkv_rope), caches, strict=True)
     ]
     assert_close(*queries)
     assert_close(caches[0].layers[0], caches[1].layers[0])
@@ -134,9 +135,9 @@ def test_turn(where: PrefillSlots | DecodeSlots, bits: int, dtype: torch.dtype) 
 def test_attend(where: PrefillSlots | DecodeSlots, dtype: torch.dtype) -> None:
     cache = KVCache(SIZES, 4, 300, random(1, dtype=dtype))
     cache.layers[0].copy_(random(*cache.layers[0].shape, dtype=dtype))
-    query = random(len(where.positions(DEVICE)), 6, 24, dtype=dtype)
+    query = random(len(where.position_ids(DEVICE)), 6, 24, dtype=dtype)
     place, view = placed(where, query, cache)
-    assert_close(choice.fused().attend(query, place, view), plain.attention(query, place, view))
+    assert_close(triton_kernels().attention(query, place, view), plain.attention(query, place, view))
 
 
 @pytest.mark.triton
@@ -148,13 +149,13 @@ def test_draw(count: int, top_ks: tuple[int, ...], dtype: torch.dtype, times: in
     rows = 3 * times
     filter_ = Sampler(rows, count, DEVICE)
     widest = filter_.set([(0.7 + k / 100, k) for k in top_ks] * times)
-    temperature, beyond = filter_.temperature, filter_.beyond[:, :widest]
+    temperature, beyond = filter_.temperature, filter_.rank_bias[:, :widest]
     for seed in range(10):
         generator = torch.Generator().manual_seed(seed)
         logits = torch.stack([torch.randperm(count, generator=generator) / 16 - 3 for _ in range(rows)]).to(DEVICE)
         uniforms = torch.rand(rows, 4, generator=generator).to(DEVICE)
         given = (logits.to(dtype), uniforms[:, 1:2], temperature, beyond, random(count, 20, seed=1))
-        for got, wanted in zip(choice.fused().draw(*given), plain.sample_top_k(*given), strict=True):
+        for got, wanted in zip(triton_kernels().sample_top_k(*given), plain.sample_top_k(*given), strict=True):
             assert torch.equal(got, wanted)
 
 
@@ -166,8 +167,8 @@ def test_of_equal_logits_the_lower_code_is_likelier(rows: int) -> None:
     logits[:, 40:] = 1
     for top_k, uniform, wanted in [(1, 0.9, 40), (5, 0.0, 40), (5, 0.5, 42), (5, 0.99, 44)]:
         widest = filter_.set([(1.0, top_k)] * rows)
-        given = (filter_.temperature, filter_.beyond[:, :widest], random(100, 8))
-        codes, embedded = choice.fused().draw(logits, torch.full((rows, 1), uniform, device=DEVICE), *given)
+        given = (filter_.temperature, filter_.rank_bias[:, :widest], random(100, 8))
+        codes, embedded = triton_kernels().sample_top_k(logits, torch.full((rows, 1), uniform, device=DEVICE), *given)
         assert codes.tolist() == [wanted] * rows and torch.equal(embedded, given[2][[wanted] * rows])
 
 
@@ -183,8 +184,8 @@ def test_a_draw_from_what_is_not_finite_is_a_code(rows: int) -> None:
     logits[2] = -float("inf")
     logits[3, 7] = float("inf")
     table = random(100, 8)[:, :0]
-    codes, _ = choice.fused().draw(
-        logits, random(rows, 1).abs(), filter_.temperature, filter_.beyond[:, :widest], table
+    codes, _ = triton_kernels().sample_top_k(
+        logits, random(rows, 1).abs(), filter_.temperature, filter_.rank_bias[:, :widest], table
     )
     assert (codes >= 0).all() and (codes < 100).all()
 
@@ -207,9 +208,9 @@ def test_frames_are_those_of_pytorch(rows: int, monkeypatch: pytest.MonkeyPatch)
     ids = [torch.randint(0, 250, (10 + 60 * n,), generator=generator) for n in range(rows)]
     asked = [Request(text_rows(each, 8), greedy(2)) for each in ids]
     wanted = spoken(Engine(CsmModel(config, theirs.state_dict(), torch.device("cpu"), torch.float32), rows), asked)
-    monkeypatch.setattr(stack, "_is_plain", lambda like: False)  # weights lie as on CUDA
+    monkeypatch.setattr(stack, "_is_cpu_float32", lambda like: False)  # weights lie as on CUDA
     for module in (stack, sampling):
-        monkeypatch.setattr(module, "kernels_for", lambda device: choice.fused())
+        monkeypatch.setattr(module, "kernels_for", lambda device: triton_kernels())
     got = spoken(Engine(CsmModel(config, theirs.state_dict(), DEVICE, torch.float32), rows), asked)
     for each, codes in zip(got, wanted, strict=True):
         assert torch.equal(each, codes)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from csm_cli.models.mimi.matmul import linear, pack_weight, rowwise
+from csm_cli.models.mimi.layers import linear, pack_weight, rowwise
 
 SHAPES = [(256, 768), (512, 256), (1024, 1024), (1792, 256), (2048, 512), (40, 7)]
 ODD = [(3, 2), (64, 1), (512, 96), (384, 384), (513, 512), (896, 256)]  # which MKL computes otherwise in a batch

@@ -99,7 +99,7 @@ def saved(model: PreTrainedModel, folder: Path) -> tuple[dict[str, Any], Weights
 
 def random_codes(codec: Codec, frames: int) -> Tensor:
     generator = torch.Generator().manual_seed(frames)
-    return torch.randint(codec.config.codes, (frames, codec.codebooks), generator=generator)
+    return torch.randint(codec.config.codebook_size, (frames, codec.codebooks), generator=generator)
 
 
 def noise(samples: int) -> Tensor:
@@ -270,10 +270,10 @@ def test_what_only_decodes_leaves_the_encoders_weights_where_they_lie(pair: Call
     codec = Codec.load(made.config, made.weights)
     name = "encoder_transformer.layers.0.mlp.fc1.weight"
     codec.decode(random_codes(codec, 3))
-    assert codec.modules.get_parameter(name).data_ptr() == made.weights[name].data_ptr()
+    assert codec.network.get_parameter(name).data_ptr() == made.weights[name].data_ptr()
     codec.encode(noise(100))
-    assert codec.modules.get_parameter(name).data_ptr() != made.weights[name].data_ptr()
-    assert torch.equal(codec.modules.get_parameter(name), made.weights[name])
+    assert codec.network.get_parameter(name).data_ptr() != made.weights[name].data_ptr()
+    assert torch.equal(codec.network.get_parameter(name), made.weights[name])
 
 
 def test_computes_in_float32_whatever_the_checkpoint_holds(pair: Callable[[str], Pair]) -> None:
@@ -379,7 +379,7 @@ def test_a_codec_is_known_by_what_encodes(tiny_checkpoint: Path) -> None:
 
     def mark(changed: str = "", codebooks: int = 8) -> str:
         new = {name: tensor * (1.5 if changed and name.startswith(changed) else 1) for name, tensor in weights.items()}
-        return Codec.load(checkpoint.codec_config, new, codebooks=codebooks).mark
+        return Codec.load(checkpoint.codec_config, new, codebooks=codebooks).fingerprint
 
     assert mark() == mark() == mark("decoder.") == mark("upsample.")
     assert len({mark(), mark("encoder."), mark("quantizer."), mark("downsample."), mark(codebooks=4)}) == 5
@@ -388,7 +388,7 @@ def test_a_codec_is_known_by_what_encodes(tiny_checkpoint: Path) -> None:
 def test_waveforms_encoded_together_are_each_as_alone(pair: Callable[[str], Pair]) -> None:
     codec = pair("mimi's ratios").codec
     clips = [noise(frames * codec.frame_samples) for frames in (3, 60, 1, 17)]
-    for clip, codes in zip(clips, codec.encode_many(clips), strict=True):
+    for clip, codes in zip(clips, codec.encode_batch(clips), strict=True):
         assert torch.equal(codes, codec.encode(clip))
 
 
@@ -396,4 +396,4 @@ def test_waveforms_encoded_together_are_each_as_alone(pair: Callable[[str], Pair
 def test_only_whole_frames_are_encoded_together(pair: Callable[[str], Pair], shape: tuple[int, ...]) -> None:
     codec = pair("mimi's ratios").codec
     with pytest.raises(ValueError, match=r"expected samples \[T \* 1920\]"):
-        codec.encode_many([torch.zeros(1920), torch.zeros(shape)])
+        codec.encode_batch([torch.zeros(1920), torch.zeros(shape)])

@@ -40,7 +40,7 @@ def test_a_row_does_not_depend_on_its_neighbours() -> None:
 def test_an_outputs_weights_lie_together_however_they_were_given() -> None:
     """A product with them the other way is exact too, but takes twice as long."""
     weight = torch.randn(64, 48).T
-    assert Int8Linear(weight).lines.is_contiguous() and not weight.is_contiguous()
+    assert Int8Linear(weight).weight.is_contiguous() and not weight.is_contiguous()
 
 
 def test_rows_and_weights_of_nothing_but_zeros_give_zeros() -> None:

@@ -1,4 +1,4 @@
-"""KV caches, and where in them new positions stand."""
+"""KV caches, and the positions of new tokens in them."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from csm_cli.models.csm.config import StackConfig
 
 
 class KVCache:
-    """Keys, then values, of one stack: for each layer [B, 2 Hkv, C, D]; zeroed: masked values are still read.
+    """Keys, then values, of one stack: for each layer [B, 2 Hkv, C, D]. Zeroed, because masked values are still read.
 
-    Layers are tensors of their own: of one tensor for all, torch.compile copies the whole at every write.
+    One tensor per layer: if all layers shared one, torch.compile would copy the whole at every write.
     """
 
     def __init__(self, config: StackConfig, rows: int, capacity: int, like: Tensor) -> None:
@@ -34,96 +34,93 @@ class KVCache:
 
 @dataclass(frozen=True)
 class KVCacheView:
-    """A layer's part of a cache at one place: where new keys and values go, and what is visible with them.
+    """One layer's cache at some slots: where new keys and values are written, and what is attended to.
 
-    new: [B, 2 Hkv, S, D], or with an `index` [B, 2 Hkv, 1, D] into its positions, [B, 2 Hkv, C, D].
+    target: [B, 2 Hkv, S, D]; with a `slot_mapping` [B, 2 Hkv, 1, D] of positions, the whole rows [B, 2 Hkv, C, D].
     keys, values: [B, Hkv, end, D].
     """
 
-    new: Tensor
+    target: Tensor
     keys: Tensor
     values: Tensor
-    index: Tensor | None = None
+    slot_mapping: Tensor | None = None
 
     def write(self, states: Tensor) -> None:
-        """Takes keys and values, [B, 2 Hkv, S, D]."""
-        if self.index is None:
-            self.new.copy_(states)
+        """Stores new keys and values, [B, 2 Hkv, S, D]."""
+        if self.slot_mapping is None:
+            self.target.copy_(states)
         elif torch.compiler.is_compiling():  # a scatter would be compiled to a copy of the whole cache
             rows = torch.arange(len(states), device=states.device)
-            self.new[rows, :, self.index[:, 0, 0, 0]] = states[:, :, 0]
+            self.target[rows, :, self.slot_mapping[:, 0, 0, 0]] = states[:, :, 0]
         else:
-            self.new.scatter_(2, self.index, states)
-
-
-def _view(new: Tensor, visible: Tensor, index: Tensor | None = None) -> KVCacheView:
-    keys, values = visible.chunk(2, 1)
-    return KVCacheView(new, keys, values, index)
+            self.target.scatter_(2, self.slot_mapping, states)
 
 
 @dataclass(frozen=True)
 class PrefillSlots:
-    """The same consecutive positions, `start` to `end`, of the cache rows `first` to `last`."""
+    """The same consecutive positions, `start` to `end`, of the cache rows `first_row` to `end_row`."""
 
-    first: int
-    last: int
+    first_row: int
+    end_row: int
     start: int
     end: int
 
     @property
-    def length(self) -> int:
+    def query_len(self) -> int:
         return self.end - self.start
 
-    def positions(self, device: torch.device) -> Tensor:
-        """[b * S], row after row."""
-        return torch.arange(self.start, self.end, device=device).repeat(self.last - self.first)
+    def position_ids(self, device: torch.device) -> Tensor:
+        """[B * S], row after row."""
+        return torch.arange(self.start, self.end, device=device).repeat(self.end_row - self.first_row)
 
     def mask(self, like: Tensor) -> Tensor | None:
-        """[S, end] of what each position may see; None where that is everything."""
-        if self.length == 1:
+        """[S, end]: which positions each query attends to. None if all."""
+        if self.query_len == 1:
             return None
-        return torch.ones(self.length, self.end, dtype=torch.bool, device=like.device).tril(self.start)
+        return torch.ones(self.query_len, self.end, dtype=torch.bool, device=like.device).tril(self.start)
 
     def views(self, cache: KVCache) -> list[KVCacheView]:
-        rows = [layer[self.first : self.last] for layer in cache.layers]
-        return [_view(each[:, :, self.start : self.end], each[:, :, : self.end]) for each in rows]
+        rows = [layer[self.first_row : self.end_row] for layer in cache.layers]
+        parts = ((r[:, :, self.start : self.end], *r[:, :, : self.end].chunk(2, 1)) for r in rows)
+        return [KVCacheView(target, keys, values) for target, keys, values in parts]
 
 
 @dataclass(frozen=True)
 class DecodeSlots:
-    """One position per row: `at` [B], in cache rows 0 to B - 1, of which the first `extent` positions are looked at."""
+    """One position per row, in cache rows 0 to B - 1: `positions` [B]. `kv_bucket` positions are attended to."""
 
-    at: Tensor
-    extent: int
+    positions: Tensor
+    kv_bucket: int
 
     @property
-    def length(self) -> int:
+    def query_len(self) -> int:
         return 1
 
-    def positions(self, device: torch.device) -> Tensor:
+    def position_ids(self, device: torch.device) -> Tensor:
         """[B]"""
-        return self.at
+        return self.positions
 
     def mask(self, like: Tensor) -> Tensor:
-        """[B, 1, 1, extent] to be added to scores: nothing for what a row may see."""
-        beyond = torch.arange(self.extent, device=like.device) > self.at[:, None]
-        mask = torch.zeros(beyond.shape, dtype=like.dtype, device=like.device)
-        return mask.masked_fill_(beyond, -math.inf)[:, None, None]
+        """[B, 1, 1, kv_bucket], added to the scores: 0 up to a row's position, then minus infinity."""
+        future = torch.arange(self.kv_bucket, device=like.device) > self.positions[:, None]
+        mask = torch.zeros(future.shape, dtype=like.dtype, device=like.device)
+        return mask.masked_fill_(future, -math.inf)[:, None, None]
 
     def views(self, cache: KVCache) -> list[KVCacheView]:
-        rows = [layer[: len(self.at)] for layer in cache.layers]
-        index = self.at[:, None, None, None].expand(-1, rows[0].shape[1], 1, rows[0].shape[3])
-        return [_view(each, each[:, :, : self.extent], index) for each in rows]
+        rows = [layer[: len(self.positions)] for layer in cache.layers]
+        slot_mapping = self.positions[:, None, None, None].expand(-1, rows[0].shape[1], 1, rows[0].shape[3])
+        parts = ((r, *r[:, :, : self.kv_bucket].chunk(2, 1)) for r in rows)
+        return [KVCacheView(r, keys, values, slot_mapping) for r, keys, values in parts]
 
 
 @dataclass(frozen=True)
 class AttentionMetadata:
-    """New positions of some rows, made ready for every layer of a stack: it can be used again and again.
+    """What the layers of a stack need to know about new positions; reusable for every layer and step.
 
-    length: S, positions per row. rope: as `RopeTable.at` gives it. mask: what may be seen.
+    query_len: S, new positions per row. rope: as from `RopeTable.at`. mask: as from the slots. views: one per layer.
     """
 
-    length: int
+    query_len: int
     rope: Tensor
     mask: Tensor | None
     views: Sequence[KVCacheView]

@@ -1,4 +1,4 @@
-"""The whole model: both stacks, their embeddings and heads."""
+"""The whole CSM: backbone, depth decoder, their embeddings and heads."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from csm_cli.models.csm.config import ModelConfig
 from csm_cli.models.csm.transformer import DecoderStack, Linear, StackWeights
 
 
-class _Cast(Mapping[str, Tensor]):
-    """Weights as they are asked for, on one device in one dtype."""
+class _CastWeights(Mapping[str, Tensor]):
+    """Weights converted on access to one device and dtype."""
 
     def __init__(self, weights: StackWeights, device: torch.device, dtype: torch.dtype) -> None:
         self._weights, self._device, self._dtype = weights, device, dtype
@@ -31,11 +31,11 @@ class _Cast(Mapping[str, Tensor]):
 class CsmModel:
     """Both stacks, their embeddings and heads, in transformers' mathematics; inference only.
 
-    weights: tensors by transformers' on-disk names, in the shapes `config` gives (checked where they are read).
+    weights: tensors by transformers' on-disk names, in the shapes of `config` (checked where they are read).
     """
 
     def __init__(self, config: ModelConfig, weights: StackWeights, device: torch.device, dtype: torch.dtype) -> None:
-        cast = _Cast(weights, device, dtype)
+        cast = _CastWeights(weights, device, dtype)
         self.config = config
         self.device, self.dtype = device, dtype
         self.text_table = cast["embed_text_tokens.weight"]
@@ -43,28 +43,28 @@ class CsmModel:
         self._offsets = torch.arange(config.codebooks, device=device) * config.vocab
         self.backbone = DecoderStack(config.backbone, cast, "backbone_model")
         self.depth = DecoderStack(config.depth, cast, "depth_decoder.model")
-        # What reads a stack holds the weight of the norm after it.
-        backbone_norm = cast["backbone_model.norm.weight"] * self.backbone.gain
-        depth_norm = cast["depth_decoder.model.norm.weight"] * self.depth.gain
+        # The weight of a stack's last norm is folded into what follows it.
+        backbone_norm = cast["backbone_model.norm.weight"] * self.backbone.norm.gain
+        depth_norm = cast["depth_decoder.model.norm.weight"] * self.depth.norm.gain
         projector = cast["depth_decoder.model.inputs_embeds_projector.weight"]
         self.projector = Linear(projector * backbone_norm)
-        self.head = Linear(cast["lm_head.weight"][: config.codes] * backbone_norm)
-        heads = cast["depth_decoder.codebooks_head.weight"][:, :, : config.codes]  # [K - 1, hidden, codes]
+        self.head = Linear(cast["lm_head.weight"][: config.codebook_size] * backbone_norm)
+        heads = cast["depth_decoder.codebooks_head.weight"][:, :, : config.codebook_size]  # [K - 1, hidden, codes]
         self.depth_heads = [Linear(head.T * depth_norm) for head in heads]
         # Table and projector are constant: the depth decoder's inputs are projected once.  [(K - 1) * V, hidden]
-        depth_rows = cast["depth_decoder.model.embed_tokens.weight"][: (config.codebooks - 1) * config.vocab]
-        self.depth_table = F.linear(depth_rows, projector)
+        embeddings = cast["depth_decoder.model.embed_tokens.weight"][: (config.codebooks - 1) * config.vocab]
+        self.depth_table = F.linear(embeddings, projector)
         self.depth_tables = self.depth_table.view(config.codebooks - 1, config.vocab, -1).unbind()
 
     def embed_frames(self, codes: Tensor) -> Tensor:
         """[..., K] codes to [..., hidden]: the sum of a frame's embeddings, one per codebook."""
         return F.embedding(codes + self._offsets, self.audio_table).sum(-2)
 
-    def embed_rows(self, rows: Tensor) -> Tensor:
-        """[S, K + 1] prompt rows, each a text id or a frame, to [S, hidden]."""
-        text = rows[:, -1]
+    def embed_prompt(self, prompt: Tensor) -> Tensor:
+        """[S, K + 1] positions, each a text id or a frame, to [S, hidden]."""
+        text = prompt[:, -1]
         is_text = text >= 0
-        embedded = torch.empty(len(rows), self.config.backbone.hidden, dtype=self.dtype, device=rows.device)
+        embedded = torch.empty(len(prompt), self.config.backbone.hidden, dtype=self.dtype, device=prompt.device)
         embedded[is_text] = F.embedding(text[is_text], self.text_table)
-        embedded[~is_text] = self.embed_frames(rows[~is_text, :-1])
+        embedded[~is_text] = self.embed_frames(prompt[~is_text, :-1])
         return embedded

@@ -1,4 +1,4 @@
-"""The codec as a whole: loaded from a checkpoint's tensors, encoding, and decoding chunk by chunk."""
+"""The codec as a whole: loaded from a checkpoint's tensors, encoding waveforms and decoding codes."""
 
 from __future__ import annotations
 
@@ -11,38 +11,44 @@ from torch import Tensor, nn
 
 from csm_cli.errors import CheckpointInvalid
 from csm_cli.models.mimi.config import CodecConfig, codec_config
-from csm_cli.models.mimi.convolution import CausalConv, CausalConvTranspose
+from csm_cli.models.mimi.layers import CausalConv, CausalConvTranspose
 from csm_cli.models.mimi.quantizer import SplitQuantizer
 from csm_cli.models.mimi.seanet import decoder, encoder
-from csm_cli.models.mimi.streaming import StreamingConv, StreamStart, finished
-from csm_cli.models.mimi.streaming_state import StateLayout, StreamingState, pack, unpack
+from csm_cli.models.mimi.streaming import (
+    CudaStreamExecutor,
+    Executor,
+    StateLayout,
+    StreamingDecoder,
+    StreamingState,
+    run_inline,
+)
 from csm_cli.models.mimi.transformer import MimiTransformer
-from csm_cli.models.mimi.weights import load_weights
 from csm_cli.storage.fingerprint import Fingerprint
 
-_PIECE = 50  # frames computed together at most, which bounds the memory a long recording takes
-_CPU_TOGETHER = 1000  # frames of several rows, of which only what is small is computed together
-_CUDA_BYTES = 64 << 20  # on CUDA as many more as the device has of these; each takes less than a tenth of it
-_DECODING = ("decoder", "upsample")
-_MARKED = 512  # values of a tensor that tell it from another
+_MAX_FRAMES = 50  # encoded at once, which bounds the memory of a long recording
+_CPU_BATCH_FRAMES = 1000
+_CUDA_BYTES_PER_FRAME = 64 << 20  # a frame takes less than a tenth of it
+_DECODING_MODULES = ("decoder", "upsample")
+_FINGERPRINT_VALUES = 512  # of each tensor
+_MIN_USAGE = 1e-5  # MimiEuclideanCodebook's epsilon, for entries that no vector was ever assigned to
 
 
 class Codec:
-    """A Mimi in float32: 24 kHz mono samples to codes [T, K] and back, one row per frame.
+    """A Mimi in float32: mono samples at `rate` to codes [T, K] and back, one line per frame.
 
     K is the number of codebooks the speech model uses, which may be less than the codec holds.
     """
 
-    def __init__(self, modules: _Mimi, config: CodecConfig, codebooks: int, device: torch.device) -> None:
-        self.modules = modules
+    def __init__(self, network: MimiNetwork, config: CodecConfig, codebooks: int, device: torch.device) -> None:
+        self.network = network
         self.config = config
         self.codebooks = codebooks
         self.device = device
         self.rate = config.rate
         self.frame_samples = config.frame_samples
         self.frame_rate = config.frame_rate
-        modules.arrange()
-        self.layout: StateLayout = []  # of a decoder's memory, once there is one
+        network.pack_weights()
+        self.state_layout: StateLayout = []  # of a decoder's state, known from the first chunk on
 
     @classmethod
     def load(
@@ -55,83 +61,79 @@ class Codec:
         """From `codec_config` as transformers writes it and tensors under MimiModel's on-disk names, of any dtype.
 
         Raises:
-            CheckpointInvalid: a config that is no causal Mimi, or tensors that are missing, unexpected or misshapen.
+            CheckpointInvalid: a config that is not a causal Mimi, or tensors that are missing, unexpected or misshapen.
         """
         sizes = codec_config(config)
         codebooks = codebooks or sizes.quantizers
         if codebooks > sizes.quantizers:
-            raise CheckpointInvalid(f"the model speaks {codebooks} codebooks, but its codec holds {sizes.quantizers}")
+            raise CheckpointInvalid(f"the model uses {codebooks} codebooks, but its codec holds {sizes.quantizers}")
         with torch.device("meta"):
-            modules = _Mimi(sizes)
-        load_weights(modules, weights, torch.device(device))
-        return cls(modules, sizes, codebooks, torch.device(device))
+            network = MimiNetwork(sizes)
+        load_weights(network, weights, torch.device(device))
+        return cls(network, sizes, codebooks, torch.device(device))
 
     @cached_property
-    def together(self) -> int:
-        """How many frames of several rows are computed together at most."""
+    def max_batch_frames(self) -> int:
+        """How many frames of several rows are decoded together at most."""
         if self.device.type != "cuda":
-            return _CPU_TOGETHER
-        return max(_PIECE, torch.cuda.get_device_properties(self.device).total_memory // _CUDA_BYTES)
+            return _CPU_BATCH_FRAMES
+        return max(_MAX_FRAMES, torch.cuda.get_device_properties(self.device).total_memory // _CUDA_BYTES_PER_FRAME)
 
     @cached_property
-    def start_work(self) -> StreamStart:
-        """How work is begun; on CUDA on one stream for all that use this codec, whose memory is then had once."""
-        return StreamingConv(self.device) if self.device.type == "cuda" else finished
+    def executor(self) -> Executor:
+        """On CUDA one stream for all users of this codec, so that its memory is allocated once."""
+        return CudaStreamExecutor(self.device) if self.device.type == "cuda" else run_inline
 
     @cached_property
-    def mark(self) -> str:
-        """Which codec this is, by its sizes and values from all over what encodes: the same mark, the same codes."""
+    def fingerprint(self) -> str:
+        """Identifies what encodes: its sizes and a sample of its weights. Equal fingerprints give equal codes."""
         digest = Fingerprint(f"{self.config} {self.codebooks}")
-        for name, tensor in self.modules.state_dict().items():
-            if not name.startswith(_DECODING):
-                values = tensor.flatten()[:: max(1, tensor.numel() // _MARKED)]
+        for name, tensor in self.network.state_dict().items():
+            if not name.startswith(_DECODING_MODULES):
+                values = tensor.flatten()[:: max(1, tensor.numel() // _FINGERPRINT_VALUES)]
                 digest.add(values.float().cpu().numpy().tobytes())
         return digest.hex(16)
 
     @torch.inference_mode()
     def encode(self, samples: Tensor) -> Tensor:
-        """Codes [T, K] int64 of a waveform [N] at `rate`; a part frame at the end counts as one, T = ceil(N / frame).
+        """Codes [T, K] int64 of a waveform [N] at `rate`; a partial frame at the end counts, T = ceil(N / frame).
 
         Raises:
-            ValueError: not one row of at least one sample.
+            ValueError: not a waveform of at least one sample.
         """
         if samples.ndim != 1 or not len(samples):
             raise ValueError(f"expected samples [N] with N > 0, got {list(samples.shape)}")
         return self._encode(samples[None])[0].contiguous()
 
     @torch.inference_mode()
-    def encode_many(self, clips: Sequence[Tensor]) -> list[Tensor]:
+    def encode_batch(self, clips: Sequence[Tensor]) -> list[Tensor]:
         """Codes [T, K] of each of several waveforms [N] of whole frames, encoded together.
 
-        Mimi is causal, so what pads a shorter one behind is not heard. Sums may be rounded otherwise than alone, and a
-        value between two codes may then fall to the other.
+        Mimi is causal, so padding at the end changes nothing before it. Rounding may differ from that of a single clip,
+        and a value between two codes may then become the other one.
 
         Raises:
-            ValueError: not rows of whole frames.
+            ValueError: not waveforms of whole frames.
         """
         size = self.frame_samples
         wrong = next((each for each in clips if each.ndim != 1 or not len(each) or len(each) % size), None)
         if wrong is not None:
             raise ValueError(f"expected samples [T * {size}] with T > 0, got {list(wrong.shape)}")
-        rows = nn.utils.rnn.pad_sequence(list(clips), batch_first=True)
-        codes = self._encode(rows)
+        codes = self._encode(nn.utils.rnn.pad_sequence(list(clips), batch_first=True))
         return [row[: len(each) // size].contiguous() for row, each in zip(codes, clips, strict=True)]
 
     def _encode(self, rows: Tensor) -> Tensor:
         """[B, N] -> [B, T, K]"""
-        memory: StreamingState = {}
-        pieces = torch.split(rows, _PIECE * self.frame_samples, dim=-1)
-        codes = [self.modules.encode(self._here(piece), self.codebooks, memory) for piece in pieces]
+        state: StreamingState = {}
+        pieces = torch.split(rows, _MAX_FRAMES * self.frame_samples, dim=-1)
+        codes = [self.network.encode(piece.to(self.device, torch.float32), self.codebooks, state) for piece in pieces]
         return torch.cat(codes, dim=-1).transpose(1, 2)
-
-    def _here(self, samples: Tensor) -> Tensor:
-        return samples.to(self.device, torch.float32)
 
     def decode(self, codes: Tensor) -> Tensor:
         """The waveform [T * frame_samples] of codes [T, K].
 
         Raises:
-            ValueError: another shape, or an id that is no code; names its frame and codebook.
+            ValueError: another shape, or a value that is not a code; names its frame and codebook.
         """
         return self.decoder().push(codes)
 
@@ -140,94 +142,8 @@ class Codec:
         return StreamingDecoder(self)
 
 
-class StreamingDecoder:
-    """One utterance decoded chunk by chunk: however it is cut, the samples are those of decoding it at once."""
-
-    def __init__(self, codec: Codec) -> None:
-        self._codec = codec
-        self._memory: Tensor | None = None  # [M], once there is one
-        self._frames = 0
-
-    def push(self, codes: Tensor) -> Tensor:
-        """The samples [T * frame_samples] of the next codes [T, K]; raises as `Codec.decode` does."""
-        (samples,) = push_all([self], [codes])
-        return samples
-
-    @property
-    def _kind(self) -> bool:
-        """What those computed together have in common: on a CPU, so that sums are the same, whether they begin."""
-        return self._codec.device.type == "cpu" and self._memory is None
-
-    def _check(self, codes: Tensor) -> None:
-        codec = self._codec
-        if codes.ndim != 2 or codes.shape[1] != codec.codebooks:
-            raise ValueError(f"expected codes [T, {codec.codebooks}], got {list(codes.shape)}")
-        if len(codes):
-            low, high = (int(end) for end in torch.aminmax(codes))
-            if low < 0 or high >= codec.config.codes:
-                raise ValueError(self._wrong(codes))
-
-    def _wrong(self, codes: Tensor) -> str:
-        """Where the first id is that is no code."""
-        last = self._codec.config.codes - 1
-        frame, codebook = ((codes < 0) | (codes > last)).nonzero()[0].tolist()
-        found = int(codes[frame, codebook])
-        return f"frame {self._frames + frame}, codebook {codebook} holds {found}; codes go from 0 to {last}"
-
-
-@torch.inference_mode()
-def push_all(decoders: Sequence[StreamingDecoder], chunks: Sequence[Tensor]) -> list[Tensor]:
-    """Each decoder's samples [T * frame_samples] of its next codes [T, K]; chunks of one length are computed together.
-
-    Raises:
-        ValueError: as `Codec.decode` does, before any decoder has taken anything.
-    """
-    for each, codes in zip(decoders, chunks, strict=True):
-        each._check(codes)
-    if not decoders:
-        return []
-    codec = decoders[0]._codec
-    samples = [torch.zeros(0, device=codec.device)] * len(decoders)
-    kinds = [(len(codes), each._kind) for each, codes in zip(decoders, chunks, strict=True)]
-    for kind in sorted(each for each in set(kinds) if each[0]):
-        alike = [index for index, each in enumerate(kinds) if each == kind]
-        most = max(1, codec.together // kind[0])
-        for group in (alike[start : start + most] for start in range(0, len(alike), most)):
-            together = _push_alike(
-                [decoders[index] for index in group], torch.stack([chunks[index] for index in group])
-            )
-            for index, row in zip(group, together, strict=True):
-                samples[index] = row
-    return samples
-
-
-def _push_alike(decoders: Sequence[StreamingDecoder], codes: Tensor) -> Tensor:
-    """[B, T * frame_samples] of [B, T, K]."""
-    codec = decoders[0]._codec
-    memory = _joined(codec, [decoder._memory for decoder in decoders])
-    here = codes.to(codec.device, non_blocking=codec.device.type == "cuda")
-    pieces = torch.split(here.transpose(1, 2), _PIECE, dim=-1)  # [B, K, T]
-    samples = torch.cat([codec.modules.decode(piece, memory) for piece in pieces], dim=-1)
-    packed, codec.layout = pack(memory)
-    for each, own in zip(decoders, packed, strict=True):
-        each._memory = own
-        each._frames += codes.shape[1]
-    return samples
-
-
-def _joined(codec: Codec, rows: Sequence[Tensor | None]) -> StreamingState:
-    """One memory of all rows, each [M] or, where it has none yet, of zeros."""
-    known = [row for row in rows if row is not None]
-    if not known:
-        return {}
-    if len(rows) == 1:
-        return unpack(known[0][None], codec.layout)
-    empty = torch.zeros_like(known[0])
-    return unpack(torch.stack([empty if row is None else row for row in rows]), codec.layout)
-
-
-class _Mimi(nn.Module):
-    """Mimi's parts under their on-disk names."""
+class MimiNetwork(nn.Module):
+    """Mimi's modules under their on-disk names."""
 
     def __init__(self, config: CodecConfig) -> None:
         super().__init__()
@@ -242,24 +158,67 @@ class _Mimi(nn.Module):
         self.decoder_transformer = MimiTransformer(config.transformer)
         self.decoder = decoder(config)
 
-    def arrange(self) -> None:
-        """Lays the loaded tensors out as they are computed with."""
-        self.quantizer.stack()
-        self.decoder_transformer.arrange()
+    def pack_weights(self) -> None:
+        """Stores the loaded tensors as they are computed with."""
+        self.quantizer.pack_weights()
+        self.decoder_transformer.pack_weights()
 
     @cached_property
-    def _encoding(self) -> MimiTransformer:
-        """The encoder's, laid out once something is encoded: what only decodes leaves its weights in the file."""
-        self.encoder_transformer.arrange()
+    def _packed_encoder_transformer(self) -> MimiTransformer:
+        """Packed at the first encoding: a codec that only decodes never reads these weights from the file."""
+        self.encoder_transformer.pack_weights()
         return self.encoder_transformer
 
-    def encode(self, samples: Tensor, codebooks: int, memory: StreamingState) -> Tensor:
+    def encode(self, samples: Tensor, codebooks: int, state: StreamingState) -> Tensor:
         """[B, N] -> [B, K, T]"""
-        positions = self._encoding(self.encoder(samples[:, :, None], memory), memory)
-        return self.quantizer.encode(self.downsample(positions, memory), codebooks)
+        latents = self._packed_encoder_transformer(self.encoder(samples[:, :, None], state), state)
+        return self.quantizer.encode(self.downsample(latents, state), codebooks)
 
-    def decode(self, codes: Tensor, memory: StreamingState) -> Tensor:
+    def decode(self, codes: Tensor, state: StreamingState) -> Tensor:
         """[B, K, T] -> [B, T * frame_samples]"""
-        positions = self.decoder_transformer(self.upsample(self.quantizer.decode(codes), memory), memory)
-        samples: Tensor = (self.decoder.nearby if codes.device.type == "cpu" else self.decoder)(positions, memory)
+        latents = self.decoder_transformer(self.upsample(self.quantizer.decode(codes), state), state)
+        on_cpu = codes.device.type == "cpu"
+        samples: Tensor = (self.decoder.forward_cached if on_cpu else self.decoder)(latents, state)
         return samples[:, :, 0]
+
+
+def load_weights(network: nn.Module, weights: Mapping[str, Tensor], device: torch.device) -> None:
+    """Fills a network built on the meta device, in float32 and contiguous.
+
+    Raises:
+        CheckpointInvalid: tensors missing, unexpected or misshapen.
+    """
+    expected = network.state_dict()
+    needed = {part for name in expected for part in _stored_names(name)}
+    unexpected = {name for name in weights.keys() - needed if not name.endswith("codebook.initialized")}
+    for problem, names in (("lacks", needed - weights.keys()), ("has unexpected", unexpected)):
+        if names:
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            raise CheckpointInvalid(
+                f"the codec {problem} tensor {min(names)}{more}: the checkpoint is not a complete Mimi"
+            )
+    tensors = {name: _read(name, weights).to(device, torch.float32).contiguous() for name in expected}
+    for name, tensor in tensors.items():
+        if tensor.shape != expected[name].shape:
+            shapes = f"{list(tensor.shape)}, not {list(expected[name].shape)}"
+            raise CheckpointInvalid(f"the codec's tensor {name} is {shapes}: config.json and weights do not match")
+    network.load_state_dict(tensors, assign=True)
+    network.requires_grad_(False).eval()
+
+
+def _stored_names(name: str) -> tuple[str, ...]:
+    """The on-disk names a tensor is made of: codebooks are stored as sums and counts."""
+    if name.endswith("codebook.embed"):
+        return name + "_sum", name.removesuffix("embed") + "cluster_usage"
+    return (name,)
+
+
+def _read(name: str, weights: Mapping[str, Tensor]) -> Tensor:
+    if not name.endswith("codebook.embed"):
+        return weights[name]
+    total, count = (weights[part].float() for part in _stored_names(name))
+    if total.ndim != 2 or count.shape != total.shape[:1]:
+        raise CheckpointInvalid(
+            f"the codec's codebook {name} has sums {list(total.shape)} for counts {list(count.shape)}"
+        )
+    return total / count.clamp(min=_MIN_USAGE)[:, None]

@@ -1,4 +1,4 @@
-"""Mimi's sizes, read from a checkpoint's `codec_config`. No torch here."""
+"""Mimi's sizes, read from a checkpoint's `codec_config`. Does not import torch."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _SIZES = {
     "sliding_window": 250,
     "sampling_rate": 24000,
 }
-# what a causal mono codec is; another value changes the computation
+# Values of a causal mono codec; others would change the computation.
 _FIXED = {
     "use_causal_conv": True,
     "trim_right_ratio": 1.0,
@@ -62,8 +62,7 @@ class CodecConfig:
     """Sizes of a Mimi.
 
     ratios: up-sampling factors in the decoder's order. stride: positions of the transformer per frame.
-    codes: entries of one codebook. quantizers: codebooks the checkpoint holds, the first `semantic` of them in
-    a chain of their own.
+    quantizers: codebooks the checkpoint holds, the first `semantic` of them in a chain of their own.
     """
 
     rate: int
@@ -78,7 +77,7 @@ class CodecConfig:
     compress: int
     conv_shortcut: bool
     upsample_groups: int
-    codes: int
+    codebook_size: int
     quantizers: int
     semantic: int
     codebook_dim: int
@@ -97,11 +96,11 @@ def codec_config(config: Mapping[str, Any]) -> CodecConfig:
     """Reads transformers' MimiConfig, with its defaults for missing keys.
 
     Raises:
-        CheckpointInvalid: a value of the wrong kind, or one that makes another codec than a causal mono Mimi.
+        CheckpointInvalid: a value of the wrong type, or one of another codec than a causal mono Mimi.
     """
     for key, value in _FIXED.items():
         if config.get(key, value) != value:
-            raise CheckpointInvalid(f"codec_config says {key} {config[key]!r}; this program's Mimi needs {value!r}")
+            raise CheckpointInvalid(f"codec_config: {key} is {config[key]!r}; only {value!r} is supported")
     sizes = {key: _size(config, key, default) for key, default in _SIZES.items()}
     if sizes["codebook_dim"] != sizes["vector_quantization_hidden_dimension"]:
         raise CheckpointInvalid("codec_config: codebook_dim and vector_quantization_hidden_dimension differ")
@@ -121,7 +120,7 @@ def codec_config(config: Mapping[str, Any]) -> CodecConfig:
         compress=sizes["compress"],
         conv_shortcut=bool(config.get("use_conv_shortcut", False)),
         upsample_groups=sizes["upsample_groups"],
-        codes=sizes["codebook_size"],
+        codebook_size=sizes["codebook_size"],
         quantizers=sizes["num_quantizers"],
         semantic=sizes["num_semantic_quantizers"],
         codebook_dim=sizes["codebook_dim"],
@@ -131,26 +130,26 @@ def codec_config(config: Mapping[str, Any]) -> CodecConfig:
 
 def _size(config: Mapping[str, Any], key: str, default: int) -> int:
     value = config.get(key, default)
-    least = 0 if key in ("num_residual_layers", "num_hidden_layers") else 1
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise CheckpointInvalid(f"codec_config says {key} {value!r}; expected a whole number from {least} up")
+    minimum = 0 if key in ("num_residual_layers", "num_hidden_layers") else 1
+    if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
+        raise CheckpointInvalid(f"codec_config: {key} is {value!r}; expected an integer of at least {minimum}")
     return value
 
 
 def _ratios(config: Mapping[str, Any]) -> tuple[int, ...]:
     ratios = config.get("upsampling_ratios") or [8, 6, 5, 4]
     if not isinstance(ratios, list | tuple) or not all(isinstance(ratio, int) and ratio > 0 for ratio in ratios):
-        raise CheckpointInvalid(f"codec_config says upsampling_ratios {ratios!r}; expected a list of whole numbers")
+        raise CheckpointInvalid(f"codec_config: upsampling_ratios is {ratios!r}; expected a list of positive integers")
     return tuple(ratios)
 
 
 def _stride(config: Mapping[str, Any], rate: int, hop: int) -> int:
-    """Positions per frame, as MimiConfig.latent_stride computes it from a frame rate saved under one of two names."""
+    """Transformer positions per frame, as MimiConfig.latent_stride: from a frame rate under one of two names."""
     frame_rate = config.get("frame_rate") or config.get("_frame_rate") or rate / (2 * hop)
     stride = int(math.ceil(rate / hop) / frame_rate)
     if stride < 2:
         raise CheckpointInvalid(
-            f"codec_config says frame_rate {frame_rate!r}; at most {rate / (2 * hop)} fits its ratios"
+            f"codec_config: frame_rate is {frame_rate!r}; its ratios allow at most {rate / (2 * hop)}"
         )
     return stride
 
@@ -158,7 +157,7 @@ def _stride(config: Mapping[str, Any], rate: int, hop: int) -> int:
 def _transformer(config: Mapping[str, Any], sizes: Mapping[str, int]) -> TransformerConfig:
     rope = config.get("rope_parameters") or {}
     if rope.get("rope_type", "default") != "default":
-        raise CheckpointInvalid(f"codec_config asks for RoPE of type {rope['rope_type']!r}; Mimi's is plain")
+        raise CheckpointInvalid(f"codec_config: rope_type is {rope['rope_type']!r}; only default is supported")
     hidden, heads, kv_heads = sizes["hidden_size"], sizes["num_attention_heads"], sizes["num_key_value_heads"]
     if hidden % heads or heads % kv_heads:
         raise CheckpointInvalid(

@@ -1,4 +1,4 @@
-"""Mimi's convolutional encoder and decoder, layer by layer: each a function of a chunk [B, N, C] and a `Memory`."""
+"""Mimi's convolutional encoder and decoder (SEANet, arXiv 2210.13438), over chunks [B, N, C] and a streaming state."""
 
 from __future__ import annotations
 
@@ -9,37 +9,15 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from csm_cli.models.mimi.convolution import CausalConv, CausalConvTranspose, MonoConv
-from csm_cli.models.mimi.matmul import rowwise
-from csm_cli.models.mimi.streaming_state import StreamingState
+from csm_cli.models.mimi.layers import CausalConv, CausalConvTranspose, Elu, MonoConv
+from csm_cli.models.mimi.streaming import StreamingState
 
 if TYPE_CHECKING:
     from csm_cli.models.mimi.config import CodecConfig
 
-_GROUP = 12  # positions of which one channel is computed at a time
-_ROW = 1 << 14  # numbers of a row from which on the next layers take it by itself
-_LEAST = -30.0  # whose exponential is lost beside 1; exponentials that are next to nothing are slow to compute
-
-
-class Elu(nn.Module):
-    """[B, N, C] to the same: on a CPU new, else in place unless something else reads its input too."""
-
-    def __init__(self, in_place: bool = True) -> None:
-        super().__init__()
-        self._in_place = in_place
-
-    def forward(self, x: Tensor, memory: StreamingState) -> Tensor:
-        if x.device.type != "cpu":
-            return F.elu(x, inplace=self._in_place)
-        return rowwise(_elu, x)
-
-
-def _elu(x: Tensor) -> Tensor:
-    """Four kernels, which on a CPU take half the time of PyTorch's one, or a quarter where x is far below zero."""
-    below = x.clamp(_LEAST, 0).exp_().sub_(1)
-    return torch.maximum(x, below, out=below)
+_MAX_GROUP = 12  # positions of which `MonoConv` computes one channel at a time
+_MAX_BATCHED_SIZE = 1 << 14  # numbers of a row; larger ones would not fit a CPU's cache together
 
 
 class Residual(nn.Module):
@@ -58,11 +36,9 @@ class Residual(nn.Module):
         )
         self.shortcut = CausalConv((channels, channels), 1) if config.conv_shortcut else None
 
-    def forward(self, x: Tensor, memory: StreamingState) -> Tensor:
-        y = x
-        for layer in self.block:
-            y = layer(y, memory)
-        return y + (x if self.shortcut is None else self.shortcut(x, memory))
+    def forward(self, x: Tensor, state: StreamingState) -> Tensor:
+        y = _apply(self.block, x, state)
+        return y + (x if self.shortcut is None else self.shortcut(x, state))
 
 
 class SeanetStack(nn.Module):
@@ -72,41 +48,43 @@ class SeanetStack(nn.Module):
         super().__init__()
         self.layers = nn.ModuleList(layers)
 
-    def forward(self, x: Tensor, memory: StreamingState) -> Tensor:
-        return _through(self.layers, x, memory)
+    def forward(self, x: Tensor, state: StreamingState) -> Tensor:
+        return _apply(self.layers, x, state)
 
-    def nearby(self, x: Tensor, memory: StreamingState) -> Tensor:
-        """The same for layers that go up, of rows together only until they are long: each then fits a CPU's cache."""
+    def forward_cached(self, x: Tensor, state: StreamingState) -> Tensor:
+        """The same for up-sampling layers on a CPU: from the layer on where rows are too large for the cache together,
+        each row takes the remaining layers by itself."""
         for index, layer in enumerate(self.layers):
-            if x[0].numel() > _ROW:
-                return self._row_by_row(self.layers[index:], x, memory)
-            x = layer(x, memory)
+            if x[0].numel() > _MAX_BATCHED_SIZE:
+                return self._forward_rows(self.layers[index:], x, state)
+            x = layer(x, state)
         return x
 
     @staticmethod
-    def _row_by_row(layers: Iterable[nn.Module], x: Tensor, memory: StreamingState) -> Tensor:
-        own = {part for layer in layers for part in layer.modules()}
-        memories = [
-            {layer: _row(parts, row) for layer, parts in memory.items() if layer in own} for row in range(len(x))
+    def _forward_rows(layers: Iterable[nn.Module], x: Tensor, state: StreamingState) -> Tensor:
+        modules = {part for layer in layers for part in layer.modules()}
+        states = [
+            {
+                module: tuple(part[row : row + 1] for part in parts)
+                for module, parts in state.items()
+                if module in modules
+            }
+            for row in range(len(x))
         ]
-        y = torch.cat([_through(layers, row[None], each) for row, each in zip(x, memories, strict=True)])
-        for layer in memories[0]:
-            memory[layer] = tuple(torch.cat(parts) for parts in zip(*(each[layer] for each in memories), strict=True))
+        y = torch.cat([_apply(layers, row[None], each) for row, each in zip(x, states, strict=True)])
+        for module in states[0]:
+            state[module] = tuple(torch.cat(parts) for parts in zip(*(each[module] for each in states), strict=True))
         return y
 
 
-def _through(layers: Iterable[nn.Module], x: Tensor, memory: StreamingState) -> Tensor:
+def _apply(layers: Iterable[nn.Module], x: Tensor, state: StreamingState) -> Tensor:
     for layer in layers:
-        x = layer(x, memory)
+        x = layer(x, state)
     return x
 
 
-def _row(parts: tuple[Tensor, ...], row: int) -> tuple[Tensor, ...]:
-    return tuple(part[row : row + 1] for part in parts)
-
-
 def encoder(config: CodecConfig) -> SeanetStack:
-    """SEANet encoder (arXiv 2210.13438): waveform [B, N, 1] -> [B, N / hop, hidden]."""
+    """Waveform [B, N, 1] -> [B, N / hop, hidden]."""
     widths = [config.filters * 2**i for i in range(len(config.ratios) + 1)]
     layers: list[nn.Module] = [CausalConv((1, widths[0]), config.kernel)]
     for ratio, (narrow, wide) in zip(reversed(config.ratios), pairwise(widths), strict=True):
@@ -115,21 +93,18 @@ def encoder(config: CodecConfig) -> SeanetStack:
 
 
 def decoder(config: CodecConfig) -> SeanetStack:
-    """SEANet decoder, the encoder's mirror: [B, N, hidden] -> waveform [B, N * hop, 1]."""
+    """The encoder's mirror: [B, N, hidden] -> waveform [B, N * hop, 1]."""
     widths = [config.filters * 2**i for i in reversed(range(len(config.ratios) + 1))]
     layers: list[nn.Module] = [CausalConv((config.transformer.hidden, widths[0]), config.kernel)]
     for ratio, (wide, narrow) in zip(config.ratios, pairwise(widths), strict=True):
         layers += [Elu(), CausalConvTranspose((wide, narrow), ratio), *_residuals(narrow, config)]
-    return SeanetStack([*layers, Elu(), _last(widths[-1], config)])
-
-
-def _last(channels: int, config: CodecConfig) -> nn.Module:
-    """As many positions as can be go together; what they add may reach no further than the next of them."""
+    # The largest group of positions that divides a hop and whose overlap ends within the next group.
     hop = math.prod(config.ratios)
-    groups = [size for size in range(max(1, config.last_kernel - 1), _GROUP + 1) if hop % size == 0]
-    if not groups:
-        return CausalConv((channels, 1), config.last_kernel)
-    return MonoConv(channels, config.last_kernel, groups[-1])
+    groups = [size for size in range(max(1, config.last_kernel - 1), _MAX_GROUP + 1) if hop % size == 0]
+    last: nn.Module = CausalConv((widths[-1], 1), config.last_kernel)
+    if groups:
+        last = MonoConv(widths[-1], config.last_kernel, groups[-1])
+    return SeanetStack([*layers, Elu(), last])
 
 
 def _residuals(channels: int, config: CodecConfig) -> list[nn.Module]:

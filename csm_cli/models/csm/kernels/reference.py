@@ -1,4 +1,4 @@
-"""What every kernel does, in PyTorch: used wherever Triton is not, and what Triton's are held against."""
+"""What every kernel computes, in PyTorch: used wherever Triton is not, and the reference of its tests."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from csm_cli.models.csm.kv_cache import AttentionMetadata, KVCacheView
 
 
 class LinearWeight(Protocol):
-    """A linear. lines: its weight [out, in], of 8 bits if there is a step, [out], of each output."""
+    """A bias-free linear layer. weight: [out, in]; int8 if there is a `scale` [out], one per output."""
 
     @property
-    def lines(self) -> Tensor: ...
+    def weight(self) -> Tensor: ...
 
     @property
-    def step(self) -> Tensor | None: ...
+    def scale(self) -> Tensor | None: ...
 
     def __call__(self, x: Tensor) -> Tensor:
         """[N, in] to [N, out]"""
         ...
 
-    def onto(self, residual: Tensor, x: Tensor) -> Tensor:
-        """The same, added to [N, out]."""
+    def add_to(self, residual: Tensor, x: Tensor) -> Tensor:
+        """residual [N, out] plus the output."""
         ...
 
 
@@ -47,83 +47,82 @@ LinearAdd = Callable[[Tensor, LinearWeight, Tensor], Tensor]
 SampleTopK = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
-def norm_linear(x: Tensor, norm: NormWeight, projection: LinearWeight) -> Tensor:
-    """The residual stream [N, hidden], normed, to [N, out]."""
-    return projection(norm(x))
+def norm_linear(x: Tensor, norm: NormWeight, linear: LinearWeight) -> Tensor:
+    """RMS norm and projection: the residual stream [N, hidden] to [N, out]."""
+    return linear(norm(x))
 
 
-def linear_add(x: Tensor, projection: LinearWeight, mixed: Tensor) -> Tensor:
-    """The residual stream [N, hidden] with a projection of `mixed` [N, in] added."""
-    return projection.onto(x, mixed)
+def linear_add(residual: Tensor, linear: LinearWeight, x: Tensor) -> Tensor:
+    """Projection of x [N, in], added to the residual stream [N, hidden]."""
+    return linear.add_to(residual, x)
 
 
 def qkv_rope(
-    x: Tensor, norm: NormWeight, projection: LinearWeight, place: AttentionMetadata, view: KVCacheView
+    x: Tensor, norm: NormWeight, linear: LinearWeight, metadata: AttentionMetadata, view: KVCacheView
 ) -> Tensor:
-    """Queries, keys and values of the residual stream [N, hidden], normed; queries and keys are turned.
+    """RMS norm, q/k/v projection of the residual stream [N, hidden], RoPE on queries and keys; N = B * S.
 
-    Keys and values go to where `view` says; the queries [N, H, D] come back. N is B * S, positions of rows.
+    Writes keys and values to `view`; returns the queries [N, H, D].
     """
-    kept, size = view.new.shape[1], view.new.shape[3]  # 2 Hkv, D
-    states = projection(norm(x)).view(len(x), -1, size)  # [N, H + 2 Hkv, D]
-    count = states.shape[1] - kept
-    states = apply_rope(states, count + kept // 2, place.rope)
-    view.write(split_heads(states[:, count:], place.length))
-    return states[:, :count]
+    kv_heads, size = view.target.shape[1], view.target.shape[3]  # 2 Hkv, D
+    states = linear(norm(x)).view(len(x), -1, size)  # [N, H + 2 Hkv, D]
+    heads = states.shape[1] - kv_heads
+    states = apply_rope(states, heads + kv_heads // 2, metadata.rope)
+    view.write(split_heads(states[:, heads:], metadata.query_len))
+    return states[:, :heads]
 
 
-def attention(query: Tensor, place: AttentionMetadata, view: KVCacheView) -> Tensor:
-    """[N, H, D] over what is visible gives [N, H * D].
+def attention(query: Tensor, metadata: AttentionMetadata, view: KVCacheView) -> Tensor:
+    """Scaled dot product attention of queries [N, H, D] over the view's keys and values; [N, H * D].
 
-    With one query position the heads that share keys stand in for a query axis, so keys are not repeated. On a CPU
-    two products and a softmax instead take about as long (of a whole frame of one row 0.93 to 1.0).
+    With one query position the heads that share keys become the query axis, so keys are not repeated.
     """
-    if place.length == 1:
+    if metadata.query_len == 1:
         grouped = query.view(len(query), view.keys.shape[1], -1, query.shape[2])
-        mixed = F.scaled_dot_product_attention(grouped, view.keys, view.values, attn_mask=place.mask)
+        mixed = F.scaled_dot_product_attention(grouped, view.keys, view.values, attn_mask=metadata.mask)
         return mixed.reshape(len(query), -1)
-    query = split_heads(query, place.length)
-    mixed = F.scaled_dot_product_attention(query, view.keys, view.values, attn_mask=place.mask, enable_gqa=True)
-    return mixed.transpose(1, 2).reshape(len(mixed) * place.length, -1)
+    query = split_heads(query, metadata.query_len)
+    mixed = F.scaled_dot_product_attention(query, view.keys, view.values, attn_mask=metadata.mask, enable_gqa=True)
+    return mixed.transpose(1, 2).reshape(len(mixed) * metadata.query_len, -1)
 
 
-def apply_rope(heads: Tensor, count: int, rope: Tensor) -> Tensor:
-    """[N, h, D], of which the first `count` heads are turned, perhaps in place."""
-    pairs = heads.view(*heads.shape[:2], -1, 2)[:, :count]
+def apply_rope(states: Tensor, heads: int, rope: Tensor) -> Tensor:
+    """[N, h, D] with the first `heads` heads rotated, perhaps in place."""
+    pairs = states.view(*states.shape[:2], -1, 2)[:, :heads]
     if rope.is_complex():
         torch.view_as_complex(pairs).mul_(rope)
-        return heads
+        return states
     cos, sin = rope.unbind(1)
-    turned = torch.addcmul(pairs * cos, pairs.flip(-1), sin).flatten(2)
-    return torch.cat((turned, heads[:, count:]), 1)
+    rotated = torch.addcmul(pairs * cos, pairs.flip(-1), sin).flatten(2)
+    return torch.cat((rotated, states[:, heads:]), 1)
 
 
-def split_heads(states: Tensor, length: int) -> Tensor:
+def split_heads(states: Tensor, query_len: int) -> Tensor:
     """[B * S, h, D] to [B, h, S, D]."""
-    if length == 1:
+    if query_len == 1:
         return states[:, :, None]
-    return states.view(-1, length, *states.shape[1:]).transpose(1, 2)
+    return states.view(-1, query_len, *states.shape[1:]).transpose(1, 2)
 
 
-def swiglu(x: Tensor, norm: NormWeight, projection: LinearWeight) -> Tensor:
-    """The residual stream [N, hidden], normed, to gates and what they let through, [N, 2 I], and these to [N, I]."""
-    gates, up = projection(norm(x)).chunk(2, -1)
-    return F.silu(gates, inplace=True).mul_(up)
+def swiglu(x: Tensor, norm: NormWeight, linear: LinearWeight) -> Tensor:
+    """RMS norm, gate and up projection, SwiGLU: the residual stream [N, hidden] to [N, I]. linear: [2 I, hidden]."""
+    gate, up = linear(norm(x)).chunk(2, -1)
+    return F.silu(gate, inplace=True).mul_(up)
 
 
 def sample_top_k(
-    logits: Tensor, uniform: Tensor, temperature: Tensor, beyond: Tensor, table: Tensor
+    logits: Tensor, uniform: Tensor, temperature: Tensor, rank_bias: Tensor, table: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """[B, V] logits, [B, 1] uniforms and temperatures to [B] codes: the inverse CDF over each row's likeliest codes.
+    """Inverse CDF sampling over each row's top k: codes [B] and their embeddings [B, hidden].
 
-    beyond: [B, k], added to the k likeliest, falling; minus infinity beyond a row's own k. The codes' rows of a table
-    [V, hidden] come with them, [B, hidden].
+    logits: [B, V]; uniform, temperature: [B, 1]; table: [V, hidden]. rank_bias: [B, k], added to the scores of the k
+    likeliest codes in falling order: 0, then minus infinity beyond a row's own k.
     """
-    widest = beyond.shape[1]
-    values, ids = logits.float().topk(widest)  # [B, k], falling
-    if widest > 1:
-        cdf = torch.addcdiv(beyond, values, temperature).softmax(-1).cumsum(-1)
-        chosen = torch.searchsorted(cdf, uniform * cdf[:, -1:]).clamp_(max=widest - 1)  # beyond: not finite
-        ids = ids.gather(-1, chosen)
+    k = rank_bias.shape[1]
+    values, ids = logits.float().topk(k)  # [B, k], falling
+    if k > 1:
+        cdf = torch.addcdiv(rank_bias, values, temperature).softmax(-1).cumsum(-1)
+        rank = torch.searchsorted(cdf, uniform * cdf[:, -1:]).clamp_(max=k - 1)  # clamped for logits that are NaN
+        ids = ids.gather(-1, rank)
     codes = ids[:, 0]
     return codes, table.index_select(0, codes)
