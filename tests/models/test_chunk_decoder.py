@@ -177,7 +177,7 @@ def test_a_stream_waits_for_the_weights_and_for_nothing_after_them(monkeypatch: 
         Stream.log.append("work" if Stream.inside else "work on another stream")
         return torch.arange(3.0)
 
-    wait = stream.StreamingConv(torch.device("cpu"))(work)
+    wait = stream.CudaStreamExecutor(torch.device("cpu"))(work)
     assert Stream.log == ["waits for the weights", "work", "event"]
     assert wait().tolist() == [0.0, 1.0, 2.0]
     assert Stream.log[3:] == ["awaited"]
