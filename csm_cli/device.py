@@ -1,4 +1,4 @@
-"""Which device computes, and in which dtype. Names are checked without torch, which takes its time to load."""
+"""Device and dtype of the model, by name. Names are checked without importing torch, which is slow."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from csm_cli.errors import DeviceMissing, UsageError
 if TYPE_CHECKING:
     import torch
 
-DTYPES = {  # as torch calls them
+DTYPES = {  # accepted names, and torch's
     "float32": "float32",
     "fp32": "float32",
     "bfloat16": "bfloat16",
@@ -21,44 +21,41 @@ DTYPES = {  # as torch calls them
 
 
 def check_names(device: str, dtype: str) -> None:
-    """Raises UsageError where one of them is the name of nothing."""
+    """Raises UsageError for an unknown name."""
     if device != "auto" and not re.fullmatch(r"cpu|mps|cuda(:[0-9]{1,4})?", device):
         raise UsageError(f'unknown device "{device}"; use auto, cpu, cuda, cuda:N or mps')
     if dtype != "auto" and dtype not in DTYPES:
         raise UsageError(f'unknown dtype "{dtype}"; use auto, {", ".join(DTYPES)}')
 
 
-def _present(kind: str, index: int) -> bool:
-    import torch
-
-    if kind == "cuda":
-        return torch.cuda.is_available() and index < torch.cuda.device_count()
-    return kind == "cpu" or torch.backends.mps.is_available()
-
-
 def pick_device(name: str = "auto") -> torch.device:
-    """`auto`, `cpu`, `cuda`, `cuda:1`, `mps`; auto prefers CUDA, then MPS.
+    """The device `auto`, `cpu`, `cuda`, `cuda:1` or `mps`; auto prefers CUDA, then MPS.
 
     Raises:
-        UsageError: no such name.
-        DeviceMissing: a device that this machine does not have.
+        UsageError: unknown name.
+        DeviceMissing: not on this machine.
     """
     import torch
 
+    def is_available(kind: str, index: int) -> bool:
+        if kind == "cuda":
+            return torch.cuda.is_available() and index < torch.cuda.device_count()
+        return kind == "cpu" or torch.backends.mps.is_available()
+
     check_names(name, "auto")
     if name == "auto":
-        name = next(kind for kind in ("cuda", "mps", "cpu") if _present(kind, 0))
+        name = next(kind for kind in ("cuda", "mps", "cpu") if is_available(kind, 0))
     kind, _, index = name.partition(":")
-    if not _present(kind, int(index or 0)):
-        raise DeviceMissing(f'no device "{name}" on this machine; `csm doctor` lists what there is')
+    if not is_available(kind, int(index or 0)):
+        raise DeviceMissing(f'no device "{name}" on this machine; `csm doctor` lists the available devices')
     return torch.device(name)
 
 
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:
-    """`auto` is bfloat16 on CUDA and float32 elsewhere.
+    """The dtype of that name; `auto` is bfloat16 on CUDA and float32 elsewhere.
 
     Raises:
-        UsageError: no such name.
+        UsageError: unknown name.
     """
     import torch
 
@@ -69,7 +66,7 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
 
 
 def as_torch(name: str) -> torch.dtype:
-    """One of DTYPES."""
+    """The dtype of one of the names in DTYPES."""
     import torch
 
     dtype: torch.dtype = getattr(torch, DTYPES[name])

@@ -1,34 +1,34 @@
-"""Every failure a user can meet, and the exit code it ends with.
+"""Exceptions for every expected failure, and the exit code of each.
 
 CsmError                      1  generation failed
-├── GenerationFailed          1  a take is empty or unusable
-├── OutputFailed              1  a file could not be written to the end
-├── TrainingFailed            1  a loss that is not finite
+├── GenerationFailed          1  no usable take, or an empty one
+├── OutputFailed              1  a file could not be written completely
+├── TrainingFailed            1  the loss is not finite
 │   └── PeerLost              1  another process of the same training has ended
-├── UsageError                2  flags that contradict each other or hold an impossible value, or a missing library
+├── UsageError                2  contradictory or invalid options, or a missing library
 │   ├── OutputRefused         2  the output is a directory, exists, or cannot be created
-│   ├── ConfigInvalid         2  a configuration file cannot be read, or holds what there is not
-│   └── SoundDeviceMissing    2  nothing to play on
+│   ├── ConfigInvalid         2  a configuration file is unreadable or has unknown or invalid values
+│   └── SoundDeviceMissing    2  no device for playback
 ├── InputError                3  a text, script or audio file is missing, unreadable or invalid
-│   ├── ScriptInvalid         3  every diagnostic about a script at once
-│   │   ├── NotReady          3  the same where only that was asked for
-│   │   └── SettingsInvalid   3  the same about the settings of a training
+│   ├── ScriptInvalid         3  all diagnostics of scripts or manifests
+│   │   ├── NotReady          3  the same, from `csm check`
+│   │   └── SettingsInvalid   3  the same, of training settings
 │   ├── AudioUnreadable       3
-│   ├── NothingToLearn        3  a dataset of which nothing can be learned
-│   └── PromptTooLong         3  text and context do not fit the model's window
+│   ├── NothingToLearn        3  a dataset without trainable clips
+│   └── PromptTooLong         3  text and context do not fit into the context window
 ├── ModelError                4
-│   ├── ModelNotFound         4  nothing there by that name
-│   ├── ModelGated            4  a licence has to be accepted first
-│   ├── ModelOffline          4  no network and nothing cached
-│   ├── CheckpointInvalid     4  tensors or config that do not make a CSM
-│   ├── VoiceNotFound         4  no voice of that name
-│   └── VoiceInvalid          4  a saved voice whose files cannot be used
+│   ├── ModelNotFound         4  no model of that name
+│   ├── ModelGated            4  its licence has to be accepted first
+│   ├── ModelOffline          4  no network, and not cached
+│   ├── CheckpointInvalid     4  config or tensors are not those of a CSM
+│   ├── VoiceNotFound         4  no saved voice of that name
+│   └── VoiceInvalid          4  a saved voice with missing or invalid files
 ├── BatchPartlyFailed         5  some items were written, some failed
 └── DeviceError               6
-    ├── DeviceMissing         6  a known device this machine lacks
+    ├── DeviceMissing         6  not on this machine
     └── OutOfMemory           6
 
-An interrupt (Ctrl-C) ends with INTERRUPTED.
+An interrupt (Ctrl-C) exits with INTERRUPTED.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ MAX_DIAGNOSTICS_SHOWN = 200
 
 
 class CsmError(Exception):
-    """A failure with an exit code; its message is one line that says what to do."""
+    """An expected failure. code: exit code of the process; the message is one line that says what to do."""
 
     code = 1
 
@@ -88,8 +88,7 @@ class AudioUnreadable(InputError):
 
 class NothingToLearn(InputError):
     def __init__(self) -> None:
-        why = "every clip was left out for the reasons told, or is context, which is heard, not learned"
-        super().__init__(f"nothing is left to learn from: {why}")
+        super().__init__("no trainable clips: everything was filtered out or is context only")
 
 
 class PromptTooLong(InputError):
@@ -98,10 +97,7 @@ class PromptTooLong(InputError):
 
 @dataclass(frozen=True, order=True)
 class Diagnostic:
-    """One thing wrong with an input: where, at which path inside it, and what was expected.
-
-    `line` and `column` count from 1; 0 means the whole file.
-    """
+    """One problem in an input file. path: of the field, such as `turns[2].text`; line, column: from 1, 0 for the file."""
 
     file: str
     line: int
@@ -115,9 +111,9 @@ class Diagnostic:
 
 
 class ScriptInvalid(InputError):
-    """All diagnostics about a script or manifest, sorted by place; of very many the first.
+    """All diagnostics of a script or manifest, sorted by location. Of very many, the first are kept.
 
-    count: how many there are; those given, where it is None.
+    count: how many there are; None: as many as `diagnostics`.
     """
 
     outcome = "nothing was generated"
@@ -130,13 +126,13 @@ class ScriptInvalid(InputError):
 
 
 class NotReady(ScriptInvalid):
-    """All diagnostics that `csm check` has."""
+    """All diagnostics found by `csm check`."""
 
     outcome = "validation failed"
 
 
 class SettingsInvalid(ScriptInvalid):
-    """All diagnostics about the settings of a training."""
+    """All diagnostics of training settings."""
 
     outcome = "nothing was trained"
 

@@ -1,4 +1,4 @@
-"""The core types that flow from a script to a file. No torch here."""
+"""Conversations, turns and their options: the types shared by all rooms. No torch here."""
 
 from __future__ import annotations
 
@@ -43,12 +43,12 @@ class GenerationOptions:
 
 @dataclass(frozen=True)
 class RetryPolicy:
-    """How takes are looked after.
+    """How takes are made and chosen. The defaults change nothing about what the model generates.
 
-    trim: one that falls silent or gets stuck ends early, is trimmed, and all are judged. retries: so many more, each
-    with the next seed, where none is good. takes: so many are made in any case, and the best is kept. split: a longer
-    text is spoken in parts of about so many characters; 0 keeps every turn whole. stream: sound is told of as it is
-    decoded, so that nothing can be taken back.
+    trim: end takes that fall silent or repeat one frame, trim them, and reject unusable ones. max_retries: more takes,
+    each with the next seed, while none is usable. takes: make so many of each chunk and keep the best. chunk_chars:
+    split longer texts into chunks of about so many characters; 0 for none. stream: emit audio as soon as it is decoded,
+    which excludes all of the above.
     """
 
     trim: bool = False
@@ -60,10 +60,10 @@ class RetryPolicy:
 
 @dataclass(frozen=True)
 class Recording:
-    """Recorded speech: a file, or the part of it from `start` to `end` in seconds.
+    """Recorded speech: an audio file, or its range from `start` to `end` in seconds.
 
-    codes: where its codes lie, a .npy [T, K], so that it need not be encoded. parts: where a turn was spoken in parts,
-    each as it was spelled, and its frames. voice: the name of the saved voice it is, whose codes are kept.
+    codes_path: its codes, a .npy [T, K], if they are cached. chunks: if it was generated in chunks, the text of each as
+    the model got it, and its frames. voice: the name of the saved voice it belongs to.
     """
 
     path: Path
@@ -76,13 +76,13 @@ class Recording:
 
 @dataclass(frozen=True)
 class Turn:
-    """What one speaker says.
+    """One speaker's turn.
 
-    speaker: the number the model reads, as in "[0]text"; name: the speaker as the script writes it.
-    recording: speech that exists; the model hears it and does not speak this turn.
-    gap: seconds of silence before the turn in the track; negative overlaps the turn before.
-    gain: decibels applied to the turn in the track.
-    options: this turn's own options, merged over its speaker's.
+    speaker: its number, which the model reads as in "[0]text"; name: the speaker's name in the script.
+    recording: existing speech, used as context and in the track instead of generated speech.
+    gap: seconds of silence before the turn in the track; a negative gap overlaps the turn before.
+    gain: of the turn in the track, in dB.
+    options: of this turn, merged over those of its speaker.
     """
 
     speaker: int
@@ -97,11 +97,11 @@ class Turn:
 
 @dataclass(frozen=True)
 class Conversation:
-    """Turns to be spoken in order, after `context` turns that are heard but not written.
+    """Turns to generate in order, after `context` turns, which are not part of the output and all have recordings.
 
-    Every context turn has a recording; voice prompts come first. `tail`: seconds of silence after the last turn.
-    `defaults`: the script's own options, below a turn's and above the environment's. `lexicon`: words and how they are
-    spelled for the model; texts keep them as written. `loudness`: of the track, in LUFS.
+    id: unique within a run. tail: seconds of silence after the last turn. defaults: options of the script, below a
+    turn's and above those of the environment. lexicon: words and their respellings for the model; texts stay as
+    written. loudness: of the track, in LUFS.
     """
 
     turns: tuple[Turn, ...]

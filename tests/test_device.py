@@ -7,7 +7,7 @@ from csm_cli.device import check_names, pick_device, pick_dtype
 from csm_cli.errors import DeviceMissing, UsageError
 
 
-def test_auto_is_a_device_that_is_there() -> None:
+def test_auto_is_an_available_device() -> None:
     assert pick_device("auto").type in ("cpu", "cuda", "mps")
 
 
@@ -18,7 +18,7 @@ def test_an_unknown_name_is_a_usage_error(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["cuda:99", "mps", "cuda"])
-def test_an_absent_device_is_said(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_absent_device_is_an_error(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     with pytest.raises(DeviceMissing, match="csm doctor"):

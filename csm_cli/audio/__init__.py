@@ -1,1 +1,1 @@
-"""Sound files, loudness, mixing, subtitles and playback."""
+"""Audio files, loudness, mixing, subtitles and playback."""

@@ -1,4 +1,4 @@
-"""Sound files: whatever libsndfile reads, to mono float32 at one rate; and back to 16 bits."""
+"""Reads any audio file that libsndfile reads, as mono float32 at one rate; writes 16-bit WAV and FLAC."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 import soundfile
@@ -18,29 +17,32 @@ from numpy.typing import NDArray
 from csm_cli.errors import AudioUnreadable, OutputRefused
 from csm_cli.storage.files import check_writable, write_atomically
 
-MAX_SECONDS = 600.0  # seconds; many times what a model's window holds
-FORMATS = {".wav": "WAV", ".flac": "FLAC"}
-_SLACK = 0.01  # seconds an `end` may lie past the end of a file, for durations rounded by hand
-# libsndfile notes what a header promises and the file does not hold
-_SHORT = re.compile(r"^\s*(?:data|SSND) : (\d+) \(should be (\d+)\)", re.MULTILINE)
-_UNKNOWN_LENGTHS = (0x7FFFFFFF, 0xFFFFFFFF)  # what a WAV streamed through a pipe says of itself
+MAX_SECONDS = 600.0  # far more than fits into a context window
+FORMATS = {".wav": "WAV", ".flac": "FLAC"}  # by suffix, as libsndfile names them
+_TOLERANCE_SECONDS = 0.01  # past the end of a file, for durations that were rounded
+# libsndfile logs the size in a header and the actual size, if they differ
+_SIZE_MISMATCH = re.compile(r"^\s*(?:data|SSND) : (\d+) \(should be (\d+)\)", re.MULTILINE)
+_UNKNOWN_SIZES = (0x7FFFFFFF, 0xFFFFFFFF)  # in the header of a WAV that was streamed through a pipe
+
+Samples = NDArray[np.float32]
 
 
 @dataclass(frozen=True, eq=False)
 class Audio:
-    """Mono sound: samples float32 [N], full scale -1..1, at `rate` per second."""
+    """Mono audio: samples float32 [N], full scale -1 to 1; rate in Hz."""
 
-    samples: NDArray[np.float32]
+    samples: Samples
     rate: int
 
     @property
     def duration(self) -> float:
+        """Seconds."""
         return len(self.samples) / self.rate
 
 
 @dataclass(frozen=True)
 class Tags:
-    """What a sound file says of itself: a WAV's INFO chunk (ISFT, ICMT, INAM), a FLAC's Vorbis comments."""
+    """Metadata of an audio file: a WAV's INFO chunk (ISFT, ICMT, INAM), a FLAC's Vorbis comments."""
 
     software: str = ""
     comment: str = ""
@@ -49,7 +51,7 @@ class Tags:
 
 @dataclass(frozen=True)
 class AudioInfo:
-    """What a sound file's header says; `frames` is samples per channel."""
+    """The header of an audio file. frames: samples per channel; rate in Hz."""
 
     frames: int
     rate: int
@@ -57,12 +59,13 @@ class AudioInfo:
 
     @property
     def duration(self) -> float:
+        """Seconds."""
         return self.frames / self.rate
 
 
 @dataclass(frozen=True, eq=False)
 class AudioBytes:
-    """The bytes of a sound file that lies within another. name: what diagnostics call it."""
+    """An audio file that is stored inside another file. name: for diagnostics."""
 
     name: str
     data: bytes
@@ -72,13 +75,13 @@ class AudioBytes:
 
 
 def probe(path: Path | AudioBytes) -> AudioInfo:
-    """Length, rate and channels of a sound file, from its header.
+    """Length, rate and channels of an audio file, from its header.
 
     Raises:
-        AudioUnreadable: no such file, no sound file, no sound in it, or cut off.
+        AudioUnreadable: missing, not audio, empty or truncated.
     """
-    with _opened(path) as sound:
-        return AudioInfo(sound.frames, sound.samplerate, sound.channels)
+    with _open(path) as file:
+        return AudioInfo(file.frames, file.samplerate, file.channels)
 
 
 def read_audio(
@@ -86,126 +89,112 @@ def read_audio(
     rate: int,
     start: float | None = None,
     end: float | None = None,
-    longest: float = MAX_SECONDS,
+    max_seconds: float = MAX_SECONDS,
 ) -> Audio:
-    """A sound file, or the part of it from `start` to `end` seconds, mixed to mono and resampled to `rate`.
+    """An audio file, or its range from `start` to `end` seconds, mixed to mono and resampled to `rate` Hz.
 
     Raises:
-        AudioUnreadable: as `probe`; also a part outside the file, more than `longest` seconds, or NaN.
+        AudioUnreadable: as `probe`; or the range is outside the file, longer than `max_seconds` or has NaN samples.
     """
-    with _opened(path) as sound:
-        duration = sound.frames / sound.samplerate
-        if trouble := range_problem(duration, start, end, longest):
-            raise AudioUnreadable(f"{path}: {trouble}")
-        first = round((start or 0.0) * sound.samplerate)
-        last = min(round((duration if end is None else end) * sound.samplerate), sound.frames)
+    with _open(path) as file:
+        source_rate: int = file.samplerate
+        duration = file.frames / source_rate
+        if problem := range_problem(duration, start, end, max_seconds):
+            raise AudioUnreadable(f"{path}: {problem}")
+        first = round((start or 0.0) * source_rate)
+        last = min(round((duration if end is None else end) * source_rate), file.frames)
         if first >= last:
-            raise AudioUnreadable(f"{path}: the part from {start or 0:g} s to {end or duration:g} s holds no sound")
+            raise AudioUnreadable(f"{path}: the range from {start or 0:g} s to {end or duration:g} s is empty")
         try:
-            sound.seek(first)
-            samples = sound.read(last - first, dtype="float32", always_2d=True)
+            file.seek(first)
+            samples = file.read(last - first, dtype="float32", always_2d=True)
         except soundfile.SoundFileError as error:
             raise _unreadable(path, error) from error
         if len(samples) < last - first:
-            raise _cut_off(path, last / sound.samplerate, (first + len(samples)) / sound.samplerate)
-        source_rate = sound.samplerate
+            raise _truncated(path, last / source_rate, (first + len(samples)) / source_rate)
     if not np.isfinite(samples).all():
-        raise AudioUnreadable(f"{path}: holds NaN or infinite samples; export it again from its source")
-    return Audio(_resampled(samples.mean(axis=1), source_rate, rate), rate)
+        raise AudioUnreadable(f"{path}: has NaN or infinite samples; export it again from its source")
+    return resample(Audio(samples.mean(axis=1), source_rate), rate)
 
 
-def range_problem(duration: float, start: float | None, end: float | None, longest: float = MAX_SECONDS) -> str:
-    """What is wrong with the part from `start` to `end` seconds of a sound of `duration`; empty where nothing is."""
-    begin, stop = start or 0.0, duration if end is None else end
-    whole = f"the end of the file ({round(duration, 2):g} s)"
-    if not 0 <= begin < duration:
-        return f"start {begin:g} s is {'before the beginning' if begin < 0 else f'past {whole}'}"
-    if not stop <= duration + _SLACK:
-        return f"end {stop:g} s is past {whole}"
-    if stop <= begin:
-        return f"end {stop:g} s is not after start {begin:g} s"
-    if stop - begin > longest:
+def range_problem(duration: float, start: float | None, end: float | None, max_seconds: float = MAX_SECONDS) -> str:
+    """What is wrong with the range from `start` to `end` seconds of a file of `duration`; "" if nothing is."""
+    first, last = start or 0.0, duration if end is None else end
+    end_of_file = f"the end of the file ({round(duration, 2):g} s)"
+    if not 0 <= first < duration:
+        return f"start {first:g} s is {'before the beginning' if first < 0 else f'past {end_of_file}'}"
+    if not last <= duration + _TOLERANCE_SECONDS:
+        return f"end {last:g} s is past {end_of_file}"
+    if last <= first:
+        return f"end {last:g} s is not after start {first:g} s"
+    if last - first > max_seconds:
         hint = "cut it, or take a part with a script's start and end"
-        return f"{stop - begin:.0f} s of sound, at most {longest:.0f} s; {hint}"
+        return f"{last - first:.0f} s of audio, at most {max_seconds:.0f} s; {hint}"
     return ""
 
 
 @contextmanager
-def _opened(path: Path | AudioBytes) -> Iterator[soundfile.SoundFile]:
-    if isinstance(path, AudioBytes):
-        with _decoder(path, io.BytesIO(path.data)) as sound:
-            yield sound
-        return
+def _open(path: Path | AudioBytes) -> Iterator[soundfile.SoundFile]:
+    """Raises AudioUnreadable: missing, not audio, empty or truncated."""
     try:
-        if path.is_dir():
-            raise AudioUnreadable(f"{path}: is a directory; name a sound file in it")
-        if path.exists() and not path.is_file():  # opening a named pipe waits for ever
-            raise AudioUnreadable(f"{path}: is a pipe or a device; save the sound to a file first")
+        if isinstance(path, Path) and path.is_dir():
+            raise AudioUnreadable(f"{path}: is a directory; name an audio file in it")
+        if isinstance(path, Path) and path.exists() and not path.is_file():  # opening a named pipe would block
+            raise AudioUnreadable(f"{path}: is a pipe or a device; save the audio to a file first")
         # a file object, since libsndfile's own opening hides the reason of a failure
-        with path.open("rb") as file, _decoder(path, file) as sound:
-            yield sound
+        with path.open("rb") if isinstance(path, Path) else io.BytesIO(path.data) as source:
+            try:
+                file = soundfile.SoundFile(source)
+            except (soundfile.SoundFileError, TypeError) as error:  # TypeError: a suffix of headerless samples
+                raise _unreadable(path, error) from error
+            with file:
+                if file.frames <= 0:
+                    raise AudioUnreadable(f"{path}: holds no audio (zero length)")
+                duration, sizes = file.frames / file.samplerate, _SIZE_MISMATCH.search(file.extra_info)
+                if sizes and int(sizes[1]) not in _UNKNOWN_SIZES:
+                    expected = duration * int(sizes[1]) / int(sizes[2])
+                    if expected > duration + _TOLERANCE_SECONDS:
+                        raise _truncated(path, expected, duration)
+                yield file
     except OSError as error:
-        raise AudioUnreadable(f"{path}: {error.strerror or error}; name a sound file that can be read") from error
-
-
-def _decoder(path: Path | AudioBytes, file: BinaryIO) -> soundfile.SoundFile:
-    try:
-        sound = soundfile.SoundFile(file)
-    except (soundfile.SoundFileError, TypeError) as error:  # TypeError: a suffix that stands for headerless samples
-        raise _unreadable(path, error) from error
-    if sound.frames <= 0:
-        raise AudioUnreadable(f"{path}: holds no sound (zero length)")
-    held = sound.frames / sound.samplerate
-    promised = held * _promise(sound.extra_info)
-    if promised > held + _SLACK:
-        raise _cut_off(path, promised, held)
-    return sound
-
-
-def _promise(notes: str) -> float:
-    """How many times the data that is there a WAV's or AIFF's header promises."""
-    short = _SHORT.search(notes)
-    return int(short[1]) / int(short[2]) if short and int(short[1]) not in _UNKNOWN_LENGTHS else 1.0
-
-
-def resample(audio: Audio, rate: int) -> Audio:
-    """The same sound at `rate` samples per second."""
-    return Audio(_resampled(audio.samples, audio.rate, rate), rate)
-
-
-def _resampled(samples: NDArray[np.float32], source_rate: int, rate: int) -> NDArray[np.float32]:
-    if source_rate == rate:
-        return samples
-    import librosa
-
-    length = -(-len(samples) * rate // source_rate)  # librosa's own ceil, in floats, can be one too many: a frame more
-    resampled: NDArray[np.float32] = librosa.resample(samples, orig_sr=source_rate, target_sr=rate, res_type="soxr_hq")
-    return resampled[:length]
+        raise AudioUnreadable(f"{path}: {error.strerror or error}; name an audio file that can be read") from error
 
 
 def _unreadable(path: Path | AudioBytes, error: Exception) -> AudioUnreadable:
     reason = str(getattr(error, "error_string", error)).rstrip(".")
-    return AudioUnreadable(f"{path}: not readable as sound ({reason}); WAV, FLAC, OGG, MP3 and AIFF are")
+    return AudioUnreadable(f"{path}: not readable as audio ({reason}); WAV, FLAC, OGG, MP3 and AIFF are")
 
 
-def _cut_off(path: Path | AudioBytes, promised: float, held: float) -> AudioUnreadable:
-    message = f"its header promises {promised:.2f} s, it holds {held:.2f} s; copy or export it again"
-    return AudioUnreadable(f"{path}: is cut off: {message}")
+def _truncated(path: Path | AudioBytes, expected: float, actual: float) -> AudioUnreadable:
+    return AudioUnreadable(
+        f"{path}: is cut off: its header says {expected:.2f} s, it holds {actual:.2f} s; copy or export it again"
+    )
+
+
+def resample(audio: Audio, rate: int) -> Audio:
+    """The same audio at `rate` Hz."""
+    if audio.rate == rate:
+        return audio
+    import librosa
+
+    length = -(-len(audio.samples) * rate // audio.rate)  # librosa's ceil, in floats, can be one sample too many
+    samples: Samples = librosa.resample(audio.samples, orig_sr=audio.rate, target_sr=rate, res_type="soxr_hq")
+    return Audio(samples[:length], rate)
 
 
 def check_output(path: Path, clobber: bool = True, kind: str | None = None) -> None:
-    """Refuses an output that could not be written, before any work is done for it. kind: as `encode_audio`'s.
+    """Checks that an output can be written, before any work is done for it. kind: as for `encode`; None: by suffix.
 
     Raises:
-        OutputRefused: no format by that suffix, or as `check_place`.
+        OutputRefused: an unknown suffix, or as `check_writable`.
     """
     check_writable(path, clobber)
     if kind is None and path.suffix.lower() not in FORMATS:
-        raise OutputRefused(f"{path}: no format by the suffix {path.suffix!r}; known: {', '.join(FORMATS)}")
+        raise OutputRefused(f"{path}: unknown audio format {path.suffix!r}; known: {', '.join(FORMATS)}")
 
 
 def write_audio(path: Path, audio: Audio, clobber: bool = True, tags: Tags | None = None) -> None:
-    """Writes 16-bit WAV or FLAC by the suffix; the file appears whole or not at all. Missing folders are made.
+    """Writes 16-bit WAV or FLAC, by the suffix, atomically. Creates missing folders.
 
     Raises:
         OutputRefused: as `check_output`.
@@ -216,36 +205,34 @@ def write_audio(path: Path, audio: Audio, clobber: bool = True, tags: Tags | Non
 
 
 def encode_audio(path: Path, audio: Audio, tags: Tags | None = None, kind: str | None = None) -> bytes:
-    """A complete 16-bit file in the format of `path`'s suffix, or of `kind`, as `encode`'s."""
+    """A whole file in the format `kind`, or in that of `path`'s suffix."""
     return encode(audio, kind or path.suffix.lower().removeprefix("."), tags)
 
 
 def encode(audio: Audio, kind: str, tags: Tags | None = None) -> bytes:
-    """A complete 16-bit "wav", "flac" or "pcm", which is raw and has no place for tags.
+    """A whole 16-bit file, "wav" or "flac", or "pcm": raw samples without tags.
 
-    Whole for a pipe too: libsndfile cannot mend the header of what has already gone through one.
+    In memory, since libsndfile cannot fix the header of a file that it writes to a pipe.
     """
-    return encode_pcm(audio.samples) if kind == "pcm" else _encoded(audio, kind.upper(), tags)
-
-
-def encode_pcm(samples: NDArray[np.float32]) -> bytes:
-    """Samples as 16-bit little-endian integers."""
-    return _pcm16(samples).astype("<i2").tobytes()
-
-
-def _encoded(audio: Audio, kind: str, tags: Tags | None) -> bytes:
+    if kind == "pcm":
+        return encode_pcm(audio.samples)
     buffer = io.BytesIO()
-    with soundfile.SoundFile(buffer, "w", audio.rate, channels=1, subtype="PCM_16", format=kind) as file:
+    with soundfile.SoundFile(buffer, "w", audio.rate, channels=1, subtype="PCM_16", format=kind.upper()) as file:
         for name, text in asdict(tags or Tags()).items():
             if text:
                 setattr(file, name, text)
-        file.write(_pcm16(audio.samples))
+        file.write(_to_int16(audio.samples))
     return buffer.getvalue()
 
 
-def _pcm16(samples: NDArray[np.float32]) -> NDArray[np.int16]:
-    """Rounded to nearest and held within full scale; what was read from 16 bits comes out the same."""
+def encode_pcm(samples: Samples) -> bytes:
+    """Samples as 16-bit little-endian integers."""
+    return _to_int16(samples).astype("<i2").tobytes()
+
+
+def _to_int16(samples: Samples) -> NDArray[np.int16]:
+    """Rounded and clipped; exact for samples that were read from 16 bits."""
     if not math.isfinite(float(samples.sum(dtype=np.float64))):
-        raise ValueError("samples hold NaN or infinity")
+        raise ValueError("samples have NaN or infinity")
     rounded: NDArray[np.int16] = np.clip(np.rint(samples * 32768.0), -32768, 32767).astype(np.int16)
     return rounded

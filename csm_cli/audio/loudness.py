@@ -1,6 +1,6 @@
-"""How loud speech is, and how to make it as loud as asked: ITU-R BS.1770-4 loudness in the manner of EBU R128.
+"""Loudness of speech: measured as in ITU-R BS.1770-4, and normalized in the manner of EBU R128.
 
-All levels are of mono samples, float32 [N]. Loudness in LUFS, gains and differences in dB.
+Levels are of mono samples, float32 [N]. Loudness in LUFS, gains and differences in dB.
 """
 
 from __future__ import annotations
@@ -17,87 +17,92 @@ if TYPE_CHECKING:
 
 _LOG = logging.getLogger(__name__)
 
-CEILING = -1.0  # dBTP
-MIN_LUFS, MAX_LUFS = -70.0, -5.0  # LUFS that can be asked for: the meter's absolute gate, and where speech is a square
-WITHIN = 0.5  # LU from the target
-_MARGIN = 0.1  # dB below the ceiling, for meters that look between our 4 points a sample
-_BLOCK_SECONDS = 0.4  # what the meter hears at once
+MAX_TRUE_PEAK = -1.0  # dBTP
+MIN_LUFS, MAX_LUFS = -70.0, -5.0  # targets: from the meter's absolute gate to where speech is a square wave
+TOLERANCE = 0.5  # LU from the target
+_PEAK_MARGIN = 0.1  # dB, for meters that interpolate with more than our 4 points a sample
+_BLOCK_SECONDS = 0.4  # of the meter
 _OVERSAMPLING = 4
-_LOOK_SECONDS = 0.01  # the limiter begins so long before a peak, and lets go as long after
-_ROUNDS = 8
-_CHUNK = 1 << 18  # samples oversampled at a time
-_EDGE = 64  # samples on either side of a chunk that the oversampling filter sees
+_LIMITER_SECONDS = 0.01  # attack before a peak, and release after it
+_MAX_ITERATIONS = 8
+_CHUNK_SAMPLES = 1 << 18  # oversampled at a time
+_FILTER_MARGIN = 64  # samples around a chunk that the oversampling filter uses
 
 Samples = NDArray[np.float32]
 
 
 def loudness(samples: Samples, rate: int) -> float:
-    """Integrated loudness: silence is gated out, so that it is that of the speech; -inf where there is none.
+    """Integrated loudness, gated, so that pauses do not count; -inf for silence.
 
-    What is shorter than the meter's block of 0.4 s is measured as if it went on.
+    Audio shorter than the meter's block of 0.4 s is measured as if repeated.
     """
-    shortest = int(_BLOCK_SECONDS * rate) + 1
+    min_samples = int(_BLOCK_SECONDS * rate) + 1
     if not samples.any():
         return -np.inf
-    if len(samples) < shortest:
-        samples = np.tile(samples, -(-shortest // len(samples)))
+    if len(samples) < min_samples:
+        samples = np.tile(samples, -(-min_samples // len(samples)))
     return float(_meter(rate).integrated_loudness(samples.astype(np.float64)))
 
 
 def true_peak(samples: Samples) -> float:
-    """The highest point of the wave that the samples stand for, in dBTP; -inf for silence."""
+    """The peak of the interpolated waveform in dBTP; -inf for silence."""
     with np.errstate(divide="ignore"):
-        return float(20 * np.log10(_peaks(samples).max(initial=0.0)))
+        return float(20 * np.log10(_interpolated_peaks(samples).max(initial=0.0)))
 
 
 def master(samples: Samples, rate: int, target: float) -> Samples:
-    """The gain of every sample [N] that brings the whole to `target` LUFS with its true peak under `CEILING`.
+    """The gain of each sample [N] that brings the whole to `target` LUFS with a true peak under `MAX_TRUE_PEAK`.
 
-    One gain for all, lowered smoothly around peaks that would be too high. Where a target cannot be reached under the
-    ceiling, the log says what was.
+    One gain for all, reduced smoothly around peaks that would be too high. If the target cannot be reached, the actual
+    loudness is logged.
     """
     reached = loudness(samples, rate)
     if not np.isfinite(reached):
         return np.ones_like(samples)
-    level = target - reached
-    for _ in range(_ROUNDS):
-        even = np.float32(10 ** (level / 20))
-        gain = even * _limiter(samples * even, rate)
+    gain_db = target - reached
+    for _ in range(_MAX_ITERATIONS):
+        constant = np.float32(10 ** (gain_db / 20))
+        gain = constant * _limiter(samples * constant, rate)
         reached = loudness(samples * gain, rate)
-        if abs(target - reached) < WITHIN / 25:
+        if abs(target - reached) < TOLERANCE / 25:
             break
-        level += target - reached
-    if abs(target - reached) > WITHIN:
-        _LOG.warning("%.1f LUFS cannot be had under %g dBTP; the track has %.1f LUFS", target, CEILING, reached)
+        gain_db += target - reached
+    if abs(target - reached) > TOLERANCE:
+        _LOG.warning(
+            "%.1f LUFS cannot be reached with a true peak under %g dBTP; the track has %.1f LUFS",
+            target,
+            MAX_TRUE_PEAK,
+            reached,
+        )
     return gain
 
 
 def _limiter(samples: Samples, rate: int) -> Samples:
-    """Gains [N] of at most 1 that hold the true peak under the ceiling: each is a mean of what its neighbours need."""
-    highest = np.float32(10 ** ((CEILING - _MARGIN) / 20))
-    need = np.minimum(1.0, highest / np.maximum(_peaks(samples), highest)).astype(np.float32)
-    if need.min(initial=1.0) == 1.0:
-        return need
+    """Gains [N] of at most 1 that hold the true peak under the maximum."""
+    highest = np.float32(10 ** ((MAX_TRUE_PEAK - _PEAK_MARGIN) / 20))
+    needed = np.minimum(1.0, highest / np.maximum(_interpolated_peaks(samples), highest)).astype(np.float32)
+    if needed.min(initial=1.0) == 1.0:
+        return needed
     from scipy.ndimage import convolve1d, minimum_filter1d
 
-    width = 2 * round(_LOOK_SECONDS * rate) + 1
+    width = 2 * round(_LIMITER_SECONDS * rate) + 1
     window = np.hanning(width + 2)[1:-1].astype(np.float32)
     # a mean over `width` of minima over `width` is nowhere above what the sample in the middle needs
-    gains: Samples = convolve1d(minimum_filter1d(need, width), window / window.sum(), mode="nearest")
+    gains: Samples = convolve1d(minimum_filter1d(needed, width), window / window.sum(), mode="nearest")
     return gains
 
 
-def _peaks(samples: Samples) -> Samples:
+def _interpolated_peaks(samples: Samples) -> Samples:
     """The highest magnitude between each sample and the next [N], at 4 points a sample (BS.1770-4, annex 2)."""
     from scipy.signal import resample_poly
 
-    padded = np.pad(samples, _EDGE)
+    padded = np.pad(samples, _FILTER_MARGIN)
     peaks = np.zeros_like(samples)
-    for first in range(0, len(samples), _CHUNK):
-        chunk = padded[first : first + _CHUNK + 2 * _EDGE]
-        fine = np.abs(resample_poly(chunk, _OVERSAMPLING, 1)).reshape(-1, _OVERSAMPLING).max(axis=1)
-        here = fine[_EDGE : len(chunk) - _EDGE]
-        peaks[first : first + len(here)] = here
+    for first in range(0, len(samples), _CHUNK_SAMPLES):
+        chunk = padded[first : first + _CHUNK_SAMPLES + 2 * _FILTER_MARGIN]
+        chunk_peaks = np.abs(resample_poly(chunk, _OVERSAMPLING, 1)).reshape(-1, _OVERSAMPLING).max(axis=1)
+        chunk_peaks = chunk_peaks[_FILTER_MARGIN : len(chunk) - _FILTER_MARGIN]
+        peaks[first : first + len(chunk_peaks)] = chunk_peaks
     return peaks
 
 

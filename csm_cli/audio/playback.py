@@ -1,4 +1,4 @@
-"""Sound to this machine's own device, by sounddevice (PortAudio), the extra "play"."""
+"""Playback on the default sound device, by sounddevice (PortAudio), the extra "play"."""
 
 from __future__ import annotations
 
@@ -14,56 +14,55 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-_BLOCK_SECONDS = 0.1  # played at a time, so that an interrupt is soon heard
-_INSTEAD = "write a file with -o instead"
+_BLOCK_SECONDS = 0.1  # written at a time, so that an interrupt is quick
 
 
 class AudioPlayer:
-    """An open sound device, mono; it plays on its own thread, so that the next sound can be made meanwhile."""
+    """An open sound device, mono. Plays on its own thread."""
 
     def __init__(self, stream: Any, rate: int) -> None:
         self._stream = stream
         self._block = round(_BLOCK_SECONDS * rate)
-        self._waiting: SimpleQueue[NDArray[np.float32] | None] = SimpleQueue()
-        self._failure: Exception | None = None
-        self._over = False
+        self._queue: SimpleQueue[NDArray[np.float32] | None] = SimpleQueue()
+        self._error: Exception | None = None
+        self._stopped = False
         self._thread = Thread(target=self._play, daemon=True)
         self._thread.start()
 
     def write(self, samples: NDArray[np.float32]) -> None:
-        """Plays samples [N] after those before; returns at once."""
-        self._waiting.put(samples)
+        """Queues samples [N]; returns at once."""
+        self._queue.put(samples)
 
     def finish(self) -> None:
-        """Returns when all is played; raises what kept it from that."""
-        self._waiting.put(None)
+        """Waits until everything is played; raises the error that prevented it."""
+        self._queue.put(None)
         self._thread.join()
-        if self._failure:
-            raise self._failure
+        if self._error:
+            raise self._error
 
     def stop(self) -> None:
-        """Plays no more than the block in hand."""
-        self._over = True
-        self._waiting.put(None)
+        """Stops after the current block."""
+        self._stopped = True
+        self._queue.put(None)
         self._thread.join()
 
     def _play(self) -> None:
         try:
-            while (samples := self._waiting.get()) is not None:
+            while (samples := self._queue.get()) is not None:
                 for start in range(0, len(samples), self._block):
-                    if self._over:
+                    if self._stopped:
                         return
                     self._stream.write(samples[start : start + self._block, None])
-        except Exception as problem:  # told by `finish`, on the thread that waits
-            self._failure = problem
+        except Exception as problem:  # raised by `finish`, on the thread that waits
+            self._error = problem
 
 
 @contextmanager
 def open_player(rate: int) -> Iterator[AudioPlayer]:
-    """The default device at `rate`; leaving waits until all is heard, a failure or an interrupt stops it.
+    """The default device at `rate` Hz. Leaving the context waits for the end; an error or an interrupt stops playback.
 
     Raises:
-        SoundDeviceMissing: no device, nothing to reach it by, or it went away.
+        SoundDeviceMissing: no device or library, or the device disappeared.
     """
     sounddevice = _sounddevice()
     try:
@@ -80,7 +79,7 @@ def open_player(rate: int) -> Iterator[AudioPlayer]:
 
 
 def device_name() -> str:
-    """What the default output device is called.
+    """The name of the default output device.
 
     Raises:
         SoundDeviceMissing: as `open_player`.
@@ -93,15 +92,16 @@ def device_name() -> str:
 
 
 def _sounddevice() -> Any:
+    hint = "or write a file with -o instead"
     try:
         import sounddevice
     except ImportError as problem:
-        raise SoundDeviceMissing(f"playing needs sounddevice: pip install 'csm-cli[play]', or {_INSTEAD}") from problem
+        raise SoundDeviceMissing(f"playing needs sounddevice: pip install 'csm-cli[play]', {hint}") from problem
     except OSError as problem:
-        raise SoundDeviceMissing(f"playing needs PortAudio: apt install libportaudio2, or {_INSTEAD}") from problem
+        raise SoundDeviceMissing(f"playing needs PortAudio: apt install libportaudio2, {hint}") from problem
     return sounddevice
 
 
 def _missing(problem: Exception) -> SoundDeviceMissing:
     reason = (str(problem).splitlines() or ["unknown"])[0]
-    return SoundDeviceMissing(f"no sound device to play on ({reason}); {_INSTEAD}")
+    return SoundDeviceMissing(f"no sound device to play on ({reason}); write a file with -o instead")

@@ -79,7 +79,7 @@ def check_clip(clip: TrainingClip, limits: ClipLimits) -> Audio:
         info = probe(file)
         seconds = _check_header(clip, info, limits)
         part = (clip.recording.start, clip.recording.end)
-        audio = read_audio(file, info.rate, *part, longest=seconds + 1)
+        audio = read_audio(file, info.rate, *part, max_seconds=seconds + 1)
     except AudioUnreadable as problem:
         raise UnsuitableClip("unreadable", str(problem)) from problem
     _check_sound(audio, clip.text, limits, seconds)
@@ -103,7 +103,7 @@ def _check_header(clip: TrainingClip, info: AudioInfo, limits: ClipLimits) -> fl
     """What can be known without reading the samples; returns the clip's seconds."""
     heard = clip.recording
     assert heard is not None
-    if trouble := range_problem(info.duration, heard.start, heard.end, longest=float("inf")):
+    if trouble := range_problem(info.duration, heard.start, heard.end, max_seconds=float("inf")):
         raise UnsuitableClip("unreadable", f"{heard.path}: {trouble}")
     seconds = min(info.duration if heard.end is None else heard.end, info.duration) - (heard.start or 0.0)
     if info.rate < limits.lowest_rate:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from csm_cli.audio.loudness import CEILING, WITHIN, loudness, master, true_peak
+from csm_cli.audio.loudness import MAX_TRUE_PEAK, TOLERANCE, loudness, master, true_peak
 
 RATE = 24000
 
@@ -31,13 +31,13 @@ def test_a_sine_of_997_hertz_is_3_01_below_full_scale(decibels: float) -> None:
     assert loudness(sine(997, 3, 10 ** (decibels / 20)), RATE) == pytest.approx(decibels - 3.01, abs=0.1)
 
 
-def test_silence_between_does_not_count() -> None:
+def test_pauses_do_not_count() -> None:
     spoken = sine(997, 2, 0.1)
     gaps = np.concatenate((spoken, np.zeros(10 * RATE, np.float32), spoken))
     assert loudness(gaps, RATE) == pytest.approx(loudness(spoken, RATE), abs=0.5)
 
 
-def test_what_is_shorter_than_a_block_is_measured_too() -> None:
+def test_audio_shorter_than_a_block_is_measured() -> None:
     assert loudness(sine(1000, 0.05, 0.1), RATE) == pytest.approx(loudness(sine(1000, 3, 0.1), RATE), abs=0.3)
     assert loudness(np.zeros(10, np.float32), RATE) == -np.inf == loudness(np.zeros(0, np.float32), RATE)
 
@@ -51,23 +51,23 @@ def test_a_true_peak_lies_between_samples() -> None:
 
 @pytest.mark.parametrize("target", [-30.0, -19.0, -14.0])
 @pytest.mark.parametrize("seconds", [0.1, 0.5, 4.0, 30.0])
-def test_a_target_is_met_under_the_ceiling(seconds: float, target: float) -> None:
+def test_a_target_is_reached_under_the_true_peak_limit(seconds: float, target: float) -> None:
     samples = speechlike(seconds)
     mastered = samples * master(samples, RATE, target)
-    assert loudness(mastered, RATE) == pytest.approx(target, abs=WITHIN)
-    assert true_peak(mastered) <= CEILING
+    assert loudness(mastered, RATE) == pytest.approx(target, abs=TOLERANCE)
+    assert true_peak(mastered) <= MAX_TRUE_PEAK
 
 
-def test_what_needs_no_limiting_gets_one_gain_for_all() -> None:
+def test_without_limiting_the_gain_is_constant() -> None:
     gain = master(sine(997, 2, 0.1), RATE, -25.0)
     assert np.ptp(gain) == 0
 
 
-def test_silence_stays_as_it_is() -> None:
+def test_silence_is_not_changed() -> None:
     assert np.array_equal(master(np.zeros(100, np.float32), RATE, -19.0), np.ones(100))
 
 
-def test_a_target_that_cannot_be_had_is_said(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_target_that_cannot_be_reached_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         mastered = (samples := speechlike(3)) * master(samples, RATE, -1.0)
-    assert "cannot be had" in caplog.text and true_peak(mastered) <= CEILING
+    assert "cannot be reached" in caplog.text and true_peak(mastered) <= MAX_TRUE_PEAK

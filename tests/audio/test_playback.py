@@ -1,4 +1,4 @@
-"""Playing: in order, on a thread of its own, and stopped by an interrupt."""
+"""Playback: in order, on its own thread, stopped by an interrupt."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from csm_cli.audio.playback import device_name, open_player
 from csm_cli.errors import SoundDeviceMissing
 
 
-def test_all_is_heard_in_order(heard: SimpleNamespace) -> None:
+def test_all_samples_are_played_in_order(heard: SimpleNamespace) -> None:
     ramp = np.arange(30000, dtype=np.float32)
     with open_player(24000) as player:
-        for piece in np.split(ramp, (100, 9000)):
-            player.write(piece)
+        for block in np.split(ramp, (100, 9000)):
+            player.write(block)
     assert np.array_equal(np.concatenate(heard.chunks), ramp) and heard.rate == 24000
 
 
-def test_an_interrupt_stops_it(heard: SimpleNamespace) -> None:
+def test_an_interrupt_stops_playback(heard: SimpleNamespace) -> None:
     heard.gate = Event()
 
     def interrupted() -> None:
@@ -35,7 +35,7 @@ def test_an_interrupt_stops_it(heard: SimpleNamespace) -> None:
     assert sum(map(len, heard.chunks)) < 24000 * 60
 
 
-def test_what_is_made_meanwhile_does_not_wait_for_what_is_played(heard: SimpleNamespace) -> None:
+def test_writing_does_not_wait_for_playback(heard: SimpleNamespace) -> None:
     heard.gate = Event()
     with open_player(24000) as player:
         player.write(np.zeros(2400, np.float32))
@@ -45,7 +45,7 @@ def test_what_is_made_meanwhile_does_not_wait_for_what_is_played(heard: SimpleNa
     assert len(heard.chunks) == 2
 
 
-def test_a_device_that_goes_away_is_told(heard: SimpleNamespace) -> None:
+def test_a_device_that_disappears_is_an_error(heard: SimpleNamespace) -> None:
     heard.missing_on_write = True
     with (
         pytest.raises(SoundDeviceMissing, match=r"no sound device to play on \(unplugged\)"),

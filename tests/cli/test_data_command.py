@@ -89,7 +89,7 @@ def test_few_clips_are_told_of_and_the_rest_on_demand(csm: Csm, dataset: Path) -
 def test_limits(csm: Csm, dataset: Path) -> None:
     result = csm("data", "check", dataset, "--longest", "0.4", "--json")
     assert result.code == 3 and result.json["left_out"]["too long"]["clips"] == 4
-    assert "nothing is left to learn from" in result.err
+    assert "no trainable clips" in result.err
 
 
 def test_nothing_to_prepare(csm: Csm, dataset: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
@@ -104,7 +104,7 @@ def test_context_alone_teaches_nothing(csm: Csm, tiny_checkpoint: Path, tmp_path
     prepared = csm("data", "prepare", script, "-o", tmp_path / "store", "--model", tiny_checkpoint)
     for result in (checked, prepared):
         assert (result.code, result.out) == (3, "")
-        assert result.err.count("nothing is left to learn from") == 1 and "heard, not learned" in result.err
+        assert result.err.count("no trainable clips") == 1 and "context only" in result.err
         assert "goes on" not in result.err
     assert not (tmp_path / "store").exists()
 

@@ -191,7 +191,7 @@ def test_a_file_beside_a_script_counts_before_a_voice_of_its_name(csm: Csm, add:
     add("saved")
     (tmp_path / "saved").write_text("no sound")
     (tmp_path / "a.yaml").write_text(script("saved"))
-    assert "not readable as sound" in csm("check", tmp_path / "a.yaml").err
+    assert "not readable as audio" in csm("check", tmp_path / "a.yaml").err
 
 
 @pytest.mark.parametrize(("shell", "typed"), [("bash", "csm say -v a"), ("bash", "csm voices show a")])

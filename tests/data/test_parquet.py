@@ -83,7 +83,7 @@ def test_a_sound_may_lie_beside_the_table(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("held", "reason"),
     [
-        ({"bytes": b"no sound", "path": "a.wav"}, "unreadable: a.wav: not readable as sound"),
+        ({"bytes": b"no sound", "path": "a.wav"}, "unreadable: a.wav: not readable as audio"),
         ({"bytes": b"", "path": None}, "unreadable: its sound: not"),
         ({"bytes": None, "path": "a.wav"}, "unreadable: {folder}/a.wav: No such file"),
         ({"bytes": None, "path": None}, "no audio: "),

@@ -85,7 +85,7 @@ def test_malformed_context_is_a_usage_error(flag: str) -> None:
     ("flag", "message"),
     [
         ("[1]gone.wav=Hi = ho", "no such file: gone.wav"),
-        ("[1]silent.wav=Hi", "holds no sound (zero length)"),
+        ("[1]silent.wav=Hi", "holds no audio (zero length)"),
         ("[1]prev.wav= ", "expected the text after =, got nothing"),
     ],
 )

@@ -244,7 +244,7 @@ def test_the_length_limit_applies_to_the_part_of_a_file(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "problem"), [("fifo.wav", "is a pipe or a device"), ("bytes.raw", "not readable as sound")]
+    ("name", "problem"), [("fifo.wav", "is a pipe or a device"), ("bytes.raw", "not readable as audio")]
 )
 def test_unreadable_audio_is_rejected(folder: Path, name: str, problem: str) -> None:
     os.mkfifo("fifo.wav")
