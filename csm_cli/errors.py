@@ -97,7 +97,7 @@ class PromptTooLong(InputError):
 
 @dataclass(frozen=True, order=True)
 class Diagnostic:
-    """One problem in an input file. path: of the field, such as `turns[2].text`; line, column: from 1, 0 for the file."""
+    """A problem in an input file. path: of the field, as `turns[2].text`; line, column: from 1, or 0 for the file."""
 
     file: str
     line: int
