@@ -30,12 +30,7 @@ def read_text(path: Path | str) -> str:
     Raises:
         ScriptInvalid: the file cannot be read or is not UTF-8.
     """
-    name = STDIN if str(path) == "-" else str(path)
-    try:
-        raw = sys.stdin.buffer.read() if name == STDIN else Path(path).read_bytes()
-    except (OSError, ValueError) as error:
-        raise _invalid(name, (0, 0), _read_problem(error)) from error
-    return _decode(raw, name)
+    return "".join(LineStream(path, max_line_bytes=1 << 40))
 
 
 class LineStream:
@@ -49,14 +44,19 @@ class LineStream:
         InputError: while iterating: the file has changed since it was opened.
     """
 
-    def __init__(self, path: Path | str) -> None:
+    def __init__(self, path: Path | str, max_line_bytes: int = MAX_LINE_BYTES) -> None:
         self.name = STDIN if str(path) == "-" else str(path)
+        self._max_line_bytes = max_line_bytes
         try:
             self._file = _open_seekable(self.name)
             weakref.finalize(self, self._file.close)
             self._size_and_mtime = self._stat()
+        except FileNotFoundError as error:
+            raise self._invalid((0, 0), "no such file") from error
+        except IsADirectoryError as error:
+            raise self._invalid((0, 0), "is a directory; name a file in it") from error
         except (OSError, ValueError) as error:
-            raise _invalid(self.name, (0, 0), _read_problem(error)) from error
+            raise self._invalid((0, 0), f"cannot be read: {getattr(error, 'strerror', error)}") from error
 
     @property
     def size(self) -> int:
@@ -67,15 +67,26 @@ class LineStream:
         if self._stat() != self._size_and_mtime:
             raise InputError(f"{self.name} was changed while it was read; run again")
         self._file.seek(0)
-        for number, raw in enumerate(iter(lambda: self._file.readline(MAX_LINE_BYTES + 1), b""), 1):
-            if len(raw) > MAX_LINE_BYTES:
-                message = f"the line is longer than {MAX_LINE_BYTES // 1_000_000} MB; break it into several"
-                raise _invalid(self.name, (number, 1), message)
-            yield _decode(raw, self.name, number)
+        for number, raw in enumerate(iter(lambda: self._file.readline(self._max_line_bytes + 1), b""), 1):
+            if len(raw) > self._max_line_bytes:
+                message = f"the line is longer than {self._max_line_bytes // 1_000_000} MB; break it into several"
+                raise self._invalid((number, 1), message)
+            if number == 1 and raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+                raise self._invalid((0, 0), "expected UTF-8, got UTF-16; save the file as UTF-8")
+            raw = raw.removeprefix(codecs.BOM_UTF8) if number == 1 else raw
+            try:
+                yield raw.decode("utf-8")
+            except UnicodeDecodeError as error:
+                column = len(raw[: error.start].decode("utf-8")) + 1
+                message = f"byte 0x{raw[error.start]:02X} is not UTF-8; save the file as UTF-8"
+                raise self._invalid((number, column), message) from error
 
     def _stat(self) -> tuple[int, int]:
         stat = os.fstat(self._file.fileno())
         return stat.st_size, stat.st_mtime_ns
+
+    def _invalid(self, location: Location, message: str) -> ScriptInvalid:
+        return ScriptInvalid([Diagnostic(self.name, *location, "", message)])
 
 
 def numbered_lines(lines: Iterable[str], comments: bool = False) -> Iterator[tuple[int, str]]:
@@ -132,20 +143,6 @@ class AudioLookup:
         return seconds if isinstance(seconds, str) else range_problem(seconds, start, end)
 
 
-def _decode(raw: bytes, name: str, line: int = 1) -> str:
-    """UTF-8 text that starts at `line` of the file `name`."""
-    if line == 1 and raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        raise _invalid(name, (0, 0), "expected UTF-8, got UTF-16; save the file as UTF-8")
-    raw = raw.removeprefix(codecs.BOM_UTF8) if line == 1 else raw
-    try:
-        return raw.decode("utf-8")
-    except UnicodeDecodeError as error:
-        before = raw[: error.start].decode("utf-8")
-        location = line + before.count("\n"), len(before) - before.rfind("\n")
-        message = f"byte 0x{raw[error.start]:02X} is not UTF-8; save the file as UTF-8"
-        raise _invalid(name, location, message) from error
-
-
 def _open_seekable(name: str) -> IO[bytes]:
     """The file, or a temporary copy of what a pipe delivers."""
     pipe = sys.stdin.buffer if name == STDIN else Path(name).open("rb")  # noqa: SIM115
@@ -157,17 +154,3 @@ def _open_seekable(name: str) -> IO[bytes]:
     if name != STDIN:
         pipe.close()
     return copy
-
-
-def _read_problem(error: Exception) -> str:
-    """Why a file cannot be read."""
-    if isinstance(error, FileNotFoundError):
-        return "no such file"
-    if isinstance(error, IsADirectoryError):
-        return "is a directory; name a file in it"
-    reason = error.strerror if isinstance(error, OSError) else str(error)
-    return f"cannot be read: {reason}"
-
-
-def _invalid(name: str, location: Location, message: str) -> ScriptInvalid:
-    return ScriptInvalid([Diagnostic(name, *location, "", message)])

@@ -12,6 +12,7 @@ from pydantic import (
     Discriminator,
     Field,
     RootModel,
+    SkipValidation,
     Tag,
     TypeAdapter,
 )
@@ -103,6 +104,8 @@ class SpeakerFields(_Options):
 
     seed: a turn's seed is this plus the turn's index, so that no two turns are alike.
     """
+
+    model_config = ConfigDict(json_schema_extra={})  # the id of a speaker has no alias
 
     id: SpeakerNumber | None = None
     voice: FilePath | None = None
@@ -222,10 +225,10 @@ class _Outline(_Fields):
 
     csm: FormatVersion = "1"
     title: TitleField | None = None
-    defaults: Any = None
-    lexicon: Any = None
-    speakers: dict[str, Any] | None = None
-    context: list[Any] | None = None
+    defaults: SkipValidation[ScriptDefaults | None] = None
+    lexicon: SkipValidation[Lexicon | None] = None
+    speakers: dict[str, SkipValidation[SpeakerFields]] | None = None
+    context: list[SkipValidation[ContextEntry]] | None = None
 
 
 class HeaderOutline(_Outline):
@@ -233,8 +236,8 @@ class HeaderOutline(_Outline):
 
 
 class ScriptOutline(_Outline):
-    turns: list[Any] | None = None
-    messages: list[Any] | None = None
+    turns: list[SkipValidation[TurnEntry]] | None = None
+    messages: list[SkipValidation[Message]] | None = None
 
 
 class DialogueOutline(ScriptOutline):
@@ -255,37 +258,16 @@ class ManifestLine(_Options):
     voice: FilePath | None = None
     voice_text: TextField | None = None
     gain: GainDb | None = None
-    context: list[Any] | None = None
-
-
-class _Entries(BaseModel):
-    """The types of the entries in outlines, for the JSON Schema."""
-
-    defaults: ScriptDefaults | None = None
-    lexicon: Lexicon | None = None
-    speakers: dict[str, SpeakerFields] | None = None
-    context: list[ContextEntry] | None = None
-    turns: list[TurnEntry] | None = None
-    messages: list[Message] | None = None
+    context: list[SkipValidation[ContextEntry]] | None = None
 
 
 def json_schema(kind: Literal["script", "batch"] = "script") -> dict[str, Any]:
     """The JSON Schema (draft 2020-12) of a script or of one line of a manifest, for editors."""
-    roots: list[type[BaseModel]] = [ScriptOutline]
-    if kind == "batch":
-        roots = [ManifestLine, DialogueOutline, HeaderOutline]
-    entries = _Entries.model_json_schema()
-    definitions = entries["$defs"]
-    for root in roots:
-        schema = root.model_json_schema()
-        shared = schema["properties"].keys() & entries["properties"].keys()
-        schema["properties"].update({name: entries["properties"][name] for name in shared})
-        definitions[root.__name__.removesuffix("Outline")] = schema
+    roots: Any = ScriptOutline if kind == "script" else ManifestLine | DialogueOutline | HeaderOutline
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
+        **TypeAdapter(roots).json_schema(),
         "title": "csm script" if kind == "script" else "csm batch line",
-        "anyOf": [{"$ref": f"#/$defs/{root.__name__.removesuffix('Outline')}"} for root in roots],
-        "$defs": definitions,
     }
 
 

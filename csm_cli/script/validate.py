@@ -1,4 +1,4 @@
-"""Validates entries of a script with pydantic models; its errors become diagnostics with locations."""
+"""Validates entries of a script with pydantic models; their errors become diagnostics with locations."""
 
 from __future__ import annotations
 
@@ -61,60 +61,44 @@ class _Entry:
         return bool(self.kind) and not is_long and any(name not in schema.TURN_FIELDS for name in names)
 
 
-@dataclass(frozen=True)
-class _Error:
-    """A pydantic error. path: below the entry. kind: of turn, where there are kinds. expected: in words."""
-
-    type: str
-    path: Keys
-    kind: str
-    input: object
-    expected: str
-
-
 def _validate(validate: Callable[[object], T], source: Source, entry: _Entry) -> T | None:
     try:
         return validate(entry.data)
     except ValidationError as invalid:
-        errors = [_convert_error(raw, entry) for raw in invalid.errors(include_url=False)]
-    unknown = [error for error in errors if error.type == "extra_forbidden"]
-    misspelled = {suggestion(error.path[-1], entry.fields) for error in unknown}
-    if unknown and entry.is_short_form:
+        errors: list[Any] = invalid.errors(include_url=False)
+    misspelled = {suggestion(error["loc"][-1], entry.fields) for error in errors if error["type"] == "extra_forbidden"}
+    if misspelled and entry.is_short_form:
         misspelled |= {"speaker", "text"}
+    invalid_fields = set()
     for error in errors:
-        path = (*entry.path, *error.path)
-        if error.type == "extra_forbidden":
-            source.add_error(path, _unknown_field(error, entry), at_key=True)
-        elif error.type != "missing":
-            source.add_error(path, _wrong_value(error))
-        elif error.path[-1] not in misspelled:
-            source.add_error(path, _missing_field(error))
-    wrong = {error.path[0] for error in errors if error.path}
-    if not wrong or not isinstance(entry.data, Mapping):
+        path = tuple(key for key in error["loc"] if not str(key).startswith(schema.TAG) and key != schema.KEY)
+        kind = next((str(key)[1:] for key in error["loc"] if str(key).startswith(schema.TAG)), entry.kind)
+        invalid_fields.update(path[:1])
+        if error["type"] == "extra_forbidden":
+            source.add_error((*entry.path, *path), _unknown_field(path, kind, entry), at_key=True)
+        elif error["type"] != "missing":
+            source.add_error((*entry.path, *path), _wrong_value(error, kind))
+        elif path[-1] not in misspelled:
+            source.add_error((*entry.path, *path), _missing_field(path[-1], kind))
+    if not invalid_fields or not isinstance(entry.data, Mapping):
         return None
     try:
-        return validate({name: value for name, value in entry.data.items() if name not in wrong})
+        return validate({name: value for name, value in entry.data.items() if name not in invalid_fields})
     except ValidationError:
         return None
 
 
-def _convert_error(raw: Any, entry: _Entry) -> _Error:
-    path = tuple(key for key in raw["loc"] if not str(key).startswith(schema.TAG) and key != schema.KEY)
-    kind = next((str(key)[1:] for key in raw["loc"] if str(key).startswith(schema.TAG)), entry.kind)
-    return _Error(raw["type"], path, kind, raw["input"], raw.get("ctx", {}).get("words", ""))
-
-
-def _unknown_field(error: _Error, entry: _Entry) -> str:
-    name = str(error.path[-1])
-    if len(error.path) > 1:
+def _unknown_field(path: Keys, kind: str, entry: _Entry) -> str:
+    name = str(path[-1])
+    if len(path) > 1:
         return "unknown field"
     for field, aliases in schema.ALIASES.items():
         if name in aliases and field in entry.fields:
             return f'means the same as "{field}"; keep one'
     if name in schema.OPTIONS and "defaults" in entry.fields:
         return 'unknown field; put it in "defaults"'
-    if name in schema.TURN_FIELDS and error.kind in _TURN_KINDS:
-        return f"has no effect on {_TURN_KINDS[error.kind]}"
+    if name in schema.TURN_FIELDS and kind in _TURN_KINDS:
+        return f"has no effect on {_TURN_KINDS[kind]}"
     guess = suggestion(name, entry.fields)
     if guess is not None:
         return f'unknown field; did you mean "{guess}"?'
@@ -122,22 +106,21 @@ def _unknown_field(error: _Error, entry: _Entry) -> str:
     return f"unknown field{hint}"
 
 
-def _missing_field(error: _Error) -> str:
-    if error.kind in ("recorded", "excluded") and error.path[-1] == "text":
+def _missing_field(name: str | int, kind: str) -> str:
+    if kind in ("recorded", "excluded") and name == "text":
         return "missing; write the text of the recording"
-    if error.kind == "excluded" and error.path[-1] == "audio":
+    if kind == "excluded" and name == "audio":
         return "missing; context needs a recording"
     return "missing"
 
 
-def _wrong_value(error: _Error) -> str:
-    got = quoted(error.input)
-    if error.type in ("model_type", "model_attributes_type", "dict_type"):
-        expected = "a turn (speaker: text)" if error.kind == "spoken" else "fields (name: value)"
+def _wrong_value(error: Any, kind: str) -> str:
+    got = quoted(error["input"])
+    if error["type"] in ("model_type", "model_attributes_type", "dict_type"):
+        expected = "a turn (speaker: text)" if kind == "spoken" else "fields (name: value)"
         return f"expected {expected}, got {got}"
-    if error.type == "list_type":
+    if error["type"] == "list_type":
         return f"expected a list, got {got}"
-    hint = ""
-    if error.expected == "text" and got in _YAML_BRACKETS:
-        hint = f'; a text that begins with "{_YAML_BRACKETS[got]}" must be in quotes'
-    return f"expected {error.expected or 'true or false'}, got {got}{hint}"
+    expected = error.get("ctx", {}).get("words") or "true or false"
+    hint = f'; a text that begins with "{_YAML_BRACKETS[got]}" must be in quotes' if got in _YAML_BRACKETS else ""
+    return f"expected {expected}, got {got}{hint if expected == 'text' else ''}"

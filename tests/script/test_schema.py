@@ -137,5 +137,6 @@ def test_batch_lines_fit() -> None:
     assert line_fits({"csm": 1, "speakers": {"ana": {"id": 0}}})
     assert line_fits({"speakers": {"ana": {}, "ben": {"gain": -1}}})
     assert not line_fits({"speakers": {"ana": {"id": 1000}}})
+    assert not line_fits({"speakers": {"ana": {"custom_id": 1}}})
     assert not line_fits({"id": "p-001", "speaker": 0})
     assert not line_fits({"id": "a/b", "text": "Hello."})
