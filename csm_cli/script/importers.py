@@ -67,13 +67,15 @@ def convert(path: str, source_format: str | None = None, folder: Path = Path()) 
     if all(re.search(r"\d+$", name) for name in names):
         names.sort(key=lambda name: int(re.findall(r"\d+$", name)[0]))
     script: dict[str, Any] = {"csm": 1, "speakers": {name: {"id": number} for number, name in enumerate(names)}}
-    recorded = [turn for turn in turns if turn.audio]
-    if recorded:
-        beside = Path(path).parent
-        script["context"] = [
-            {"speaker": turn.speaker, "audio": _relative_path(folder, beside, turn.audio), "text": turn.text}
-            for turn in recorded
-        ]
+    context = []
+    for turn in turns:
+        if turn.audio:
+            audio = Path(turn.audio)
+            if not audio.is_absolute():
+                audio = Path(os.path.relpath(Path(path).parent / audio, folder))
+            context.append({"speaker": turn.speaker, "audio": audio.as_posix(), "text": turn.text})
+    if context:
+        script["context"] = context
     script["turns"] = list(_script_turns([turn for turn in turns if not turn.audio]))
     return script
 
@@ -106,11 +108,6 @@ def _script_turns(turns: Sequence[_ImportedTurn]) -> Iterator[dict[str, Any]]:
                 yield {"pause": round(turn.start, 3)}
             yield {turn.speaker: turn.text}
         end = turn.end
-
-
-def _relative_path(folder: Path, beside: Path, audio: str) -> str:
-    """The path from `folder` of a file named relative to the folder `beside`."""
-    return audio if Path(audio).is_absolute() else Path(os.path.relpath(beside / audio, folder)).as_posix()
 
 
 def _read_tagged(path: str, text: str, source_format: str) -> list[_ImportedTurn]:
@@ -172,12 +169,12 @@ def _read_cues(path: str, text: str) -> list[_ImportedTurn]:
     lines = iter(enumerate(text.splitlines(), 1))
     for number, line in lines:
         if times := _CUE_TIMES.match(line):
-            words: list[str] = []
-            for _, below in lines:
-                if not below.strip():
+            below: list[str] = []
+            for _, text_line in lines:
+                if not text_line.strip():
                     break
-                words.append(below.strip())
-            cues.append(_parse_cue(path, number, times, " ".join(words)))
+                below.append(text_line.strip())
+            cues.append(_parse_cue(path, number, times, " ".join(below)))
     if not cues:
         raise _invalid(path, 1, "there are no cues (00:00:01,000 --> 00:00:02,000)")
     cues.sort(key=lambda cue: cue.start or 0.0)
@@ -194,14 +191,14 @@ def _read_cues(path: str, text: str) -> list[_ImportedTurn]:
     return turns
 
 
-def _parse_cue(path: str, line: int, times: re.Match[str], words: str) -> _ImportedTurn:
+def _parse_cue(path: str, line: int, times: re.Match[str], content: str) -> _ImportedTurn:
     seconds = []
     for first in (0, 4):
         hours, minutes, whole, milliseconds = (int(part or 0) for part in times.groups()[first : first + 4])
         seconds.append(hours * 3600 + minutes * 60 + whole + milliseconds / 1000)
     start, end = seconds
-    voice = _CUE_VOICE.match(words)
-    text = " ".join(html.unescape(_CUE_MARKUP.sub("", words)).split()).removeprefix("- ")
+    voice = _CUE_VOICE.match(content)
+    text = " ".join(html.unescape(_CUE_MARKUP.sub("", content)).split()).removeprefix("- ")
     if end <= start:
         raise _invalid(path, line, "the cue ends before it begins")
     if not text:

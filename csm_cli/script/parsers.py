@@ -28,7 +28,7 @@ _TOO_DEEP = f"more than {MAX_DEPTH} levels deep"
 
 _JSON_TOKEN = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|[{}\[\]\n]|[^\s,:{}\[\]"]+')
 _JSON_TRAILING_COMMA = re.compile(r",\s*([\]}])")
-_JSON_PROBLEMS = {  # words of json's own message, and ours
+_JSON_PROBLEMS = {  # part of the message of json: the message of a diagnostic
     "Unterminated": "the text has no closing quote",
     "escape": r"write a backslash in JSON as \\",
     "control character": r"write a line break or tab inside a text as \n or \t",
@@ -186,7 +186,7 @@ def _explain_yaml(error: yaml.MarkedYAMLError, text: str) -> tuple[Location, Key
     elif re.match(r"\[[^\]]*\]?\s*[^\s,\]}]", value):
         message = _NEEDS_QUOTES.format("[")
     elif value[:1] in ('"', "'"):
-        message = "nothing may follow the closing quote"
+        message = "unexpected text after the closing quote"
     elif value[:1] in tuple("{}]@`%*&!|>"):
         message = _NEEDS_QUOTES.format(value[0])
     elif "mapping values" in str(error.problem) and line.count(": ") + line.endswith(":") > 1:
@@ -204,7 +204,7 @@ def _explain_json(error: json.JSONDecodeError, text: str) -> tuple[int, str]:
         return comma, f'remove the "," before "{trailing[1]}"'
     if not text[offset:].strip():
         return offset, "the JSON ends too soon"
-    messages = (ours for words, ours in _JSON_PROBLEMS.items() if words in error.msg)
+    messages = (message for part, message in _JSON_PROBLEMS.items() if part in error.msg)
     return offset, next(messages, "not valid JSON; put texts in double quotes")
 
 

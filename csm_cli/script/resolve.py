@@ -121,7 +121,7 @@ def _resolve_dialogue(source: Source, outline: Any, base: ManifestHeader, name: 
     header = _shared_fields(source, outline, base)
     context = _parse_context(source, outline.context)
     if outline.turns is not None and outline.messages is not None:
-        source.add_error(("messages",), 'cannot stand beside "turns"; keep one', at_key=True)
+        source.add_error(("messages",), 'cannot be used with "turns"; keep one', at_key=True)
     if outline.messages is not None and outline.turns is None:
         parsed = _parse_messages(source, outline.messages)
     else:

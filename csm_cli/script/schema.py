@@ -95,7 +95,7 @@ class ScriptDefaults(_Options):
 
 
 class Lexicon(RootModel[dict[WordField, WordField]]):
-    """Words and the spelling of each that the model reads; subtitles and reports show the words as written."""
+    """Words and how each is spelled for the model; subtitles and reports show the words as written."""
 
 
 class SpeakerFields(_Options):
@@ -208,8 +208,8 @@ ContentItem = Annotated[
     Discriminator(lambda item: TAG + ("audio" if isinstance(item, dict) and item.get("type") == "audio" else "text")),
 ]
 Content = Annotated[
-    Annotated[TextField, Tag(TAG + "words")] | Annotated[list[ContentItem], Tag(TAG + "items")],
-    Discriminator(lambda content: TAG + ("items" if isinstance(content, list) else "words")),
+    Annotated[TextField, Tag(TAG + "string")] | Annotated[list[ContentItem], Tag(TAG + "items")],
+    Discriminator(lambda content: TAG + ("items" if isinstance(content, list) else "string")),
 ]
 
 

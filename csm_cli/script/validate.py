@@ -69,7 +69,7 @@ def _validate(validate: Callable[[object], T], source: Source, entry: _Entry) ->
     misspelled = {suggestion(error["loc"][-1], entry.fields) for error in errors if error["type"] == "extra_forbidden"}
     if misspelled and entry.is_short_form:
         misspelled |= {"speaker", "text"}
-    invalid_fields = set()
+    invalid_fields: set[str | int] = set()
     for error in errors:
         path = tuple(key for key in error["loc"] if not str(key).startswith(schema.TAG) and key != schema.KEY)
         kind = next((str(key)[1:] for key in error["loc"] if str(key).startswith(schema.TAG)), entry.kind)

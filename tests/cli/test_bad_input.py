@@ -1,4 +1,4 @@
-"""Every bad input: its exit code, one clear line, no traceback, nothing on standard output, nothing written."""
+"""Invalid inputs: exit code, one line on standard error, no traceback, no output."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ Csm = Callable[..., Result]
 
 
 def assert_one_line(result: Result, code: int, message: str) -> None:
-    """A diagnostic about an input is one line too, and its count after it."""
-    lines = [line for line in result.err.splitlines() if not line.startswith("loading ")]
+    """Checks exit code and message; a diagnostic is one line, with the count in a second."""
+    lines = [line for line in result.err.splitlines() if not line.startswith(("loading ", "opening "))]
     assert result.code == code and not result.out, result
     assert len(lines) == (2 if lines[-1].startswith("1 error; ") else 1), lines
     assert message in lines[0] and "Traceback" not in result.err
@@ -36,7 +36,7 @@ CASES = sorted(path for path in (Path(__file__).parents[1] / "cases").glob("*/*"
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda path: f"{path.parent.name}/{path.stem}")
-def test_a_hostile_script_or_manifest_leaves_nothing_behind(
+def test_an_invalid_script_or_manifest_writes_nothing(
     csm: Csm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -47,8 +47,8 @@ def test_a_hostile_script_or_manifest_leaves_nothing_behind(
     assert result.code == 3 and not result.out and "Traceback" not in result.err
     *diagnostics, last = result.err.splitlines()
     assert last.endswith("nothing was generated") and diagnostics
-    places = [re.match(rf"{re.escape(case.name)}(:\d+:\d+)? ", line) for line in diagnostics]
-    assert any(places) and [path.name for path in tmp_path.iterdir()] == [case.name]
+    locations = [re.match(rf"{re.escape(case.name)}(:\d+:\d+)? ", line) for line in diagnostics]
+    assert any(locations) and [path.name for path in tmp_path.iterdir()] == [case.name]
 
 
 @pytest.mark.parametrize(
@@ -69,14 +69,12 @@ def test_outputs(csm: Csm, tmp_path: Path, tiny_checkpoint: Path, output: str, m
 
 
 @pytest.mark.parametrize("command", ["say", "converse", "batch"])
-def test_outputs_where_nothing_can_be_written_are_refused_before_a_model_is_looked_for(
-    csm: Csm, tmp_path: Path, command: str
-) -> None:
+def test_unwritable_outputs_are_rejected_before_the_model_is_looked_up(csm: Csm, tmp_path: Path, command: str) -> None:
     (tmp_path / "lines.jsonl").write_text(json.dumps({"id": "a", "speaker": 0, "text": "Hi"}))
-    given = "Hi" if command == "say" else tmp_path / "lines.jsonl"
-    result = csm(command, given, "-o", "/proc/{id}.wav", "--model", tmp_path / "none")
+    argument = "Hi" if command == "say" else tmp_path / "lines.jsonl"
+    result = csm(command, argument, "-o", "/proc/{id}.wav", "--model", tmp_path / "none")
     assert_one_line(result, 2, "cannot be written to")
-    assert "loading" not in result.err
+    assert "loading" not in result.err and "opening" not in result.err
 
 
 def test_no_output(csm: Csm, heard: SimpleNamespace) -> None:
@@ -109,7 +107,7 @@ def test_a_missing_script(csm: Csm, tmp_path: Path, command: str) -> None:
 
 
 @pytest.mark.parametrize("data", [b"caf\xe9", b"\xff\xfeH\x00"])
-def test_texts_that_are_not_utf8(csm: Csm, tmp_path: Path, data: bytes) -> None:
+def test_texts_not_in_utf8(csm: Csm, tmp_path: Path, data: bytes) -> None:
     (tmp_path / "a.txt").write_bytes(data)
     assert_one_line(csm("say", "-f", tmp_path / "a.txt", "-o", tmp_path / "a.wav"), 3, "UTF-8")
 
@@ -138,7 +136,7 @@ def not_a_number(path: Path) -> None:
 
 
 def ten_hours(path: Path) -> None:
-    """An honest header over a file with a hole in it: 11 hours on paper, a few blocks on disk."""
+    """A sparse file: 11 hours by its header, a few blocks on disk."""
     size = 11 * 3600 * 8000
     header = b"RIFF" + struct.pack("<I", 36 + size) + b"WAVEfmt "
     header += struct.pack("<IHHIIHH", 16, 1, 1, 8000, 8000, 1, 8) + b"data" + struct.pack("<I", size)
@@ -228,7 +226,7 @@ def test_models_and_devices(
 
 @pytest.mark.parametrize("flag", ["--device", "--dtype", "--quantize"])
 @pytest.mark.parametrize("command", [["say", "Hi", "-o"], ["converse", "a.yaml", "-n", "-o"], ["batch", "a.txt", "-o"]])
-def test_names_of_nothing_are_refused_before_anything_is_loaded(
+def test_unknown_names_are_rejected_before_anything_is_loaded(
     csm: Csm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: list[str], flag: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -256,6 +254,6 @@ def test_broken_checkpoints(
     assert_one_line(csm("say", "Hi", "-o", tmp_path / "a.wav", "--model", broken), 4, message)
 
 
-def test_a_text_that_does_not_fit_the_window(csm: Csm, tmp_path: Path, tiny_checkpoint: Path) -> None:
+def test_a_text_longer_than_the_context(csm: Csm, tmp_path: Path, tiny_checkpoint: Path) -> None:
     result = csm("say", "far " * 300, "--split", "off", "-o", tmp_path / "a.wav", "--model", tiny_checkpoint)
-    assert_one_line(result, 3, "too long for the model's window")
+    assert_one_line(result, 3, "too long for the model's")
