@@ -93,8 +93,8 @@ def make_job(
     """
     speech.check_names()
     conversations = list(with_settings(conversations))
-    recognizer = speech.recognizer()
-    return SynthesisJob(conversations, speech.flags(), speech, output_options, slots, speech.retry_policy, recognizer)
+    policy, flags = speech.retry_policy, speech.flags()
+    return SynthesisJob(conversations, flags, speech, output_options, slots, policy, speech.recognizer())
 
 
 def with_settings(conversations: Iterable[Conversation]) -> Iterator[Conversation]:

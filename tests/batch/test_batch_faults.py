@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from conftest import Result, write_tone
+from conftest import Result, allow_sigint, write_tone
 
 Csm = Callable[..., Result]
 RUN = "-c", "import sys; from csm_cli.cli import main; sys.exit(main())"
@@ -57,7 +57,7 @@ def running(arguments: list[str]) -> Iterator[subprocess.Popen[str]]:
     """A run of its own, dead in any case afterwards."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("CSM_")}
     pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
-    run = subprocess.Popen([sys.executable, *arguments], **pipes, text=True, env=environment)
+    run = subprocess.Popen([sys.executable, *arguments], **pipes, text=True, env=environment, preexec_fn=allow_sigint)
     with run:
         try:
             yield run

@@ -180,7 +180,7 @@ def test_no_output_is_a_usage_error(csm: Csm, tmp_path: Path) -> None:
 def test_quiet_prints_paths_only(csm: Csm, tiny_checkpoint: Path, tmp_path: Path) -> None:
     result = run(csm, tiny_checkpoint, manifest(tmp_path, item("a")), tmp_path / "{id}.wav", "-q")
     assert result.out == f"{tmp_path / 'a.wav'}\n"
-    assert all("was cut" in line for line in result.err.splitlines())
+    assert all("maximum duration" in line for line in result.err.splitlines())
 
 
 def results(folder: Path) -> list[dict[str, Any]]:
@@ -323,7 +323,7 @@ def test_a_report_shows_all_that_is_recorded(csm: Csm, tiny_checkpoint: Path, tm
 def test_a_report_of_much_sound_plays_the_files(
     csm: Csm, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("csm_cli.report.page.EMBEDDED_SECONDS", 0.1)
+    monkeypatch.setattr("csm_cli.report.page.MAX_EMBEDDED_SECONDS", 0.1)
     path, report = manifest(tmp_path, item("ü a")), tmp_path / "pages" / "report.html"
     assert run(csm, tiny_checkpoint, path, tmp_path / "out" / "{id}.wav", "--report", report).code == 0
     (row,) = page_rows(report)

@@ -1,4 +1,4 @@
-"""csm say: from a text to a file."""
+"""csm say: a text to a file."""
 
 from __future__ import annotations
 
@@ -34,18 +34,18 @@ def standard_input(monkeypatch: pytest.MonkeyPatch, data: bytes, tty: bool = Fal
     monkeypatch.setattr(sys, "stdin", stream)
 
 
-def test_writes_a_file_and_says_so(say: Csm, tmp_path: Path) -> None:
+def test_writes_a_file_and_a_summary(say: Csm, tmp_path: Path) -> None:
     result = say("Hello there.", "-o", tmp_path / "out.wav")
     assert result.code == 0, result.err
     assert result.out == f"{tmp_path / 'out.wav'}\n"
-    assert "0.4 s of speech" in result.err and "RTF" in result.err and "seed" in result.err
+    assert "generated 0.4 s" in result.err and "RTF" in result.err and "seed" in result.err
     info = soundfile.info(tmp_path / "out.wav")
     assert (info.frames, info.samplerate, info.channels, info.subtype) == (5 * FRAME, 24000, 1, "PCM_16")
 
 
 def test_warns_of_a_turn_that_was_cut(say: Csm, tmp_path: Path) -> None:
     warnings = [line for line in say("Hi", "-o", tmp_path / "a.wav").err.splitlines() if line.startswith("csm: ")]
-    assert len(warnings) == 1 and "was cut after 0.4 s" in warnings[0]
+    assert len(warnings) == 1 and "maximum duration of 0.4 s" in warnings[0]
 
 
 def test_quiet_prints_the_path_only(say: Csm, tmp_path: Path) -> None:
@@ -55,16 +55,16 @@ def test_quiet_prints_the_path_only(say: Csm, tmp_path: Path) -> None:
     assert soundfile.info(tmp_path / "out.flac").format == "FLAC"
 
 
-def test_json_tells_all(say: Csm, tmp_path: Path, tiny_checkpoint: Path) -> None:
-    told = say("[0]Hi. [1]Hello!", "--json", "--seed", "7", "-o", tmp_path / "a.wav").json
-    assert told["output"] == str(tmp_path / "a.wav") and told["model"] == str(tiny_checkpoint)
-    assert told["duration_s"] == 0.8 and told["stop"] == "cap" and told["seed"] == 7 and told["rtf"] > 0
-    assert len(told["warnings"]) == 2
-    assert [(turn["speaker"], turn["text"], turn["seed"], turn["frames"]) for turn in told["turns"]] == [
+def test_json_has_all_results(say: Csm, tmp_path: Path, tiny_checkpoint: Path) -> None:
+    report = say("[0]Hi. [1]Hello!", "--json", "--seed", "7", "-o", tmp_path / "a.wav").json
+    assert report["output"] == str(tmp_path / "a.wav") and report["model"] == str(tiny_checkpoint)
+    assert report["duration_s"] == 0.8 and report["stop"] == "cap" and report["seed"] == 7 and report["rtf"] > 0
+    assert len(report["warnings"]) == 2
+    assert [(turn["speaker"], turn["text"], turn["seed"], turn["frames"]) for turn in report["turns"]] == [
         ("0", "Hi.", 7, 5),
         ("1", "Hello!", 8, 5),
     ]
-    assert [(turn["start_s"], turn["end_s"]) for turn in told["turns"]] == [(0.0, 0.4), (0.4, 0.8)]
+    assert [(turn["start_s"], turn["end_s"]) for turn in report["turns"]] == [(0.0, 0.4), (0.4, 0.8)]
 
 
 def test_a_pipe_gets_a_complete_wav_and_nothing_else(
@@ -80,8 +80,8 @@ def test_the_text_comes_from_anywhere(say: Csm, tmp_path: Path, monkeypatch: pyt
     standard_input(monkeypatch, "Grüße 👋\n".encode() if source in ("dash", "stdin") else b"not this")
     (tmp_path / "text.txt").write_text("\ufeffGrüße 👋\n", encoding="utf-8")
     given = {"argument": ["Grüße 👋"], "file": ["-f", tmp_path / "text.txt"], "dash": ["-"], "stdin": []}[source]
-    told = say(*given, "--json", "-o", tmp_path / "a.wav").json
-    assert told["turns"][0]["text"] == "Grüße 👋"
+    report = say(*given, "--json", "-o", tmp_path / "a.wav").json
+    assert report["turns"][0]["text"] == "Grüße 👋"
 
 
 @pytest.mark.parametrize(
@@ -146,7 +146,7 @@ def test_a_seed_repeats_a_take(say: Csm, tmp_path: Path) -> None:
     assert takes[0] == takes[1] != takes[2]
 
 
-def test_no_clobber_refuses_before_anything_is_loaded(say: Csm, tmp_path: Path) -> None:
+def test_no_clobber_refuses_before_loading(say: Csm, tmp_path: Path) -> None:
     path = tmp_path / "a.wav"
     path.write_bytes(b"mine")
     result = say("Hi", "--no-clobber", "-o", path)
@@ -165,7 +165,7 @@ def test_no_clobber_refuses_before_anything_is_loaded(say: Csm, tmp_path: Path) 
         (["-f", "tone.txt", "--format", "wav"], "tone.txt"),
     ],
 )
-def test_what_is_read_is_not_replaced(
+def test_an_input_is_not_replaced(
     say: Csm, tmp_path: Path, tone: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], output: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -180,16 +180,17 @@ def test_what_is_read_is_not_replaced(
     assert tone.read_bytes() == before and (tmp_path / "tone.txt").read_text() == "Words."
 
 
-def test_words_beside_a_recording_that_are_given_otherwise_are_not_read(say: Csm, tmp_path: Path, tone: Path) -> None:
+def test_an_unused_transcript_file_may_be_replaced(say: Csm, tmp_path: Path, tone: Path) -> None:
     assert say("Hi", "-v", f"{tone}=Words.", "--format", "wav", "-o", tone.with_suffix(".txt")).code == 0
 
 
 def test_a_missing_text_is_said_before_a_missing_output(say: Csm, heard: SimpleNamespace) -> None:
     heard.missing = True
-    assert say("").err == "csm: no text to say; what was given is empty\n"
+    result = say("")
+    assert result.code == 2 and "no text to say" in result.err and "output" not in result.err
 
 
-def test_nobody_is_let_type_for_an_output_that_cannot_be(
+def test_standard_input_is_not_read_for_a_refused_output(
     say: Csm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     standard_input(monkeypatch, b"Hello there.", tty=True)
@@ -212,8 +213,8 @@ def test_json_and_audio_do_not_share_a_pipe(say: Csm) -> None:
 
 
 def test_a_text_of_untagged_brackets_is_one_turn(say: Csm, tmp_path: Path) -> None:
-    told = json.loads(say("Look at [1] and [2].", "--json", "-o", tmp_path / "a.wav").out)
-    assert [turn["text"] for turn in told["turns"]] == ["Look at [1] and [2]."]
+    report = json.loads(say("Look at [1] and [2].", "--json", "-o", tmp_path / "a.wav").out)
+    assert [turn["text"] for turn in report["turns"]] == ["Look at [1] and [2]."]
 
 
 def test_the_environment_names_the_model(
@@ -221,8 +222,8 @@ def test_the_environment_names_the_model(
 ) -> None:
     monkeypatch.setenv("CSM_MODEL", str(tiny_checkpoint))
     monkeypatch.setenv("CSM_MAX_DURATION", "0.2")
-    told = csm("say", "Hi", "--json", "-o", tmp_path / "a.wav").json
-    assert told["model"] == str(tiny_checkpoint) and told["duration_s"] == 0.16
+    report = csm("say", "Hi", "--json", "-o", tmp_path / "a.wav").json
+    assert report["model"] == str(tiny_checkpoint) and report["duration_s"] == 0.16
 
 
 @pytest.fixture
@@ -239,28 +240,28 @@ def test_a_model_that_never_ends_fails_with_every_seed_it_tried(wild: Csm, tmp_p
     assert "--no-trim" in failure
 
 
-def test_untrimmed_it_is_as_the_model_made_it(wild: Csm, tmp_path: Path) -> None:
+def test_no_trim_keeps_the_take_as_generated(wild: Csm, tmp_path: Path) -> None:
     result = wild("--no-trim", "--json", "-o", tmp_path / "a.wav")
-    assert result.code == 0 and "was cut after 3.4 s" in result.err
+    assert result.code == 0 and "maximum duration of 3.4 s" in result.err
     assert result.json["stop"] == "cap" and result.json["turns"][0]["frames"] == 42
 
 
-def test_a_duration_that_was_asked_for_is_no_fault(wild: Csm, tmp_path: Path) -> None:
-    told = wild("--max-duration", 0.4, "--json", "-o", tmp_path / "a.wav").json
-    (take,) = told["turns"][0]["takes"]
+def test_a_requested_duration_is_not_a_fault(wild: Csm, tmp_path: Path) -> None:
+    report = wild("--max-duration", 0.4, "--json", "-o", tmp_path / "a.wav").json
+    (take,) = report["turns"][0]["takes"]
     assert take == {
-        "part": 1,
+        "chunk": 1,
         "seed": 7,
         "stop": "cap",
         "duration_s": 0.4,
         "fault": None,
-        "heard": None,
+        "transcript": None,
         "word_error_rate": None,
     }
 
 
 @pytest.mark.parametrize("suffix", ["wav", "flac"])
-def test_the_file_says_that_it_is_synthetic_and_by_what(
+def test_the_file_is_tagged_as_synthetic_with_model_and_seeds(
     say: Csm, tmp_path: Path, tiny_checkpoint: Path, suffix: str
 ) -> None:
     say("[0]Hi. [1]Hello!", "--seed", "7", "-o", tmp_path / f"a.{suffix}")
@@ -269,7 +270,7 @@ def test_the_file_says_that_it_is_synthetic_and_by_what(
         assert file.software.startswith("csm-cli ")
 
 
-def test_the_home_of_nobody(say: Csm) -> None:
+def test_an_unknown_users_home(say: Csm) -> None:
     result = say("Hi", "-o", "~nobody-of-that-name/a.wav")
     assert result.code == 2 and "no such user" in result.err
 
@@ -291,56 +292,56 @@ class Tone(TakeBuilder):
         return replace(made, codes=codes, samples=samples, stop="eos", fault="")
 
 
-def test_a_long_text_is_spoken_in_parts_whose_times_are_told(parted: Csm, tmp_path: Path) -> None:
+def test_a_long_text_is_split_into_chunks_with_times(parted: Csm, tmp_path: Path) -> None:
     result = parted(LONG, "--split", 20, "--json", "-o", tmp_path / "a.wav")
     (turn,) = result.json["turns"]
-    assert [part["text"] for part in turn["parts"]] == ["One is here.", "Two is here.", "Three is here."]
-    starts = [part["start_s"] for part in turn["parts"]]
-    assert starts == sorted(starts) and starts[0] == 0 and turn["parts"][-1]["end_s"] == turn["end_s"]
-    assert [(take["part"], take["seed"]) for take in turn["takes"]] == [(1, 7), (2, 8), (3, 9)]
-    assert turn["frames"] == 15 and "in 3 parts, seed 7" in result.err
+    assert [segment["text"] for segment in turn["segments"]] == ["One is here.", "Two is here.", "Three is here."]
+    starts = [segment["start_s"] for segment in turn["segments"]]
+    assert starts == sorted(starts) and starts[0] == 0 and turn["segments"][-1]["end_s"] == turn["end_s"]
+    assert [(take["chunk"], take["seed"]) for take in turn["takes"]] == [(1, 7), (2, 8), (3, 9)]
+    assert turn["frames"] == 15 and "3 chunks, seed 7" in result.err
 
 
 @pytest.mark.parametrize("flags", [["--split", "off"], ["--split", "20", "--no-trim"], [], ["--max-duration", "9"]])
-def test_what_is_not_to_be_parted_is_whole(parted: Csm, tmp_path: Path, flags: list[str]) -> None:
+def test_chunking_can_be_off(parted: Csm, tmp_path: Path, flags: list[str]) -> None:
     (turn,) = parted(LONG, *flags, "--json", "-o", tmp_path / "a.wav").json["turns"]
-    assert len(turn["parts"]) == len(turn["takes"]) == 1
+    assert len(turn["segments"]) == len(turn["takes"]) == 1
 
 
-def test_takes_are_all_told(parted: Csm, tmp_path: Path) -> None:
+def test_all_takes_are_reported(parted: Csm, tmp_path: Path) -> None:
     result = parted("Hi", "--takes", 3, "--temperature", 1, "--json", "-o", tmp_path / "a.wav")
     assert [take["seed"] for take in result.json["turns"][0]["takes"]] == [7, 8, 9]
     assert ", 3 takes, seed 7" in result.err
 
 
-def test_a_speaker_no_context_has_is_warned_about(parted: Csm, tmp_path: Path, tone: Path) -> None:
+def test_a_speaker_without_context_gets_a_warning(parted: Csm, tmp_path: Path, tone: Path) -> None:
     result = parted("[0]Hi. [1]Ho. [0]Hi.", "--context", f"[1]{tone}=Hello", "--json", "-o", tmp_path / "a.wav")
     (warning,) = result.json["warnings"]
-    assert warning.startswith('turn 1 (0: "Hi."): speaker 0 is not among those heard before (1)')
+    assert warning.startswith('turn 1 (0: "Hi."): speaker 0') and "audio: 1" in warning
     assert f"csm: {warning}" in result.err.splitlines()
 
 
-def test_the_windows_use_is_told(parted: Csm, tmp_path: Path) -> None:
+def test_context_use_is_reported(parted: Csm, tmp_path: Path) -> None:
     result = parted("[0]Hi. [1]Ho.", "--json", "-o", tmp_path / "a.wav")
-    assert result.json["window"] == {"peak": 22, "positions": 512, "soft_limit": 512, "evicted": 0}
-    assert "window: peak 22 of 512 positions" in result.err
+    assert result.json["context_window"] == {"peak": 22, "positions": 512, "soft_limit": 512, "dropped_turns": 0}
+    assert "context: peak 22 of 512 positions" in result.err
 
 
-def test_turns_that_leave_the_window_are_told_once(say: Csm, tmp_path: Path) -> None:
+def test_turns_dropped_from_context_are_reported_once(say: Csm, tmp_path: Path) -> None:
     words = "word " * 35  # a position a character
     result = say(f"[0]{words} [1]{words} [0]{words}", "--json", "-o", tmp_path / "a.wav")
-    assert [turn["evicted"] for turn in result.json["turns"]] == [[], [], [1]]
-    assert result.json["window"]["evicted"] == 1
+    assert [turn["dropped_turns"] for turn in result.json["turns"]] == [[], [], [1]]
+    assert result.json["context_window"]["dropped_turns"] == 1
     *turns, total = result.err.splitlines()
-    assert total.endswith("; the conversation is longer than the window, so each turn hears only the latest before it")
-    assert not [line for line in turns if "evicted" in line or "hears" in line]
+    assert "1 turn dropped from context" in total
+    assert not [line for line in turns if "dropped" in line]
 
 
-def test_a_turns_own_parts_are_not_told_as_other_turns(csm: Csm, tmp_path: Path) -> None:
+def test_chunks_of_the_turn_itself_do_not_count_as_dropped_turns(csm: Csm, tmp_path: Path) -> None:
     text = " ".join(["The old house by the river was empty all winter."] * 5)
     result = csm("say", text, "--json", "--seed", "1", "-o", tmp_path / "a.wav")
-    assert result.json["turns"][0]["evicted"] and result.json["window"]["evicted"] == 0
-    assert "hears" not in result.err and "evicted" not in result.err
+    assert result.json["turns"][0]["dropped_turns"] and result.json["context_window"]["dropped_turns"] == 0
+    assert "dropped" not in result.err
 
 
 class Ears:
@@ -353,7 +354,7 @@ class Ears:
         return f"some words {self.name} made up"
 
 
-def test_what_says_other_words_fails_and_is_told(parted: Csm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_take_with_wrong_words_fails(parted: Csm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("csm_cli.generation.verification.WhisperRecognizer", Ears)
     flags = ["--verify", "--verify-model", "tiny", "--temperature", 1, "--retries", 1, "-o", tmp_path / "a.wav"]
     result = parted("Hello there.", *flags)
@@ -373,12 +374,12 @@ def test_what_says_other_words_fails_and_is_told(parted: Csm, tmp_path: Path, mo
         (["--takes", "0"], "--takes"),
     ],
 )
-def test_impossible_ways_to_choose_takes_are_usage_errors(say: Csm, flags: list[str], message: str) -> None:
+def test_contradicting_take_options_are_usage_errors(say: Csm, flags: list[str], message: str) -> None:
     result = say("Hi", "-o", "a.wav", *flags)
     assert result.code == 2 and message in result.err and "loading" not in result.err
 
 
-def test_a_missing_recognizer_is_said_before_anything_is_loaded(say: Csm, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_recognizer_is_reported_before_loading(say: Csm, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("csm_cli.generation.verification.find_spec", lambda name: None)
     result = say("Hi", "-o", "a.wav", "--verify")
     assert result.code == 2 and result.err.splitlines() == [
@@ -386,7 +387,7 @@ def test_a_missing_recognizer_is_said_before_anything_is_loaded(say: Csm, monkey
     ]
 
 
-def test_a_long_text_is_shown_in_part(say: Csm, tmp_path: Path) -> None:
-    told = say("Once more. " * 40, "--max-duration", "0.2", "-o", tmp_path / "a.wav").err
-    (line,) = [each for each in told.splitlines() if each.startswith("0: ")]
+def test_a_long_text_is_abbreviated(say: Csm, tmp_path: Path) -> None:
+    report = say("Once more. " * 40, "--max-duration", "0.2", "-o", tmp_path / "a.wav").err
+    (line,) = [each for each in report.splitlines() if each.startswith("1/1 0: ")]
     assert "Once more. On ...  [" in line and len(line) < 260
