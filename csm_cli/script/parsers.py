@@ -168,7 +168,7 @@ def _json_events(text: str, line: int) -> Iterator[_Event]:
         elif token in "{}[]":
             yield token, None, location
         else:
-            yield "scalar", _JSON.decode(token), location
+            yield "scalar", _JSON.raw_decode(token)[0], location
 
 
 def _explain_yaml(error: yaml.MarkedYAMLError, text: str) -> tuple[Location, Keys, str]:

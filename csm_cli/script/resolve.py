@@ -129,14 +129,14 @@ def _resolve_dialogue(source: Source, outline: Any, base: ManifestHeader, name: 
     _assign_ids(source, header, (*context, *parsed.turns))
     _check_ids_are_unique(source, parsed.turns)
     turns: list[Turn] = []
-    late_context: list[Turn] = []
+    included_context: list[Turn] = []
     is_first = True
     for index, each in enumerate(parsed.turns):
         turn = _resolve_turn(source, each, header.speakers, index)
         if each.is_context:
             if not is_first:
                 source.add_error((*each.path, "include"), "context must come before the first other turn")
-            late_context += [turn] if turn else []
+            included_context += [turn] if turn else []
             continue
         gap = each.pause + (each.offset if each.offset is not None else 0.0 if is_first else header.gap)
         if is_first and gap < 0:
@@ -145,10 +145,8 @@ def _resolve_dialogue(source: Source, outline: Any, base: ManifestHeader, name: 
         turns += [replace(turn, gap=gap)] if turn else []
     if is_first and not parsed.has_errors:
         source.add_error(("messages" if outline.messages else "turns",), "there are no turns to speak")
-    header = replace(header, context=header.context + _context_turns(source, context, header.speakers))
-    return _conversation(
-        header, name, turns, _voice_prompts(header.speakers, turns), tuple(late_context), parsed.final_pause
-    )
+    recorded = _context_turns(source, context, header.speakers) + tuple(included_context)
+    return _conversation(header, name, turns, recorded, tail=parsed.final_pause)
 
 
 def _resolve_text(source: Source, line: schema.ManifestLine, header: ManifestHeader, name: str) -> Conversation:
@@ -175,21 +173,23 @@ def _resolve_text(source: Source, line: schema.ManifestLine, header: ManifestHea
         source.add_error(("voice",), message)
     else:
         voice = voice_turn(source, line, next(iter(speakers), (0, "")), ())
-    voices = (voice,) if voice else _voice_prompts(header.speakers, turns)
-    return _conversation(header, line.id or name, turns, voices, _context_turns(source, context, header.speakers))
+    return _conversation(header, line.id or name, turns, _context_turns(source, context, header.speakers), voice)
 
 
 def _conversation(
     header: ManifestHeader,
     name: str,
     turns: Sequence[Turn],
-    voices: tuple[Turn, ...],
     context: tuple[Turn, ...],
+    voice: Turn | None = None,
     tail: float = 0.0,
 ) -> Conversation:
+    """voice: the prompt of the only speaker; without it, each speaker who has turns gets the prompt of the header."""
+    names = {turn.name for turn in turns}
+    prompts = tuple(prompt for name, prompt in header.speakers.voices.items() if name in names)
     return Conversation(
         turns=tuple(turns),
-        context=voices + header.context + context,
+        context=((voice,) if voice else prompts) + header.context + context,
         id=name,
         title=header.title,
         tail=tail,
@@ -197,12 +197,6 @@ def _conversation(
         loudness=header.loudness,
         lexicon=header.lexicon,
     )
-
-
-def _voice_prompts(speakers: SpeakerTable, turns: Iterable[Turn]) -> tuple[Turn, ...]:
-    """The voice prompts of the speakers who have turns."""
-    names = {turn.name for turn in turns}
-    return tuple(prompt for name, prompt in speakers.voices.items() if name in names)
 
 
 def _parse_turns(source: Source, entries: Sequence[Any]) -> ParsedTurns:

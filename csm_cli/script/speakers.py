@@ -47,14 +47,11 @@ class SpeakerTable:
         """Without a `speakers` section: gives each new name the lowest id that neither a name nor a number has."""
         if self.entries or not self.known:
             return
-        names = list(dict.fromkeys(names))
-        taken = {*self.ids.values(), *(number_of(name) for name in names)}
+        names = dict.fromkeys(names)
+        new = [name for name in names if name not in self.ids and name.strip() and not _NUMBER.fullmatch(name)]
+        taken = {*self.ids.values(), *(number_of(name) for name in names)} if new else set()
         free = (number for number in range(MAX_SPEAKERS) if number not in taken)
-        for name in names:
-            if name not in self.ids and name.strip() and not _NUMBER.fullmatch(name):
-                number = next(free, None)
-                if number is not None:
-                    self.ids[name] = number
+        self.ids.update(zip(new, free, strict=False))
 
     def problem(self, name: str) -> str:
         """Why `name` cannot be the speaker of a turn; empty if it can or if its entry has a diagnostic already."""
@@ -72,9 +69,7 @@ class SpeakerTable:
 def read_speakers(source: Source, speakers: Mapping[str, object]) -> SpeakerTable:
     """The table of a `speakers` section. Entries without an id get the lowest free ids, in order."""
     if not speakers:
-        source.add_error(
-            ("speakers",), 'expected at least one speaker; without "speakers", names get ids by themselves'
-        )
+        source.add_error(("speakers",), "expected at least one speaker; remove the section to have ids assigned")
     if len(speakers) > MAX_SPEAKERS:
         source.add_error(("speakers",), f"expected at most {MAX_SPEAKERS} speakers, got {len(speakers)}")
         return SpeakerTable(known=False)
