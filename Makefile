@@ -23,9 +23,9 @@ CONFIG ?= configs/voice/cpu.yaml
 voice: $(VENV)/.developed
 	$(BIN)/python -m csm_cli.recipe.voice $(CONFIG)
 
-# A voice never heard before, learned by LoRA from 10 minutes of speech: needs espeak-ng and wamerican.
+# Learns a new voice by LoRA from 10 minutes of speech: needs espeak-ng and wamerican.
 finetune-demo: $(VENV)/.developed
-	$(BIN)/csm bench finetune configs/finetune/demo.yaml
+	$(BIN)/python -m csm_cli.recipe.finetune_demo configs/finetune/demo.yaml
 
 # What the README says of speed, on one core. Minutes each; nothing else should run meanwhile.
 CSM := env OMP_NUM_THREADS=1 $(BIN)/csm bench

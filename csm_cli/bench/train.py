@@ -18,8 +18,7 @@ from csm_cli.checkpoint import open_checkpoint
 from csm_cli.data.store import CodedTurn, Example
 from csm_cli.generation.prompt import PromptBuilder
 from csm_cli.models.mimi import Codec
-from csm_cli.train.batches import Batch, LossMask, collate, make_loss_mask
-from csm_cli.train.examples import example_row
+from csm_cli.train.batches import Batch, LossMask, apply_loss_mask, collate, example_row
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -73,14 +72,14 @@ def engine_step(model: str | None, load: TrainLoad) -> Callable[[], None]:
     from csm_cli.train.loss import LossModule
     from csm_cli.train.settings import TrainSettings
     from csm_cli.train.trainable_model import TrainableModel
-    from csm_cli.train.trainer import Optimization, Trainer
+    from csm_cli.train.trainer import OptimizerConfig, Trainer
 
     settings = TrainSettings(data="-", output="-", model=model, steps=10**6)
     subject = TrainableModel(settings)
     example = _examples(subject.checkpoint, load)
     prompt_builder = PromptBuilder(subject.checkpoint.tokenizer_file, subject.checkpoint.config)
     rows = [example_row(each, prompt_builder) for each in example]
-    trainer = Trainer(LossModule(subject.model), Optimization(10**6, _RATE, average_decay=0.0), Accelerator(cpu=True))
+    trainer = Trainer(LossModule(subject.model), OptimizerConfig(10**6, _RATE, ema_decay=0.0), Accelerator(cpu=True))
     random = np.random.default_rng(0)
 
     def step() -> None:
@@ -90,7 +89,7 @@ def engine_step(model: str | None, load: TrainLoad) -> Callable[[], None]:
 
 
 def _batch(rows: list[Any], random: Any) -> Batch:
-    return collate([make_loss_mask(row, LossMask(), random) for row in rows])
+    return collate([apply_loss_mask(row, LossMask(), random) for row in rows])
 
 
 def transformers_step(model: str | None, load: TrainLoad) -> Callable[[], None]:

@@ -8,7 +8,7 @@ import typer
 
 from csm_cli.cli.bench_lines import lines
 from csm_cli.cli.bench_speed import batch, decode, growth, start
-from csm_cli.cli.bench_train import finetune, train
+from csm_cli.cli.bench_train import train
 from csm_cli.cli.console import emit_json, log_line, set_up
 from csm_cli.cli.expand import expand_dataclass
 from csm_cli.cli.options import OutputOptions
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from csm_cli.recipe.voice_bench import Figure, VoiceBench
 
 bench = typer.Typer(name="bench", help="Measure what is claimed.", no_args_is_help=True)
-for command in (decode, batch, growth, lines, start, train, finetune):
+for command in (decode, batch, growth, lines, start, train):
     bench.command()(expand_dataclass(command))
 
 
@@ -76,7 +76,7 @@ def _open(model: str | None, device: str, sentences: int) -> VoiceBench:
     from csm_cli.checkpoint import open_checkpoint
     from csm_cli.device import pick_device, pick_dtype
     from csm_cli.generation.synthesizer import Synthesizer
-    from csm_cli.recipe.reference import Reference
+    from csm_cli.recipe.measure import Reference
     from csm_cli.recipe.voice_bench import VoiceBench
 
     reference, where = Reference(), pick_device(device)

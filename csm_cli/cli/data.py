@@ -1,4 +1,4 @@
-"""csm data: recorded speech checked, and prepared for training."""
+"""csm data: check recorded speech, and prepare it for training."""
 
 from __future__ import annotations
 
@@ -21,209 +21,209 @@ from csm_cli.errors import NothingToLearn, UsageError
 if TYPE_CHECKING:
     from rich.status import Status
 
-    from csm_cli.data.clips import ClipFindings, DatasetEntry, SpeakerNumbers
-    from csm_cli.data.counts import DatasetCounts
-    from csm_cli.data.encode import EncodingRecipe
-    from csm_cli.data.examine import ClipLimits
+    from csm_cli.data.checks import ClipLimits
+    from csm_cli.data.dataset import ChunkResult, DatasetChunk, SpeakerNumbers
 
-_SHOWN = 5  # lines about clips left out for one reason, where not all are asked for
+_LINES_PER_REASON = 5  # of dropped clips, without --all
+_NO_MATPLOTLIB = 'matplotlib is not installed; pip install "csm-cli[train]"'
 
 
-def _clips(*flags: str, text: str, **more: Any) -> Any:
-    return typer.Option(*flags, help=text, rich_help_panel="Which clips", **more)
+def _selection(*flags: str, help: str, **more: Any) -> Any:
+    return typer.Option(*flags, help=help, rich_help_panel="Clips", **more)
 
 
 @dataclass(frozen=True)
 class DataSelection:
-    """What is read, and what of it is left out."""
+    """How datasets are read, and which clips are dropped."""
 
-    form: Annotated[
-        str,
-        _clips("--format", text="conversation, audiofolder, nemo or ljspeech; auto looks.", metavar="NAME"),
+    format: Annotated[
+        str, _selection("--format", help="auto, conversation, audiofolder, nemo or ljspeech.", metavar="NAME")
     ] = "auto"
     text_column: Annotated[
-        str | None, _clips("--text-column", text="Where the words are, if not in text.", metavar="NAME")
+        str | None, _selection("--text-column", help="Column of the transcript; default: text.", metavar="NAME")
     ] = None
-    speaker: Annotated[
-        int, _clips("--speaker", text="The number of speakers nobody names.", metavar="N", min=0, max=999)
+    default_speaker: Annotated[
+        int, _selection("--default-speaker", help="Speaker number of unlabelled clips.", metavar="N", min=0, max=999)
     ] = 0
-    shortest: Annotated[float, _clips("--shortest", text="Leave out clips below.", metavar="SEC", min=0)] = 0.2
-    longest: Annotated[float, _clips("--longest", text="Leave out clips above.", metavar="SEC", min=0)] = 30.0
-    max_pause: Annotated[
-        float, _clips("--max-pause", text="Leave out clips with a longer silence.", metavar="SEC", min=0)
+    min_duration: Annotated[float, _selection("--min-duration", help="Drop shorter clips.", metavar="SEC", min=0)] = 0.2
+    max_duration: Annotated[float, _selection("--max-duration", help="Drop longer clips.", metavar="SEC", min=0)] = 30.0
+    max_silence: Annotated[
+        float, _selection("--max-silence", help="Drop clips with a longer silence.", metavar="SEC", min=0)
     ] = 2.0
     min_rate: Annotated[
-        int, _clips("--min-rate", text="Leave out files of fewer samples a second.", metavar="HZ", min=1)
+        int, _selection("--min-rate", help="Drop files with a lower sample rate.", metavar="HZ", min=1)
     ] = 8000
-    all: Annotated[bool, _clips("--all", text="Tell of every clip left out, not of the first ones.")] = False
+    all: Annotated[bool, _selection("--all", help="Report every dropped clip, not only the first 5 per reason.")] = (
+        False
+    )
 
     @property
     def limits(self) -> ClipLimits:
-        from csm_cli.data.examine import ClipLimits
+        from csm_cli.data.checks import ClipLimits
 
-        return ClipLimits(self.shortest, self.longest, self.max_pause, lowest_rate=self.min_rate)
+        return ClipLimits(self.min_duration, self.max_duration, self.max_silence, min_rate=self.min_rate)
+
+    def read(self, sources: list[Path]) -> tuple[SpeakerNumbers, Iterator[DatasetChunk]]:
+        """The dataset in chunks; the speaker names are complete once all chunks have been read.
+
+        Raises:
+            UsageError: an unknown format, or limits that exclude everything. InputError: no dataset there.
+        """
+        from csm_cli.data.dataset import SpeakerNumbers
+        from csm_cli.data.readers import FORMATS, TEXT_COLUMNS, RowReader, find_datasets, read_datasets, split_chunks
+
+        if self.format not in FORMATS:
+            raise UsageError(f"--format takes {', '.join(FORMATS)}, not {self.format!r}")
+        if self.min_duration >= self.max_duration:
+            limits = f"--min-duration {self.min_duration:g}", f"--max-duration {self.max_duration:g}"
+            raise UsageError(f"{limits[0]} is not below {limits[1]}")
+        speakers = SpeakerNumbers(self.default_speaker)
+        reader = RowReader(speakers, (self.text_column,) if self.text_column else TEXT_COLUMNS)
+        files = find_datasets([source.expanduser() for source in sources], self.format)
+        return speakers, split_chunks(read_datasets(files, reader))
 
 
 @dataclass(frozen=True)
 class Encoding:
-    """What encodes the clips."""
+    """The model whose codec encodes the clips."""
 
     model: Annotated[
         str | None,
-        typer.Option(metavar="ID|PATH", envvar="CSM_MODEL", help="Whose codec and window; the bundled voice if none."),
+        typer.Option(
+            metavar="ID|PATH", envvar="CSM_MODEL", help="Model that will be trained; the bundled voice if not given."
+        ),
     ] = None
     revision: Annotated[str | None, typer.Option(metavar="REV", envvar="CSM_REVISION")] = None
     device: Annotated[
         str, typer.Option(metavar="NAME", envvar="CSM_DEVICE", help="auto, cpu, cuda, cuda:N or mps.")
     ] = "auto"
-    offline: Annotated[bool, typer.Option("--offline", envvar="CSM_OFFLINE", help="Use what is cached only.")] = False
+    offline: Annotated[bool, typer.Option("--offline", envvar="CSM_OFFLINE", help="Do not download anything.")] = False
     held_out: Annotated[
-        float, typer.Option(metavar="SHARE", min=0.0, max=0.5, help="The share of conversations kept from training.")
+        float, typer.Option(metavar="SHARE", min=0.0, max=0.5, help="Share of conversations held out for evaluation.")
     ] = 0.02
 
 
 Sources = Annotated[list[Path], typer.Argument(metavar="SOURCE", help="Folders, manifests and scripts.")]
-Jobs = Annotated[int, typer.Option("-j", "--jobs", metavar="N", min=1, max=256, help="Processes that work at once.")]
+Jobs = Annotated[int, typer.Option("-j", "--jobs", metavar="N", min=1, max=256, help="Number of worker processes.")]
 
 
 def check(
     sources: Sources,
     jobs: Jobs = 1,
-    plot: Annotated[Path | None, typer.Option(metavar="FILE.png", help="Draw how long the clips are.")] = None,
+    plot: Annotated[Path | None, typer.Option(metavar="FILE.png", help="Plot the clips' durations.")] = None,
     *,
-    choice: DataSelection,
+    selection: DataSelection,
     output_options: ResultOptions,
 ) -> None:
-    """Say what of a dataset could be learned from, and why the rest could not.
+    """Report which clips of a dataset can be used for training, and why the others are dropped.
 
-    Reads this program's scripts and manifests, audiofolder, Hugging Face's Parquet, NeMo manifests and LJSpeech. Loads
-    no model.
+    Reads audiofolder, Hugging Face Parquet, NeMo manifests, LJSpeech, and csm's scripts and manifests. Loads no model.
+
+    \b
+    Examples:
+      csm data check my-recordings
+      csm data check LJSpeech-1.1 --max-duration 15 --plot durations.png --json
     """
     from functools import partial
 
-    from csm_cli.data.examine import examine
+    from csm_cli.data.checks import check_chunk
     from csm_cli.data.workers import map_processes
 
     set_up(output_options)
-    if plot and not _can_plot():
-        raise UsageError('--plot draws with matplotlib, which is missing; pip install "csm-cli[train]"')
-    speakers, found = _read(sources, choice)
-    count = _Count(choice, output_options)
-    with count.shown():
-        for findings in map_processes(partial(examine, limits=choice.limits), found, jobs):
-            count.add(findings)
-    count.tell({"speaker_names": speakers.names})
+    if plot and not _has_matplotlib():
+        raise UsageError(f"--plot: {_NO_MATPLOTLIB}")
+    speakers, chunks = selection.read(sources)
+    report = _Report(selection, output_options)
+    with report.live():
+        for result in map_processes(partial(check_chunk, limits=selection.limits), chunks, jobs):
+            report.add(result)
+    report.print_result({"speaker_names": speakers.names})
     if plot:
-        count.tally.save_plot(plot.expanduser())
+        report.counts.save_plot(plot.expanduser())
         emit_path(plot)
-    if not count.tally.learned:
+    if not report.counts.trained:
         raise NothingToLearn
 
 
 def prepare(
     sources: Sources,
-    output: Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="The folder of the prepared data.")],
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="Folder of the prepared data.")],
     jobs: Jobs = 1,
     *,
     encoding: Encoding,
-    choice: DataSelection,
+    selection: DataSelection,
     output_options: ResultOptions,
 ) -> None:
-    """Encode a dataset to codes, once, for csm train; a run that was cut off goes on.
+    """Encode a dataset to codes, once, for csm train; an interrupted run resumes.
 
-    What is left out, and why, is in DIR/dropped.jsonl, the figures in DIR/report.json.
+    DIR/dropped.jsonl lists the dropped clips, DIR/report.json the totals.
+
+    \b
+    Examples:
+      csm data prepare my-recordings -o data/prepared
+      csm data prepare LJSpeech-1.1 -o data/lj --model unsloth/csm-1b --device cuda --held-out 0.05
     """
     set_up(output_options)
     folder = output.expanduser()
-    speakers, found = _read(sources, choice)
-    recipe = _recipe(encoding, choice)
+    speakers, chunks = selection.read(sources)
     if not output_options.quiet:
         log_line(f"loading {encoding.model or 'the bundled voice'} ...")
-    from csm_cli.data.prepare import Preparation
+    from csm_cli.data.prepare import EncodingConfig, Preparation
+    from csm_cli.data.store import open_store
 
-    work = Preparation(folder, recipe, jobs)
-    count = _Count(choice, output_options)
-    with count.shown("; what is finished stays, the same command goes on"):
-        for step in work.run(found, speakers):
-            count.add(step.found, step.done_before)
-    count.tally.save(folder)
-    if _can_plot():
-        count.tally.save_plot(folder / "lengths.png")
+    config = EncodingConfig(
+        model=encoding.model,
+        revision=encoding.revision,
+        device=encoding.device,
+        limits=selection.limits,
+        held_out=encoding.held_out,
+        offline=encoding.offline,
+    )
+    preparation = Preparation(folder, config, jobs)
+    report = _Report(selection, output_options)
+    with report.live("; finished parts are saved, run the same command to resume"):
+        for progress in preparation.run(chunks, speakers):
+            report.add(progress.result, progress.resumed)
+    report.counts.save(folder)
+    if _has_matplotlib():
+        report.counts.save_plot(folder / "durations.png")
     elif not output_options.quiet:
-        log_line('no lengths.png: matplotlib is missing; pip install "csm-cli[train]"')
-    sizes = _sizes(folder)
-    if encoding.held_out and not sizes["held_out"]:
-        warn(f"none of {sizes['examples']} examples is held out for evaluation; a larger --held-out would")
-    count.tell({"output": str(folder), "speaker_names": speakers.names, **sizes, **count.speed()})
+        log_line(f"durations.png is not plotted: {_NO_MATPLOTLIB}")
+    examples, held_out = len(open_store(folder)), len(open_store(folder, held_out=True))
+    if encoding.held_out and not held_out:
+        warn(f"none of {examples} examples is held out for evaluation; use a larger --held-out")
+    sizes = {"examples": examples, "held_out": held_out, "hours_per_hour": report.hours_per_hour}
+    report.print_result({"output": str(folder), "speaker_names": speakers.names, **sizes})
     if not output_options.json:
         emit_path(folder)
 
 
-def _recipe(encoding: Encoding, choice: DataSelection) -> EncodingRecipe:
-    from csm_cli.data.encode import EncodingRecipe
-
-    return EncodingRecipe(
-        model=encoding.model,
-        revision=encoding.revision,
-        device=encoding.device,
-        limits=choice.limits,
-        held_out=encoding.held_out,
-        offline=encoding.offline,
-    )
-
-
-def _read(sources: list[Path], choice: DataSelection) -> tuple[SpeakerNumbers, Iterator[DatasetEntry]]:
-    """The speakers met, once the pieces have been gone through.
-
-    Raises:
-        UsageError: an unknown format. InputError: no dataset there.
-    """
-    from csm_cli.data.clips import SpeakerNumbers
-    from csm_cli.data.rows import TEXT, RowReader
-    from csm_cli.data.sources import FORMS, find_datasets, read_datasets, read_entries
-
-    if choice.form not in FORMS:
-        raise UsageError(f"--format takes {', '.join(FORMS)}, not {choice.form!r}")
-    if choice.shortest >= choice.longest:
-        raise UsageError(f"--shortest {choice.shortest:g} is not below --longest {choice.longest:g}")
-    speakers = SpeakerNumbers(choice.speaker)
-    words = (choice.text_column,) if choice.text_column else TEXT
-    parts = find_datasets([source.expanduser() for source in sources], choice.form)
-    return speakers, read_entries(read_datasets(parts, RowReader(speakers, words)))
-
-
-def _sizes(folder: Path) -> dict[str, int]:
-    from csm_cli.data.store import open_store
-
-    return {"examples": len(open_store(folder)), "held_out": len(open_store(folder, held_out=True))}
-
-
-def _can_plot() -> bool:
+def _has_matplotlib() -> bool:
     return importlib.util.find_spec("matplotlib") is not None
 
 
-class _Count:
-    """What has been found so far, told as it comes and in the end."""
+class _Report:
+    """Counts of the run so far: shown while it runs, printed at the end."""
 
-    def __init__(self, choice: DataSelection, output_options: ResultOptions) -> None:
-        from csm_cli.data.counts import DatasetCounts
+    def __init__(self, selection: DataSelection, output_options: ResultOptions) -> None:
+        from csm_cli.data.dataset import DatasetCounts
 
-        self.tally: DatasetCounts = DatasetCounts()
-        self._shown = float("inf") if choice.all else _SHOWN
-        self._telling = output_options
-        self._told: Counter[str] = Counter()
+        self.counts: DatasetCounts = DatasetCounts()
+        self._max_lines = float("inf") if selection.all else _LINES_PER_REASON
+        self._output_options = output_options
+        self._lines: Counter[str] = Counter()  # printed for each reason
         self._status: Status | None = None
-        self._fresh = 0.0  # seconds of sound of this run's own
-        self._began = time.perf_counter()
+        self._encoded_seconds = 0.0  # of audio, in this run
+        self._start = time.perf_counter()
 
     @contextmanager
-    def shown(self, hint: str = "") -> Iterator[None]:
-        """Draws the count where somebody looks at a terminal; where the work is broken off, tells where it stood."""
+    def live(self, hint: str = "") -> Iterator[None]:
+        """A status line on a terminal; after an interruption, prints the counts so far."""
         from rich.console import Console
 
         console = Console(stderr=True, soft_wrap=True)
         try:
-            if self._telling.quiet or not console.is_terminal:
+            if self._output_options.quiet or not console.is_terminal:
                 yield
                 return
             with console.status("") as self._status:
@@ -231,48 +231,45 @@ class _Count:
         except NothingToLearn:
             raise
         except BaseException:
-            if not self._telling.quiet and self.tally.clips:
-                log_line(f"broken off; {self}{hint}")
+            if not self._output_options.quiet and self.counts.clips:
+                log_line(f"interrupted; {self}{hint}")
             raise
 
-    def add(self, found: ClipFindings, done_before: bool = False) -> None:
-        self.tally.add(found)
-        self._fresh += 0.0 if done_before else sum(seconds for _, seconds in found.kept)
-        for drop in found.drops:
-            self._told[drop.reason] += 1
-            if self._told[drop.reason] <= self._shown and not self._telling.quiet:
-                warn(str(drop))
+    def add(self, result: ChunkResult, resumed: bool = False) -> None:
+        self.counts.add(result)
+        self._encoded_seconds += 0.0 if resumed else sum(seconds for _, seconds in result.usable)
+        for clip in result.dropped:
+            self._lines[clip.reason] += 1
+            if self._lines[clip.reason] <= self._max_lines and not self._output_options.quiet:
+                warn(str(clip))
         if self._status:
             self._status.update(str(self))
-        elif not self._telling.quiet:
+        elif not self._output_options.quiet:
             log_line(str(self))
 
-    def speed(self) -> dict[str, float]:
-        """Hours of sound prepared in an hour of this run."""
-        return {"hours_per_hour": round(self._fresh / (time.perf_counter() - self._began), 1)}
+    @property
+    def hours_per_hour(self) -> float:
+        """Hours of audio encoded per hour of this run."""
+        return round(self._encoded_seconds / (time.perf_counter() - self._start), 1)
 
-    def tell(self, more: dict[str, Any]) -> None:
-        """The table for people, or everything as JSON."""
-        if self._telling.json:
-            emit_json({**self.tally.record(), **more})
-        elif not self._telling.quiet:
-            _show(self.tally)
+    def print_result(self, more: dict[str, Any]) -> None:
+        """A table, or JSON with `more`."""
+        if self._output_options.json:
+            emit_json({**self.counts.to_json(), **more})
+        elif not self._output_options.quiet:
+            from rich.console import Console
+            from rich.table import Table
+
+            table = Table("", "clips", "hours")
+            table.add_row("usable", str(self.counts.clips), f"{self.counts.seconds / 3600:.3f}")
+            for reason, (clips, seconds) in self.counts.by_reason.items():
+                table.add_row(f"dropped: {reason}", str(clips), f"{seconds / 3600:.3f}" if seconds else "-")
+            Console(stderr=True).print(table)
 
     def __str__(self) -> str:
-        minutes = self.tally.seconds / 60
+        minutes = self.counts.seconds / 60
         length = f"{minutes:.1f} min" if minutes < 60 else f"{minutes / 60:.2f} h"
-        return f"{self.tally.clips} clips kept, {length}; {len(self.tally.drops)} left out"
-
-
-def _show(tally: DatasetCounts) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table("", "clips", "hours")
-    table.add_row("kept", str(tally.clips), f"{tally.seconds / 3600:.3f}")
-    for reason, (clips, seconds) in tally.left_out.items():
-        table.add_row(f"left out: {reason}", str(clips), f"{seconds / 3600:.3f}" if seconds else "-")
-    Console(stderr=True).print(table)
+        return f"{self.counts.clips} clips usable, {length}; {len(self.counts.dropped)} dropped"
 
 
 data = typer.Typer(name="data", help="Check recorded speech and prepare it for training.", no_args_is_help=True)

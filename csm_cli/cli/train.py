@@ -1,4 +1,4 @@
-"""csm train: learn a voice or a language from prepared data."""
+"""csm train: fine-tune a model on prepared data."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -20,21 +20,26 @@ from csm_cli.cli.options import OutputOptions
 from csm_cli.errors import INTERRUPTED, UsageError
 
 if TYPE_CHECKING:
-    from csm_cli.cli.train_progress import TrainingReporter
-    from csm_cli.train.run import TrainingRun
-    from csm_cli.train.settings import TrainSettings
+    from rich.progress import Progress
 
-_ECHO = 1.0  # seconds in which a launcher passes on the Ctrl-C that the terminal has sent already
-_MISSING = '{0} needs {1}, which is not installed; pip install "csm-cli[train]"'
+    from csm_cli.train.run import StepDone, TrainingEvent, TrainingRun
+
+_REPEATED_SIGNAL_SECONDS = 1.0  # within it a launcher forwards the Ctrl-C that the terminal has already sent
+_LOG_SECONDS = 10.0
+_SMOOTHING = 0.9  # of the losses and speeds shown
 
 
 @dataclass(frozen=True)
-class Base:
-    """What is trained where the file of settings names no model, how it is come by, and where it is trained."""
+class BaseModelOptions:
+    """The model where CONFIG names none, and the device."""
 
     model: Annotated[
         str | None,
-        typer.Option(metavar="ID|PATH", envvar="CSM_MODEL", help="If CONFIG names none; else the bundled voice."),
+        typer.Option(
+            metavar="ID|PATH",
+            envvar="CSM_MODEL",
+            help="Base model where CONFIG names none; default: the bundled voice.",
+        ),
     ] = None
     revision: Annotated[
         str | None, typer.Option(metavar="REV", envvar="CSM_REVISION", help="Commit, branch or tag of that model.")
@@ -44,99 +49,150 @@ class Base:
         typer.Option(
             metavar="NAME",
             envvar="CSM_DEVICE",
-            help="auto, cpu, cuda, cuda:N or mps; all but cpu is up to a launcher.",
+            help="auto, cpu, cuda, cuda:N or mps; a launcher assigns GPUs itself.",
         ),
     ] = "auto"
-    offline: Annotated[bool, typer.Option("--offline", envvar="CSM_OFFLINE", help="Use what is cached only.")] = False
-
-    def completed(self, settings: TrainSettings) -> TrainSettings:
-        if settings.model is not None:
-            return settings
-        return settings.model_copy(update={"model": self.model, "revision": settings.revision or self.revision})
+    offline: Annotated[bool, typer.Option("--offline", envvar="CSM_OFFLINE", help="Do not download anything.")] = False
 
 
 def train(
     config: Annotated[
-        Path, typer.Argument(metavar="CONFIG.yaml", help="What to train, on what; see configs/finetune.")
+        Path, typer.Argument(metavar="CONFIG.yaml", help="Training settings; configs/finetune has examples.")
     ],
-    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Only the folder's path.")] = False,
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Print only the folder's path.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of a failure.")] = False,
     *,
-    base: Base,
+    base: BaseModelOptions,
 ) -> None:
-    """Train a model, or a LoRA adapter for it, on data that `csm data prepare` has made.
+    """Train a model, or a LoRA adapter for it, on data from `csm data prepare`; a stopped run resumes.
 
-    Goes on where it was stopped. On several GPUs or machines: accelerate launch -m csm_cli train CONFIG.yaml
+    \b
+    Examples:
+      csm train configs/finetune/lora.yaml
+      accelerate launch -m csm_cli train configs/finetune/full.yaml    # several GPUs or machines
     """
     set_up(OutputOptions(quiet=quiet, debug=debug))
-    run = _opened(config, quiet, base)
-    from csm_cli.cli.train_progress import TrainingReporter
-
-    with _stopping() as stopped:
-        teller = TrainingReporter(run.steps, quiet or not run.main)
-        _follow(run, teller, stopped)
-    if stopped:
-        if run.main:
-            log_line(f"stopped after step {run.trainer.step}, which is saved; the same command goes on from there")
+    run = _open_run(config, quiet, base)
+    with _stop_requests() as requests, TrainingReporter(run.settings.steps, quiet or not run.is_main) as reporter:
+        for event in run.events(lambda: bool(requests)):
+            reporter.report(event)
+    if requests:
+        if run.is_main:
+            log_line(f"stopped after step {run.trainer.step}, which is saved; run the same command to resume")
         raise typer.Exit(INTERRUPTED)
-    if run.main:
+    if run.is_main:
         best = run.folder / "best"
         emit_path(best if best.is_dir() else run.folder / "last")
 
 
-def _opened(config: Path, quiet: bool, base: Base) -> TrainingRun:
+def _open_run(config: Path, quiet: bool, base: BaseModelOptions) -> TrainingRun:
+    """Checks settings, libraries and data before a model is loaded.
+
+    Raises:
+        SettingsInvalid: the settings. UsageError: a library is not installed. InputError: no data, or it is damaged.
+    """
     from csm_cli.train.settings import read_train_settings
 
-    settings = base.completed(read_train_settings(config))
-    _check(settings)
-    if not quiet and _first():
+    settings = read_train_settings(config)
+    if settings.model is None:
+        revision = settings.revision or base.revision
+        settings = settings.model_copy(update={"model": base.model, "revision": revision})
+    for library, purpose in {"accelerate": "training", **({"peft": "LoRA"} if settings.lora else {})}.items():
+        if find_spec(library) is None:
+            raise UsageError(f'{purpose} needs {library}, which is not installed; pip install "csm-cli[train]"')
+    from csm_cli.data.store import open_store
+
+    open_store(Path(settings.data).expanduser())
+    if not quiet and _is_first_process():
         log_line(f"loading {settings.model or 'the bundled voice'} ...")
     from csm_cli.train.run import TrainingRun
 
     return TrainingRun(settings, base.device, base.offline)
 
 
-def _check(settings: TrainSettings) -> None:
-    """What can be told before a model is loaded.
-
-    Raises:
-        UsageError: the extra is not installed. InputError: no data, or it is damaged.
-    """
-    if find_spec("accelerate") is None:
-        raise UsageError(_MISSING.format("training", "accelerate"))
-    if settings.lora and find_spec("peft") is None:
-        raise UsageError(_MISSING.format("LoRA", "peft"))
-    from csm_cli.data.store import open_store
-
-    open_store(Path(settings.data).expanduser())
-
-
-def _follow(run: TrainingRun, teller: TrainingReporter, stopped: list[float]) -> None:
-    with teller:
-        for event in run.events(lambda: bool(stopped)):
-            teller.tell(event)
-
-
-def _first() -> bool:
-    """Whether this is the process that tells, of those that a launcher has started."""
+def _is_first_process() -> bool:
+    """Whether this is the one process that prints, of those that a launcher has started."""
     return os.environ.get("RANK", "0") == "0"
 
 
 @contextmanager
-def _stopping() -> Iterator[list[float]]:
-    """A list that holds something once somebody asked to stop; asked a second time, the run ends at once."""
-    asked: list[float] = []
+def _stop_requests() -> Iterator[list[float]]:
+    """The times of SIGINT and SIGTERM so far; a second request, later than a repetition, raises KeyboardInterrupt."""
+    requests: list[float] = []
 
-    def ask(number: int, frame: object) -> None:
-        asked.append(time.monotonic())
-        if asked[-1] - asked[0] > _ECHO:
+    def handle(number: int, frame: object) -> None:
+        requests.append(time.monotonic())
+        if requests[-1] - requests[0] > _REPEATED_SIGNAL_SECONDS:
             raise KeyboardInterrupt
-        if len(asked) == 1 and _first() and number == signal.SIGINT:  # SIGTERM is a launcher's, often after a failure
+        if len(requests) == 1 and _is_first_process() and number == signal.SIGINT:  # a launcher sends SIGTERM
             print("\nstopping after this step; again to stop at once", file=sys.stderr, flush=True)
 
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield asked
+        yield requests
     finally:
-        for number, handler in before.items():
+        for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+class TrainingReporter:
+    """Reports the events of a run of `steps` steps: a progress bar on a terminal, plain lines elsewhere."""
+
+    def __init__(self, steps: int, quiet: bool) -> None:
+        self._steps, self._quiet = steps, quiet
+        self._bar: Progress | None = None
+        self._task: Any = None
+        self._smoothed: dict[str, float] = {}
+        self._last_line = time.monotonic()
+
+    def __enter__(self) -> TrainingReporter:
+        if not self._quiet and sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+            columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[figures]}", markup=False))
+            redirect = sys.stdout.isatty()
+            self._bar = Progress(*columns, console=Console(stderr=True), transient=True, redirect_stdout=redirect)
+            self._task = self._bar.add_task("", total=self._steps, figures="")
+            self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def report(self, event: TrainingEvent) -> None:
+        from csm_cli.train.run import EvaluationDone, StepDone, TrainingStarted
+
+        if self._quiet:
+            return
+        if isinstance(event, StepDone):
+            self._report_step(event)
+        elif isinstance(event, TrainingStarted):
+            parameters = f"training {event.trainable_parameters:,} of {event.total_parameters:,} parameters"
+            log_line(f"{parameters} on {event.examples:,} examples; {event.held_out_examples:,} held out")
+            if event.step:
+                done = event.step == self._steps
+                log_line(f"all {event.step} steps are done already" if done else f"resuming after step {event.step}")
+            if self._bar is not None:
+                self._bar.update(self._task, completed=event.step)
+        elif isinstance(event, EvaluationDone):
+            losses = " ".join(f"{value:.2f}" for value in event.codebook_losses)
+            best = " (best so far)" if event.is_best else ""
+            log_line(f"step {event.step}: held-out loss {event.loss:.3f}{best}; by codebook {losses}")
+        elif event.path.name != "last":
+            log_line(f"step {event.step}: wrote {event.path}")
+
+    def _report_step(self, event: StepDone) -> None:
+        values = {**event.losses, "speed": event.positions / event.seconds, "seconds": event.seconds}
+        for name, value in values.items():
+            self._smoothed[name] = _SMOOTHING * self._smoothed.get(name, value) + (1 - _SMOOTHING) * value
+        smoothed = self._smoothed
+        minutes, seconds = divmod(round((self._steps - event.step) * smoothed["seconds"]), 60)
+        losses = f"backbone {smoothed['backbone']:.3f}  depth {smoothed['depth']:.3f}"
+        figures = f"{losses}  {smoothed['speed']:,.0f} tokens/s  {minutes}:{seconds:02d} left"
+        if self._bar is not None:
+            self._bar.update(self._task, completed=event.step, figures=figures)
+        elif event.step in (1, self._steps) or time.monotonic() - self._last_line > _LOG_SECONDS:
+            log_line(f"step {event.step} of {self._steps}: {figures}")
+            self._last_line = time.monotonic()

@@ -1,1 +1,1 @@
-"""Recorded speech as training data: datasets of several forms read, checked, encoded once and kept as codes."""
+"""Recorded speech as training data: datasets in several formats are read, checked and encoded once to codes."""

@@ -1,134 +1,279 @@
-"""Datasets to a store, piece by piece: what a run that was cut off has finished is not done again."""
+"""Datasets to a store of codes, chunk by chunk: audio is encoded, conversations are cut to the model's context.
+
+An interrupted run resumes: a chunk whose shard is on disk with the same fingerprint is not encoded again.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from csm_cli.data.clips import ClipFindings, DatasetEntry, SpeakerNumbers, TrainingClip, TrainingConversation
-from csm_cli.data.encode import Encoder, EncodingRecipe
-from csm_cli.data.store import StoreWriter
+import torch
+from torch import nn
+
+from csm_cli.audio.io import Audio, resample
+from csm_cli.checkpoint import open_checkpoint
+from csm_cli.data.checks import ClipLimits, read_clips
+from csm_cli.data.dataset import (
+    ChunkResult,
+    DatasetChunk,
+    DroppedClip,
+    SpeakerNumbers,
+    TrainingClip,
+    TrainingConversation,
+)
+from csm_cli.data.store import CodecIdentity, CodedTurn, Example, StoreWriter
 from csm_cli.data.workers import map_processes
+from csm_cli.device import pick_device
 from csm_cli.errors import NothingToLearn
+from csm_cli.generation.prompt import PromptBuilder
+from csm_cli.models.mimi import Codec
+from csm_cli.models.mimi.config import codec_config
 from csm_cli.storage.files import exclusive_lock
-from csm_cli.storage.fingerprint import fingerprint
+from csm_cli.storage.fingerprint import Fingerprint, fingerprint
 
-SCHEMA = 2  # one more whenever the same clips are to make other shards
+if TYPE_CHECKING:
+    from csm_cli.checkpoint import Checkpoint
+
+SCHEMA = 3  # one more whenever the same clips make other shards
+_ENCODE_BATCH = {"cpu": 1, "cuda": 16}  # clips encoded together
+_CONTEXT_DIVISOR = 4  # at most a quarter of an example repeats the end of the one before
+
+
+@dataclass(frozen=True)
+class EncodingConfig:
+    """How examples are made. held_out: share of conversations kept from training; threads: of torch, 0 for its own."""
+
+    model: str | None
+    revision: str | None = None
+    device: str = "auto"
+    limits: ClipLimits = field(default_factory=ClipLimits)
+    held_out: float = 0.0
+    threads: int = 0
+    offline: bool = False
+
+
+class Encoder:
+    """Encodes chunks with a checkpoint's codec and tokenizer. max_positions: context length of the model."""
+
+    def __init__(self, config: EncodingConfig) -> None:
+        """Raises ModelError as `open_checkpoint`, UsageError or DeviceError as `pick_device`."""
+        if config.threads:
+            torch.set_num_threads(config.threads)
+        device = pick_device(config.device)
+        self.checkpoint = open_checkpoint(config.model, config.revision, offline=config.offline)
+        model = self.checkpoint.config
+        self._config = config
+        self._codec = Codec.load(self.checkpoint.codec_config, self.checkpoint.codec_weights, device, model.codebooks)
+        self._prompts = PromptBuilder(self.checkpoint.tokenizer_file, model)
+        self.batch_size = _ENCODE_BATCH.get(device.type, 1)
+        self.max_positions = model.backbone.positions
+        self.identity = CodecIdentity(codec_digest(self.checkpoint), model.codebooks, self._codec.frame_rate)
+
+    def encode(self, chunk: DatasetChunk) -> tuple[list[Example], ChunkResult]:
+        """The examples of a chunk, and the result of each of its clips."""
+        result = ChunkResult(dropped=[item for item in chunk if isinstance(item, DroppedClip)])
+        conversations = [item for item in chunk if isinstance(item, TrainingConversation)]
+        turns = self._encode_clips(conversations)
+        examples: list[Example] = []
+        for conversation in conversations:
+            runs: list[list[CodedTurn]] = [[]]  # turns with no dropped clip between them
+            for clip in conversation.clips:
+                turn, seconds = next(turns)
+                if isinstance(turn, CodedTurn) and (positions := self._positions(turn)) > self.max_positions:
+                    detail = f"takes {positions} positions, the model's context has {self.max_positions}"
+                    turn = DroppedClip(conversation.id, clip.place, "exceeds context", detail, round(seconds, 2))
+                result.add(clip, turn if isinstance(turn, DroppedClip) else seconds)
+                if isinstance(turn, CodedTurn):
+                    runs[-1].append(turn)
+                else:
+                    runs.append([])
+            parts = [
+                part
+                for run in runs
+                for part in split_turns(run, [self._positions(turn) for turn in run], self.max_positions)
+            ]
+            held_out = is_held_out(conversation.id, self._config.held_out)
+            for number, part in enumerate(parts, 1):
+                name = conversation.id if len(parts) == 1 else f"{conversation.id}#{number}"
+                examples.append(Example(name, tuple(part), held_out))
+        return examples, result
+
+    def _encode_clips(
+        self, conversations: Iterable[TrainingConversation]
+    ) -> Iterator[tuple[CodedTurn | DroppedClip, float]]:
+        """Each clip encoded or dropped, with its seconds; clips of similar length are encoded together."""
+        clips = (
+            (clip, audio)
+            for conversation in conversations
+            for clip, audio in zip(conversation.clips, read_clips(conversation, self._config.limits), strict=True)
+        )
+        while block := list(islice(clips, 4 * self.batch_size)):
+            readable = [index for index, (_, audio) in enumerate(block) if isinstance(audio, Audio)]
+            readable.sort(key=lambda index: block[index][1].duration)  # type: ignore[union-attr]
+            turns: dict[int, CodedTurn] = {}
+            for start in range(0, len(readable), self.batch_size):
+                batch = readable[start : start + self.batch_size]
+                samples = [self._resample(block[index][1]) for index in batch]  # type: ignore[arg-type]
+                for index, codes in zip(batch, self._codec.encode_many(samples), strict=True):
+                    clip = block[index][0]
+                    turns[index] = CodedTurn(clip.speaker, clip.text, codes.cpu(), clip.trained)
+            for index, (_, audio) in enumerate(block):
+                if isinstance(audio, DroppedClip):
+                    yield audio, audio.seconds
+                else:
+                    yield turns[index], audio.duration
+
+    def _resample(self, audio: Audio) -> torch.Tensor:
+        """[T * frame_samples]: at the codec's rate, padded with silence to whole frames."""
+        samples = torch.from_numpy(resample(audio, self._codec.rate).samples)
+        return nn.functional.pad(samples, (0, -len(samples) % self._codec.frame_samples))
+
+    def _positions(self, turn: CodedTurn) -> int:
+        """Positions of the turn in a prompt: its text ids, its frames and the end frame."""
+        return len(self._prompts.text_ids(turn.speaker, turn.text)) + len(turn.codes) + 1
+
+
+def split_turns(turns: Sequence[CodedTurn], sizes: Sequence[int], max_positions: int) -> Iterator[list[CodedTurn]]:
+    """Splits a conversation into lists of whole turns that fit; `sizes`: positions of each turn.
+
+    Each list after the first starts with the last turns of the one before as context, in at most a quarter of it.
+    """
+    start = new = 0  # first turn of the current list, and its first turn that is not context
+    for end in range(1, len(turns) + 1):
+        if end < len(turns) and sum(sizes[start : end + 1]) <= max_positions:
+            continue
+        context = [replace(turn, trained=False) for turn in turns[start:new]]
+        if any(turn.trained for turn in turns[new:end]):
+            yield [*context, *turns[new:end]]
+        if end < len(turns):
+            room = min(max_positions // _CONTEXT_DIVISOR, max_positions - sizes[end])
+            new = start = end
+            while start and sum(sizes[start - 1 : end]) <= room:
+                start -= 1
+
+
+def is_held_out(name: str, share: float) -> bool:
+    """Whether a conversation is held out from training: by a hash of its id, so the same in every run."""
+    return int(fingerprint(name, length=16), 16) < share * 2**64
+
+
+def codec_digest(checkpoint: Checkpoint) -> str:
+    """Digest of all that determines the codes: the codec's config and tensors, and the number of codebooks."""
+    sizes = (checkpoint.config.codebooks, codec_config(checkpoint.codec_config))
+    digest = Fingerprint(repr(sizes))
+    for name in sorted(checkpoint.codec_weights):
+        digest.add(name)
+        digest.add(checkpoint.codec_weights[name].float().contiguous().numpy().tobytes())
+    return digest.hex()
 
 
 @dataclass(frozen=True)
 class PrepareProgress:
-    """A piece that is done. done_before: by an earlier run. examples: how many it makes."""
+    """A finished chunk. examples: how many it makes; resumed: its shard is of an earlier run."""
 
-    found: ClipFindings
+    result: ChunkResult
     examples: int
-    done_before: bool
+    resumed: bool
 
 
 @dataclass(frozen=True)
 class _Job:
-    """One piece, for whichever process makes its shard."""
+    """One chunk for a worker process. done: its progress where the shard exists already."""
 
     number: int
-    piece: DatasetEntry
-    mark: str
-    recipe: EncodingRecipe
+    chunk: DatasetChunk
+    fingerprint: str
+    config: EncodingConfig
     writer: StoreWriter
     done: PrepareProgress | None
 
 
 class Preparation:
-    """Makes the store of a recipe in a folder."""
+    """Writes the store of a dataset into a folder."""
 
-    def __init__(self, folder: Path, recipe: EncodingRecipe, workers: int = 1) -> None:
+    def __init__(self, folder: Path, config: EncodingConfig, workers: int = 1) -> None:
         """Raises ModelError as `open_checkpoint`, UsageError or DeviceError as `pick_device`."""
         self._folder, self._workers = folder, workers
-        self._recipe = replace(recipe, threads=1) if workers > 1 else recipe
-        encoder = _encoder(self._recipe)
-        self._writer = StoreWriter(folder, encoder.coding)
-        self._basis = _basis(encoder, recipe)
-        self._about = {
+        self._config = replace(config, threads=1) if workers > 1 else config
+        encoder = _encoder(self._config)
+        self._writer = StoreWriter(folder, encoder.identity)
+        tokenizer = fingerprint(encoder.checkpoint.tokenizer_file)
+        limits = asdict(config.limits)
+        self._basis = [SCHEMA, asdict(encoder.identity), encoder.max_positions, tokenizer, limits, config.held_out]
+        self._info = {
             "model": encoder.checkpoint.name,
             "revision": encoder.checkpoint.revision,
-            "window": encoder.window,
-            "held_out_share": recipe.held_out,
+            "max_positions": encoder.max_positions,
+            "held_out_share": config.held_out,
         }
 
-    def run(self, pieces: Iterable[DatasetEntry], speakers: SpeakerNumbers) -> Iterator[PrepareProgress]:
-        """Each piece when it is on the disk; the store is finished after the last.
+    def run(self, chunks: Iterable[DatasetChunk], speakers: SpeakerNumbers) -> Iterator[PrepareProgress]:
+        """Yields each chunk once it is on disk; the store is complete after the last.
 
         Raises:
-            NothingToLearn: no example came of it; no shard of it stays.
+            NothingToLearn: no example came of it; no shard remains.
             InputError: a dataset cannot be read.
-            UsageError: another run is at this folder.
-            OutputRefused, OutputFailed: it cannot be written; what was finished stays.
+            UsageError: another run uses this folder.
+            OutputRefused, OutputFailed: it cannot be written; finished shards remain.
             CsmError: a worker was killed.
         """
         with exclusive_lock(self._folder):
             count = examples = 0
-            for step in map_processes(_make, self._jobs(pieces), self._workers):
-                count, examples = count + 1, examples + step.examples
-                yield step
+            for progress in map_processes(_run_job, self._jobs(chunks), self._workers):
+                count, examples = count + 1, examples + progress.examples
+                yield progress
             if not examples:
                 self._writer.discard(count)
                 raise NothingToLearn
-            self._writer.finish(count, {**self._about, "speakers": speakers.names})
+            self._writer.finish(count, {**self._info, "speakers": speakers.names})
 
-    def _jobs(self, pieces: Iterable[DatasetEntry]) -> Iterator[_Job]:
-        for number, piece in enumerate(pieces):
-            mark = _mark(self._basis, piece)
-            note = self._writer.note(number)
-            done = (
-                PrepareProgress(ClipFindings.of(note), note["examples"], True)
-                if note and note.get("mark") == mark
-                else None
-            )
-            yield _Job(number, [] if done else piece, mark, self._recipe, self._writer, done)
+    def _jobs(self, chunks: Iterable[DatasetChunk]) -> Iterator[_Job]:
+        for number, chunk in enumerate(chunks):
+            digest = _chunk_fingerprint(self._basis, chunk)
+            note, done = self._writer.note(number), None
+            if note and note.get("fingerprint") == digest:
+                done = PrepareProgress(ChunkResult.from_json(note), note["examples"], True)
+            yield _Job(number, [] if done else chunk, digest, self._config, self._writer, done)
 
 
-def _make(job: _Job) -> PrepareProgress:
+def _run_job(job: _Job) -> PrepareProgress:
     if job.done:
         return job.done
-    examples, found = _encoder(job.recipe).encode(job.piece)
-    job.writer.write(job.number, examples, {"mark": job.mark, "examples": len(examples), **found.record()})
-    return PrepareProgress(found, len(examples), False)
+    examples, result = _encoder(job.config).encode(job.chunk)
+    note = {"fingerprint": job.fingerprint, "examples": len(examples), **result.to_json()}
+    job.writer.write(job.number, examples, note)
+    return PrepareProgress(result, len(examples), False)
 
 
 @lru_cache(maxsize=1)
-def _encoder(recipe: EncodingRecipe) -> Encoder:
-    return Encoder(recipe)
+def _encoder(config: EncodingConfig) -> Encoder:
+    return Encoder(config)
 
 
-def _basis(encoder: Encoder, recipe: EncodingRecipe) -> list[Any]:
-    """What else than its clips makes a shard what it is."""
-    tokenizer = fingerprint(encoder.checkpoint.tokenizer_file)
-    return [SCHEMA, asdict(encoder.coding), encoder.window, tokenizer, asdict(recipe.limits), recipe.held_out]
-
-
-def _mark(basis: list[Any], piece: DatasetEntry) -> str:
-    """The same mark, the same shard. Of a sound file its name, size and date count, not the folder it lies in."""
+def _chunk_fingerprint(basis: list[Any], chunk: DatasetChunk) -> str:
+    """Equal fingerprints make equal shards. Of an audio file its name, size and date count, not its folder."""
     parts = [
-        [item.id, [_clip_mark(clip) for clip in item.clips]]
+        [item.id, [clip_fingerprint(clip) for clip in item.clips]]
         if isinstance(item, TrainingConversation)
         else [item.reason, item.detail]
-        for item in piece
+        for item in chunk
     ]
     return fingerprint(basis, parts)
 
 
-def _clip_mark(clip: TrainingClip) -> list[Any]:
-    heard = clip.recording
-    said = [clip.speaker, clip.text, clip.learned, clip.duration, clip.rate]
-    if clip.row is not None:
-        said.append(clip.row)
-    if heard is None:
-        return said
+def clip_fingerprint(clip: TrainingClip) -> list[Any]:
+    recording = clip.recording
+    parts = [clip.speaker, clip.text, clip.trained, clip.duration, clip.rate, clip.row]
+    if recording is None:
+        return parts
     try:
-        stat = heard.path.stat()
+        stat = recording.path.stat()
         file = [stat.st_size, stat.st_mtime_ns]
-    except OSError:  # told where it is read
+    except OSError:  # reported where the file is read
         file = []
-    return [*said, heard.path.name, heard.start, heard.end, *file]
+    return [*parts, recording.path.name, recording.start, recording.end, *file]

@@ -1,4 +1,4 @@
-"""Work spread over processes, its results in order; a process that dies is noticed."""
+"""Work spread over processes: results in order, and a killed worker is reported."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Result = TypeVar("Result")
 
 
 def map_processes(work: Callable[[Item], Result], items: Iterable[Item], workers: int) -> Iterator[Result]:
-    """`work` of each item; in this process where there is one worker.
+    """`work` of each item in order; in this process where there is one worker.
 
     Raises:
         CsmError: a worker was killed. Whatever `work` raises.
@@ -28,41 +28,35 @@ def map_processes(work: Callable[[Item], Result], items: Iterable[Item], workers
         yield from map(work, items)
         return
     others = set(multiprocessing.active_children())
-    context = multiprocessing.get_context("spawn")  # a fork of a process with threads may wait for ever
-    pool = ProcessPoolExecutor(workers, context, initializer=_begin)
+    context = multiprocessing.get_context("spawn")  # a fork of a process with threads may deadlock
+    pool = ProcessPoolExecutor(workers, context, initializer=_start_worker)
+    pending: deque[Future[Result]] = deque()
     try:
-        yield from _ordered(pool, work, items, 2 * workers)
+        for item in items:
+            pending.append(pool.submit(work, item))
+            if len(pending) > 2 * workers:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
     except BrokenProcessPool as error:
-        hint = "run again to go on, with fewer --jobs if memory is short"
-        raise CsmError(f"a worker was killed from outside, perhaps for its memory; {hint}") from error
+        hint = "run again to resume, with fewer --jobs if memory is short"
+        raise CsmError(f"a worker process was killed, possibly for lack of memory; {hint}") from error
     except BaseException:
         for child in set(multiprocessing.active_children()) - others:
-            child.terminate()  # what they are at is done again in the next run
+            child.terminate()  # the next run repeats its item
         raise
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _ordered(
-    pool: ProcessPoolExecutor, work: Callable[[Item], Result], items: Iterable[Item], ahead: int
-) -> Iterator[Result]:
-    waiting: deque[Future[Result]] = deque()
-    for item in items:
-        waiting.append(pool.submit(work, item))
-        if len(waiting) > ahead:
-            yield waiting.popleft().result()
-    while waiting:
-        yield waiting.popleft().result()
-
-
-def _begin() -> None:
-    """Ctrl-C ends a worker without a word, and so does the end of the process that started it."""
+def _start_worker() -> None:
+    """Ctrl-C ends a worker silently, and so does the end of its parent process."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    threading.Thread(target=_follow_parent, daemon=True).start()
 
+    def follow_parent() -> None:
+        parent = multiprocessing.parent_process()
+        if parent is not None:
+            parent.join()
+            os._exit(1)
 
-def _follow_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
+    threading.Thread(target=follow_parent, daemon=True).start()

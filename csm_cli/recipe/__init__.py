@@ -1,1 +1,1 @@
-"""How the bundled voice was made. Only `make voice` and `make finetune-demo` import it."""
+"""How the bundled voice was made; imported only by `make voice`, `make finetune-demo` and tests."""

@@ -1,4 +1,4 @@
-"""What the recipe is told: one YAML file under `configs/voice/` as frozen dataclasses."""
+"""Settings of the recipe: one YAML file under `configs/voice/` as frozen dataclasses."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import yaml
 
 @dataclass(frozen=True)
 class CorpusPlan:
-    """Hours of speech, and the share of utterances in the two fixed voices."""
+    """Hours of speech; fixed_share: share of utterances in the two voices of speakers 0 and 1."""
 
     hours: float
     fixed_share: float = 0.5
@@ -20,9 +20,9 @@ class CorpusPlan:
 
 @dataclass(frozen=True)
 class CodecPlan:
-    """Codec training: steps of `batch` crops of `crop_frames`.
+    """Codec training: `steps` steps of `batch` crops of `crop_frames` frames.
 
-    Quantization starts at step `quantize_from`; from `freeze_from` on codes stay as they are and the decoder learns.
+    Quantization starts at step `quantize_from`; from `freeze_from` on only the decoder is trained.
     """
 
     steps: int
@@ -36,10 +36,10 @@ class CodecPlan:
 
 @dataclass(frozen=True)
 class StagePlan:
-    """A part of the curriculum, until a step: takes of at most `max_frames` in the first `voices` voices.
+    """A stage of the curriculum, up to step `until`: utterances of at most `max_frames` in the first `voices` voices.
 
-    dialogues: the share of conversations with more than one turn; paragraphs: of those with one turn of several takes.
-    Dialogues have at most `speakers` speakers and `turns` turns.
+    dialogues: share of conversations with several turns; paragraphs: with one turn of several utterances. Dialogues
+    have at most `speakers` speakers and `turns` turns.
     """
 
     name: str
@@ -54,9 +54,9 @@ class StagePlan:
 
 @dataclass(frozen=True)
 class ModelPlan:
-    """Model training: batches of about `tokens` positions; guided attention fades out until step `guide_until`.
+    """Model training: batches of about `tokens` positions; the weight of guided attention falls to 0 at `guide_until`.
 
-    voice_weight: what naming a turn's voice before it begins counts.
+    voice_weight: loss weight of the head that predicts a turn's voice. Others as in `OptimizerConfig` and `LossMask`.
     """
 
     stages: tuple[StagePlan, ...]
@@ -64,12 +64,12 @@ class ModelPlan:
     learning_rate: float
     backbone: dict[str, Any]
     depth: dict[str, Any]
-    warm_up: int = 100
+    warmup_steps: int = 100
     weight_decay: float = 0.05
-    average_decay: float = 0.999
-    corrupt: float = 0.07
-    depth_share: float = 0.25
-    start_weight: float = 1.0
+    ema_decay: float = 0.999
+    token_corruption: float = 0.07
+    depth_frame_share: float = 0.25
+    turn_start_weight: float = 1.0
     voice_weight: float = 0.0
     guided_layers: tuple[int, ...] = (1, 3)
     guide_width: float = 1.5
@@ -80,15 +80,15 @@ class ModelPlan:
 
     @property
     def steps(self) -> int:
-        """The last stage's last step."""
+        """Last step of the last stage."""
         return self.stages[-1].until
 
 
 @dataclass(frozen=True)
 class SamplingPlan:
-    """The voice's default sampling, for `generation_config.json`.
+    """The voice's sampling defaults, for `generation_config.json`.
 
-    max_frames: a turn's cap. memory: positions of the window in which it speaks well, 0 for all.
+    max_frames: length limit of a turn. memory: context positions with which it speaks well (`csm_memory`), 0 for all.
     """
 
     temperature: float = 0.4
@@ -101,9 +101,9 @@ class SamplingPlan:
 
 @dataclass(frozen=True)
 class VoicePlan:
-    """The whole recipe. folder: where it works; target: the checkpoint folder it makes.
+    """The whole recipe. folder: of intermediate files; target: checkpoint folder.
 
-    Every `preview_every`-th save, `preview_sentences` held-out sentences are sampled.
+    At every `preview_every`-th save, `preview_sentences` held-out sentences are generated.
     """
 
     folder: Path
@@ -117,7 +117,7 @@ class VoicePlan:
 
 
 def read_plan(path: Path) -> VoicePlan:
-    """Read a plan; raises TypeError for a key it does not know."""
+    """Reads a plan; raises TypeError for an unknown key."""
     raw = yaml.safe_load(path.read_text())
     model = raw.pop("model")
     stages = tuple(StagePlan(**stage) for stage in model.pop("stages"))

@@ -1,4 +1,4 @@
-"""The bundled saved voices, from nothing: `python -m csm_cli.recipe.saved_voices`. Needs espeak-ng."""
+"""Makes the bundled saved voices: `python -m csm_cli.recipe.saved_voices`. Needs espeak-ng."""
 
 from __future__ import annotations
 
@@ -9,13 +9,12 @@ from pathlib import Path
 import numpy as np
 
 from csm_cli.audio.io import Audio
-from csm_cli.recipe.corpus import RATE, VOICES, render_voice
-from csm_cli.recipe.espeak import Espeak
-from csm_cli.voices import VoiceInfo, prepare_clip, save_voice
+from csm_cli.recipe.corpus import RATE, VOICES, Espeak, render_voice
+from csm_cli.voices import VoiceText, prepare_clip, save_voice
 
 _LOG = logging.getLogger(__name__)
 
-# name: (which of `VOICES`, what it says)
+# name: (index into `VOICES`, text)
 BUNDLED = {
     "ash": (0, "The market opens early in the morning. We buy bread and apples there, and walk home along the river."),
     "birch": (1, "My sister has a small garden behind the house. In the summer it is full of roses and green beans."),
@@ -25,15 +24,16 @@ BUNDLED = {
 
 
 def main(folder: Path | None = None) -> None:
-    """Writes every bundled voice below `folder`, the package's own if None."""
-    home = folder or Path(str(resources.files("csm_cli") / "assets" / "voices"))
+    """Writes every bundled voice below `folder`; the package's own folder if None."""
+    root = folder or Path(str(resources.files("csm_cli") / "assets" / "voices"))
     espeak = Espeak()
     for name, (voice, text) in BUNDLED.items():
         _, samples = render_voice(espeak, text, voice)
-        made = VOICES[voice]
+        espeak_voice = VOICES[voice]
         clip = prepare_clip(Audio(samples.astype(np.float32) / np.float32(32768), RATE), text)
-        source = f"espeak-ng, {made.name}, {made.rate} words a minute, pitch {made.pitch}, range {made.range}"
-        save_voice(home / name, clip.audio, VoiceInfo(text, "Apache-2.0; synthetic speech", source))
+        speed = f"{espeak_voice.rate} words a minute"
+        source = f"espeak-ng, {espeak_voice.name}, {speed}, pitch {espeak_voice.pitch}, range {espeak_voice.range}"
+        save_voice(root / name, clip.audio, VoiceText(text, "Apache-2.0; synthetic speech", source))
         _LOG.info("%s: %.1f s", name, clip.audio.duration)
 
 

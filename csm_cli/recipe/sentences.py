@@ -1,6 +1,6 @@
-"""The sentences the bundled voice is trained on, made from templates, everyday words and a word list.
+"""Training sentences of the bundled voice, from templates, everyday words and a word list.
 
-Held-out words (by a hash of the word) and the held-out sentences never occur in training text.
+Held-out words (chosen by a hash) and held-out sentences never occur in training text.
 """
 
 from __future__ import annotations
@@ -57,13 +57,13 @@ _EVERYDAY = frozenset(
 
 
 def is_held_out(word: str) -> bool:
-    """Whether a word is kept for measuring: one in fifty by its CRC-32, everyday words never."""
+    """Whether a word is reserved for evaluation: one in fifty by its CRC-32, never an everyday word."""
     word = word.lower()
     return word not in _EVERYDAY and zlib.crc32(word.encode()) % _HELD_OUT_SHARE == 0
 
 
 def word_list(path: Path = WORD_LIST) -> list[str]:
-    """Plain lower-case words of 3 to 11 letters, in the file's order."""
+    """Lower-case words of 3 to 11 letters, in the file's order."""
     words = path.read_text(encoding="utf-8").split()
     return [word for word in words if re.fullmatch(r"[a-z]{3,11}", word)]
 
@@ -80,8 +80,8 @@ def spell_number(number: int) -> str:
     return f"{spell_number(head)} {name}" + (f" {spell_number(rest)}" if rest else "")
 
 
-class Writer:
-    """Writes sentences; the same seed and rare words write the same sentences.
+class SentenceWriter:
+    """Fills sentence templates; the same seed and rare words give the same sentences.
 
     rare: words for the `{rare}` slots, each used once before any is used again.
     """
@@ -117,11 +117,11 @@ class Writer:
         }
 
     def sentence(self) -> str:
-        """A sentence of four words and more (mostly)."""
+        """A sentence, mostly of four words or more."""
         return self._fill(self._random.choice(_lines(SENTENCES)))
 
     def short(self) -> str:
-        """An utterance of one to three words (mostly)."""
+        """An utterance, mostly of one to three words."""
         return self._fill(self._random.choice(_lines(SHORT)))
 
     def _fill(self, template: str) -> str:
@@ -156,8 +156,8 @@ def training_words(path: Path = WORD_LIST) -> list[str]:
 
 
 def held_out_sentences(count: int = 200, path: Path = WORD_LIST) -> list[str]:
-    """The fixed sentences every figure is measured on: whole sentences, their rare words all held out."""
-    writer = Writer(HELD_OUT_SEED, [word for word in word_list(path) if is_held_out(word)])
+    """The fixed evaluation sentences of 20 to 70 characters, their rare words all held out."""
+    writer = SentenceWriter(HELD_OUT_SEED, [word for word in word_list(path) if is_held_out(word)])
     chosen: dict[str, None] = {}
     while len(chosen) < count:
         text = writer.sentence()
@@ -167,11 +167,11 @@ def held_out_sentences(count: int = 200, path: Path = WORD_LIST) -> list[str]:
 
 
 def training_texts(seed: int, rare: list[str], short_share: float = 1 / 3) -> Iterator[str]:
-    """Endless training texts: no held-out sentence, no held-out word."""
-    writer, choice = Writer(seed, rare), random.Random(seed + 1)
+    """Endless training texts without held-out sentences and words."""
+    writer, rng = SentenceWriter(seed, rare), random.Random(seed + 1)
     held_out = set(held_out_sentences())
     while True:
-        text = writer.short() if choice.random() < short_share else writer.sentence()
+        text = writer.short() if rng.random() < short_share else writer.sentence()
         if text not in held_out:
             yield text
 

@@ -1,6 +1,6 @@
-"""The whole recipe of the bundled voice: `python -m csm_cli.recipe.voice configs/voice/cpu.yaml`.
+"""The recipe of the bundled voice: `python -m csm_cli.recipe.voice configs/voice/cpu.yaml`.
 
-Stages, each going on where it was interrupted: corpus, codec, codes, model, export.
+Stages, each of which resumes after an interruption: corpus, codec, codes, model, export.
 """
 
 from __future__ import annotations
@@ -15,24 +15,21 @@ import torch
 from transformers import CsmForConditionalGeneration, MimiModel
 
 from csm_cli.recipe.codec import train_codec
-from csm_cli.recipe.conversations import (
-    CorpusTake,
+from csm_cli.recipe.codes import (
+    CodedUtterance,
     CorpusTurn,
     conversation_row,
     encode_samples,
     encode_shards,
-    load_takes,
+    load_utterances,
 )
-from csm_cli.recipe.corpus import make_corpus, render_voice, shard_count, shard_stems
-from csm_cli.recipe.espeak import Espeak
-from csm_cli.recipe.export import export_voice
-from csm_cli.recipe.model import model_config
+from csm_cli.recipe.corpus import Espeak, render_voice, shard_count, shard_stems, write_corpus
+from csm_cli.recipe.export import export_voice, plot_samples, sample_sentences, save_samples, summary
+from csm_cli.recipe.model import RecipeJob, model_config, train_model
 from csm_cli.recipe.plan import VoicePlan, read_plan
-from csm_cli.recipe.preview import plot_samples, sample_sentences, save_samples, summary
 from csm_cli.recipe.sentences import held_out_sentences
-from csm_cli.recipe.train_model import RecipeJob, train_model
 from csm_cli.train.batches import Batch, collate
-from csm_cli.train.progress import plot_history
+from csm_cli.train.history import plot_history
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -42,25 +39,25 @@ STAGES = ("corpus", "codec", "codes", "model", "export")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the stages from the first to `--until`."""
+    """Runs the stages from the first to `--until`."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("plan", type=Path, help="a file of configs/voice/")
-    parser.add_argument("--until", choices=STAGES, default="export", help="the last stage to run")
+    parser.add_argument("--until", choices=STAGES, default="export", help="last stage to run")
     parser.add_argument("--from-voice", type=Path, help="start from the weights of this checkpoint folder")
-    given = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    build_voice(read_plan(given.plan), given.until, given.from_voice)
+    build_voice(read_plan(options.plan), options.until, options.from_voice)
 
 
 def build_voice(plan: VoicePlan, until: str = "export", start: Path | None = None) -> None:
-    """The recipe into `plan.folder`, and at the end into `plan.target`."""
+    """Runs the recipe in `plan.folder`; its last stage writes `plan.target`. start: checkpoint to start from."""
     for stage in STAGES[: STAGES.index(until) + 1]:
         _LOG.info("stage: %s", stage)
         _RUN[stage](plan, start)
 
 
 def _corpus(plan: VoicePlan, _: Path | None) -> None:
-    make_corpus(plan.folder / "corpus", plan.corpus)
+    write_corpus(plan.folder / "corpus", plan.corpus)
 
 
 def _codec(plan: VoicePlan, start: Path | None) -> None:
@@ -77,9 +74,10 @@ def _codes(plan: VoicePlan, _: Path | None) -> None:
 
 
 def _model(plan: VoicePlan, start: Path | None) -> None:
-    model = fresh_model(plan) if start is None else CsmForConditionalGeneration.from_pretrained(start)
-    takes = load_takes(plan.folder / "corpus", plan.folder / "codes")
-    job = RecipeJob(takes, held_out_batches(plan, model.codec_model), plan.folder / "model", _Saver(plan))
+    model = new_model(plan) if start is None else CsmForConditionalGeneration.from_pretrained(start)
+    utterances = load_utterances(plan.folder / "corpus", plan.folder / "codes")
+    held_out = held_out_batches(plan, model.codec_model)
+    job = RecipeJob(utterances, held_out, plan.folder / "model", _SaveHook(plan))
     train_model(model.to(_device()), plan.model, job)
 
 
@@ -93,7 +91,7 @@ def _export(plan: VoicePlan, _: Path | None) -> None:
 _RUN = {"corpus": _corpus, "codec": _codec, "codes": _codes, "model": _model, "export": _export}
 
 
-def fresh_model(plan: VoicePlan) -> CsmForConditionalGeneration:
+def new_model(plan: VoicePlan) -> CsmForConditionalGeneration:
     """A model with random weights around the trained codec."""
     torch.manual_seed(0)
     model = CsmForConditionalGeneration(model_config(plan.model.backbone, plan.model.depth, plan.codec.shape))
@@ -102,16 +100,18 @@ def fresh_model(plan: VoicePlan) -> CsmForConditionalGeneration:
 
 
 def held_out_batches(plan: VoicePlan, codec: MimiModel, count: int = 48) -> list[Batch]:
-    """Held-out sentences in the two fixed voices, as batches without context."""
+    """Batches of held-out sentences in voices 0 and 1, without context."""
     espeak = Espeak()
-    spoken = [render_voice(espeak, text, index % 2) for index, text in enumerate(held_out_sentences()[:count])]
-    takes = [CorpusTake(utterance, encode_samples(codec, [samples])[0]) for utterance, samples in spoken]
-    rows = [conversation_row([CorpusTurn(take.utterance.voice, take, learned=True)]) for take in takes]
+    rows = []
+    for index, text in enumerate(held_out_sentences()[:count]):
+        utterance, samples = render_voice(espeak, text, index % 2)
+        spoken = CodedUtterance(utterance, encode_samples(codec, [samples])[0])
+        rows.append(conversation_row([CorpusTurn(utterance.voice, spoken, trained=True)]))
     return [collate(rows[start : start + 16]) for start in range(0, count, 16)]
 
 
-class _Saver:
-    """After every save: export the averaged weights, draw the curves and, now and then, sample speech."""
+class _SaveHook:
+    """At every save: exports the averaged weights and plots the losses; at some: generates previews."""
 
     def __init__(self, plan: VoicePlan) -> None:
         self._plan = plan
@@ -125,7 +125,8 @@ class _Saver:
         self._saves += 1
         if self._saves % self._plan.preview_every == 0:
             exported = CsmForConditionalGeneration.from_pretrained(folder)
-            samples = sample_sentences(exported, self._espeak, held_out_sentences()[: self._plan.preview_sentences])
+            texts = held_out_sentences()[: self._plan.preview_sentences]
+            samples = sample_sentences(exported, self._espeak, texts)
             save_samples(samples, self._plan.folder / "samples")
             figures = summary(samples)
             _LOG.info("preview at %d: %s", step, json.dumps(figures))

@@ -1,38 +1,96 @@
-"""The figures of `csm bench voice`: does a voice say the right words, in the right voice, and stop?"""
+"""Figures of a bundled voice: intelligibility, voice match, clean stops, size and speed, against espeak-ng."""
 
 from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 from csm_cli.audio.io import Audio, write_audio
 from csm_cli.generation.chunking import DEFAULT_CHUNK_CHARS
+from csm_cli.generation.events import ConversationFailed, Utterance
 from csm_cli.recipe.corpus import RATE, VOICES
-from csm_cli.recipe.recognizer import MISSING, PhoneRecognizer, can_recognize
-from csm_cli.recipe.reference import Reference
-from csm_cli.recipe.sounds import Features, Samples, cut_at_sentences, nearest
-from csm_cli.recipe.takes import BenchTake, speak, speak_alone, speak_in_context
-from csm_cli.types import RetryPolicy
+from csm_cli.recipe.measure import (
+    NO_POCKETSPHINX,
+    Features,
+    PhoneRecognizer,
+    Reference,
+    Samples,
+    can_recognize,
+    cut_at_sentences,
+    nearest,
+)
+from csm_cli.types import Conversation, GenerationOptions, Recording, RetryPolicy, Turn
 
 if TYPE_CHECKING:
     from csm_cli.generation.synthesizer import Synthesizer
-    from csm_cli.types import Conversation
 
+_SEED = 1000
 SLOTS = 8
 _CANDIDATES = 100
 _LENGTHS = (0.7, 1.4)
 _TIMED = 8
 
 
+@dataclass(frozen=True, eq=False)
+class BenchTake:
+    """Speech of one conversation; ended: by end of speech, not the limit; seconds: compute time."""
+
+    samples: Samples
+    ended: bool
+    seconds: float
+
+
+def speak_alone(texts: Sequence[str]) -> list[Conversation]:
+    """Each text as speaker 0, without context."""
+    return [Conversation((_turn(0, text, index),)) for index, text in enumerate(texts)]
+
+
+def speak_in_context(context: Path, context_text: str, text: str, index: int) -> Conversation:
+    """`text` by a speaker with a recording of `context_text` as context."""
+    speaker = index % 3
+    return Conversation((_turn(speaker, text, index),), (Turn(speaker, context_text, recording=Recording(context)),))
+
+
+def speak(
+    synth: Synthesizer, conversations: Sequence[Conversation], retry_policy: RetryPolicy | None = None
+) -> list[BenchTake]:
+    """Generates each conversation; without a `retry_policy`, as the model makes it.
+
+    Raises:
+        CsmError: a conversation cannot be generated.
+    """
+    numbered = [replace(each, id=str(number)) for number, each in enumerate(conversations)]
+    utterances: dict[str, list[Utterance]] = {each.id: [] for each in numbered}
+    for event in synth.speak(numbered, GenerationOptions(), retry_policy):
+        if isinstance(event, ConversationFailed):
+            raise event.error
+        if isinstance(event, Utterance):
+            utterances[event.conversation.id].append(event)
+    return [_take(utterances[each.id]) for each in numbered]
+
+
+def _turn(speaker: int, text: str, index: int) -> Turn:
+    return Turn(speaker, text, options=GenerationOptions(seed=_SEED + index))
+
+
+def _take(utterances: Sequence[Utterance]) -> BenchTake:
+    return BenchTake(
+        samples=np.concatenate([each.audio.samples for each in utterances]),
+        ended=all(each.stop == "eos" for each in utterances),
+        seconds=sum(each.seconds for each in utterances),
+    )
+
+
 @dataclass(frozen=True)
 class Goal:
-    """What a figure should be."""
+    """Target of a figure."""
 
     limit: float
     at_most: bool = False
@@ -46,7 +104,7 @@ class Goal:
 
 @dataclass(frozen=True)
 class Figure:
-    """A measured value, None where it could not be measured, and what stands behind it."""
+    """A measured value, None where it could not be measured, and how it was measured."""
 
     name: str
     value: float | None
@@ -62,9 +120,9 @@ Measured = tuple[float | None, str]
 
 
 class VoiceBench:
-    """Measures a voice against espeak-ng, over the first `sentences` held-out ones; takes are made once.
+    """Measures a voice against espeak-ng on the first `sentences` held-out sentences; they are generated once.
 
-    load: the checkpoint made ready to speak so many conversations at a time.
+    load: loads the checkpoint for so many conversations at a time.
     """
 
     def __init__(self, load: Callable[[int], Synthesizer], reference: Reference, sentences: int = 200) -> None:
@@ -88,34 +146,34 @@ class VoiceBench:
         return speak(self._synth, speak_alone(self._texts))
 
     @cached_property
-    def _trips(self) -> list[Samples]:
-        """espeak-ng's renderings through the codec."""
-        return [self._trip(self._reference.speech(text)) for text in self._texts]
+    def _round_trips(self) -> list[Samples]:
+        """espeak-ng's renderings, encoded and decoded."""
+        return [self._round_trip(self._reference.speech(text)) for text in self._texts]
 
     @cached_property
     def _recognizer(self) -> PhoneRecognizer:
         return PhoneRecognizer(self._reference.texts)
 
     def retrieval_at_1(self) -> Measured:
-        """Of 100 renderings, a take's nearest is its own text's."""
+        """Share of takes whose nearest of 100 renderings is of the same text."""
         return _share(self._retrieved([take.samples for take in self._takes]))
 
     def minimal_pairs(self) -> Measured:
-        """Of two renderings that differ in one word, a take's nearer is its own; over the corpus's voices."""
+        """Share of takes nearer to their own text than to one with another noun, relative to the corpus's voices."""
         reference = self._reference
         pairs = reference.minimal_pairs()
         takes = speak(self._synth, speak_alone([text for pair in pairs for text in pair]))
-        mine, _ = _share(self._told_apart(pairs, [take.samples for take in takes]))
+        mine, _ = _share(self._discriminated(pairs, [take.samples for take in takes]))
         spoken = [[reference.speech(text, voice) for pair in pairs for text in pair] for voice in VOICES]
-        theirs, _ = _share([hit for samples in spoken for hit in self._told_apart(pairs, samples)])
+        theirs, _ = _share([hit for samples in spoken for hit in self._discriminated(pairs, samples)])
         return _ratio(mine, theirs, "the corpus's voices")
 
     def recognizer_ratio(self) -> Measured:
-        """pocketsphinx's choice among 20 sentences is right; over espeak-ng."""
+        """Share recognized by pocketsphinx among 20 sentences, relative to espeak-ng."""
         return self._recognized([take.samples for take in self._takes])
 
     def clean_stop(self) -> Measured:
-        """A take ends by itself, at a length near espeak-ng's."""
+        """Share of takes that end by themselves at 0.7 to 1.4 times espeak-ng's length."""
         ratios = [
             len(take.samples) / len(self._reference.speech(text))
             for take, text in zip(self._takes, self._texts, strict=True)
@@ -127,24 +185,24 @@ class VoiceBench:
         return value, f"{note}; {ended} ended, lengths {min(ratios):.2f} to {max(ratios):.2f} of espeak-ng's"
 
     def voice_match(self) -> Measured:
-        """With one context turn, a take's nearest voice is the context's."""
+        """Share of takes, with one turn of context, whose nearest voice is the context's."""
         with tempfile.TemporaryDirectory() as folder:
             takes = speak(self._synth, [self._in_voice(Path(folder), index) for index in range(len(self._texts))])
         value, note = _share(self._matched([take.samples for take in takes]))
         spoken = [self._reference.speech(text, VOICES[index % len(VOICES)]) for index, text in enumerate(self._texts)]
-        codec, _ = _share(self._matched([self._trip(samples) for samples in spoken]))
+        codec, _ = _share(self._matched([self._round_trip(samples) for samples in spoken]))
         return value, f"{note}; the codec's round trip of each voice: {codec:.2f}"
 
     def codec_retrieval(self) -> Measured:
-        """The codec's round trip: of 100 renderings, the nearest is its own text's."""
-        return _share(self._retrieved(self._trips))
+        """`retrieval_at_1` of renderings after the codec's round trip."""
+        return _share(self._retrieved(self._round_trips))
 
     def codec_recognizer_ratio(self) -> Measured:
-        """The codec's round trip: pocketsphinx's choice is right; over espeak-ng."""
-        return self._recognized(self._trips)
+        """`recognizer_ratio` of renderings after the codec's round trip."""
+        return self._recognized(self._round_trips)
 
     def long_text(self) -> Measured:
-        """Sentences found, in order, in a paragraph spoken as one turn, as every command speaks it by default."""
+        """Share of a paragraph's sentences found in order, generated as one turn with the commands' defaults."""
         sentences = self._reference.paragraph()
         text = " ".join(sentences)
         take = speak(
@@ -157,51 +215,51 @@ class VoiceBench:
         return value, f"{note} sentences of {len(text.split())} words; {stop} after {len(take.samples) / RATE:.1f} s"
 
     def asset_mb(self) -> Measured:
-        """Megabytes of all the checkpoint's files."""
+        """Size of the checkpoint's files."""
         folder = self._synth.checkpoint.tokenizer_file.parent
         files = [path for path in folder.rglob("*") if path.is_file()]
         return sum(path.stat().st_size for path in files) / 1e6, f"{len(files)} files"
 
     def rtf(self) -> Measured:
-        """Compute time per time of audio, one sentence at a time, the first left out."""
+        """Compute time per audio time, one sentence at a time, without the first."""
         synth = self._load(1)
         takes = speak(synth, speak_alone(self._texts[: _TIMED + 1]))[1:]
         audio = sum(len(take.samples) for take in takes) / RATE
         seconds = sum(take.seconds for take in takes)
         return (seconds / audio if audio else None), f"{synth.device}, {torch.get_num_threads()} threads"
 
-    def _trip(self, samples: Samples) -> Samples:
+    def _round_trip(self, samples: Samples) -> Samples:
         codec = self._synth.codec
         codes = codec.encode(torch.from_numpy(samples).to(self._synth.device))
         decoded: Samples = codec.decode(codes).cpu().numpy()
         return decoded
 
     def _candidates(self, index: int) -> list[Features]:
-        """Features of the 100 renderings among which sentence `index` is."""
+        """Features of the 100 renderings that include sentence `index`."""
         first = index // _CANDIDATES * _CANDIDATES
         return [self._reference.features(text) for text in self._reference.texts[first : first + _CANDIDATES]]
 
     def _retrieved(self, samples: Sequence[Samples]) -> list[bool]:
         return [nearest(each, self._candidates(index)) == index % _CANDIDATES for index, each in enumerate(samples)]
 
-    def _told_apart(self, pairs: Sequence[tuple[str, str]], samples: Sequence[Samples]) -> list[bool]:
-        """samples: of the first pair's first and second, and so on."""
+    def _discriminated(self, pairs: Sequence[tuple[str, str]], samples: Sequence[Samples]) -> list[bool]:
+        """samples: both sentences of the first pair, then of the second, and so on."""
         renderings = [[self._reference.features(text) for text in pair] for pair in pairs]
         return [nearest(each, renderings[index // 2]) == index % 2 for index, each in enumerate(samples)]
 
     def _recognized(self, samples: Sequence[Samples]) -> Measured:
         if not can_recognize():
-            return None, MISSING
+            return None, NO_POCKETSPHINX
         mine, _ = _share(self._recognizer.hits(dict(zip(self._texts, samples, strict=True))))
         theirs, _ = _share(self._recognizer.hits({text: self._reference.speech(text) for text in self._texts}))
         return _ratio(mine, theirs, "espeak-ng")
 
     def _in_voice(self, folder: Path, index: int) -> Conversation:
-        """Sentence `index` after the next one, which espeak-ng has said in voice `index` (modulo their number)."""
-        said = self._reference.texts[(index + 1) % len(self._reference.texts)]
+        """Sentence `index`, with the next sentence by espeak-ng in voice `index` (modulo their number) as context."""
+        context_text = self._reference.texts[(index + 1) % len(self._reference.texts)]
         path = folder / f"{index}.wav"
-        write_audio(path, Audio(self._reference.speech(said, VOICES[index % len(VOICES)]), RATE))
-        return speak_in_context(path, said, self._texts[index], index)
+        write_audio(path, Audio(self._reference.speech(context_text, VOICES[index % len(VOICES)]), RATE))
+        return speak_in_context(path, context_text, self._texts[index], index)
 
     def _matched(self, samples: Sequence[Samples]) -> list[bool]:
         texts = self._texts
@@ -213,8 +271,8 @@ def _share(hits: Sequence[bool]) -> tuple[float, str]:
     return sum(hits) / len(hits), f"{sum(hits)} of {len(hits)}"
 
 
-def _ratio(mine: float, theirs: float, whose: str) -> Measured:
-    return (mine / theirs if theirs else None), f"{mine:.3f} over {theirs:.3f} of {whose}"
+def _ratio(mine: float, theirs: float, reference: str) -> Measured:
+    return (mine / theirs if theirs else None), f"{mine:.3f} over {theirs:.3f} of {reference}"
 
 
 FIGURES: dict[str, tuple[Goal, Callable[[VoiceBench], Measured]]] = {
@@ -229,4 +287,4 @@ FIGURES: dict[str, tuple[Goal, Callable[[VoiceBench], Measured]]] = {
     "asset_mb": (Goal(32, at_most=True), VoiceBench.asset_mb),
     "rtf": (Goal(0.25, at_most=True), VoiceBench.rtf),
 }
-"""What `csm bench voice` measures, in the order it is shown."""
+"""Targets and measurements by name."""

@@ -1,1 +1,1 @@
-"""Training of the bundled voice, from generated text to an exported checkpoint."""
+"""Fine-tuning and training of CSM on prepared codes: LoRA, full weights, or random weights."""

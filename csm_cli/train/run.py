@@ -1,8 +1,7 @@
-"""`csm train`: a run of training from its settings, as events; it goes on where it was stopped, exactly."""
+"""A run of `csm train`: from its settings to events, checkpoints and samples; a stopped run resumes exactly."""
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
@@ -12,38 +11,36 @@ from typing import Any
 
 import torch
 
-from csm_cli.checkpoint import Checkpoint
-from csm_cli.data.encode import codec_identity
-from csm_cli.data.store import Store, open_store
+from csm_cli.data.prepare import codec_digest
+from csm_cli.data.store import open_store
 from csm_cli.errors import InputError, UsageError
 from csm_cli.generation.prompt import PromptBuilder
 from csm_cli.storage.files import exclusive_lock, recover_folder, remove_temp_files
-from csm_cli.train.batches import LossMask
-from csm_cli.train.distributed import all_reduce, make_accelerator
-from csm_cli.train.examples import BatchSpec, ExampleSampler, evaluation_batches
+from csm_cli.train.batches import BatchSpec, ExampleSampler, LossMask, evaluation_batches
+from csm_cli.train.history import HistoryWriter, plot_history, save_state
 from csm_cli.train.loss import LossModule
-from csm_cli.train.progress import HistoryWriter, save_atomically
-from csm_cli.train.samples import SampleSpeaker
 from csm_cli.train.settings import TrainSettings
-from csm_cli.train.trainable_model import TrainableModel
-from csm_cli.train.trainer import Optimization, Trainer
+from csm_cli.train.trainable_model import SampleGenerator, TrainableModel
+from csm_cli.train.trainer import OptimizerConfig, Trainer, detect_lost_process, make_accelerator
 
-_LOG = logging.getLogger(__name__)
 STATE = "state.pt"
+STATE_VERSION = 2
 
 
 @dataclass(frozen=True)
 class TrainingStarted:
-    """step: the last one of an earlier run, 0 for none; parameters: trained and in all; examples: and held out."""
+    """step: last finished step of an earlier run, 0 for a new run."""
 
     step: int
-    parameters: tuple[int, int]
-    examples: tuple[int, int]
+    trainable_parameters: int
+    total_parameters: int
+    examples: int
+    held_out_examples: int
 
 
 @dataclass(frozen=True)
 class StepDone:
-    """A step's mean losses, and how many positions it read in how many seconds, over all processes."""
+    """A step's mean losses by name; `positions` processed in `seconds` by all processes."""
 
     step: int
     losses: Mapping[str, float]
@@ -53,17 +50,17 @@ class StepDone:
 
 @dataclass(frozen=True)
 class EvaluationDone:
-    """Mean cross-entropy of each codebook over the held-out examples; loss: what training sums; best: so far."""
+    """Mean cross-entropy of each codebook over the held-out examples; loss: backbone + weighted depth loss."""
 
     step: int
-    codebooks: tuple[float, ...]
+    codebook_losses: tuple[float, ...]
     loss: float
-    best: bool
+    is_best: bool
 
 
 @dataclass(frozen=True)
 class CheckpointSaved:
-    """What can be used: an adapter or a checkpoint folder, or spoken samples."""
+    """path: folder of an adapter or checkpoint (`best`, `last`), or of generated samples."""
 
     step: int
     path: Path
@@ -73,138 +70,50 @@ TrainingEvent = TrainingStarted | StepDone | EvaluationDone | CheckpointSaved
 
 
 class TrainingRun:
-    """A model, its data and the folder where its state lies; `main` is false in all processes but one."""
+    """A model, its data and its output folder; `is_main` in one of several processes."""
 
     def __init__(self, settings: TrainSettings, device: str = "auto", offline: bool = False) -> None:
-        """Raises InputError for data that cannot be trained on, and as the parts it is made of."""
+        """Raises InputError for data that cannot be trained on, UsageError for a state of other settings; and as
+        `TrainableModel` and `make_accelerator`."""
         self.settings = settings
-        self.folder = settings.folder
-        with all_reduce(self.folder / STATE, lambda: 0):
-            self._prepare(settings, device, offline)
+        self.folder = settings.output_folder
+        with detect_lost_process(self.folder / STATE, lambda: 0):
+            self._load(device, offline)
+            self._resume()
 
-    def _prepare(self, settings: TrainSettings, device: str, offline: bool) -> None:
+    def _load(self, device: str, offline: bool) -> None:
+        settings = self.settings
         self.accelerator = make_accelerator(device, settings.precision == "bfloat16")
-        self.main = self.accelerator.is_main_process
-        self.subject = TrainableModel(settings, offline)
-        found = self.subject.checkpoint
-        self._prompt_builder = PromptBuilder(found.tokenizer_file, found.config)
+        self.is_main = self.accelerator.is_main_process
+        self.trainable = TrainableModel(settings, offline)
+        checkpoint = self.trainable.checkpoint
+        config = checkpoint.config
+        self._prompts = PromptBuilder(checkpoint.tokenizer_file, config)
         data = Path(settings.data).expanduser()
-        portions = BatchSpec(settings.batch_tokens, found.config.backbone.max_seq_len, settings.seed)
-        store = open_store(data)
-        _refuse_other_codec(store, found)
-        self._deck = ExampleSampler(store, self._prompt_builder, portions, found.config.codebooks)
-        self._held_out = open_store(data, held_out=True)
-        self._lesson = LossMask(
-            settings.depth_share, settings.corrupt, settings.start_weight, found.config.codebook_size
+        store, self._held_out = open_store(data), open_store(data, held_out=True)
+        if store.codebooks == config.codebooks and store.codec.digest != codec_digest(checkpoint):
+            problem = f"the data was prepared for another codec than {checkpoint.name}'s"
+            raise InputError(f"{problem}; run csm data prepare with this --model")
+        spec = BatchSpec(settings.batch_tokens, config.backbone.positions, settings.seed)
+        self._sampler = ExampleSampler(store, self._prompts, spec, config.codebooks)
+        self._mask = LossMask(
+            settings.depth_frame_share, settings.token_corruption, settings.turn_start_weight, config.codes
         )
-        self.trainer = Trainer(LossModule(self.subject.model), _optimization(settings), self.accelerator)
-        self._samples = SampleSpeaker(settings.samples, found, self._prompt_builder)
-        self._best = float("inf")
-        self._dealt = 0
-        self._resume()
-
-    @property
-    def steps(self) -> int:
-        return self.settings.steps
-
-    def events(self, stop: Callable[[], bool] = lambda: False) -> Iterator[TrainingEvent]:
-        """Trains to the last step; where `stop` says so in any process, saves and ends after the step in hand.
-
-        Raises:
-            TrainingFailed: a loss that is not finite. InputError: data damaged on the way. OutputFailed: a full disk.
-            UsageError: another run is at this folder. OutputRefused: it cannot be written to. PeerLost: one of several
-            processes has ended.
-        """
-        alone = exclusive_lock(self.folder) if self.main else nullcontext()
-        with alone, all_reduce(self.folder / STATE, lambda: self.trainer.step):
-            yield self._begun()
-            yield from self._trained(stop, self._record() if self.main else None)
-
-    def _record(self) -> HistoryWriter:
-        """The figures so far; what a kill has left half-written is gone."""
-        for folder in (self.folder, *self.folder.glob("samples/*")):
-            remove_temp_files(folder)
-        for name in ("best", "last"):
-            recover_folder(self.folder / name)
-        return HistoryWriter(self.folder, self.trainer.step, self.settings.tensorboard)
-
-    def _trained(self, stop: Callable[[], bool], record: HistoryWriter | None) -> Iterator[TrainingEvent]:
-        while self.trainer.step < self.steps:
-            event = self._step()
-            stopping = bool(self.trainer.reduced(torch.tensor(float(stop()))) > 0)
-            step, last = event.step, event.step == self.steps
-            if record:
-                record.add(step, "train", event.losses)
-            yield event
-            if len(self._held_out) and (last or _due(step, self.settings.evaluate_every)):
-                yield from self._evaluated(step, record)
-            if self.main and self._due_samples(step, last):
-                yield self._spoken(step)
-            if last or stopping or _due(step, self.settings.save_every):
-                yield from self._saved(step, record)
-            if stopping:
-                return
-
-    def _begun(self) -> TrainingStarted:
-        total = sum(p.numel() for p in self.subject.model.parameters())
-        trained = sum(p.numel() for p in self.trainer.parameters.values())
-        return TrainingStarted(self.trainer.step, (trained, total), (len(self._deck.lengths), len(self._held_out)))
-
-    def _step(self) -> StepDone:
-        began = time.perf_counter()
-        world, rank = self.accelerator.num_processes, self.accelerator.process_index
-        numbers = [self._dealt + index * world + rank for index in range(self.settings.accumulate)]
-        batches = [self._deck.batch(number, self._lesson) for number in numbers]
-        self._dealt += self.settings.accumulate * world
-        positions = self.trainer.reduced(torch.tensor(sum(batch.text.numel() for batch in batches)))
-        losses = self.trainer.update(batches)
-        del losses["guide"], losses["voice"]
-        return StepDone(self.trainer.step, losses, int(positions), time.perf_counter() - began)
-
-    def _evaluated(self, step: int, record: HistoryWriter | None) -> Iterator[EvaluationDone | CheckpointSaved]:
-        """Evaluates the averaged weights; keeps them where they are the best so far."""
-        share = (self.accelerator.process_index, self.accelerator.num_processes)
-        batches = evaluation_batches(self._held_out, self._prompt_builder, self.settings.batch_tokens, share)
-        codebooks = self.trainer.evaluate(batches)
-        depth = sum(codebooks[1:]) / len(codebooks[1:])
-        loss = codebooks[0] + self.settings.depth_weight * depth
-        best, self._best = loss < self._best, min(loss, self._best)
-        if record:
-            books = {f"codebook {number}": value for number, value in enumerate(codebooks)}
-            record.add(step, "held out", {"backbone": codebooks[0], "depth": depth, **books})
-        yield EvaluationDone(step, tuple(codebooks), loss, best)
-        if best and self.main:
-            yield self._keep("best", step)
-
-    def _due_samples(self, step: int, last: bool) -> bool:
-        every = self.settings.sample_every
-        return bool(self.settings.samples and every) and (last or _due(step, every))
-
-    def _spoken(self, step: int) -> CheckpointSaved:
-        folder = self.folder / "samples" / f"{step:06}"
-        with self.trainer.averaged():
-            self._samples.write(self.subject.model, folder, self.settings.seed)
-        return CheckpointSaved(step, folder)
-
-    def _saved(self, step: int, record: HistoryWriter | None) -> Iterator[CheckpointSaved]:
-        """Keeps the weights first: a run killed in between comes to this step again."""
-        if record is None:
-            return
-        kept = self._keep("last", step)
-        state = {
-            "settings": self.settings.what_is_learned,
-            "dealt": self._dealt,
-            "best": self._best,
-            **self.trainer.state(),
-        }
-        save_atomically(state, self.folder / STATE)
-        record.draw()
-        yield kept
-
-    def _keep(self, name: str, step: int) -> CheckpointSaved:
-        with self.trainer.averaged():
-            self.subject.save(self.folder / name)
-        return CheckpointSaved(step, self.folder / name)
+        optimizer = OptimizerConfig(
+            steps=settings.steps,
+            learning_rate=settings.learning_rate,
+            warmup_steps=settings.warmup_steps,
+            weight_decay=settings.weight_decay,
+            max_grad_norm=settings.max_grad_norm,
+            depth_loss_weight=settings.depth_loss_weight,
+            ema_decay=settings.ema_decay,
+            eight_bit=settings.optimizer == "adamw8bit",
+            seed=settings.seed,
+        )
+        self.trainer = Trainer(LossModule(self.trainable.model), optimizer, self.accelerator)
+        self._samples = SampleGenerator(settings.sample_texts, checkpoint, self._prompts)
+        self._best_loss = float("inf")
+        self._batches_used = 0
 
     def _resume(self) -> None:
         """Raises InputError for a damaged state, UsageError for one of other settings."""
@@ -213,39 +122,112 @@ class TrainingRun:
             return
         try:
             state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-            before = state["settings"]
-        except Exception as problem:  # what unpickling raises is not bounded
-            raise InputError(f"{path} is damaged ({type(problem).__name__}); remove it to begin anew") from problem
-        for name, value in self.settings.what_is_learned.items():
-            if before.get(name) != value:
-                raise UsageError(
-                    f"{self.folder} was begun with {name} {before.get(name)!r}, now {value!r}; name another output"
-                )
-        self._dealt, self._best = state["dealt"], state["best"]
-        self.trainer.load(state)
+            version, earlier = state.get("version"), state["settings"]
+        except Exception as problem:  # unpickling may raise anything
+            raise InputError(f"{path} is damaged ({type(problem).__name__}); remove it to start over") from problem
+        if version != STATE_VERSION:
+            raise UsageError(f"{path} was saved by another version of csm; remove it to start over")
+        for name, value in self.settings.resume_key.items():
+            if earlier.get(name) != value:
+                change = f"{name} {earlier.get(name)!r}, now {value!r}"
+                raise UsageError(f"{self.folder} was started with {change}; choose another output")
+        self._batches_used, self._best_loss = state["batches_used"], state["best_loss"]
+        self.trainer.load_state_dict(state)
+
+    def events(self, stop: Callable[[], bool] = lambda: False) -> Iterator[TrainingEvent]:
+        """Trains to the last step. Where `stop` returns true in any process: ends after this step and saves.
+
+        Raises:
+            TrainingFailed: a loss that is not finite. InputError: data damaged during the run. OutputFailed: disk full.
+            UsageError: another run uses this folder. OutputRefused: it cannot be written to. PeerLost: another process
+            of this run has ended.
+        """
+        lock = exclusive_lock(self.folder) if self.is_main else nullcontext()
+        with lock, detect_lost_process(self.folder / STATE, lambda: self.trainer.step):
+            parameters = list(self.trainable.model.parameters())
+            yield TrainingStarted(
+                step=self.trainer.step,
+                trainable_parameters=sum(p.numel() for p in self.trainer.parameters.values()),
+                total_parameters=sum(p.numel() for p in parameters),
+                examples=len(self._sampler.lengths),
+                held_out_examples=len(self._held_out),
+            )
+            history = None
+            if self.is_main:
+                for folder in (self.folder, *self.folder.glob("samples/*")):
+                    remove_temp_files(folder)
+                for name in ("best", "last"):
+                    recover_folder(self.folder / name)
+                history = HistoryWriter(self.folder, self.trainer.step, self.settings.tensorboard)
+            yield from self._train(stop, history)
+
+    def _train(self, stop: Callable[[], bool], history: HistoryWriter | None) -> Iterator[TrainingEvent]:
+        settings, folder = self.settings, self.folder
+        while self.trainer.step < settings.steps:
+            event = self._step()
+            stopping = bool(self.trainer.sum_over_processes(torch.tensor(float(stop()))) > 0)
+            step, last = event.step, event.step == settings.steps
+            if history:
+                history.add(step, "train", event.losses)
+            yield event
+            if len(self._held_out) and (last or _is_due(step, settings.evaluate_every)):
+                yield from self._evaluate(step, history)
+            wants_samples = settings.sample_texts and settings.sample_every
+            if self.is_main and wants_samples and (last or _is_due(step, settings.sample_every)):
+                samples = folder / "samples" / f"{step:06}"
+                with self.trainer.ema_weights():
+                    self._samples.write(self.trainable.model, samples, settings.seed)
+                yield CheckpointSaved(step, samples)
+            if self.is_main and (last or stopping or _is_due(step, settings.save_every)):
+                yield self._save(step)
+            if stopping:
+                return
+
+    def _step(self) -> StepDone:
+        start = time.perf_counter()
+        world, rank = self.accelerator.num_processes, self.accelerator.process_index
+        accumulation = self.settings.gradient_accumulation_steps
+        numbers = [self._batches_used + index * world + rank for index in range(accumulation)]
+        batches = [self._sampler.batch(number, self._mask) for number in numbers]
+        self._batches_used += accumulation * world
+        positions = self.trainer.sum_over_processes(torch.tensor(sum(batch.text_ids.numel() for batch in batches)))
+        losses = self.trainer.update(batches)
+        return StepDone(self.trainer.step, losses, int(positions), time.perf_counter() - start)
+
+    def _evaluate(self, step: int, history: HistoryWriter | None) -> Iterator[EvaluationDone | CheckpointSaved]:
+        """Evaluates the averaged weights and saves them as `best` where their loss is the lowest so far."""
+        shard = (self.accelerator.process_index, self.accelerator.num_processes)
+        batches = evaluation_batches(self._held_out, self._prompts, self.settings.batch_tokens, shard)
+        codebooks = self.trainer.evaluate(batches)
+        depth = sum(codebooks[1:]) / len(codebooks[1:])
+        loss = codebooks[0] + self.settings.depth_loss_weight * depth
+        is_best, self._best_loss = loss < self._best_loss, min(loss, self._best_loss)
+        if history:
+            figures = {f"codebook_{number}": value for number, value in enumerate(codebooks)}
+            history.add(step, "held_out", {"backbone": codebooks[0], "depth": depth, **figures})
+        yield EvaluationDone(step, tuple(codebooks), loss, is_best)
+        if is_best and self.is_main:
+            yield self._save_weights("best", step)
+
+    def _save(self, step: int) -> CheckpointSaved:
+        """Saves the weights before the state: a run killed in between repeats this step."""
+        saved = self._save_weights("last", step)
+        state = {
+            "version": STATE_VERSION,
+            "settings": self.settings.resume_key,
+            "batches_used": self._batches_used,
+            "best_loss": self._best_loss,
+            **self.trainer.state_dict(),
+        }
+        save_state(state, self.folder / STATE)
+        plot_history(self.folder)
+        return saved
+
+    def _save_weights(self, name: str, step: int) -> CheckpointSaved:
+        with self.trainer.ema_weights():
+            self.trainable.save(self.folder / name)
+        return CheckpointSaved(step, self.folder / name)
 
 
-def _optimization(settings: TrainSettings) -> Optimization:
-    return Optimization(
-        steps=settings.steps,
-        learning_rate=settings.learning_rate,
-        warm_up=settings.warm_up,
-        weight_decay=settings.weight_decay,
-        clip=settings.clip,
-        depth_weight=settings.depth_weight,
-        average_decay=settings.average,
-        eight_bit=settings.optimizer == "adamw8bit",
-        seed=settings.seed,
-    )
-
-
-def _refuse_other_codec(store: Store, checkpoint: Checkpoint) -> None:
-    """Raises InputError where the data was prepared with a codec whose codes mean something else."""
-    if store.codebooks == checkpoint.config.codebooks and store.coding.codec != codec_identity(checkpoint):
-        raise InputError(
-            f"the data was prepared for another codec than {checkpoint.name}'s; run csm data prepare with --model of it"
-        )
-
-
-def _due(step: int, every: int) -> bool:
+def _is_due(step: int, every: int) -> bool:
     return bool(every) and step % every == 0

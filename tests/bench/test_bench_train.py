@@ -1,4 +1,4 @@
-"""csm bench train and finetune: both sides learn from the same batch, and the figures come out."""
+"""csm bench train: both sides learn from the same batch, and the figures come out."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from csm_cli.bench import train
 from csm_cli.bench.train import TrainLoad
 from csm_cli.checkpoint import open_checkpoint
 from csm_cli.generation.prompt import PromptBuilder
-from csm_cli.train.examples import example_row
+from csm_cli.train.batches import example_row
 
 Run = Callable[..., Result]
 
@@ -26,7 +26,7 @@ def test_both_sides_have_the_same_batch(tiny_checkpoint: Path) -> None:
     rows = [example_row(example, prompt_builder) for example in train._examples(checkpoint, load)]
     assert inputs["input_ids"].shape == (2, len(rows[0]))
     for ids, labels, row in zip(inputs["input_ids"], inputs["labels"], rows, strict=True):
-        assert (ids[torch.from_numpy(row.is_text)].numpy() == row.text[row.is_text]).all()
+        assert (ids[torch.from_numpy(row.is_text)].numpy() == row.text_ids[row.is_text]).all()
         assert ((labels.numpy() == -100) == (row.labels[:, 0] == -100)).all()
         assert np.count_nonzero(labels.numpy() == checkpoint.config.audio_token) == load.frames
 
@@ -45,16 +45,3 @@ def test_the_peak_is_of_this_process(tiny_checkpoint: Path) -> None:
     before = train._resident_peak()
     held = torch.ones(2**24)
     assert train._resident_peak() >= before and len(held)
-
-
-@pytest.mark.espeak
-def test_the_demo_measures_before_and_after(csm: Run, tiny_checkpoint: Path, tmp_path: Path) -> None:
-    path = tmp_path / "demo.yaml"
-    path.write_text(
-        f"data: {tmp_path / 'data'}\noutput: {tmp_path / 'run'}\nmodel: {tiny_checkpoint}\nlora: {{rank: 2}}\n"
-        "steps: 2\nbatch_tokens: 200\nevaluate_every: 1\nsave_every: 0\n"
-    )
-    result = csm("bench", "finetune", path, "--minutes", 0.1, "--sentences", 1, "--json")
-    assert result.code == 0, result.err
-    assert result.json["steps"] == 2 and 0 <= result.json["voice_match_before"] <= 1
-    assert {"voice_match", "retrieval", "voice_match_of_codec", "minutes"} <= result.json.keys()

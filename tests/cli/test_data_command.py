@@ -1,4 +1,4 @@
-"""csm data: what a user sees of a dataset checked and prepared."""
+"""csm data: output, files and exit codes."""
 
 from __future__ import annotations
 
@@ -35,21 +35,21 @@ def dataset(tmp_path: Path) -> Path:
     return folder
 
 
-def test_check_tells_what_is_kept_and_why_the_rest_is_not(csm: Csm, dataset: Path) -> None:
+def test_check_reports_usable_and_dropped_clips(csm: Csm, dataset: Path) -> None:
     result = csm("data", "check", dataset)
     assert (result.code, result.out) == (0, "")
     place = dataset / "metadata.jsonl"
-    assert f"csm: {place}:4: silence: nothing is to be heard" in result.err
-    assert f"csm: {place}:5: broken row: is not a JSON object" in result.err
+    assert f"csm: {place}:4: silence: it is silent throughout" in result.err
+    assert f"csm: {place}:5: invalid row: is not a JSON object" in result.err
     assert f"csm: {place}:6: unreadable: {dataset / 'none.wav'}: No such file" in result.err
-    assert "left out: unreadable" in result.err
+    assert "dropped: unreadable" in result.err
 
 
 def test_check_as_json(csm: Csm, dataset: Path) -> None:
-    told = csm("data", "check", dataset, "--json").json
-    assert told["kept"]["clips"] == 3 and told["speakers"] == {"0": 2, "1": 1}
-    assert told["speaker_names"] == {"a": 0, "b": 1}
-    assert [drop["reason"] for drop in told["drops"]] == ["silence", "broken row", "unreadable"]
+    result = csm("data", "check", dataset, "--json").json
+    assert result["usable"]["clips"] == 3 and result["speakers"] == {"0": 2, "1": 1}
+    assert result["speaker_names"] == {"a": 0, "b": 1}
+    assert [clip["reason"] for clip in result["dropped_clips"]] == ["silence", "invalid row", "unreadable"]
 
 
 def test_check_loads_no_model(dataset: Path) -> None:
@@ -61,7 +61,7 @@ def test_check_loads_no_model(dataset: Path) -> None:
     assert done.stdout.strip() == "[]"
 
 
-def test_check_draws(csm: Csm, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_check_plots_durations(csm: Csm, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     result = csm("data", "check", dataset, "--plot", tmp_path / "out" / "lengths.png", "-q")
     assert (result.code, result.out, result.err) == (0, f"{tmp_path}/out/lengths.png\n", "")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
@@ -74,22 +74,22 @@ def test_prepare_makes_a_store_and_its_report(csm: Csm, dataset: Path, tiny_chec
     result = csm("data", "prepare", dataset, "-o", folder, "--model", tiny_checkpoint, "--held-out", "0")
     assert (result.code, result.out) == (0, f"{folder}\n"), result.err
     assert [example.turns[0].text for example in open_store(folder)] == ["[b]Words[/b]."] * 3
-    assert json.loads((folder / "report.json").read_text())["kept"]["clips"] == 3
-    assert len((folder / "dropped.jsonl").read_text().splitlines()) == 3 and (folder / "lengths.png").exists()
+    assert json.loads((folder / "report.json").read_text())["usable"]["clips"] == 3
+    assert len((folder / "dropped.jsonl").read_text().splitlines()) == 3 and (folder / "durations.png").exists()
     again = csm("data", "prepare", dataset, "-o", folder, "--model", tiny_checkpoint, "--held-out", "0", "--json")
     assert again.json["examples"] == 3 and again.json["held_out"] == 0 and again.json["hours_per_hour"] == 0
 
 
-def test_few_clips_are_told_of_and_the_rest_on_demand(csm: Csm, dataset: Path) -> None:
+def test_few_dropped_clips_are_listed_unless_all(csm: Csm, dataset: Path) -> None:
     (dataset / "metadata.jsonl").open("a").write("\n{" * 9)
-    assert csm("data", "check", dataset).err.count("broken row: is not") == 5
-    assert csm("data", "check", dataset, "--all").err.count("broken row: is not") == 10
+    assert csm("data", "check", dataset).err.count("invalid row: is not") == 5
+    assert csm("data", "check", dataset, "--all").err.count("invalid row: is not") == 10
 
 
 def test_limits(csm: Csm, dataset: Path) -> None:
-    result = csm("data", "check", dataset, "--longest", "0.4", "--json")
-    assert result.code == 3 and result.json["left_out"]["too long"]["clips"] == 4
-    assert "no trainable clips" in result.err
+    result = csm("data", "check", dataset, "--max-duration", "0.4", "--json")
+    assert result.code == 3 and result.json["dropped"]["too long"]["clips"] == 4
+    assert "nothing is left to learn from" in result.err
 
 
 def test_nothing_to_prepare(csm: Csm, dataset: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
@@ -98,14 +98,14 @@ def test_nothing_to_prepare(csm: Csm, dataset: Path, tiny_checkpoint: Path, tmp_
     assert (result.code, result.out) == (3, "") and "nothing is left" in result.err
 
 
-def test_context_alone_teaches_nothing(csm: Csm, tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_context_alone_is_not_trainable(csm: Csm, tiny_checkpoint: Path, tmp_path: Path) -> None:
     script = ROOT / "samples" / "dialogue.yaml"
     checked = csm("data", "check", script)
     prepared = csm("data", "prepare", script, "-o", tmp_path / "store", "--model", tiny_checkpoint)
     for result in (checked, prepared):
         assert (result.code, result.out) == (3, "")
-        assert result.err.count("no trainable clips") == 1 and "context only" in result.err
-        assert "goes on" not in result.err
+        assert result.err.count("nothing is left to learn from") == 1 and "heard, not learned" in result.err
+        assert "to resume" not in result.err
     assert not (tmp_path / "store").exists()
 
 
@@ -115,7 +115,7 @@ def test_context_alone_teaches_nothing(csm: Csm, tiny_checkpoint: Path, tmp_path
         (["none"], 3, "none: cannot be read (No such file or directory)"),
         (["."], 3, ".: holds no dataset"),
         (["x.yaml", "--format", "parquet"], 2, "--format takes auto, conversation"),
-        (["x.yaml", "--shortest", "5", "--longest", "2"], 2, "--shortest 5 is not below --longest 2"),
+        (["x.yaml", "--min-duration", "5", "--max-duration", "2"], 2, "--min-duration 5 is not below --max-duration 2"),
         ([], 2, "missing argument"),
     ],
 )
@@ -127,14 +127,14 @@ def test_bad_input(
     assert (result.code, result.out) == (code, "") and message in result.err
 
 
-def test_an_output_that_cannot_be(csm: Csm, dataset: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_output_that_cannot_be_written(csm: Csm, dataset: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     result = csm("data", "prepare", dataset, "-o", tmp_path / "file", "--model", tiny_checkpoint, "-q")
     assert result.code == 2 and "cannot be written" in result.err
     assert csm("data", "prepare", dataset, "-o", tmp_path / "store", "--model", tmp_path / "none").code == 4
 
 
-def test_the_sample(csm: Csm, tmp_path: Path) -> None:
+def test_samples(csm: Csm, tmp_path: Path) -> None:
     result = csm("data", "check", ROOT / "samples" / "ljspeech", ROOT / "samples" / "dialogue.yaml", "--json")
-    assert result.code == 0 and result.json["kept"]["clips"] == 5  # three, and the two of the dialogue's context
-    assert result.json["left_out"] == {"no audio": {"clips": 8, "hours": 0.0}}
+    assert result.code == 0 and result.json["usable"]["clips"] == 5  # three, and the two of the dialogue's context
+    assert result.json["dropped"] == {"no audio": {"clips": 8, "hours": 0.0}}

@@ -1,4 +1,4 @@
-"""csm train as a user meets it: lines, paths, exit codes."""
+"""csm train: output lines, paths, exit codes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from conftest import Result
 from safetensors.torch import load_file
 from train.test_run import examples, store
 
-from csm_cli.cli import train_progress as training
+from csm_cli.cli.train import TrainingReporter
 from csm_cli.train.run import StepDone
 
 Run = Callable[..., Result]
@@ -31,10 +31,10 @@ def config(tiny_checkpoint: Path, tmp_path: Path) -> Path:
     return path
 
 
-def test_a_run_tells_its_way_and_prints_what_it_made(csm: Run, config: Path, tmp_path: Path) -> None:
+def test_run_reports_progress_and_prints_its_folder(csm: Run, config: Path, tmp_path: Path) -> None:
     result = csm("train", config, "--device", "cpu")
     assert (result.code, result.out) == (0, f"{tmp_path / 'my run' / 'best'}\n")
-    assert "parameters learn from 12 examples; 2 are held out" in result.err
+    assert "parameters on 12 examples; 2 held out" in result.err
     assert "step 1 of 4: backbone" in result.err and "tokens/s" in result.err
     assert "step 2: held-out loss" in result.err and "by codebook" in result.err
     again = csm("train", config, "--device", "cpu", "-q")
@@ -44,22 +44,22 @@ def test_a_run_tells_its_way_and_prints_what_it_made(csm: Run, config: Path, tmp
     assert spoken.code == 2 and "no output named" in spoken.err
 
 
-def test_an_interrupted_run_is_saved(csm: Run, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tell = training.TrainingReporter.tell
+def test_interrupted_run_is_saved(csm: Run, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    report = TrainingReporter.report
 
-    def interrupting(self: training.TrainingReporter, event: object) -> None:
-        tell(self, event)  # type: ignore[arg-type]
+    def interrupting(self: TrainingReporter, event: object) -> None:
+        report(self, event)  # type: ignore[arg-type]
         if isinstance(event, StepDone) and event.step == 1:
             for _ in range(2):  # the terminal's, and the same again from a launcher
                 os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr(training.TrainingReporter, "tell", interrupting)
+    monkeypatch.setattr(TrainingReporter, "report", interrupting)
     result = csm("train", config, "--device", "cpu")
     assert result.code == 130 and "stopped after step 2, which is saved" in result.err
     assert result.err.count("again to stop at once") == 1
     assert (tmp_path / "my run" / "last" / "adapter_config.json").exists()
     monkeypatch.undo()
-    assert "going on from step 2" in csm("train", config, "--device", "cpu").err
+    assert "resuming after step 2" in csm("train", config, "--device", "cpu").err
 
 
 def test_failures_are_one_line(csm: Run, config: Path, tmp_path: Path) -> None:
@@ -73,7 +73,7 @@ def test_failures_are_one_line(csm: Run, config: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("missing", ["accelerate", "peft"])
-def test_a_missing_library_is_told_before_anything_is_loaded(
+def test_missing_library_is_reported_before_loading(
     csm: Run, config: Path, missing: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, missing, None)
@@ -82,7 +82,7 @@ def test_a_missing_library_is_told_before_anything_is_loaded(
     assert "loading" not in result.err
 
 
-def test_settings_stand_in_for_what_is_left_open(
+def test_csm_toml_and_flags_fill_in_the_model(
     csm: Run, config: Path, tmp_path: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config.write_text("".join(line for line in config.open() if not line.startswith("model")))
@@ -98,7 +98,7 @@ def test_settings_stand_in_for_what_is_left_open(
 
 
 @pytest.mark.parametrize("command", ["train", "data", "export"])
-def test_what_is_offline_asks_nobody(csm: Run, config: Path, tmp_path: Path, tone: Path, command: str) -> None:
+def test_offline_makes_no_requests(csm: Run, config: Path, tmp_path: Path, tone: Path, command: str) -> None:
     settings = yaml.safe_load(config.read_text()) | {"model": "nobody/nothing"}
     config.write_text(yaml.safe_dump(settings))
     (tmp_path / "rows.jsonl").write_text('{"audio_filepath": "tone.wav", "text": "Hi."}\n')
@@ -112,9 +112,7 @@ def test_what_is_offline_asks_nobody(csm: Run, config: Path, tmp_path: Path, ton
     assert result.code == 4 and "nobody/nothing" in result.err.splitlines()[-1]
 
 
-def test_the_device_is_as_for_other_commands(
-    csm: Run, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_device_names_and_sources(csm: Run, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     absent = csm("train", config, "--device", "cuda:99")
     assert absent.code == 6 and absent.err.endswith(
         'csm: no device "cuda:99" on this machine; `csm doctor` lists what there is\n'

@@ -1,4 +1,4 @@
-"""Work over processes: in order, and no death unnoticed."""
+"""Work over processes: results in order, killed workers reported."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ def test_results_come_in_order(workers: int) -> None:
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_failure_is_the_callers(workers: int) -> None:
+def test_failure_is_raised_to_the_caller(workers: int) -> None:
     with pytest.raises(InputError, match="a hundred"):
         list(map_processes(doubled, [1, 100, 2], workers))
     assert not multiprocessing.active_children()
 
 
-def test_a_killed_worker_is_told() -> None:
-    with pytest.raises(CsmError, match=r"a worker was killed from outside.*run again to go on"):
+def test_killed_worker_is_reported() -> None:
+    with pytest.raises(CsmError, match=r"a worker process was killed.*run again to resume"):
         list(map_processes(doubled, [1, 101, 2, 3], 2))
 
 
-def test_whoever_stops_listening_does_not_wait() -> None:
+def test_closing_the_results_stops_the_workers() -> None:
     results = map_processes(doubled, [1, 2, 3, 4, 5, 102], 2)
     assert next(results) == 2
     results.close()

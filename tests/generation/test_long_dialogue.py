@@ -14,8 +14,7 @@ from conftest import Result
 
 from csm_cli.audio.loudness import loudness, true_peak
 from csm_cli.cli import main
-from csm_cli.recipe.reference import Reference
-from csm_cli.recipe.sounds import nearest
+from csm_cli.recipe.measure import Reference, nearest
 
 MARKET = Path(__file__).parents[2] / "samples" / "market.yaml"
 TURNS = 30

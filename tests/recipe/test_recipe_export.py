@@ -1,4 +1,4 @@
-"""An exported voice is a checkpoint that transformers reads as it lies."""
+"""An exported voice is a checkpoint that transformers reads directly."""
 
 from __future__ import annotations
 
@@ -7,16 +7,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from recipe.test_guided_model import BACKBONE, CODEC, DEPTH
+from recipe.test_model import BACKBONE, CODEC, DEPTH
 from safetensors.torch import load_file
 from transformers import AutoProcessor, CsmForConditionalGeneration
 
-from csm_cli.recipe.codec import build_codec
+from csm_cli.recipe.codec import QuantizerTrainer, build_codec
+from csm_cli.recipe.codes import text_ids
 from csm_cli.recipe.export import export_voice
 from csm_cli.recipe.model import model_config
 from csm_cli.recipe.plan import SamplingPlan
-from csm_cli.recipe.quantizer import QuantizerTrainer
-from csm_cli.recipe.tokenizer import text_ids
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +29,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[CsmForConditiona
     return model, folder
 
 
-def test_weights_survive_in_float16(exported: tuple[CsmForConditionalGeneration, Path]) -> None:
+def test_weights_are_float16(exported: tuple[CsmForConditionalGeneration, Path]) -> None:
     model, folder = exported
     loaded = CsmForConditionalGeneration.from_pretrained(folder)
     assert loaded.dtype == torch.float32
@@ -39,7 +38,7 @@ def test_weights_survive_in_float16(exported: tuple[CsmForConditionalGeneration,
     assert all(tensor.dtype != torch.float32 for tensor in load_file(folder / "model.safetensors").values())
 
 
-def test_both_audio_tables_are_one(exported: tuple[CsmForConditionalGeneration, Path]) -> None:
+def test_audio_embeddings_are_tied(exported: tuple[CsmForConditionalGeneration, Path]) -> None:
     state = CsmForConditionalGeneration.from_pretrained(exported[1]).state_dict()
     first = state["backbone_model.embed_tokens.embed_audio_tokens.weight"]
     assert torch.equal(first, state["depth_decoder.model.embed_tokens.weight"])
@@ -53,7 +52,7 @@ def test_config_and_default_sampling(exported: tuple[CsmForConditionalGeneration
     assert generation["depth_decoder_max_new_tokens"] == 3 and generation["csm_memory"] == 90
 
 
-def test_the_tokenizer_is_bytes_between_begin_and_end(exported: tuple[CsmForConditionalGeneration, Path]) -> None:
+def test_tokenizer_is_bytes_between_begin_and_end(exported: tuple[CsmForConditionalGeneration, Path]) -> None:
     tokenizer = AutoProcessor.from_pretrained(exported[1]).tokenizer
     text = "Zoë said: 12 œufs, <b> & 100 %!\n"
     assert tokenizer(f"[3]{text}", add_special_tokens=True).input_ids == text_ids(3, text)
@@ -64,15 +63,15 @@ def test_the_processor_and_generate_work_with_context(exported: tuple[CsmForCond
     processor = AutoProcessor.from_pretrained(exported[1])
     model = CsmForConditionalGeneration.from_pretrained(exported[1])
     audio = torch.zeros(1920 * 3).numpy()
-    heard = {"role": "0", "content": [{"type": "text", "text": "Hi."}, {"type": "audio", "path": audio}]}
-    wanted = {"role": "1", "content": [{"type": "text", "text": "Yes?"}]}
-    inputs = processor.apply_chat_template([heard, wanted], tokenize=True, return_dict=True)
+    context = {"role": "0", "content": [{"type": "text", "text": "Hi."}, {"type": "audio", "path": audio}]}
+    prompt = {"role": "1", "content": [{"type": "text", "text": "Yes?"}]}
+    inputs = processor.apply_chat_template([context, prompt], tokenize=True, return_dict=True)
     assert inputs["input_ids"][0].tolist() == [*text_ids(0, "Hi."), 258, 258, 258, 259, *text_ids(1, "Yes?")]
     codes = model.generate(**inputs)
     assert codes.shape[0] == 1 and 1 <= codes.shape[1] <= 4 and codes.max() < 512
 
 
-def test_exporting_again_keeps_other_files(exported: tuple[CsmForConditionalGeneration, Path], tmp_path: Path) -> None:
+def test_exporting_again_leaves_other_files(exported: tuple[CsmForConditionalGeneration, Path], tmp_path: Path) -> None:
     model, _ = exported
     (tmp_path / "voice").mkdir()
     (tmp_path / "voice" / "README.md").write_text("card")

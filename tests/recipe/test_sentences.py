@@ -1,4 +1,4 @@
-"""Training text: deterministic, plentiful, and never a held-out word or sentence."""
+"""Training text: deterministic, without held-out words and sentences."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import re
 import pytest
 
 from csm_cli.recipe.sentences import (
-    Writer,
+    SentenceWriter,
     held_out_sentences,
     is_held_out,
     spell_number,
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.espeak
 WORDS = ["apricot", "bramble", "cobalt", "dulcimer", "ember", "falcon", "gable", "harvest", "ingot", "juniper"]
 
 
-def test_the_same_seed_writes_the_same_texts() -> None:
+def test_texts_depend_on_the_seed() -> None:
     first, again, other = (list(itertools.islice(training_texts(seed, WORDS), 50)) for seed in (3, 3, 4))
     assert first == again != other
 
@@ -32,12 +32,12 @@ def test_no_training_text_is_held_out() -> None:
     assert not [word for word in words if is_held_out(word)]
 
 
-def test_held_out_sentences_are_fixed_distinct_and_hold_unheard_words() -> None:
+def test_held_out_sentences_are_fixed_and_distinct() -> None:
     sentences = held_out_sentences()
     assert sentences == held_out_sentences()
     assert len(set(sentences)) == 200
-    heard = [any(is_held_out(word) for word in re.findall(r"[a-z]+", text.lower())) for text in sentences]
-    assert sum(heard) > 40
+    with_held_out_words = [any(is_held_out(word) for word in re.findall(r"[a-z]+", text.lower())) for text in sentences]
+    assert sum(with_held_out_words) > 40
 
 
 def test_a_third_of_the_texts_are_short() -> None:
@@ -46,8 +46,8 @@ def test_a_third_of_the_texts_are_short() -> None:
     assert 0.28 < short < 0.45
 
 
-def test_every_rare_word_comes_before_any_comes_again() -> None:
-    writer = Writer(0, WORDS)
+def test_every_rare_word_is_used_before_any_repeats() -> None:
+    writer = SentenceWriter(0, WORDS)
     seen = [word for text in (writer.sentence() for _ in range(400)) for word in re.findall("[a-z]+", text.lower())]
     seen = [word for word in seen if word in WORDS]
     assert sorted(seen[: len(WORDS)]) == sorted(WORDS)
@@ -65,5 +65,5 @@ def test_every_rare_word_comes_before_any_comes_again() -> None:
         (20_000, "twenty thousand"),
     ],
 )
-def test_numbers_are_spelled(number: int, words: str) -> None:
+def test_spell_number(number: int, words: str) -> None:
     assert spell_number(number) == words

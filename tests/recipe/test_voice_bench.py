@@ -1,4 +1,4 @@
-"""`csm bench voice` over an espeak-ng and voices made of tones: a good voice passes, each kind of bad one is caught."""
+"""The voice figures with a fake espeak-ng: a good voice passes, each kind of bad voice fails."""
 
 from __future__ import annotations
 
@@ -17,13 +17,9 @@ from csm_cli.audio.io import Audio, read_audio
 from csm_cli.cli import main
 from csm_cli.errors import CsmError
 from csm_cli.generation.events import Utterance
-from csm_cli.recipe import reference
-from csm_cli.recipe import voice_bench as voice
-from csm_cli.recipe.corpus import RATE, VOICES
-from csm_cli.recipe.espeak import EspeakSpeech, EspeakVoice
-from csm_cli.recipe.recognizer import CHOICES, PhoneRecognizer
-from csm_cli.recipe.reference import Reference
-from csm_cli.recipe.sounds import Samples
+from csm_cli.recipe import measure, voice_bench
+from csm_cli.recipe.corpus import RATE, VOICES, EspeakSpeech, EspeakVoice
+from csm_cli.recipe.measure import CHOICES, PhoneRecognizer, Reference, Samples
 from csm_cli.recipe.voice_bench import FIGURES, Figure, Goal, VoiceBench
 from csm_cli.types import Conversation, GenerationOptions, RetryPolicy, Turn
 
@@ -33,7 +29,7 @@ SENTENCES = 10
 
 
 class Tones:
-    """Stands in for espeak-ng: a letter is 50 ms of two formants, a voice is a pitch and a third formant."""
+    """A fake espeak-ng: a letter is 50 ms of two formants, a voice is a pitch and a third formant."""
 
     rate = RATE
 
@@ -56,7 +52,7 @@ Voice = Callable[[Conversation, Reference], tuple[Samples, str]]
 
 @dataclass
 class Speaker:
-    """Stands in for a Synthesizer that speaks as `voice` does, with a codec that loses nothing."""
+    """A fake Synthesizer that speaks like `voice`, with a lossless codec."""
 
     voice: Voice
     reference: Reference
@@ -69,7 +65,7 @@ class Speaker:
         return SimpleNamespace(name="tones", tokenizer_file=self.folder / "tokenizer.json")
 
     def speak(
-        self, conversations: Sequence[Conversation], flags: GenerationOptions, care: RetryPolicy | None = None
+        self, conversations: Sequence[Conversation], flags: GenerationOptions, retry_policy: RetryPolicy | None = None
     ) -> Iterator[Utterance]:
         for each in conversations:
             samples, stop = self.voice(each, self.reference)
@@ -78,9 +74,9 @@ class Speaker:
 
 
 def faithful(conversation: Conversation, reference: Reference) -> tuple[Samples, str]:
-    """As espeak-ng, in the voice of the context."""
-    heard = [_voice_of(turn, reference) for turn in conversation.context]
-    return reference.speech(conversation.turns[0].text, VOICES[(heard or [0])[-1]]), "eos"
+    """Like espeak-ng, in the voice of the context."""
+    context = [_voice_of(turn, reference) for turn in conversation.context]
+    return reference.speech(conversation.turns[0].text, VOICES[(context or [0])[-1]]), "eos"
 
 
 def _voice_of(turn: Turn, reference: Reference) -> int:
@@ -88,13 +84,13 @@ def _voice_of(turn: Turn, reference: Reference) -> int:
     return reference.closest_voice(read_audio(turn.recording.path, RATE).samples, turn.text)
 
 
-def deaf(conversation: Conversation, reference: Reference) -> tuple[Samples, str]:
-    """In its own voice whatever the context."""
+def ignores_context(conversation: Conversation, reference: Reference) -> tuple[Samples, str]:
+    """In one voice whatever the context."""
     return reference.speech(conversation.turns[0].text), "eos"
 
 
-def scatterbrained(conversation: Conversation, reference: Reference) -> tuple[Samples, str]:
-    """Says every sentence backwards."""
+def backwards(conversation: Conversation, reference: Reference) -> tuple[Samples, str]:
+    """Speaks every sentence backwards."""
     return reference.speech(conversation.turns[0].text[::-1]), "eos"
 
 
@@ -102,14 +98,14 @@ def endless(conversation: Conversation, reference: Reference) -> tuple[Samples, 
     return np.tile(reference.speech(conversation.turns[0].text), 2), "cap"
 
 
-def mute(conversation: Conversation, reference: Reference) -> tuple[Samples, str]:
+def silent(conversation: Conversation, reference: Reference) -> tuple[Samples, str]:
     return np.zeros(0, np.float32), "empty"
 
 
 @pytest.fixture(scope="module")
 def tones() -> Iterator[Reference]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(reference, "Espeak", Tones)
+        patch.setattr(measure, "Espeak", Tones)
         yield Reference()
 
 
@@ -124,7 +120,7 @@ SPOKEN = ["retrieval_at_1", "minimal_pairs", "clean_stop", "voice_match", "long_
 
 
 @pytest.mark.parametrize("name", [*SPOKEN, "codec_retrieval", "asset_mb"])
-def test_a_voice_as_good_as_espeak_passes(bench: Bench, name: str) -> None:
+def test_voice_as_good_as_espeak_passes(bench: Bench, name: str) -> None:
     figure = bench(faithful).measure(name)
     assert figure.passed, figure
 
@@ -132,28 +128,28 @@ def test_a_voice_as_good_as_espeak_passes(bench: Bench, name: str) -> None:
 @pytest.mark.parametrize(
     ("speaks", "name", "most"),
     [
-        (scatterbrained, "retrieval_at_1", 0.5),
-        (scatterbrained, "long_text", 0.5),
-        (deaf, "voice_match", 0.2),
+        (backwards, "retrieval_at_1", 0.5),
+        (backwards, "long_text", 0.5),
+        (ignores_context, "voice_match", 0.2),
         (endless, "clean_stop", 0.0),
-        (mute, "retrieval_at_1", 0.1),
-        (mute, "clean_stop", 0.0),
-        (mute, "voice_match", 0.2),
-        (mute, "long_text", 0.1),
+        (silent, "retrieval_at_1", 0.1),
+        (silent, "clean_stop", 0.0),
+        (silent, "voice_match", 0.2),
+        (silent, "long_text", 0.1),
     ],
 )
-def test_a_bad_voice_is_caught(bench: Bench, speaks: Voice, name: str, most: float) -> None:
+def test_bad_voice_fails(bench: Bench, speaks: Voice, name: str, most: float) -> None:
     figure = bench(speaks).measure(name)
     assert figure.value is not None and figure.value <= most, figure
     assert not figure.passed
 
 
-def test_takes_have_fixed_seeds_of_their_own(bench: Bench) -> None:
+def test_takes_have_fixed_distinct_seeds(bench: Bench) -> None:
     seeds: list[int | None] = []
 
     def note_seed(conversation: Conversation, reference: Reference) -> tuple[Samples, str]:
         seeds.append(conversation.turns[0].options.seed)
-        return deaf(conversation, reference)
+        return ignores_context(conversation, reference)
 
     for _ in range(2):
         bench(note_seed).measure("clean_stop")
@@ -161,15 +157,15 @@ def test_takes_have_fixed_seeds_of_their_own(bench: Bench) -> None:
     assert len(set(seeds)) == SENTENCES and None not in seeds
 
 
-def test_what_cannot_be_measured_says_why(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(voice, "can_recognize", lambda: False)
+def test_figure_that_cannot_be_measured_has_a_reason(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(voice_bench, "can_recognize", lambda: False)
     for figure in map(bench(faithful).measure, ("recognizer_ratio", "codec_recognizer_ratio")):
         assert figure.value is None and figure.passed is None
         assert "pip install" in figure.note
-    assert bench(mute).measure("rtf").value is None
+    assert bench(silent).measure("rtf").value is None
 
 
-def test_the_recognizer_is_asked_about_sentences_whose_words_it_knows(tones: Reference) -> None:
+def test_recognizer_uses_sentences_of_known_words(tones: Reference) -> None:
     recognizer = PhoneRecognizer(["My number is 9 5.", "The fabulous sneedball.", *tones.texts])
     assert len(recognizer.groups) >= 5
     assert {len(group) for group in recognizer.groups} == {CHOICES}
@@ -177,7 +173,7 @@ def test_the_recognizer_is_asked_about_sentences_whose_words_it_knows(tones: Ref
     assert not [text for group in recognizer.groups for text in group if any(char.isdigit() for char in text)]
 
 
-def test_the_recognizer_does_not_find_words_in_noise(tones: Reference) -> None:
+def test_recognizer_finds_no_words_in_noise(tones: Reference) -> None:
     recognizer = PhoneRecognizer(tones.texts)
     noise = np.random.default_rng(0).normal(0, 0.1, 2 * RATE).astype(np.float32)
     hits = recognizer.hits(dict.fromkeys(recognizer.groups[0][:5], noise))
@@ -197,20 +193,20 @@ def test_the_paragraph_has_sixty_words(tones: Reference) -> None:
 
 
 def test_the_default_voice_is_espeaks() -> None:
-    assert EspeakVoice("en-us", rate=175, pitch=50, range=50) == reference.DEFAULT
+    assert EspeakVoice("en-us", rate=175, pitch=50, range=50) == measure.DEFAULT
 
 
-def test_missing_espeak_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_espeak(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing() -> None:
         raise OSError("libespeak-ng.so.1: cannot open shared object file")
 
-    monkeypatch.setattr(reference, "Espeak", missing)
+    monkeypatch.setattr(measure, "Espeak", missing)
     with pytest.raises(CsmError, match="apt install espeak-ng"):
         Reference()
 
 
 @pytest.mark.parametrize(("value", "passed"), [(0.95, True), (0.94, False), (None, None)])
-def test_a_goal_is_met_from_its_limit_on(value: float | None, passed: bool | None) -> None:
+def test_goal_includes_its_limit(value: float | None, passed: bool | None) -> None:
     assert Figure("x", value, Goal(0.95), "").passed is passed
     assert Goal(32, at_most=True).met(32) and not Goal(32, at_most=True).met(32.1)
 
@@ -219,7 +215,7 @@ def test_the_command_ends_with_one_flat_json_line(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("csm_cli.cli.bench._open", lambda *_: bench(faithful))
-    monkeypatch.setattr(voice, "can_recognize", lambda: False)
+    monkeypatch.setattr(voice_bench, "can_recognize", lambda: False)
     assert main(["bench", "voice", "--only", "asset_mb,recognizer_ratio", "--sentences", "10"]) == 0
     told = capsys.readouterr()
     assert json.loads(told.out) == {

@@ -1,4 +1,4 @@
-"""Runs of csm train: exact resumption, several processes, what is kept, and what stops them."""
+"""Runs of csm train: exact resuming, several processes, saved checkpoints, and errors."""
 
 from __future__ import annotations
 
@@ -18,16 +18,15 @@ from tiny import BOS, Shape, random_csm
 from transformers import CsmForConditionalGeneration
 
 from csm_cli.checkpoint import open_checkpoint
-from csm_cli.data.encode import codec_identity
+from csm_cli.data.prepare import codec_digest
 from csm_cli.data.store import CodecIdentity, CodedTurn, Example, StoreWriter, open_store
 from csm_cli.errors import InputError, TrainingFailed, UsageError
 from csm_cli.generation.prompt import PromptBuilder
-from csm_cli.train.batches import LossMask, collate
-from csm_cli.train.examples import BatchSpec, ExampleSampler
+from csm_cli.train.batches import BatchSpec, ExampleSampler, LossMask, collate
 from csm_cli.train.loss import LossModule
 from csm_cli.train.run import CheckpointSaved, EvaluationDone, StepDone, TrainingEvent, TrainingRun
 from csm_cli.train.settings import TrainSettings
-from csm_cli.train.trainer import NO_AUX_LOSSES, Optimization, Trainer
+from csm_cli.train.trainer import OptimizerConfig, Trainer
 
 BOOKS = 8
 
@@ -35,9 +34,9 @@ BOOKS = 8
 def examples(count: int = 14) -> list[Example]:
     generator = torch.Generator().manual_seed(0)
 
-    def turn(speaker: int, length: int, learned: bool = True) -> CodedTurn:
+    def turn(speaker: int, length: int, trained: bool = True) -> CodedTurn:
         return CodedTurn(
-            speaker, "Well, so." * (1 + length % 2), torch.randint(1, 64, (length, BOOKS), generator=generator), learned
+            speaker, "Well, so." * (1 + length % 2), torch.randint(1, 64, (length, BOOKS), generator=generator), trained
         )
 
     return [
@@ -59,14 +58,14 @@ def settings(data: Path, tiny_checkpoint: Path, tmp_path: Path) -> TrainSettings
         model=str(tiny_checkpoint),
         steps=6,
         batch_tokens=120,
-        accumulate=2,
+        gradient_accumulation_steps=2,
         learning_rate=3e-3,
-        warm_up=2,
-        depth_share=0.5,
-        corrupt=0.1,
+        warmup_steps=2,
+        depth_frame_share=0.5,
+        token_corruption=0.1,
         evaluate_every=3,
         save_every=0,
-        average=0.9,
+        ema_decay=0.9,
     )
 
 
@@ -79,7 +78,7 @@ def losses(events: Iterator[TrainingEvent]) -> list[tuple[int, float, float]]:
 
 
 @pytest.mark.parametrize("lora", [None, {"rank": 2, "dropout": 0.2}], ids=["full", "lora"])
-def test_a_killed_run_goes_on_exactly(settings: TrainSettings, tmp_path: Path, lora: dict[str, object] | None) -> None:
+def test_killed_run_resumes_exactly(settings: TrainSettings, tmp_path: Path, lora: dict[str, object] | None) -> None:
     settings = changed(settings, lora=lora)
     whole = losses(TrainingRun(settings, device="cpu").events())
     other = changed(settings, output=str(tmp_path / "killed"), save_every=2)
@@ -91,114 +90,123 @@ def test_a_killed_run_goes_on_exactly(settings: TrainSettings, tmp_path: Path, l
     rest = losses(TrainingRun(other, device="cpu").events())
     assert rest[0][0] in (3, 5) and rest[-1][0] == 6
     torch.testing.assert_close(torch.tensor(rest), torch.tensor(whole[-len(rest) :]), rtol=0, atol=1e-5)
-    rows = [json.loads(line) for line in (other.folder / "history.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (other.output_folder / "history.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows if row["split"] == "train"] == [1, 2, 3, 4, 5, 6]
     name = "adapter_model.safetensors" if lora else "model.safetensors"
-    one, two = (load_file(each.folder / "last" / name) for each in (settings, other))
+    one, two = (load_file(each.output_folder / "last" / name) for each in (settings, other))
     for key, tensor in one.items():
         torch.testing.assert_close(two[key], tensor, rtol=0, atol=1e-5)
 
 
-def test_stopping_saves_the_step_in_hand(settings: TrainSettings) -> None:
-    asked: list[int] = []
-    for event in TrainingRun(settings, device="cpu").events(lambda: bool(asked)):
+def test_stopping_finishes_and_saves_the_step(settings: TrainSettings) -> None:
+    requests: list[int] = []
+    for event in TrainingRun(settings, device="cpu").events(lambda: bool(requests)):
         if isinstance(event, StepDone) and event.step == 2:
-            asked.append(1)
+            requests.append(1)
     assert losses(TrainingRun(settings, device="cpu").events())[0][0] == 4
 
 
-def test_other_settings_do_not_go_on(settings: TrainSettings) -> None:
+def test_resuming_needs_the_same_settings(settings: TrainSettings) -> None:
     list(TrainingRun(settings, device="cpu").events())
-    with pytest.raises(UsageError, match=r"was begun with learning_rate 0.003, now 0.001"):
+    with pytest.raises(UsageError, match=r"was started with learning_rate 0.003, now 0.001"):
         TrainingRun(changed(settings, learning_rate=0.001), device="cpu")
-    (settings.folder / "state.pt").write_bytes(b"PK")
+    (settings.output_folder / "state.pt").write_bytes(b"PK")
     with pytest.raises(InputError, match=r"state.pt is damaged"):
         TrainingRun(settings, device="cpu")
 
 
-def test_what_is_kept_loads(settings: TrainSettings) -> None:
+def test_saved_checkpoints_load(settings: TrainSettings) -> None:
     events = list(TrainingRun(settings, device="cpu").events())
     assert [event.step for event in events if isinstance(event, EvaluationDone)] == [3, 6]
     assert {event.path.name for event in events if isinstance(event, CheckpointSaved)} >= {"last", "best"}
-    assert (settings.folder / "loss.png").stat().st_size > 1000
-    found = open_checkpoint(str(settings.folder / "last"))
-    theirs = CsmForConditionalGeneration.from_pretrained(settings.folder / "last").state_dict()
+    assert (settings.output_folder / "loss.png").stat().st_size > 1000
+    found = open_checkpoint(str(settings.output_folder / "last"))
+    theirs = CsmForConditionalGeneration.from_pretrained(settings.output_folder / "last").state_dict()
     assert all(theirs[name].equal(tensor) for name, tensor in found.weights.items())
     base = open_checkpoint(settings.model)
     assert not base.weights["lm_head.weight"].equal(found.weights["lm_head.weight"])
     assert base.codec_weights["decoder.layers.0.conv.weight"].equal(found.codec_weights["decoder.layers.0.conv.weight"])
 
 
-def test_an_adapter_changes_only_what_it_targets(settings: TrainSettings) -> None:
-    settings = changed(settings, lora={"rank": 2, "targets": ["q_proj"]})
+def test_adapter_changes_its_target_modules_only(settings: TrainSettings) -> None:
+    settings = changed(settings, lora={"rank": 2, "target_modules": ["q_proj"]})
     list(TrainingRun(settings, device="cpu").events())
     base = open_checkpoint(settings.model)
-    found = open_checkpoint(settings.model, adapter=str(settings.folder / "best"))
+    found = open_checkpoint(settings.model, adapter=str(settings.output_folder / "best"))
     moved = {name for name in base.weights if not base.weights[name].equal(found.weights[name])}
     assert moved == {name for name in base.weights if name.endswith("q_proj.weight")}
     with pytest.raises(UsageError, match="no linear 'w_proj'"):
-        TrainingRun(changed(settings, lora={"targets": ["w_proj"]}), device="cpu")
+        TrainingRun(changed(settings, lora={"target_modules": ["w_proj"]}), device="cpu")
 
 
 def test_random_weights_in_other_sizes(settings: TrainSettings) -> None:
-    scratch = {"backbone": {"num_hidden_layers": 1, "hidden_size": 32}, "depth": {"num_hidden_layers": 1}}
-    settings = changed(settings, scratch=scratch, steps=2, average=0.0)
+    sizes = {"backbone": {"num_hidden_layers": 1, "hidden_size": 32}, "depth": {"num_hidden_layers": 1}}
+    settings = changed(settings, from_scratch=sizes, steps=2, ema_decay=0.0)
     list(TrainingRun(settings, device="cpu").events())
-    found = open_checkpoint(str(settings.folder / "last")).config
+    found = open_checkpoint(str(settings.output_folder / "last")).config
     assert (found.backbone.layers, found.backbone.hidden, found.depth.layers) == (1, 32, 1)
 
 
-def test_activation_checkpointing_changes_no_loss(settings: TrainSettings) -> None:
+def test_gradient_checkpointing_changes_no_loss(settings: TrainSettings) -> None:
     plain = losses(TrainingRun(settings, device="cpu").events())
-    frugal = changed(settings, checkpointing=True, output=settings.output + "-frugal")
-    torch.testing.assert_close(torch.tensor(losses(TrainingRun(frugal, device="cpu").events())), torch.tensor(plain))
+    checkpointed = changed(settings, gradient_checkpointing=True, output=settings.output + "-checkpointed")
+    torch.testing.assert_close(
+        torch.tensor(losses(TrainingRun(checkpointed, device="cpu").events())), torch.tensor(plain)
+    )
 
 
-def test_eight_bits_need_a_library(settings: TrainSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_eight_bit_optimizer_needs_bitsandbytes(settings: TrainSettings, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "bitsandbytes.optim", None)
     with pytest.raises(UsageError, match="needs bitsandbytes"):
         TrainingRun(changed(settings, optimizer="adamw8bit"), device="cpu")
 
 
-def test_samples_are_spoken_on_the_way(settings: TrainSettings) -> None:
-    spoken = changed(settings, samples=["Hi.", "[1] So."], sample_every=6)
-    list(TrainingRun(spoken, device="cpu").events())
-    assert sorted(path.name for path in (settings.folder / "samples" / "000006").iterdir()) == ["00.wav", "01.wav"]
+def test_samples_are_generated_during_training(settings: TrainSettings) -> None:
+    sampled = changed(settings, sample_texts=["Hi.", "[1] So."], sample_every=6)
+    list(TrainingRun(sampled, device="cpu").events())
+    assert sorted(path.name for path in (settings.output_folder / "samples" / "000006").iterdir()) == [
+        "00.wav",
+        "01.wav",
+    ]
     assert (
         losses(TrainingRun(changed(settings, output=settings.output + "2"), device="cpu").events())[-1]
-        == history(spoken)[-1]
+        == history(sampled)[-1]
     )
 
 
 def history(settings: TrainSettings) -> list[tuple[int, float, float]]:
-    rows = [json.loads(line) for line in (settings.folder / "history.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (settings.output_folder / "history.jsonl").read_text().splitlines()]
     return [(row["step"], row["backbone"], row["depth"]) for row in rows if row["split"] == "train"]
 
 
-def test_a_loss_that_is_not_finite_stops_with_step_and_item(settings: TrainSettings, data: Path) -> None:
+def test_non_finite_loss_stops_with_step_and_example(settings: TrainSettings, data: Path) -> None:
     run = TrainingRun(settings, device="cpu")
     with torch.no_grad():
-        run.subject.model.embed_text_tokens.weight[BOS] = torch.nan
+        run.trainable.model.embed_text_tokens.weight[BOS] = torch.nan
     with pytest.raises(TrainingFailed, match=r"step 1: the loss is not finite at item-\d\d"):
         list(run.events())
-    assert not (settings.folder / "last").exists()
+    assert not (settings.output_folder / "last").exists()
 
 
 def store(folder: Path, model: Path, *made: Example, books: int = BOOKS) -> Path:
-    writer = StoreWriter(folder, CodecIdentity(codec_identity(open_checkpoint(str(model))), books, 12.5))
+    writer = StoreWriter(folder, CodecIdentity(codec_digest(open_checkpoint(str(model))), books, 12.5))
     writer.write(0, made)
     writer.finish(1)
     return folder
 
 
-def test_data_that_cannot_be_trained_on_is_named(settings: TrainSettings, tmp_path: Path) -> None:
+def test_unusable_data_is_named(settings: TrainSettings, tmp_path: Path) -> None:
     codes, model = torch.ones(4, BOOKS, dtype=torch.int64), Path(str(settings.model))
     long = Example("long", (CodedTurn(0, "Hi.", codes.repeat(200, 1)),))
-    heard = Example("heard", (CodedTurn(0, "Hi.", codes, learned=False),))
+    context = Example("context", (CodedTurn(0, "Hi.", codes, trained=False),))
     silent = Example("silent", (CodedTurn(0, " ", codes),))
-    for example, words in ((long, "long: has"), (heard, "heard: has no turn"), (silent, "silent: there is no text")):
+    for example, message in (
+        (long, "long: has"),
+        (context, "context: has no turn"),
+        (silent, "silent: there is no text"),
+    ):
         folder = store(tmp_path / example.id, model, example)
-        with pytest.raises(InputError, match=words):
+        with pytest.raises(InputError, match=message):
             list(TrainingRun(changed(settings, data=str(folder)), device="cpu").events())
     with pytest.raises(InputError, match="no examples"):
         TrainingRun(changed(settings, data=str(store(tmp_path / "none", model))), device="cpu")
@@ -207,29 +215,29 @@ def test_data_that_cannot_be_trained_on_is_named(settings: TrainSettings, tmp_pa
         TrainingRun(changed(settings, data=str(store(tmp_path / "few", model, few, books=4))), device="cpu")
 
 
-def test_data_of_another_codec_is_refused(settings: TrainSettings, tmp_path: Path) -> None:
+def test_data_of_another_codec_is_rejected(settings: TrainSettings, tmp_path: Path) -> None:
     moved = save_checkpoint(random_csm(Shape(), seed=1), tmp_path / "other")
     with pytest.raises(InputError, match="prepared for another codec"):
         TrainingRun(changed(settings, model=str(moved)), device="cpu")
 
 
-def test_batches_follow_from_the_seed_and_use_every_example(data: Path, tiny_checkpoint: Path) -> None:
+def test_batches_depend_on_the_seed_and_use_every_example(data: Path, tiny_checkpoint: Path) -> None:
     checkpoint = open_checkpoint(str(tiny_checkpoint))
-    prompt_builder = PromptBuilder(checkpoint.tokenizer_file, checkpoint.config)
+    prompts = PromptBuilder(checkpoint.tokenizer_file, checkpoint.config)
 
-    def deck(seed: int) -> ExampleSampler:
-        return ExampleSampler(open_store(data), prompt_builder, BatchSpec(120, 512, seed), BOOKS)
+    def sampler(seed: int) -> ExampleSampler:
+        return ExampleSampler(open_store(data), prompts, BatchSpec(120, 512, seed), BOOKS)
 
-    one, same, other = deck(1), deck(1), deck(2)
-    names = [one.batch(number, LossMask()).names for number in range(20)]
-    assert [same.batch(number, LossMask()).names for number in reversed(range(20))] == names[::-1]
-    assert [other.batch(number, LossMask()).names for number in range(20)] != names
+    one, same, other = sampler(1), sampler(1), sampler(2)
+    names = [one.batch(number, LossMask()).example_ids for number in range(20)]
+    assert [same.batch(number, LossMask()).example_ids for number in reversed(range(20))] == names[::-1]
+    assert [other.batch(number, LossMask()).example_ids for number in range(20)] != names
     seen = [name for batch in names for name in batch]
     count = len(open_store(data))
     assert len(set(seen[:count])) == count
     for number in range(20):
         batch = one.batch(number, LossMask())
-        assert batch.text.numel() <= 120 or len(batch.names) == 1
+        assert batch.text_ids.numel() <= 120 or len(batch.example_ids) == 1
 
 
 TWO = """
@@ -242,17 +250,17 @@ write_gradients(Path(sys.argv[2]))
 
 
 def write_gradients(folder: Path) -> None:
-    """The gradients of this process's share of four batches, as process 0 has them."""
+    """Saves the gradients of all processes' batches, from process 0."""
     accelerator = Accelerator(cpu=True)
     model = random_csm(Shape())
     model.codec_model = torch.nn.Identity()
-    trainer = Trainer(LossModule(model), Optimization(steps=1, learning_rate=1e-3), accelerator)
+    trainer = Trainer(LossModule(model), OptimizerConfig(steps=1, learning_rate=1e-3), accelerator)
     world, rank = accelerator.num_processes, accelerator.process_index
     rows = torch.load(folder / "rows.pt", weights_only=False)
     shares = [collate(rows[start : start + 2]) for start in range(0, len(rows), 2)]
     if world == 1:  # the same rows in half as many batches, twice as large
         shares = [collate(rows[start : start + 4]) for start in range(0, len(rows), 4)]
-    trainer._gradients(shares[rank::world], NO_AUX_LOSSES)
+    trainer.compute_gradients(shares[rank::world], {})
     if accelerator.is_main_process:
         gradients = {name: p.grad for name, p in trainer.parameters.items() if p.grad is not None}
         torch.save(gradients, folder / f"gradients-{world}.pt")
@@ -262,10 +270,10 @@ def test_two_processes_have_the_gradients_of_one_with_twice_the_batch(
     data: Path, tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
     checkpoint = open_checkpoint(str(tiny_checkpoint))
-    prompt_builder = PromptBuilder(checkpoint.tokenizer_file, checkpoint.config)
-    deck = ExampleSampler(open_store(data), prompt_builder, BatchSpec(1, 512, 0), BOOKS)
-    lesson = LossMask(depth_share=0.5)
-    chosen = [deck._chosen(index, 0, lesson) for index in range(8)]
+    prompts = PromptBuilder(checkpoint.tokenizer_file, checkpoint.config)
+    sampler = ExampleSampler(open_store(data), prompts, BatchSpec(1, 512, 0), BOOKS)
+    mask = LossMask(depth_frame_share=0.5)
+    chosen = [sampler.row(index, 0, mask) for index in range(8)]
     torch.save(chosen, tmp_path / "rows.pt")
     (tmp_path / "two.py").write_text(TWO)
     here = Path(__file__).parents[1]

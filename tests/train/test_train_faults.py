@@ -1,4 +1,4 @@
-"""Training killed, out of disk, on damaged data, or run twice at once: one line, nothing lost or torn."""
+"""Training killed, out of disk space, on damaged data, or run twice at once: one error line, no partial files."""
 
 from __future__ import annotations
 
@@ -31,29 +31,29 @@ from csm_cli.train.trainer import Trainer
 
 Csm = Callable[..., Result]
 STEPS = 12
-# Imports once, and then runs each line of arguments in a child: killed from here, or by its own hand at its n-th
-# file made or moved in the folder of the run.
-NURSERY = """
+# Imports once, then runs each line of arguments in a forked child, which the test kills, or which kills itself at the
+# n-th file created or renamed in the run's folder.
+FORK_SERVER = """
 import json, os, signal, sys
 import peft, csm_cli.train.run
 from csm_cli.cli import main
 
-def dying(folder, events):
-    def see(event, details):
+def kill_at(folder, events):
+    def hook(event, details):
         nonlocal events
         moved = event in ("os.rename", "open") and str(details[0]).startswith(folder)
         if moved and (event == "os.rename" or details[2] & (os.O_WRONLY | os.O_RDWR)):
             events -= 1
             if not events:
                 os.kill(os.getpid(), signal.SIGKILL)
-    return see
+    return hook
 
 for line in sys.stdin:
     config, folder, events = json.loads(line)
     child = os.fork()
     if not child:
         if events:
-            sys.addaudithook(dying(folder, events))
+            sys.addaudithook(kill_at(folder, events))
         os._exit(main(["train", config, "--device", "cpu", "-q"]))
     print(child, flush=True)
     print(os.waitpid(child, 0)[1], flush=True)
@@ -67,11 +67,17 @@ def data(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) -> Pat
 
 @pytest.fixture
 def configured(data: Path, tiny_checkpoint: Path, tmp_path: Path) -> Callable[..., Path]:
-    """The file of a run's settings; the run is in a folder of its name."""
+    """Writes the settings file of a run in a folder of the same name."""
 
     def configured(name: str, **more: object) -> Path:
         settings: dict[str, Any] = {"data": str(data), "output": str(tmp_path / name), "model": str(tiny_checkpoint)}
-        settings |= {"steps": STEPS, "batch_tokens": 100, "depth_share": 0.5, "corrupt": 0.1, "warm_up": 2}
+        settings |= {
+            "steps": STEPS,
+            "batch_tokens": 100,
+            "depth_frame_share": 0.5,
+            "token_corruption": 0.1,
+            "warmup_steps": 2,
+        }
         settings |= {"evaluate_every": 4, "save_every": 3, "learning_rate": 3e-3, "lora": {"rank": 2, "dropout": 0.2}}
         path = tmp_path / f"{name}.yaml"
         path.write_text(yaml.safe_dump(settings | more))
@@ -90,29 +96,29 @@ def names(folder: Path) -> set[str]:
     return {str(path.relative_to(folder)) for path in folder.rglob("*")}
 
 
-def assert_whole(folder: Path) -> None:
-    """What can be used has all its parts."""
-    for kept in (folder / "best", folder / "last"):
-        if kept.exists():
-            assert load_file(kept / "adapter_model.safetensors") and json.loads(
-                (kept / "adapter_config.json").read_text()
+def assert_complete(folder: Path) -> None:
+    """State and adapters are complete and readable."""
+    for adapter in (folder / "best", folder / "last"):
+        if adapter.exists():
+            assert load_file(adapter / "adapter_model.safetensors") and json.loads(
+                (adapter / "adapter_config.json").read_text()
             )
     if (folder / "state.pt").exists():
         assert torch.load(folder / "state.pt", weights_only=True)["step"] <= STEPS
 
 
 @contextmanager
-def nursery() -> Iterator[Callable[[Path, Path, int], tuple[int, Callable[[], int]]]]:
+def fork_server() -> Iterator[Callable[[Path, Path, int], tuple[int, Callable[[], int]]]]:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("CSM_")}
     pipes = dict.fromkeys(("stdin", "stdout"), subprocess.PIPE)
-    with subprocess.Popen([sys.executable, "-c", NURSERY], **pipes, text=True, env=environment) as parent:
+    with subprocess.Popen([sys.executable, "-c", FORK_SERVER], **pipes, text=True, env=environment) as parent:
         assert parent.stdin and parent.stdout
         lines = (line.strip() for line in parent.stdout)
 
         def train(config: Path, folder: Path, events: int = 0) -> tuple[int, Callable[[], int]]:
-            """The child's number, and what waits for its end and tells the signal that ended it."""
+            """The child's process id, and a function that waits for its end and returns its status."""
             print(json.dumps([str(config), str(folder), events]), file=parent.stdin, flush=True)
-            numbers = (int(line) for line in lines if line.isdigit())  # paths may come between them
+            numbers = (int(line) for line in lines if line.isdigit())  # paths may be printed between them
             return next(numbers), lambda: next(numbers)
 
         try:
@@ -121,9 +127,9 @@ def nursery() -> Iterator[Callable[[Path, Path, int], tuple[int, Callable[[], in
             parent.kill()
 
 
-def test_killed_again_and_again_it_ends_as_if_never(configured: Callable[..., Path], tmp_path: Path) -> None:
+def test_killed_repeatedly_it_ends_like_an_uninterrupted_run(configured: Callable[..., Path], tmp_path: Path) -> None:
     whole, killed, chance = tmp_path / "whole", tmp_path / "killed", random.Random(0)
-    with nursery() as train:
+    with fork_server() as train:
         _, ended = train(configured("whole"), whole)
         assert ended() == 0
         config = configured("killed")
@@ -132,15 +138,15 @@ def test_killed_again_and_again_it_ends_as_if_never(configured: Callable[..., Pa
             wanted = chance.randrange(2, 4)
             before = (killed / "history.jsonl").stat().st_mtime_ns if killed.exists() else 0
             for _ in range(wanted):
-                before = changed(killed / "history.jsonl", before)
+                before = wait_for_change(killed / "history.jsonl", before)
             time.sleep(chance.random() * 0.05)
             os.kill(child, signal.SIGKILL)
             assert ended() == signal.SIGKILL
-            assert_whole(killed)
-        for events in (17, 26, 8):  # 8: as the last run that is killed begins
+            assert_complete(killed)
+        for events in (17, 26, 8):  # 8: during the start of the last killed run
             _, ended = train(config, killed, events)
             assert ended() == signal.SIGKILL
-            assert_whole(killed)
+            assert_complete(killed)
         _, ended = train(config, killed)
         assert ended() == 0
     once, again = history(whole), history(killed)
@@ -150,7 +156,7 @@ def test_killed_again_and_again_it_ends_as_if_never(configured: Callable[..., Pa
             [[row[n] for n in sorted(row) if n not in ("split", "time")] for row in rows if row["split"] == split]
         )
         for rows in (once, again)
-        for split in ("train", "held out")
+        for split in ("train", "held_out")
     ]
     torch.testing.assert_close(figures[2:], figures[:2], rtol=0, atol=1e-5)
     assert names(killed) == names(whole)
@@ -159,8 +165,8 @@ def test_killed_again_and_again_it_ends_as_if_never(configured: Callable[..., Pa
         torch.testing.assert_close(two, one, rtol=0, atol=1e-5)
 
 
-def changed(path: Path, before: int, seconds: float = 240) -> int:
-    """When the file was last changed, once that is after `before`."""
+def wait_for_change(path: Path, before: int, seconds: float = 240) -> int:
+    """Waits until the file's modification time is after `before`; returns it."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         if path.exists() and (now := path.stat().st_mtime_ns) > before:
@@ -173,20 +179,20 @@ def files(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def kept(folder: Path) -> dict[str, bytes]:
-    """What a failure must leave as it is: the state, and what can be used."""
+def saved(folder: Path) -> dict[str, bytes]:
+    """Files that a failure must leave unchanged: the state, the adapters."""
     return {name: data for name, data in files(folder).items() if name.startswith(("state", "last", "best"))}
 
 
-def told(result: Result) -> str:
-    """The one line, and that it is one."""
+def error_line(result: Result) -> str:
+    """The error line, of which there is exactly one."""
     lines = [line for line in result.err.splitlines() if line.startswith(("csm: ", "Traceback", "Exception"))]
     assert result.err.endswith(lines[0] + "\n") and len(lines) == 1
     return lines[0]
 
 
-def stopped_after(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ctrl-C in that step."""
+def interrupt_in(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sends SIGINT in that step."""
     update = Trainer.update
 
     def stopping(self: Trainer, *arguments: Any) -> dict[str, float]:
@@ -198,21 +204,21 @@ def stopped_after(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def begun(csm: Csm, configured: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A run of four steps, the last of which was evaluated and saved."""
+def started(csm: Csm, configured: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A run interrupted after four steps, the last of which was evaluated and saved."""
     config = configured("run")
     with monkeypatch.context() as patched:
-        stopped_after(4, patched)
+        interrupt_in(4, patched)
         assert csm("train", config, "--device", "cpu").code == 130
     return config
 
 
 @pytest.mark.parametrize("call", [1, 3, 4, 6])
-def test_a_full_disk_ends_the_run_and_the_next_goes_on(
-    csm: Csm, begun: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: int
+def test_full_disk_ends_the_run_and_the_next_resumes(
+    csm: Csm, started: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: int
 ) -> None:
-    """The disk turns out to be full at one of the calls that reach it."""
-    before, calls = kept(tmp_path / "run"), 0
+    """fsync fails from its `call`-th call on."""
+    before, calls = saved(tmp_path / "run"), 0
 
     def fsync(_: int) -> None:
         nonlocal calls
@@ -222,33 +228,33 @@ def test_a_full_disk_ends_the_run_and_the_next_goes_on(
 
     with monkeypatch.context() as patched:
         patched.setattr(os, "fsync", fsync)
-        full = csm("train", begun, "--device", "cpu", "-q")
-    assert full.code == 1 and "No space left" in told(full)
+        full = csm("train", started, "--device", "cpu", "-q")
+    assert full.code == 1 and "No space left" in error_line(full)
     assert not [name for name in names(tmp_path / "run") if name.endswith((".tmp", ".new", ".old"))]
-    after = kept(tmp_path / "run")
+    after = saved(tmp_path / "run")
     assert set(after) == set(before) and after["best/adapter_config.json"] == before["best/adapter_config.json"]
-    assert_whole(tmp_path / "run")
-    assert csm("train", begun, "--device", "cpu", "-q").code == 0
+    assert_complete(tmp_path / "run")
+    assert csm("train", started, "--device", "cpu", "-q").code == 0
     assert [row["step"] for row in history(tmp_path / "run") if row["split"] == "train"] == [*range(1, STEPS + 1)]
 
 
-def test_where_a_file_cannot_grow_the_last_state_stays(csm: Csm, begun: Path, tmp_path: Path) -> None:
-    folder, before = tmp_path / "run", kept(tmp_path / "run")
+def test_file_size_limit_leaves_the_last_state(csm: Csm, started: Path, tmp_path: Path) -> None:
+    folder, before = tmp_path / "run", saved(tmp_path / "run")
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limit[1]))
     try:
-        full = csm("train", begun, "--device", "cpu", "-q")
+        full = csm("train", started, "--device", "cpu", "-q")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
-    assert full.code == 1 and "File too large" in told(full)
-    assert kept(folder) == before and not [name for name in names(folder) if name.endswith((".tmp", ".new"))]
-    assert csm("train", begun, "--device", "cpu", "-q").code == 0
+    assert full.code == 1 and "File too large" in error_line(full)
+    assert saved(folder) == before and not [name for name in names(folder) if name.endswith((".tmp", ".new"))]
+    assert csm("train", started, "--device", "cpu", "-q").code == 0
 
 
-def test_a_loss_that_is_not_finite_leaves_the_last_state(
-    csm: Csm, begun: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_non_finite_loss_leaves_the_last_state(
+    csm: Csm, started: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before, update = kept(tmp_path / "run"), Trainer.update
+    before, update = saved(tmp_path / "run"), Trainer.update
 
     def broken(self: Trainer, *arguments: Any) -> dict[str, float]:
         if self.step == 5:
@@ -256,10 +262,10 @@ def test_a_loss_that_is_not_finite_leaves_the_last_state(
         return update(self, *arguments)
 
     monkeypatch.setattr(Trainer, "update", broken)
-    result = csm("train", begun, "--device", "cpu", "-q")
+    result = csm("train", started, "--device", "cpu", "-q")
     assert result.code == 1
-    assert "step 6: the loss is not finite at item-" in told(result)
-    assert kept(tmp_path / "run") == before
+    assert "step 6: the loss is not finite at item-" in error_line(result)
+    assert saved(tmp_path / "run") == before
 
 
 @pytest.mark.parametrize("damage", ["cut", "missing", "text"])
@@ -276,11 +282,13 @@ def test_damaged_data_is_named(
         text.write_text(text.read_text().replace('"frames"', '"flames"'))
     result = csm("train", configured("run", data=str(data)), "--device", "cpu", "-q")
     assert result.code == 3
-    assert "00000.safetensors: missing or damaged" in told(result) and "run csm data prepare again" in told(result)
+    assert "00000.safetensors: missing or damaged" in error_line(result) and "run csm data prepare again" in error_line(
+        result
+    )
 
 
 @pytest.mark.parametrize("held_out", [False, True])
-def test_codes_the_model_does_not_have_are_named(
+def test_codes_beyond_the_codebook_are_named(
     csm: Csm, configured: Callable[..., Path], tiny_checkpoint: Path, tmp_path: Path, held_out: bool
 ) -> None:
     codes = torch.ones(5, 8, dtype=torch.int64)
@@ -289,33 +297,31 @@ def test_codes_the_model_does_not_have_are_named(
     data = store(tmp_path / "data", tiny_checkpoint, *examples(), broken)
     result = csm("train", configured("run", data=str(data)), "--device", "cpu", "-q")
     assert result.code == 3
-    assert "broken: codes from 1 to 30000" in told(result) and "encode the sound again" in told(result)
+    assert "broken: codes from 1 to 30000" in error_line(result) and "encode the sound again" in error_line(result)
 
 
-def test_two_runs_at_one_folder_are_one_too_many(csm: Csm, begun: Path, tmp_path: Path) -> None:
+def test_folder_in_use_by_another_run(csm: Csm, started: Path, tmp_path: Path) -> None:
     from csm_cli.storage.files import exclusive_lock
 
     with exclusive_lock(tmp_path / "run"):
-        second = csm("train", begun, "--device", "cpu", "-q")
-    assert second.code == 2 and "in use by another run" in told(second)
+        second = csm("train", started, "--device", "cpu", "-q")
+    assert second.code == 2 and "in use by another run" in error_line(second)
 
 
-def test_an_adapter_that_a_kill_left_aside_is_back(csm: Csm, begun: Path, tmp_path: Path) -> None:
-    run, model = tmp_path / "run", yaml.safe_load(begun.read_text())["model"]
+def test_interrupted_folder_swap_is_recovered(csm: Csm, started: Path, tmp_path: Path) -> None:
+    run, model = tmp_path / "run", yaml.safe_load(started.read_text())["model"]
     (run / "best").rename(run / "best.old")
     (run / "best.new").mkdir()
     (run / ".0123456789abcdef.tmp").write_text("half")
-    assert csm("train", begun, "--device", "cpu", "-q").code == 0
+    assert csm("train", started, "--device", "cpu", "-q").code == 0
     assert not {"best.old", "best.new", ".0123456789abcdef.tmp"} & names(run)
     assert open_checkpoint(model, adapter=str(run / "best"))
 
 
-def test_a_state_is_read_whatever_the_name_of_the_device(
-    csm: Csm, begun: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_state_loads_whatever_the_device_name(csm: Csm, started: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of several processes on CPUs, accelerate calls theirs cpu:0, which torch cannot read a file to."""
     monkeypatch.setattr("accelerate.Accelerator.device", torch.device("cpu", 0))
-    assert csm("train", begun, "--device", "cpu", "-q").code == 0
+    assert csm("train", started, "--device", "cpu", "-q").code == 0
 
 
 def start(config: Path, rank: int, port: int, log: Path) -> subprocess.Popen[bytes]:
@@ -328,7 +334,7 @@ def start(config: Path, rank: int, port: int, log: Path) -> subprocess.Popen[byt
         return subprocess.Popen(command, env=environment, stderr=stderr)
 
 
-def test_of_two_processes_one_is_killed_and_the_other_ends_with_a_word(
+def test_where_one_of_two_processes_is_killed_the_other_reports_it(
     csm: Csm, configured: Callable[..., Path], tmp_path: Path
 ) -> None:
     config = configured("run", steps=60, save_every=2, evaluate_every=0)
@@ -338,8 +344,8 @@ def test_of_two_processes_one_is_killed_and_the_other_ends_with_a_word(
     logs = [tmp_path / "0.log", tmp_path / "1.log"]
     processes = [start(config, rank, port, log) for rank, log in enumerate(logs)]
     try:
-        changed(tmp_path / "run" / "state.pt", 0)
-        processes[0].kill()  # the one that saves
+        wait_for_change(tmp_path / "run" / "state.pt", 0)
+        processes[0].kill()  # the process that saves
         assert processes[1].wait(timeout=240) == 1
     finally:
         for process in processes:
@@ -347,8 +353,8 @@ def test_of_two_processes_one_is_killed_and_the_other_ends_with_a_word(
             process.wait()
     lines = logs[1].read_text().splitlines()
     (line,) = [line for line in lines if line.startswith(("csm: ", "Traceback"))]
-    assert re.match(r"csm: after step \d+, another process of this run has ended: killed, ", line)
-    assert line.endswith("what was saved last is whole, and the same command goes on from it")
-    assert_whole(tmp_path / "run")
+    assert re.match(r"csm: after step \d+, another process of this run ended: killed, ", line)
+    assert line.endswith("run the same command again to resume from the last saved step")
+    assert_complete(tmp_path / "run")
     alone = csm("train", config, "--device", "cpu")
-    assert alone.code == 0 and "going on from step" in alone.err
+    assert alone.code == 0 and "resuming after step" in alone.err

@@ -1,4 +1,4 @@
-"""Settings of csm train: strict, every diagnostic at once with its place."""
+"""Settings of csm train: strict, all diagnostics at once with their places."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ CONFIGS = Path(__file__).parents[2] / "configs" / "finetune"
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
-def test_the_examples_can_be_read(path: Path) -> None:
+def test_example_configs_are_valid(path: Path) -> None:
     settings = read_train_settings(path)
     assert settings.steps and settings.data and settings.output
 
@@ -28,7 +28,7 @@ def diagnostics(tmp_path: Path, text: str) -> list[str]:
     return [line.removeprefix(str(path)) for line in diagnostic_lines(caught.value)]
 
 
-def test_complaints_come_together_with_their_places(tmp_path: Path) -> None:
+def test_all_diagnostics_with_their_places(tmp_path: Path) -> None:
     found = diagnostics(
         tmp_path,
         "data: x\noutput: y\nstepss: 10\nlearning_rate: fast\nlora: {rankk: 3, alpha: -1}\ntensorboard: maybe\n",
@@ -51,16 +51,23 @@ def test_complaints_come_together_with_their_places(tmp_path: Path) -> None:
         ("", "the file is empty; expected settings (name: value)"),
         ("- a\n", "expected settings"),
         ("data: x\noutput: y\n", "missing"),
-        ("data: x\noutput: y\nsteps: 5\nlora: {}\nscratch: {}\n", "keep lora or scratch"),
+        ("data: x\noutput: y\nsteps: 5\nlora: {}\nfrom_scratch: {}\n", "keep lora or from_scratch"),
         ("data: x\noutput: y\nsteps: 5\noptimizer: sgd\n", "adamw or adamw8bit"),
         ("data: x\noutput: y\nsteps: 0\n", "whole number >= 1"),
     ],
 )
-def test_what_makes_no_settings_is_told(tmp_path: Path, text: str, words: str) -> None:
+def test_invalid_settings(tmp_path: Path, text: str, words: str) -> None:
     assert words in "\n".join(diagnostics(tmp_path, text))
 
 
-def test_a_missing_file_is_told(tmp_path: Path) -> None:
+def test_missing_file(tmp_path: Path) -> None:
     with pytest.raises(SettingsInvalid) as caught:
         read_train_settings(tmp_path / "no.yaml")
     assert "no such file" in "\n".join(diagnostic_lines(caught.value))
+
+
+def test_former_names_are_reported_with_the_new_ones(tmp_path: Path) -> None:
+    found = diagnostics(tmp_path, "data: x\noutput: y\nsteps: 5\naverage: 0.9\nlora: {targets: [q_proj]}\n")
+    assert found[0].startswith(":4:1 ") and 'did you mean "ema_decay"?' in found[0]
+    assert found[1].startswith(":5:8 ") and 'did you mean "target_modules"?' in found[1]
+    assert found[-1].startswith("2 errors")

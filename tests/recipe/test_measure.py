@@ -1,4 +1,4 @@
-"""The gate's measure: blind to tempo and loudness, not to what is said."""
+"""Acoustic distance: independent of tempo and loudness, not of the words."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from csm_cli.recipe.acoustic_distance import acoustic_features, dtw_distance, retrieval
 from csm_cli.recipe.corpus import RATE
+from csm_cli.recipe.measure import acoustic_features, dtw_distance, retrieval
 
 
 def melody(notes: list[float], seconds: float = 0.2) -> NDArray[np.float32]:
@@ -20,17 +20,17 @@ def melody(notes: list[float], seconds: float = 0.2) -> NDArray[np.float32]:
 TUNES = [[200.0, 450.0, 900.0], [900.0, 200.0, 450.0], [450.0, 450.0, 1500.0]]
 
 
-def test_a_slower_quieter_take_is_still_nearest_to_its_own() -> None:
+def test_slower_quieter_take_is_nearest_to_its_own_text() -> None:
     takes = [melody(tune, 0.3) * np.float32(0.3) for tune in TUNES]
     assert retrieval(takes, [melody(tune) for tune in TUNES]) == 1.0
 
 
-def test_takes_in_the_wrong_order_are_not_found() -> None:
+def test_takes_in_the_wrong_order_are_not_matched() -> None:
     references = [melody(tune) for tune in TUNES]
     assert retrieval([melody(tune, 0.3) for tune in TUNES[::-1]], references) == pytest.approx(1 / 3)
 
 
-def test_a_take_is_at_no_distance_from_itself() -> None:
+def test_distance_to_itself_is_zero() -> None:
     mine = acoustic_features(melody(TUNES[0]))
     assert mine.shape[0] == 12
     assert dtw_distance(mine, mine) == pytest.approx(0.0, abs=1e-9)

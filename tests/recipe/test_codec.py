@@ -1,13 +1,14 @@
-"""The codec's quantizer: code 0 of codebook 0 is never chosen, and what is learned is what transformers decodes."""
+"""Training of the codec: quantizer (code 0 of codebook 0 is never chosen) and reconstruction loss."""
 
 from __future__ import annotations
 
 import pytest
 import torch
+from torch import Tensor
 from transformers import MimiModel
 
-from csm_cli.recipe.codec import build_codec
-from csm_cli.recipe.quantizer import QuantizerTrainer
+from csm_cli.recipe.codec import QuantizerTrainer, build_codec, mel_distance, mfcc, spectral_loss
+from csm_cli.recipe.corpus import RATE
 
 SHAPE = {
     "hidden_size": 16,
@@ -32,12 +33,12 @@ def codec() -> MimiModel:
     return build_codec(SHAPE).eval()
 
 
-def test_a_frame_is_1920_samples(codec: MimiModel) -> None:
+def test_frame_size(codec: MimiModel) -> None:
     assert codec.config.frame_size == 1920
     assert codec.encode(torch.zeros(1, 1, 1920 * 3)).audio_codes.shape == (1, 3, 3)
 
 
-def test_code_zero_of_codebook_zero_is_out_of_reach_and_silent(codec: MimiModel) -> None:
+def test_code_zero_of_codebook_zero_is_never_chosen_and_silent(codec: MimiModel) -> None:
     quantizer = QuantizerTrainer(codec)
     latents = torch.randn(400, 16)
     quantizer.start(latents)
@@ -47,7 +48,7 @@ def test_code_zero_of_codebook_zero_is_out_of_reach_and_silent(codec: MimiModel)
     assert zero.abs().max() == 0
 
 
-def test_training_quantizes_as_transformers_does(codec: MimiModel) -> None:
+def test_training_quantizes_like_transformers(codec: MimiModel) -> None:
     quantizer = QuantizerTrainer(codec)
     latents = torch.randn(4, 16, 100)
     quantizer.start(latents.transpose(1, 2).flatten(0, 1))
@@ -68,3 +69,39 @@ def test_codebooks_follow_the_data_and_gradients_pass(codec: MimiModel) -> None:
     quantized.sum().backward()
     assert errors[-1] < errors[0] / 2
     assert shifted.grad is not None and shifted.grad.abs().sum() > 0
+
+
+def pulses(pitch: float, delay: float = 0.0, seconds: float = 1.0) -> Tensor:
+    """A buzz of harmonics [1, N] at a pitch in Hz, its pulses `delay` periods late."""
+    time = torch.arange(int(seconds * RATE)) / RATE
+    harmonics = torch.arange(1, int(4000 / pitch))[:, None]
+    return 0.02 * torch.cos(2 * torch.pi * harmonics * (pitch * time - delay)).sum(dim=0, keepdim=True)
+
+
+def test_loss_of_identical_audio_is_zero() -> None:
+    buzz = pulses(100)
+    assert spectral_loss(buzz, buzz) < 1e-5
+    assert mel_distance(buzz, buzz) == 0
+
+
+def test_phase_of_pulses_matters_far_less_than_their_presence() -> None:
+    buzz = pulses(100)
+    torch.manual_seed(0)
+    noise = torch.randn_like(buzz) * buzz.std()
+    late, hiss = spectral_loss(pulses(100, delay=0.4), buzz), spectral_loss(noise, buzz)
+    assert late < 0.2 * hiss
+
+
+def test_another_pitch_has_a_high_loss() -> None:
+    buzz = pulses(100)
+    assert spectral_loss(pulses(112), buzz) > 3 * spectral_loss(pulses(100, delay=0.4), buzz)
+
+
+def test_displaced_click_has_a_high_loss() -> None:
+    click, late = torch.zeros(1, RATE), torch.zeros(1, RATE)
+    click[:, 12_000:12_100], late[:, 13_000:13_100] = 0.5, 0.5
+    assert spectral_loss(late, click) > 0.3
+
+
+def test_mfcc_shape() -> None:
+    assert mfcc(torch.randn(2, 3 * 1920)).shape == (2, 52, 3)

@@ -1,4 +1,4 @@
-"""Which clips are fit to learn from."""
+"""Quality checks of clips."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import pytest
 import soundfile
 from numpy.typing import NDArray
 
-from csm_cli.data.clips import REASONS, DroppedClip, TrainingClip, TrainingConversation
-from csm_cli.data.examine import ClipLimits, UnsuitableClip, check_clip, clipped_share, examine, read_clip
+from csm_cli.data.checks import ClipLimits, UnsuitableClip, check_chunk, check_clip, clipped_share, read_clips
+from csm_cli.data.dataset import REASONS, DroppedClip, TrainingClip, TrainingConversation
 from csm_cli.types import Recording
 
 RATE = 16000
@@ -29,13 +29,13 @@ def clip(folder: Path, samples: Samples, text: str = "Ten letters.", rate: int =
 
 
 def reason(clip: TrainingClip, limits: ClipLimits | None = None) -> str:
-    with pytest.raises(UnsuitableClip) as unfit:
+    with pytest.raises(UnsuitableClip) as caught:
         check_clip(clip, limits or ClipLimits())
-    assert unfit.value.reason in REASONS
-    return f"{unfit.value.reason}: {unfit.value.detail}"
+    assert caught.value.reason in REASONS
+    return f"{caught.value.reason}: {caught.value.detail}"
 
 
-def test_a_good_clip_comes_at_its_own_rate(tmp_path: Path) -> None:
+def test_good_clip_has_its_own_rate(tmp_path: Path) -> None:
     audio = check_clip(clip(tmp_path, np.stack([voice(1.5)] * 2, axis=1)), ClipLimits())
     assert audio.rate == RATE and audio.duration == 1.5
 
@@ -51,7 +51,7 @@ def test_a_part_of_a_file(tmp_path: Path) -> None:
 
 def test_clips_beyond_the_limit_of_other_readers(tmp_path: Path) -> None:
     long = clip(tmp_path, voice(700, rate=8000), "Letters. " * 100, rate=8000)
-    assert check_clip(long, ClipLimits(longest=800)).duration == 700
+    assert check_clip(long, ClipLimits(max_duration=800)).duration == 700
 
 
 @pytest.mark.parametrize("text", ["", " \n", "...", "—"])
@@ -59,42 +59,42 @@ def test_text_without_words(tmp_path: Path, text: str) -> None:
     assert reason(clip(tmp_path, voice(1), text)).startswith("no text: ")
 
 
-def test_no_sound_file(tmp_path: Path) -> None:
+def test_no_audio_file(tmp_path: Path) -> None:
     assert reason(TrainingClip(0, "Hi", None, "")).startswith("no audio")
     assert "none.wav" in reason(TrainingClip(0, "Hi", Recording(tmp_path / "none.wav"), ""))
 
 
 def test_an_empty_clip(tmp_path: Path) -> None:
     assert reason(clip(tmp_path, voice(0))).startswith("unreadable: ")
-    assert reason(clip(tmp_path, voice(0.1))) == "too short: 0.10 s, at least 0.2 s"
+    assert reason(clip(tmp_path, voice(0.1))) == "too short: 0.10 s, minimum 0.2 s"
 
 
 def test_a_long_clip(tmp_path: Path) -> None:
-    assert reason(clip(tmp_path, voice(2)), ClipLimits(longest=1.5)) == "too long: 2.00 s, at most 1.5 s"
+    assert reason(clip(tmp_path, voice(2)), ClipLimits(max_duration=1.5)) == "too long: 2.00 s, maximum 1.5 s"
 
 
 def test_rates(tmp_path: Path) -> None:
     low = clip(tmp_path, voice(1, rate=6000), rate=6000)
-    assert reason(low) == "wrong rate: 6000 samples per second, at least 8000"
+    assert reason(low) == "wrong rate: 6000 samples per second, minimum 8000"
     other = replace(clip(tmp_path, voice(1)), rate=24000)
-    assert reason(other) == "wrong rate: the dataset says 24000, the file 16000 samples per second"
+    assert reason(other) == "wrong rate: the dataset states 24000, the file has 16000 samples per second"
 
 
-def test_a_duration_the_file_does_not_have(tmp_path: Path) -> None:
+def test_wrong_duration(tmp_path: Path) -> None:
     said = clip(tmp_path, voice(2))
     assert check_clip(replace(said, duration=2.1), ClipLimits()).duration == 2
-    assert reason(replace(said, duration=3.0)) == "wrong duration: the dataset says 3.00 s, the file 2.00 s"
+    assert reason(replace(said, duration=3.0)) == "wrong duration: the dataset states 3.00 s, the file has 2.00 s"
 
 
 def test_silence(tmp_path: Path) -> None:
-    assert reason(clip(tmp_path, np.zeros(RATE))) == "silence: nothing is to be heard"
-    assert reason(clip(tmp_path, voice(1, level=1e-3))) == "silence: nothing is to be heard"
+    assert reason(clip(tmp_path, np.zeros(RATE))) == "silence: it is silent throughout"
+    assert reason(clip(tmp_path, voice(1, level=1e-3))) == "silence: it is silent throughout"
     gap = np.concatenate([voice(1), np.zeros(RATE * 3), voice(1)])
-    assert reason(clip(tmp_path, gap)) == "silence: 3.0 s of silence after 1.0 s, at most 2 s"
-    assert check_clip(clip(tmp_path, gap), ClipLimits(pause=3.5)).duration == 5
+    assert reason(clip(tmp_path, gap)) == "silence: 3.0 s of silence after 1.0 s, maximum 2 s"
+    assert check_clip(clip(tmp_path, gap), ClipLimits(max_silence=3.5)).duration == 5
 
 
-def test_noise_far_below_the_voice_is_silence(tmp_path: Path) -> None:
+def test_noise_far_below_the_speech_is_silence(tmp_path: Path) -> None:
     assert reason(clip(tmp_path, np.concatenate([voice(1, 0.9), voice(3, 0.005)]))).startswith("silence: 3.0 s")
 
 
@@ -104,24 +104,24 @@ def test_clipping(tmp_path: Path) -> None:
     assert check_clip(clip(tmp_path, voice(1, level=0.99)), ClipLimits()).duration == 1
 
 
-def test_peaks_that_only_touch_full_scale_are_no_clipping() -> None:
+def test_single_peaks_at_full_scale_are_not_clipping() -> None:
     touching = np.zeros(1000, np.float32)
     touching[::10] = 1.0
     assert clipped_share(touching) == 0
 
 
-def test_text_and_sound_that_do_not_belong_together(tmp_path: Path) -> None:
+def test_text_that_does_not_match_the_audio(tmp_path: Path) -> None:
     assert reason(clip(tmp_path, voice(1), "a" * 40)) == "too much text: 40 letters for 1.00 s of speech"
     assert reason(clip(tmp_path, voice(9), "Hi.")) == "too little text: 2 letters for 9.00 s of speech"
 
 
-def test_what_became_of_a_piece(tmp_path: Path) -> None:
+def test_chunk_result(tmp_path: Path) -> None:
     good = clip(tmp_path, voice(1.5))
-    talk = TrainingConversation("set/1", (good, replace(good, text="", place="set:2"), good))
-    first, bad, last = read_clip(talk, ClipLimits())
+    conversation = TrainingConversation("set/1", (good, replace(good, text="", place="set:2"), good))
+    first, bad, last = read_clips(conversation, ClipLimits())
     assert not isinstance(first, DroppedClip) and not isinstance(last, DroppedClip)
     assert bad == DroppedClip("set/1", "set:2", "no text", "it has no text")
-    broken = DroppedClip("", "set:3", "broken row", "is no row")
-    found = examine([broken, talk], ClipLimits())
-    assert found.kept == [(0, 1.5), (0, 1.5)] and found.drops == [broken, bad]
+    broken = DroppedClip("", "set:3", "invalid row", "is no row")
+    result = check_chunk([broken, conversation], ClipLimits())
+    assert result.usable == [(0, 1.5), (0, 1.5)] and result.dropped == [broken, bad]
     assert str(bad) == "set:2: no text: it has no text"

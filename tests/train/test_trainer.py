@@ -1,4 +1,4 @@
-"""Processes that train together: the device of each, and the word of the others where one has ended."""
+"""Several training processes: the device of each, and the error where one has ended."""
 
 from __future__ import annotations
 
@@ -11,79 +11,78 @@ import torch
 
 from csm_cli import device
 from csm_cli.errors import DeviceMissing, PeerLost, UsageError
-from csm_cli.train import distributed as peers
-from csm_cli.train.distributed import all_reduce, make_accelerator
+from csm_cli.train import trainer
+from csm_cli.train.trainer import detect_lost_process, make_accelerator
 
 
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
-    """Two CUDA devices, as accelerate sees them: of several processes each has its own. current: the chosen one."""
-    there = SimpleNamespace(current=0, launched=False)
+    """Two CUDA devices as accelerate sees them. current: the selected one; launched: each process has its own."""
+    state = SimpleNamespace(current=0, launched=False)
 
-    def made(mixed_precision: str, cpu: bool | None) -> SimpleNamespace:
-        gpu = torch.device("cuda", 0 if there.launched else there.current)
+    def accelerator(mixed_precision: str, cpu: bool | None) -> SimpleNamespace:
+        gpu = torch.device("cuda", 0 if state.launched else state.current)
         return SimpleNamespace(
             device=torch.device("cpu") if cpu else gpu, is_main_process=True, mixed_precision=mixed_precision
         )
 
-    def choose(chosen: torch.device) -> None:
-        there.current = chosen.index
+    def set_device(chosen: torch.device) -> None:
+        state.current = chosen.index
 
     monkeypatch.setattr(device, "_present", lambda kind, index: kind != "mps" and index < 2)
-    monkeypatch.setattr(peers, "Accelerator", made)
-    monkeypatch.setattr(torch.cuda, "set_device", choose)
+    monkeypatch.setattr(trainer, "Accelerator", accelerator)
+    monkeypatch.setattr(torch.cuda, "set_device", set_device)
     monkeypatch.delenv("LOCAL_RANK", raising=False)
-    return there
+    return state
 
 
 @pytest.mark.parametrize(
-    ("name", "got"),
+    ("name", "device_name"),
     [("auto", "cuda:0"), ("cpu", "cpu"), ("cuda", "cuda:0"), ("cuda:0", "cuda:0"), ("cuda:1", "cuda:1")],
 )
-def test_a_process_alone_is_where_it_is_told(
-    machine: SimpleNamespace, caplog: pytest.LogCaptureFixture, name: str, got: str
+def test_single_process_uses_the_named_device(
+    machine: SimpleNamespace, caplog: pytest.LogCaptureFixture, name: str, device_name: str
 ) -> None:
-    assert make_accelerator(name, False).device == torch.device(got)
+    assert make_accelerator(name, False).device == torch.device(device_name)
     assert not caplog.records
 
 
 @pytest.mark.parametrize(
-    ("name", "got", "told"),
+    ("name", "device_name", "warns"),
     [("auto", "cuda:0", False), ("cpu", "cpu", False), ("cuda", "cuda:0", False), ("cuda:1", "cuda:0", True)],
 )
-def test_a_launcher_decides_and_it_is_said(
+def test_launcher_assigns_devices(
     machine: SimpleNamespace,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
     name: str,
-    got: str,
-    told: bool,
+    device_name: str,
+    warns: bool,
 ) -> None:
     monkeypatch.setenv("LOCAL_RANK", "0")
     machine.launched = True
     with caplog.at_level(logging.WARNING):
-        assert make_accelerator(name, True).device == torch.device(got)
-    assert [record.getMessage() for record in caplog.records] == told * [
-        "device cuda:1 is not heeded: the launcher decides, and gives cuda:0 here"
-    ]
+        assert make_accelerator(name, True).device == torch.device(device_name)
+    messages = [record.getMessage() for record in caplog.records]
+    assert len(messages) == warns and all("cuda:1 is ignored" in each and "cuda:0" in each for each in messages)
 
 
 @pytest.mark.parametrize(("name", "failure"), [("gpu", UsageError), ("cuda:7", DeviceMissing), ("mps", DeviceMissing)])
-def test_what_is_no_device_here_is_refused(machine: SimpleNamespace, name: str, failure: type[Exception]) -> None:
+def test_unknown_device(machine: SimpleNamespace, name: str, failure: type[Exception]) -> None:
     with pytest.raises(failure):
         make_accelerator(name, False)
 
 
-def test_only_the_words_of_a_lost_peer_are_translated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_errors_of_lost_processes_are_translated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(problem: RuntimeError) -> None:
-        with all_reduce(tmp_path / "state.pt", lambda: 0):
+        with detect_lost_process(tmp_path / "state.pt", lambda: 0):
             raise problem
 
     closed = RuntimeError("[gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:944")
-    with pytest.raises(RuntimeError, match="closed by peer"):  # of one process there are no peers
+    with pytest.raises(RuntimeError, match="closed by peer"):  # a single process has no others
         fail(closed)
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(PeerLost, match=r"before its first step, .* nothing was saved yet, and the same command begins"):
+    with pytest.raises(PeerLost, match=r"before the first step, .* nothing was saved yet, run the same command"):
         fail(closed)
     with pytest.raises(PeerLost):
         fail(torch.distributed.DistBackendError("remote process exited or there was a network error"))
