@@ -131,7 +131,7 @@ def example_row(example: Example, prompts: PromptBuilder) -> SequenceRow:
         InputError: a text that cannot be tokenized, with the example's id.
     """
     try:
-        turns = [prompts.turn_positions(turn.speaker, turn.text, turn.codes).numpy() for turn in example.turns]
+        turns = [prompts.turn_tokens(turn.speaker, turn.text, turn.codes).numpy() for turn in example.turns]
     except InputError as problem:
         raise InputError(f"{example.id}: {problem}") from problem
     trained = np.concatenate(
