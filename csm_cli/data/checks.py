@@ -82,7 +82,7 @@ def check_clip(clip: TrainingClip, limits: ClipLimits) -> Audio:
             raise UnsuitableClip("no audio", "its row has no audio")
         info = probe(file)
         seconds = _check_header(clip, info, limits)
-        audio = read_audio(file, info.rate, recording.start, recording.end, longest=seconds + 1)
+        audio = read_audio(file, info.rate, recording.start, recording.end, max_seconds=seconds + 1)
     except AudioUnreadable as problem:
         raise UnsuitableClip("unreadable", str(problem)) from problem
     _check_samples(audio, clip.text, limits, seconds)
@@ -93,7 +93,7 @@ def _check_header(clip: TrainingClip, info: AudioInfo, limits: ClipLimits) -> fl
     """Checks that need no samples; returns the clip's seconds."""
     recording = clip.recording
     assert recording is not None
-    if invalid := range_problem(info.duration, recording.start, recording.end, longest=float("inf")):
+    if invalid := range_problem(info.duration, recording.start, recording.end, max_seconds=float("inf")):
         raise UnsuitableClip("unreadable", f"{recording.path}: {invalid}")
     end = info.duration if recording.end is None else min(recording.end, info.duration)
     seconds = end - (recording.start or 0.0)

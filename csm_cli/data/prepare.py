@@ -71,7 +71,7 @@ class Encoder:
         self._codec = Codec.load(self.checkpoint.codec_config, self.checkpoint.codec_weights, device, model.codebooks)
         self._prompts = PromptBuilder(self.checkpoint.tokenizer_file, model)
         self.batch_size = _ENCODE_BATCH.get(device.type, 1)
-        self.max_positions = model.backbone.positions
+        self.max_positions = model.backbone.max_seq_len
         self.identity = CodecIdentity(codec_digest(self.checkpoint), model.codebooks, self._codec.frame_rate)
 
     def encode(self, chunk: DatasetChunk) -> tuple[list[Example], ChunkResult]:
@@ -119,7 +119,7 @@ class Encoder:
             for start in range(0, len(readable), self.batch_size):
                 batch = readable[start : start + self.batch_size]
                 samples = [self._resample(block[index][1]) for index in batch]  # type: ignore[arg-type]
-                for index, codes in zip(batch, self._codec.encode_many(samples), strict=True):
+                for index, codes in zip(batch, self._codec.encode_batch(samples), strict=True):
                     clip = block[index][0]
                     turns[index] = CodedTurn(clip.speaker, clip.text, codes.cpu(), clip.trained)
             for index, (_, audio) in enumerate(block):

@@ -10,7 +10,7 @@ import numpy as np
 
 from csm_cli.audio.io import Audio
 from csm_cli.recipe.corpus import RATE, VOICES, Espeak, render_voice
-from csm_cli.voices import VoiceText, prepare_clip, save_voice
+from csm_cli.voices import VoiceInfo, prepare_clip, save_voice
 
 _LOG = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ def main(folder: Path | None = None) -> None:
         clip = prepare_clip(Audio(samples.astype(np.float32) / np.float32(32768), RATE), text)
         speed = f"{espeak_voice.rate} words a minute"
         source = f"espeak-ng, {espeak_voice.name}, {speed}, pitch {espeak_voice.pitch}, range {espeak_voice.range}"
-        save_voice(root / name, clip.audio, VoiceText(text, "Apache-2.0; synthetic speech", source))
+        save_voice(root / name, clip.audio, VoiceInfo(text, "Apache-2.0; synthetic speech", source))
         _LOG.info("%s: %.1f s", name, clip.audio.duration)
 
 

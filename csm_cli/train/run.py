@@ -94,10 +94,10 @@ class TrainingRun:
         if store.codebooks == config.codebooks and store.codec.digest != codec_digest(checkpoint):
             problem = f"the data was prepared for another codec than {checkpoint.name}'s"
             raise InputError(f"{problem}; run csm data prepare with this --model")
-        spec = BatchSpec(settings.batch_tokens, config.backbone.positions, settings.seed)
+        spec = BatchSpec(settings.batch_tokens, config.backbone.max_seq_len, settings.seed)
         self._sampler = ExampleSampler(store, self._prompts, spec, config.codebooks)
         self._mask = LossMask(
-            settings.depth_frame_share, settings.token_corruption, settings.turn_start_weight, config.codes
+            settings.depth_frame_share, settings.token_corruption, settings.turn_start_weight, config.codebook_size
         )
         optimizer = OptimizerConfig(
             steps=settings.steps,

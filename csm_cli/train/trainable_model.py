@@ -169,14 +169,14 @@ class SampleGenerator:
             ("depth_decoder_", depth_temperature, depth_top_k),
         ):
             sampling[f"{prefix}do_sample"] = bool(heat)
-            sampling[f"{prefix}suppress_tokens"] = list(range(config.codes, config.vocab))  # special codes
+            sampling[f"{prefix}suppress_tokens"] = list(range(config.codebook_size, config.vocab))  # special codes
             if heat:
                 sampling |= {f"{prefix}temperature": heat, f"{prefix}top_k": candidates}
         prompt = torch.tensor([ids], device=model.device)
         codes: Tensor = model.generate(
             input_ids=prompt,
             attention_mask=torch.ones_like(prompt),
-            max_new_tokens=min(max_frames, config.backbone.positions - len(ids)),
+            max_new_tokens=min(max_frames, config.backbone.max_seq_len - len(ids)),
             **sampling,
         )[0]
         ends = (codes[:, :-1] == config.eos).all(dim=-1).nonzero()

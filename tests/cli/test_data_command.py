@@ -89,13 +89,13 @@ def test_few_dropped_clips_are_listed_unless_all(csm: Csm, dataset: Path) -> Non
 def test_limits(csm: Csm, dataset: Path) -> None:
     result = csm("data", "check", dataset, "--max-duration", "0.4", "--json")
     assert result.code == 3 and result.json["dropped"]["too long"]["clips"] == 4
-    assert "nothing is left to learn from" in result.err
+    assert "no trainable clips" in result.err
 
 
 def test_nothing_to_prepare(csm: Csm, dataset: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
     arguments = ("--model", tiny_checkpoint, "--min-rate", "48000", "-q")
     result = csm("data", "prepare", dataset, "-o", tmp_path / "store", *arguments)
-    assert (result.code, result.out) == (3, "") and "nothing is left" in result.err
+    assert (result.code, result.out) == (3, "") and "no trainable clips" in result.err
 
 
 def test_context_alone_is_not_trainable(csm: Csm, tiny_checkpoint: Path, tmp_path: Path) -> None:
@@ -104,7 +104,7 @@ def test_context_alone_is_not_trainable(csm: Csm, tiny_checkpoint: Path, tmp_pat
     prepared = csm("data", "prepare", script, "-o", tmp_path / "store", "--model", tiny_checkpoint)
     for result in (checked, prepared):
         assert (result.code, result.out) == (3, "")
-        assert result.err.count("nothing is left to learn from") == 1 and "heard, not learned" in result.err
+        assert result.err.count("no trainable clips") == 1 and "context only" in result.err
         assert "to resume" not in result.err
     assert not (tmp_path / "store").exists()
 
