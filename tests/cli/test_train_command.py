@@ -114,9 +114,7 @@ def test_offline_makes_no_requests(csm: Run, config: Path, tmp_path: Path, tone:
 
 def test_device_names_and_sources(csm: Run, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     absent = csm("train", config, "--device", "cuda:99")
-    assert absent.code == 6 and absent.err.endswith(
-        'csm: no device "cuda:99" on this machine; `csm doctor` lists what there is\n'
-    )
+    assert absent.code == 6 and 'no device "cuda:99"' in absent.err
     monkeypatch.chdir(tmp_path)
     (tmp_path / "csm.toml").write_text('device = "cuda:98"\n')
     assert csm("train", config).code == 6
