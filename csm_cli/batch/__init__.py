@@ -1,9 +1,17 @@
-"""A manifest to files, across as many runs as it takes: what is done is recorded, and not done twice. No torch here."""
+"""A manifest to files, across as many runs as needed: no item is done twice. No torch here."""
 
-from csm_cli.batch.fingerprint import Fingerprinter
-from csm_cli.batch.ledger import LEDGER, Ledger
-from csm_cli.batch.outputs import BatchItem, OutputNames, OutputPattern, file_name
-from csm_cli.batch.selection import Counts, Selection, Shard, conversation_chars, remove_stale_temp_files, select_items
+from csm_cli.batch.items import (
+    BatchItem,
+    Counts,
+    Fingerprinter,
+    OutputNames,
+    OutputPattern,
+    Selection,
+    Shard,
+    file_name,
+    select_items,
+)
+from csm_cli.batch.ledger import LEDGER, Ledger, LedgerEntry, merge_ledgers
 
 __all__ = [
     "LEDGER",
@@ -11,12 +19,12 @@ __all__ = [
     "Counts",
     "Fingerprinter",
     "Ledger",
+    "LedgerEntry",
     "OutputNames",
     "OutputPattern",
     "Selection",
     "Shard",
-    "conversation_chars",
     "file_name",
-    "remove_stale_temp_files",
+    "merge_ledgers",
     "select_items",
 ]

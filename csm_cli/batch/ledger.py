@@ -1,9 +1,8 @@
-"""results.jsonl: one object per finished item, only ever appended to; the last one of an id counts.
+"""results.jsonl: one JSON object per finished item, appended only; the newest one of an id counts.
 
-An item counts as done when its line is on the disk, and its line is written when its sound is there. Lines go to the
-disk in groups, in a thread of their own: while one group is on its way the next gathers, so that no item waits for the
-disk. A process that is killed loses the lines of the last moment, never half of one: those items are spoken again, and
-sound the same.
+An item is done when its line is on disk; its line is written when its audio is. Lines are flushed in groups by a
+thread of their own: the next group gathers meanwhile, so no item waits for the disk. A killed process loses the lines
+of the last moment, never part of one; those items are generated again, with the same result.
 """
 
 from __future__ import annotations
@@ -12,77 +11,97 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from io import BufferedRandom
 from pathlib import Path
 from typing import Any
 
-from csm_cli.batch.group_commit import GroupCommitWriter, PendingRecord
 from csm_cli.errors import InputError, OutputFailed, OutputRefused
-from csm_cli.storage.files import exclusive_lock
+from csm_cli.storage.files import exclusive_lock, write_atomically
 
 LEDGER = "results.jsonl"
-_log = logging.getLogger(__name__)
+SCHEMA = 2  # of a line
+_FLUSH_THREADS = 8  # files flushed at once: a journalling file system serves them with few writes
+_LOG = logging.getLogger(__name__)
+
+LedgerRecord = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
 class LedgerEntry:
-    """What is remembered of an item: how it ended ("ok", "failed"), and of what it was made."""
+    """The newest result of an item.
+
+    status: "ok" or "failed". fingerprint: of the item. last_seed: the highest seed that failed with this fingerprint,
+    -1 for none.
+    """
 
     status: str
     fingerprint: str
+    last_seed: int = -1
 
 
 class Ledger:
-    """The ledger of a folder, held by one process until it is closed, or until the process dies in whatever way.
+    """The ledger of a folder, locked by this process until it is closed or the process ends.
 
-    entries: by id, what the file says at opening.
+    entries: by item id, as of opening.
 
     Raises:
-        UsageError: another process holds it.
+        UsageError: another process has the lock.
         OutputRefused: the folder or the file cannot be made or written to.
-        InputError: the file is somebody else's.
+        InputError: the file is not a ledger, or of another version of csm; it is left unchanged.
     """
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / LEDGER
-        with ExitStack() as held:
-            held.enter_context(exclusive_lock(folder, f"{LEDGER}.lock"))
-            self._file = held.enter_context(_opened(self.path))
-            self.entries = {str(record["id"]): _entry(record) for record in self.records()}
-            self._mend()
-            self._held = held.pop_all()
-        self._scribe = GroupCommitWriter(self._file)
+        with ExitStack() as stack:
+            stack.enter_context(exclusive_lock(folder, f"{LEDGER}.lock"))
+            try:
+                self._file = stack.enter_context(self.path.open("a+b"))
+            except OSError as error:
+                reason = f"cannot be written ({error.strerror})"
+                raise OutputRefused(f"{self.path}: {reason}; choose another folder") from error
+            self.entries: dict[str, LedgerEntry] = {}
+            for record in self.records():
+                name = str(record["id"])
+                self.entries[name] = _entry(record, self.entries.get(name))
+            self._cut_unfinished_line()
+            self._resources = stack.pop_all()
+        self._writer = GroupCommitWriter(self._file)
 
-    def append(self, record: Mapping[str, Any], sound: Path | None = None) -> None:
-        """Hands over a finished item, whose file is `sound`; within moments both are on the disk.
+    def append(self, record: Mapping[str, Any], audio: Path | None = None) -> None:
+        """Appends a finished item, whose file is `audio`; both are on disk within moments.
 
         Raises:
-            OutputFailed: the disk is full or failed; what was written of a line is cut at the next opening.
+            OutputFailed: the disk is full or failed; an unfinished line is removed at the next opening.
         """
-        line = json.dumps(record, ensure_ascii=False).encode("utf-8", "surrogateescape") + b"\n"
-        self._told(self._scribe.write, PendingRecord(line, sound))
+        line = json.dumps({"schema": SCHEMA, **record}, ensure_ascii=False)
+        with self._disk_errors():
+            self._writer.write(PendingRecord(line.encode("utf-8", "surrogateescape") + b"\n", audio))
 
-    def settle(self) -> None:
-        """Waits until all that was handed over is on the disk. Raises as `append` does."""
-        self._told(self._scribe.wait)
+    def flush(self) -> None:
+        """Waits until all appended lines are on disk. Raises as `append`."""
+        with self._disk_errors():
+            self._writer.flush()
 
     def close(self) -> None:
-        """Settles, and lets go of the folder. Raises as `append` does."""
+        """Flushes, and releases the lock. Raises as `append`."""
         try:
-            self._told(self._scribe.close)
+            with self._disk_errors():
+                self._writer.close()
         finally:
-            self._held.close()
+            self._resources.close()
 
-    def _told(self, act: Callable[..., None], *arguments: PendingRecord) -> None:
+    @contextmanager
+    def _disk_errors(self) -> Iterator[None]:
         try:
-            act(*arguments)
+            yield
         except OSError as error:
-            raise OutputFailed(
-                f"{error.filename or self.path}: {error.strerror}; make room and run again to go on"
-            ) from error
+            problem = f"{error.filename or self.path}: {error.strerror}"
+            raise OutputFailed(f"{problem}; make room and run again to go on") from error
 
     def __enter__(self) -> Ledger:
         return self
@@ -94,56 +113,180 @@ class Ledger:
             if kind is None:
                 raise
 
-    def _mend(self) -> None:
-        """Cuts a last line that a killed process left unfinished."""
+    def _cut_unfinished_line(self) -> None:
         self._file.seek(0)
-        whole = sum(len(line) for line in self._file if line.endswith(b"\n"))
-        if whole < self._file.seek(0, os.SEEK_END):
-            _log.warning("%s: its last line was unfinished and is cut", self.path)
-            self._file.truncate(whole)
+        complete = sum(len(line) for line in self._file if line.endswith(b"\n"))
+        if complete < self._file.seek(0, os.SEEK_END):
+            _LOG.warning("%s: its last line was unfinished and is removed", self.path)
+            self._file.truncate(complete)
 
-    def records(self) -> Iterator[dict[str, Any]]:
-        """Every result there is, oldest first.
+    def records(self) -> Iterator[LedgerRecord]:
+        """Every result, oldest first.
 
         Raises:
-            InputError: a line that is none.
+            InputError: a line that is no result, or of another schema.
         """
         self._file.seek(0)
         for number, line in enumerate(self._file, 1):
-            found = _parsed(line)
-            whole = line.endswith(b"\n")
-            if not _is_record(found) and (whole or found is not None):
-                raise InputError(
-                    f"{self.path}:{number}: is not a result; choose another output folder or move the file away"
-                )
-            if whole:
-                yield found
+            complete = line.endswith(b"\n")
+            try:
+                record = json.loads(line.decode("utf-8", "surrogateescape"))
+            except ValueError:
+                record = None
+            is_result = isinstance(record, dict) and "id" in record and "status" in record
+            if not is_result and (complete or record is not None):
+                hint = "choose another output folder or move the file away"
+                raise InputError(f"{self.path}:{number}: is not a result; {hint}")
+            if not complete:
+                continue
+            if record.get("schema") != SCHEMA:
+                hint = "name another output folder, or move the file away to generate all items again"
+                raise InputError(f"{self.path}: was written by another version of csm and is left unchanged; {hint}")
+            yield record
 
-    def latest(self) -> Iterator[dict[str, Any]]:
-        """The result that counts of each item, once all that was handed over is on the disk."""
-        self.settle()
+    def latest(self) -> Iterator[LedgerRecord]:
+        """The newest result of each item, appended ones included. Raises as `append`."""
+        self.flush()
         last = {str(record["id"]): number for number, record in enumerate(self.records())}
         return (record for number, record in enumerate(self.records()) if last[str(record["id"])] == number)
 
 
-def _opened(path: Path) -> BufferedRandom:
+def _entry(record: Mapping[str, Any], before: LedgerEntry | None) -> LedgerEntry:
+    fingerprint = str(record.get("fingerprint", ""))
+    last_seed = max(record.get("seeds_tried") or (), default=-1)
+    if before and before.fingerprint == fingerprint:
+        last_seed = max(last_seed, before.last_seed)
+    return LedgerEntry(sys.intern(str(record["status"])), fingerprint, last_seed)
+
+
+@dataclass(frozen=True)
+class PendingRecord:
+    """A line, and the file that has to be on disk before it."""
+
+    line: bytes
+    file: Path | None = None
+
+
+class GroupCommitWriter:
+    """Appends lines to an open file, in order, many with one fsync. An OSError is raised by the next call, once."""
+
+    def __init__(self, file: BufferedRandom) -> None:
+        self._file = file
+        self._changed = threading.Condition()
+        self._pending: list[PendingRecord] = []
+        self._writing = self._closing = False
+        self._error: OSError | None = None
+        self._thread = threading.Thread(target=self._run, name="ledger", daemon=True)
+        self._thread.start()
+
+    def write(self, record: PendingRecord) -> None:
+        with self._changed:
+            self._raise_error()
+            self._pending.append(record)
+            self._changed.notify_all()
+
+    def flush(self) -> None:
+        """Waits until all lines are on disk."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._error or not (self._pending or self._writing))
+            self._raise_error()
+
+    def close(self) -> None:
+        """Flushes, and closes the file."""
+        try:
+            self.flush()
+        finally:
+            with self._changed:
+                self._closing = True
+                self._changed.notify_all()
+            self._thread.join()
+
+    def _raise_error(self) -> None:
+        if self._error:
+            raise self._error
+
+    def _run(self) -> None:
+        with ThreadPoolExecutor(_FLUSH_THREADS) as pool:
+            while group := self._next_group():
+                try:
+                    list(pool.map(_flush_file, {each.file for each in group if each.file}))
+                    self._file.writelines(each.line for each in group)
+                    self._file.flush()
+                    os.fsync(self._file.fileno())
+                except OSError as error:
+                    with self._changed:
+                        self._error, self._pending, self._closing = error, [], True
+        with suppress(OSError):  # of a line that could not be written; its error is reported already
+            self._file.close()
+
+    def _next_group(self) -> list[PendingRecord]:
+        """All pending records, once there are any; empty at the end."""
+        with self._changed:
+            self._writing = False
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: self._pending or self._closing)
+            group, self._pending = self._pending, []
+            self._writing = bool(group)
+            return group
+
+
+def _flush_file(file: Path) -> None:
+    """Removes a file that cannot be flushed; one that the user has moved away already is ignored."""
     try:
-        return path.open("a+b")
+        descriptor = os.open(file, os.O_RDONLY)
+    except FileNotFoundError:
+        return
+    try:
+        os.fsync(descriptor)
     except OSError as error:
-        raise OutputRefused(f"{path}: cannot be written ({error.strerror}); choose another folder") from error
+        file.unlink(missing_ok=True)
+        raise OSError(error.errno, error.strerror, str(file)) from error
+    finally:
+        os.close(descriptor)
 
 
-def _parsed(line: bytes) -> Any:
-    """What a line holds; None where it is not JSON."""
-    try:
-        return json.loads(line.decode("utf-8", "surrogateescape"))
-    except ValueError:
-        return None
+def merge_ledgers(folders: Sequence[Path], target: Path) -> tuple[int, int]:
+    """Copies the files and results of all folders to `target`; returns how many items are ok and how many failed.
+
+    Items that `target` has with the same fingerprint are skipped, so an interrupted merge can be repeated. A failure
+    counts only if the item is ok in no folder.
+
+    Raises:
+        InputError: a folder without results, a missing file, or two items with one file.
+        UsageError: a folder is in use by another run.
+        OutputRefused, OutputFailed: the target cannot be written.
+    """
+    found: list[tuple[Path, LedgerRecord]] = []
+    for folder in folders:
+        if not (folder / LEDGER).is_file():
+            raise InputError(f"{folder} has no {LEDGER}; name folders that csm batch has written to")
+        with Ledger(folder) as ledger:
+            found += ((folder, record) for record in ledger.latest())
+    merged = {str(record["id"]): (folder, record) for folder, record in sorted(found, key=_is_ok)}
+    owners: dict[str, str] = {}
+    for name, (_, record) in merged.items():
+        owner = owners.setdefault(record["file"], name) if record["status"] == "ok" else name
+        if owner != name:
+            raise InputError(f'"{owner}" and "{name}" have the same file {record["file"]}; nothing was merged')
+    with Ledger(target) as ledger:
+        for name, (folder, record) in merged.items():
+            entry = ledger.entries.get(name)
+            same = entry and (entry.status, entry.fingerprint) == (record["status"], record.get("fingerprint"))
+            if record["status"] != "ok":
+                if not same:
+                    ledger.append(record)
+                continue
+            source, copy = folder / record["file"], target / record["file"]
+            if not same or not copy.exists():
+                try:
+                    data = source.read_bytes()
+                except OSError as error:
+                    raise InputError(f"{source}: {error.strerror}; run its shard again") from error
+                write_atomically(copy, data)
+                ledger.append(record | {"output": str(copy)})
+    ok = sum(record["status"] == "ok" for _, record in merged.values())
+    return ok, len(merged) - ok
 
 
-def _is_record(found: Any) -> bool:
-    return isinstance(found, dict) and "id" in found and "status" in found
-
-
-def _entry(record: Mapping[str, Any]) -> LedgerEntry:
-    return LedgerEntry(sys.intern(str(record["status"])), str(record.get("fingerprint", "")))
+def _is_ok(found: tuple[Path, LedgerRecord]) -> bool:
+    return str(found[1]["status"]) == "ok"

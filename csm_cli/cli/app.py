@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from csm_cli import __version__
-from csm_cli.cli.batch import batch
+from csm_cli.cli.batch import batch, merge
 from csm_cli.cli.bench import bench
 from csm_cli.cli.check import check
 from csm_cli.cli.config import config
@@ -17,7 +17,6 @@ from csm_cli.cli.data import data
 from csm_cli.cli.doctor import doctor
 from csm_cli.cli.expand import expand_dataclass
 from csm_cli.cli.export import export
-from csm_cli.cli.merge import merge
 from csm_cli.cli.models import models
 from csm_cli.cli.say import say
 from csm_cli.cli.script import script

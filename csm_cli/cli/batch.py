@@ -1,16 +1,19 @@
-"""csm batch: a manifest, many lines at a time, one file each; a run that was cut off goes on where it was."""
+"""csm batch: one audio file per manifest row, resumable. csm merge: the shards of a batch in one folder."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from csm_cli.batch import (
+    LEDGER,
     BatchItem,
     Counts,
     Fingerprinter,
@@ -19,67 +22,83 @@ from csm_cli.batch import (
     OutputPattern,
     Selection,
     Shard,
-    conversation_chars,
     select_items,
 )
-from csm_cli.cli.batch_run import BatchRun
-from csm_cli.cli.console import log_line
+from csm_cli.cli.console import emit_json, emit_path, log_line, warn
 from csm_cli.cli.options import OutputFile, OutputOptions, SynthesisFlags
 from csm_cli.cli.output_files import ReportFile, report_path
+from csm_cli.cli.progress import ProgressMeter, show_progress
+from csm_cli.cli.summary import (
+    audio_tags,
+    contention_hint,
+    conversation_record,
+    describe_utterance,
+    format_count,
+    speaker_label,
+    summarize,
+    turn_warnings,
+)
 from csm_cli.cli.synthesis import (
+    FinishedConversation,
     SynthesisJob,
     find_checkpoint,
     make_job,
     open_synthesizer,
     pick_device_and_dtype,
+    speak,
     with_settings,
 )
-from csm_cli.errors import UsageError
+from csm_cli.errors import BatchPartlyFailed, CsmError, GenerationFailed, OutputFailed, UsageError
+from csm_cli.generation.events import ConversationFailed
 from csm_cli.generation.fingerprint import SynthesisSetup
+from csm_cli.storage.files import MAX_CACHED_FOLDERS, remove_temp_files, write_atomically
+from csm_cli.types import Conversation
 
 if TYPE_CHECKING:
     from csm_cli.checkpoint import Checkpoint
     from csm_cli.generation.synthesizer import Synthesizer
     from csm_cli.script import Manifest
 
-_MOST = 1024
+_MAX_BATCH_SIZE = 1024
 
 
-def _part(*flags: str, text: str, **more: Any) -> Any:
-    return typer.Option(*flags, help=text, rich_help_panel="Which lines", **more)
+def _failures(*flags: str, text: str, **more: Any) -> Any:
+    return typer.Option(*flags, help=text, rich_help_panel="Failures", **more)
 
 
 @dataclass(frozen=True)
 class BatchScope:
-    """Which lines this run speaks, and when it gives up."""
+    """Which rows a run generates, and when it gives up."""
 
-    force: Annotated[bool, _part("--force", text="Speak again what is done.")] = False
-    retry_failed: Annotated[bool, _part("--retry-failed", text="Only what failed before.")] = False
-    limit: Annotated[int | None, _part("--limit", text="At most N lines in this run.", metavar="N", min=1)] = None
-    shard: Annotated[
-        str | None, _part("--shard", text="Every n-th line from the i-th; slurm reads its array.", metavar="i/n|slurm")
+    force: Annotated[bool, typer.Option("--force", help="Generate items again that are done.")] = False
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Only items that failed before, with seeds not tried yet.")
+    ] = False
+    limit: Annotated[
+        int | None, typer.Option("--limit", metavar="N", min=1, help="Generate at most N items in this run.")
     ] = None
-    fail_fast: Annotated[bool, _part("--fail-fast", text="Stop at the first failure.")] = False
-    max_failures: Annotated[int | None, _part("--max-failures", text="Stop after N failures.", metavar="N", min=1)] = (
-        None
-    )
+    shard: Annotated[
+        str | None,
+        typer.Option("--shard", metavar="i/n|slurm", help="Every n-th row from the i-th; slurm: from its job array."),
+    ] = None
+    fail_fast: Annotated[bool, _failures("--fail-fast", text="Stop at the first failure.")] = False
+    max_failures: Annotated[
+        int | None, _failures("--max-failures", text="Stop after N failures.", metavar="N", min=1)
+    ] = None
 
     @property
-    def choice(self) -> Selection:
+    def selection(self) -> Selection:
         return Selection(self.force, self.retry_failed, self.limit)
 
     @property
-    def patience(self) -> float:
-        """How many failures end the run."""
+    def failures_allowed(self) -> float:
+        """The number of failures that ends the run."""
         return 1 if self.fail_fast else self.max_failures or float("inf")
-
-    def part(self) -> Shard:
-        return Shard.read(self.shard, os.environ) if self.shard else Shard()
 
 
 @dataclass(frozen=True)
 class BatchRequest:
-    """A batch as it was asked for."""
+    """All arguments of a batch."""
 
     manifest: str
     batch_size: str
@@ -93,7 +112,7 @@ class BatchRequest:
 def batch(
     manifest: Annotated[str, typer.Argument(metavar="MANIFEST", help="JSONL, CSV or text lines; - is standard input.")],
     batch_size: Annotated[
-        str, typer.Option("--batch-size", metavar="auto|N", help="Items decoded together; auto goes by free memory.")
+        str, typer.Option("--batch-size", metavar="auto|N", help="Items decoded together; auto: by free memory.")
     ] = "auto",
     report: ReportFile = None,
     *,
@@ -102,96 +121,215 @@ def batch(
     output: OutputFile,
     output_options: OutputOptions,
 ) -> None:
-    """Speak the lines of a manifest, each to a file such as -o 'out/{id}.wav'.
+    """Generate one audio file per manifest row.
 
-    The output's fields are {id}, {index} (from 1), {speaker} and {shard}. What is done is recorded in results.jsonl
-    beside the files; the same command again speaks the rest.
+    Fields of -o: {id}, {index} (from 1), {speaker}, {shard}. Finished items are recorded in results.jsonl beside the
+    files; the same command again generates only the rest.
+
+    Examples:
+
+      csm batch lines.jsonl -o 'out/{id}.wav'
+
+      csm batch book.txt -o 'book/{index:04d}.flac' -v ash --retry-failed
     """
-    run(BatchRequest(manifest, batch_size, scope, speech, output, output_options, report_path(report)))
+    run_batch(BatchRequest(manifest, batch_size, scope, speech, output, output_options, report_path(report)))
 
 
-def run(order: BatchRequest, load: Callable[[SynthesisJob, Checkpoint], Synthesizer] = open_synthesizer) -> None:
-    """Fills an order. Every line is checked before anything is loaded; `load` makes a synthesizer of a checkpoint."""
-    from csm_cli.script import Manifest
+def merge(
+    folders: Annotated[list[Path], typer.Argument(metavar="DIR", help="Folders that csm batch has written to.")],
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="The folder to merge them into.")],
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Print only the path of the results.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of a failure.")] = False,
+) -> None:
+    """Merge the shards of a batch into one folder: files and results.
 
-    shard = order.scope.part()
-    size, pattern = _size(order.batch_size), _pattern(order.output, shard)
-    job = make_job((), order.speech, order.output_options)
-    work = _Work(Manifest(order.manifest), pattern, shard)
-    total = work.check()
-    checkpoint = find_checkpoint(job)
-    job = replace(job, slots=size or _auto(job, checkpoint))
-    marker, choice = (
-        Fingerprinter(SynthesisSetup(checkpoint, job.flags, job.retry_policy, order.speech.verify)),
-        order.scope.choice,
-    )
-    with Ledger(pattern.folder) as ledger:
-        if order.output.no_clobber:
-            _refuse_existing(select_items(work.items(marker), ledger.entries, choice, Counts()))
-        tally = Counts()
-        chosen = select_items(work.items(marker), ledger.entries, choice, tally)
-        spoken = BatchRun(job, ledger, tally, order.scope.patience, order.report)
-        spoken.go(chosen, lambda slots: load(replace(job, slots=slots), checkpoint), total)
+    csm batch can go on there as if one run had generated it all.
+    """
+    from csm_cli.batch import merge_ledgers
+
+    target = output.expanduser()
+    ok, failed = merge_ledgers([folder.expanduser() for folder in folders], target)
+    if not quiet:
+        log_line(f"{ok} done, {failed} failed, from {format_count(len(folders), 'folder')}")
+    emit_path(target / LEDGER)
 
 
-@dataclass(frozen=True)
-class _Work:
-    """The lines of one shard of a manifest, where they go, and how they are spoken."""
-
-    manifest: Manifest
-    pattern: OutputPattern
-    shard: Shard
-
-    def check(self) -> int:
-        """Reads every line of the manifest; returns how many characters the shard's have.
-
-        Raises:
-            ScriptInvalid: with every diagnostic about every line.
-            InputError, UsageError: names that collide, are read or cannot be written.
-        """
-        names, total = OutputNames([self.manifest.path] if self.manifest.path else ()), 0
-        for number, item in enumerate(self.pattern.items(self.manifest.checked())):
-            names.add(item)
-            if number % self.shard.count == self.shard.index - 1:
-                total += conversation_chars(item.conversation)
-        names.settle()
-        return total
-
-    def items(self, marker: Fingerprinter) -> Iterator[BatchItem]:
-        return map(marker.mark, self.shard.of(self.pattern.items(with_settings(self.manifest))))
-
-
-def _size(text: str) -> int:
-    """0 for auto.
+def run_batch(
+    request: BatchRequest, load: Callable[[SynthesisJob, Checkpoint], Synthesizer] = open_synthesizer
+) -> None:
+    """Runs a batch; every row is checked before anything is loaded. load: makes the synthesizer.
 
     Raises:
-        UsageError: neither that nor a number that makes sense.
+        ScriptInvalid: with all diagnostics of all rows.
+        InputError, UsageError: outputs that collide, are inputs or cannot be written, or impossible options.
+        BatchPartlyFailed, GenerationFailed: some items failed, or all.
     """
+    from csm_cli.script import Manifest
+
+    scope, quiet = request.scope, request.output_options.quiet
+    shard = Shard.read(scope.shard, os.environ) if scope.shard else Shard()
+    batch_size = _batch_size(request.batch_size)
+    if not request.output.output or request.output.path is None:
+        raise UsageError("batch writes files; name them as in -o 'out/{id}.wav'")
+    pattern = OutputPattern(request.output.output, shard.index)
+    job = make_job((), request.speech, request.output_options)
+    manifest = Manifest(request.manifest)
+    counts = _check_manifest(manifest, pattern, shard)
+    checkpoint = find_checkpoint(job)
+    fingerprinter = Fingerprinter(SynthesisSetup(checkpoint, job.flags, job.retry_policy, request.speech.verify))
+
+    def items() -> Iterator[BatchItem]:
+        return map(fingerprinter.mark, shard.of(pattern.items(with_settings(manifest))))
+
+    with Ledger(pattern.folder) as ledger:
+        if ledger.entries or request.output.no_clobber or scope.selection != Selection():
+            counts = _count_selection(items(), ledger, scope.selection, request.output.no_clobber)
+        job = replace(job, flags=replace(job.flags, seed=None))  # the items have their seeds
+        run = BatchRun(job, ledger, counts, scope.failures_allowed)
+        if counts.selected:
+            slots = batch_size or _auto_batch_size(job, checkpoint)
+            job = replace(job, slots=min(slots, counts.selected))
+            selected = select_items(items(), ledger.entries, scope.selection)
+            run.generate(islice(selected, counts.selected), load(job, checkpoint))
+        elif not quiet:
+            log_line(f"nothing to speak; {run.summary()}")
+        if request.report:
+            from csm_cli.report.page import write_batch_report
+
+            write_batch_report(request.report, ledger.latest, ledger.path)
+    run.raise_failures()
+
+
+def _batch_size(text: str) -> int:
+    """0 for auto. Raises UsageError for anything but auto and a number in range."""
     size = 0 if text == "auto" else int(text) if text.isdecimal() and len(text) < 5 else -1
-    if not (size == 0 and text == "auto") and not 1 <= size <= _MOST:
-        raise UsageError(f"--batch-size takes auto or a whole number from 1 to {_MOST}, not {text!r}")
+    if text != "auto" and not 1 <= size <= _MAX_BATCH_SIZE:
+        raise UsageError(f"--batch-size takes auto or a whole number from 1 to {_MAX_BATCH_SIZE}, not {text!r}")
     return size
 
 
-def _auto(job: SynthesisJob, checkpoint: Checkpoint) -> int:
+def _auto_batch_size(job: SynthesisJob, checkpoint: Checkpoint) -> int:
     from csm_cli.engine.memory_estimate import estimate_memory
 
-    found = estimate_memory(checkpoint.config, checkpoint.weights.files, *pick_device_and_dtype(job.speech))
+    estimate = estimate_memory(checkpoint.config, checkpoint.weights.files, *pick_device_and_dtype(job.speech))
     if not job.output_options.quiet:
-        log_line(f"up to {found.slots} items at once (--batch-size auto: {found})")
-    return found.slots
+        log_line(f"up to {estimate.slots} items at once (--batch-size auto: {estimate})")
+    return estimate.slots
 
 
-def _pattern(output: OutputFile, shard: Shard) -> OutputPattern:
-    """Raises UsageError where the output is none, a pipe, or has fields there are not."""
-    name = output.output
-    if not name or output.path is None:
-        raise UsageError("batch writes files; name them as in -o 'out/{id}.wav'")
-    return OutputPattern(name, shard.index)
+def _check_manifest(manifest: Manifest, pattern: OutputPattern, shard: Shard) -> Counts:
+    """Checks all rows and outputs; returns the counts of a shard that is selected whole. Raises as `run_batch`."""
+    names = OutputNames([manifest.path] if manifest.path else ())
+    counts = Counts()
+    for number, item in enumerate(pattern.items(manifest.checked())):
+        names.add(item)
+        if number % shard.count == shard.index - 1:
+            counts.total += 1
+            counts.chars += item.chars
+    names.raise_first_error()
+    counts.selected = counts.total
+    return counts
 
 
-def _refuse_existing(items: Iterator[BatchItem]) -> None:
+def _count_selection(items: Iterator[BatchItem], ledger: Ledger, selection: Selection, no_clobber: bool) -> Counts:
+    """Raises OutputRefused if `no_clobber` and the output of a selected item exists."""
     from csm_cli.audio.io import check_output
 
-    for item in items:
-        check_output(item.path, clobber=False)
+    counts = Counts()
+    for item in select_items(items, ledger.entries, selection, counts):
+        if no_clobber:
+            check_output(item.path, clobber=False)
+    return counts
+
+
+class BatchRun:
+    """Generates, writes and records the selected items of a batch; stops after `failures_allowed` failures."""
+
+    def __init__(self, job: SynthesisJob, ledger: Ledger, counts: Counts, failures_allowed: float) -> None:
+        self._job, self._ledger, self._counts, self._failures_allowed = job, ledger, counts, failures_allowed
+        self._quiet = job.output_options.quiet
+        self._active: dict[str, BatchItem] = {}  # by conversation id
+        self._remove_temp_files = lru_cache(MAX_CACHED_FOLDERS)(remove_temp_files)  # once for each folder
+        self._written = self._failed = 0
+
+    def generate(self, selected: Iterator[BatchItem], synth: Synthesizer) -> None:
+        counts = self._counts
+        meter = ProgressMeter((), synth.codec.frame_rate, lambda: counts.chars, counts.total)
+        meter.finished_items = counts.done
+        try:
+            with show_progress(meter, self._quiet):
+                for event in speak(synth, self._job, meter, self._conversations(selected)):
+                    if isinstance(event, FinishedConversation):
+                        self._write(self._active.pop(event.conversation.id), event, synth)
+                    elif isinstance(event, ConversationFailed):
+                        seeds = [take.seed for take in event.takes]
+                        self._record_failure(self._active.pop(event.conversation.id), event.error, seeds)
+                    if self._failed >= self._failures_allowed:
+                        break
+            self._ledger.flush()
+        except BrokenPipeError:
+            warn("standard output was closed; the same command generates the rest")
+            raise
+        finally:
+            if not self._quiet:
+                log_line(f"{self.summary()}; {summarize(meter, synth.checkpoint.name, synth.device)}")
+                if hint := contention_hint(self._job, synth):
+                    log_line(hint)
+
+    def summary(self) -> str:
+        """Such as `200 items: 17 written, 180 reused, 1 failed, 2 left`."""
+        left = self._counts.total - self._counts.done - self._written - self._failed
+        parts = ((self._written, "written"), (self._counts.done, "reused"), (self._failed, "failed"), (left, "left"))
+        states = ", ".join(f"{count} {state}" for count, state in parts if count)
+        return f"{format_count(self._counts.total, 'item')}: {states or 'none'}"
+
+    def raise_failures(self) -> None:
+        """Raises BatchPartlyFailed where items failed; GenerationFailed where none is done."""
+        if self._failed:
+            kind = BatchPartlyFailed if self._written or self._counts.done else GenerationFailed
+            tried = self._written + self._failed
+            stopped = ", the rest were not tried" if tried < self._counts.selected else ""
+            raise kind(f"{self._failed} of {format_count(tried, 'item')} failed{stopped}; the lines above say why")
+
+    def _conversations(self, selected: Iterator[BatchItem]) -> Iterator[Conversation]:
+        for item in selected:
+            self._active[item.id] = item
+            self._remove_temp_files(item.path.parent)
+            yield item.conversation
+
+    def _progress(self) -> str:
+        return f"{self._counts.done + self._written + self._failed} of {self._counts.total}"
+
+    def _write(self, item: BatchItem, finished: FinishedConversation, synth: Synthesizer) -> None:
+        from csm_cli.audio.io import encode_audio
+
+        try:
+            tags = audio_tags(finished.utterances, synth.checkpoint, finished.conversation.title)
+            write_atomically(item.path, encode_audio(item.path, finished.track.audio, tags), flush=False)
+        except OutputFailed:
+            raise  # a full disk would fail all other items too
+        except CsmError as error:
+            self._record_failure(item, error, [])
+            return
+        record = conversation_record(finished, str(item.path), synth.checkpoint, str(synth.device))
+        self._ledger.append(record | {"file": item.file, "fingerprint": item.fingerprint}, item.path)
+        self._written += 1
+        if not self._quiet:
+            for utterance in finished.utterances:
+                log_line(f"[{self._progress()}] {item.id}: {describe_utterance(utterance)}")
+        for warning in turn_warnings(finished):
+            warn(f"{item.id}: {warning}")
+        if self._job.output_options.json:
+            emit_json(record)
+        else:
+            emit_path(item.path)
+
+    def _record_failure(self, item: BatchItem, error: CsmError, seeds: list[int]) -> None:
+        turns = [{"speaker": speaker_label(turn), "text": turn.text} for turn in item.conversation.turns]
+        record: dict[str, Any] = {"id": item.id, "status": "failed", "output": None, "error": str(error)}
+        record |= {"seeds_tried": seeds, "turns": turns}
+        self._ledger.append(record | {"fingerprint": item.fingerprint})
+        self._failed += 1
+        warn(f"{item.id}: {error}")
+        if self._job.output_options.json:
+            emit_json(record)

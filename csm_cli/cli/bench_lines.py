@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from csm_cli.cli.batch import BatchRequest, BatchScope, run
+from csm_cli.cli.batch import BatchRequest, BatchScope, run_batch
 from csm_cli.cli.bench_speed import print_figures
 from csm_cli.cli.options import OutputFile, OutputOptions, SynthesisFlags
 
@@ -39,7 +39,7 @@ def lines(
 def _speak(manifest: Path, debug: bool) -> None:
     output = OutputFile(str(manifest.with_suffix("") / "{id}.wav"))
     with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere):
-        run(
+        run_batch(
             BatchRequest(
                 str(manifest), "8", BatchScope(), SynthesisFlags(), output, OutputOptions(quiet=True, debug=debug)
             ),

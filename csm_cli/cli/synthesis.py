@@ -184,7 +184,7 @@ def collect_turns(
             failed.add(conversation.id)
             del unfinished[conversation.id]
             if isinstance(event, Utterance):
-                event = ConversationFailed(conversation, faulty_turn_error(event))
+                event = ConversationFailed(conversation, faulty_turn_error(event), event.takes)
             yield event
             continue
         utterances.append(event)

@@ -83,10 +83,11 @@ class AudioChunk:
 
 @dataclass(frozen=True)
 class ConversationFailed:
-    """No further turn of the conversation follows."""
+    """No further turn of the conversation follows. takes: of the turn that failed."""
 
     conversation: Conversation
     error: CsmError
+    takes: tuple[Take, ...] = ()
 
 
 Event = FrameProgress | AudioChunk | Utterance | ConversationFailed

@@ -16,20 +16,22 @@ from csm_cli.batch import (
     Counts,
     Fingerprinter,
     Ledger,
+    LedgerEntry,
     OutputPattern,
     Selection,
     Shard,
-    remove_stale_temp_files,
+    merge_ledgers,
     select_items,
 )
-from csm_cli.batch.ledger import LedgerEntry
-from csm_cli.batch.merge import merge
 from csm_cli.checkpoint import Checkpoint, open_checkpoint
 from csm_cli.errors import InputError, UsageError
 from csm_cli.generation.fingerprint import SynthesisSetup
 from csm_cli.types import Conversation, GenerationOptions, Recording, RetryPolicy, Turn
 
-LINES = [{"id": "a", "status": "ok", "fingerprint": "1"}, {"id": "b", "status": "failed", "fingerprint": "2"}]
+LINES = [
+    {"schema": 2, "id": "a", "status": "ok", "fingerprint": "1"},
+    {"schema": 2, "id": "b", "status": "failed", "fingerprint": "2"},
+]
 
 
 def ledger_of(folder: Path, text: str) -> Path:
@@ -57,7 +59,7 @@ def test_a_torn_last_line_is_cut_and_the_next_stands_alone(tmp_path: Path, torn:
     with Ledger(tmp_path) as ledger:
         assert set(ledger.entries) == {"a", "b"}
         ledger.append({"id": "d", "status": "ok"})
-    assert path.read_text() == whole() + '{"id": "d", "status": "ok"}\n'
+    assert path.read_text() == whole() + '{"schema": 2, "id": "d", "status": "ok"}\n'
 
 
 def test_a_ledger_of_nothing_but_a_torn_line_is_empty(tmp_path: Path) -> None:
@@ -142,28 +144,49 @@ def test_done_is_ok_unchanged_and_there(tmp_path: Path) -> None:
         "4": LedgerEntry("ok", "f"),
     }
 
-    def chosen(choice: Selection) -> tuple[str, int, bool, int]:
-        tally = Counts()
-        taken = "".join(item.id for item in select_items(made, entries, choice, tally))
-        assert tally.taken == len(taken)
-        return taken, tally.done, tally.left, tally.skipped
+    def selected(selection: Selection) -> tuple[str, int, int]:
+        counts = Counts()
+        names = "".join(item.id for item in select_items(made, entries, selection, counts))
+        assert counts.total == 5 and counts.selected == len(names)
+        return names, counts.done, counts.chars
 
-    assert chosen(Selection()) == ("1234", 1, False, 3)
-    assert chosen(Selection(limit=3)) == ("123", 1, True, 3)
-    assert chosen(Selection(limit=4)) == ("1234", 1, False, 3)
-    assert chosen(Selection(failed=True)) == ("2", 1, False, 12)
-    assert chosen(Selection(force=True)) == ("01234", 0, False, 0)
+    assert selected(Selection()) == ("1234", 1, 12)
+    assert selected(Selection(limit=3)) == ("123", 1, 9)
+    assert selected(Selection(retry_failed=True)) == ("2", 1, 3)
+    assert selected(Selection(force=True)) == ("01234", 0, 15)
 
 
-def test_what_a_killed_run_left_half_written_is_swept(tmp_path: Path) -> None:
-    for name in (".0123456789abcdef.tmp", ".mine.tmp", "a.wav"):
-        (tmp_path / name).touch()
-    sweep = remove_stale_temp_files()
-    sweep(tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} == {".mine.tmp", "a.wav"}
-    (tmp_path / ".0123456789abcdef.tmp").touch()
-    sweep(tmp_path)
-    assert (tmp_path / ".0123456789abcdef.tmp").exists(), "this run's own"
+def test_a_retried_item_goes_on_after_the_seeds_that_failed(tmp_path: Path) -> None:
+    options = GenerationOptions(seed=1)
+    conversation = Conversation((Turn(0, "Hi.", options=options), Turn(1, "Ho.")), id="a", defaults=options)
+    item = BatchItem(conversation, tmp_path / "a.wav", "a.wav", "f")
+    with Ledger(tmp_path) as ledger:
+        for seeds in ([7, 9, 8], [3], []):
+            ledger.append({"id": "a", "status": "failed", "fingerprint": "f", "seeds_tried": seeds})
+        ledger.append({"id": "b", "status": "failed", "fingerprint": "old", "seeds_tried": [5]})
+        ledger.append({"id": "b", "status": "failed", "fingerprint": "new", "seeds_tried": []})
+    with Ledger(tmp_path) as ledger:
+        entries = ledger.entries
+    assert entries == {"a": LedgerEntry("failed", "f", 9), "b": LedgerEntry("failed", "new", -1)}
+
+    def seeds_of(selection: Selection, fingerprint: str) -> list[int | None]:
+        (found,) = select_items([replace(item, fingerprint=fingerprint)], entries, selection)
+        return [found.conversation.defaults.seed, *(turn.options.seed for turn in found.conversation.turns)]
+
+    assert seeds_of(Selection(retry_failed=True), "f") == [10, None, None]
+    assert seeds_of(Selection(retry_failed=True), "changed") == seeds_of(Selection(), "f") == [1, 1, None]
+
+
+@pytest.mark.parametrize("schema", [None, 1, 3])
+def test_a_ledger_of_another_version_is_refused_and_left_alone(tmp_path: Path, schema: int | None) -> None:
+    line = {"id": "a", "status": "ok", "file": "a.wav"} | ({"schema": schema} if schema else {})
+    path = ledger_of(tmp_path, json.dumps(line) + "\n")
+    before = path.read_bytes()
+    with pytest.raises(InputError, match="another version of csm"):
+        Ledger(tmp_path)
+    with pytest.raises(InputError, match="another version of csm"):
+        merge_ledgers([tmp_path], tmp_path / "all")
+    assert path.read_bytes() == before
 
 
 @pytest.fixture(scope="module")
@@ -226,9 +249,7 @@ def test_a_seed_is_given_where_none_is(checkpoint: Checkpoint) -> None:
         mark(checkpoint, BatchItem(TALK, Path(name), name)).conversation.defaults.seed for name in ("a.wav", "b.wav")
     ]
     assert seeds[0] is not None and seeds[0] == seeds[1]
-    assert (
-        mark(checkpoint, BatchItem(TALK, Path("a.wav")), GenerationOptions(seed=0)).conversation.defaults.seed is None
-    )
+    assert mark(checkpoint, BatchItem(TALK, Path("a.wav")), GenerationOptions(seed=0)).conversation.defaults.seed == 0
 
 
 def test_a_recording_counts_by_its_bytes(checkpoint: Checkpoint, tone: Path) -> None:
@@ -273,7 +294,7 @@ def entries(folder: Path) -> dict[str, LedgerEntry]:
 def test_shards_are_merged_and_merged_again(tmp_path: Path) -> None:
     one = written(tmp_path / "one", result("a"), result("b", "failed"), result("a", fingerprint="2"))
     two = written(tmp_path / "two", result("b"), result("c", "failed"))
-    assert merge([one, two], tmp_path / "all") == (2, 1) == merge([one, two], tmp_path / "all")
+    assert merge_ledgers([one, two], tmp_path / "all") == (2, 1) == merge_ledgers([one, two], tmp_path / "all")
     assert entries(tmp_path / "all") == {
         "a": LedgerEntry("ok", "2"),
         "b": LedgerEntry("ok", "1"),
@@ -290,10 +311,10 @@ def test_shards_are_merged_and_merged_again(tmp_path: Path) -> None:
 def test_what_cannot_be_merged_is_refused(tmp_path: Path) -> None:
     one = written(tmp_path / "one", result("a"))
     with pytest.raises(InputError, match=r"has no results\.jsonl"):
-        merge([one, tmp_path], tmp_path / "all")
+        merge_ledgers([one, tmp_path], tmp_path / "all")
     two = written(tmp_path / "two", result("b") | {"file": "a.wav"})
-    with pytest.raises(InputError, match=r'"a" and "b" are both in a file a\.wav'):
-        merge([one, two], tmp_path / "all")
+    with pytest.raises(InputError, match=r'"a" and "b" have the same file a\.wav'):
+        merge_ledgers([one, two], tmp_path / "all")
     (one / "a.wav").unlink()
     with pytest.raises(InputError, match="run its shard again"):
-        merge([one], tmp_path / "all")
+        merge_ledgers([one], tmp_path / "all")

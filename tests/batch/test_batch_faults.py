@@ -102,7 +102,7 @@ def test_killed_again_and_again_it_ends_as_if_never(csm: Csm, tiny_checkpoint: P
     before = set(recorded(folder))
     assert 0 < len(before) < COUNT
     last = csm(*arguments)
-    assert last.code == 0 and f"{len(before)} done before" in last.err
+    assert last.code == 0 and f"{len(before)} reused" in last.err
     assert Counter(recorded(folder)) == Counter(f"n{n}" for n in range(COUNT)), "none twice after it was recorded"
     csm(*batch(tiny_checkpoint, path, tmp_path / "once"))
     files = {file.name: file.read_bytes() for file in (tmp_path / "once").glob("*.wav")}
@@ -151,7 +151,7 @@ def test_where_a_file_cannot_grow_the_run_ends_and_the_next_goes_on(
     assert not list(folder.glob(".*.tmp"))
     before_that = set(recorded(folder))
     again = csm(*arguments)
-    assert again.code == 0 and f"{12 - len(before_that)} of {12 - len(before_that)} written" in again.err
+    assert again.code == 0 and f"{12 - len(before_that)} written" in again.err
     assert Counter(recorded(folder)) == Counter(f"n{n}" for n in range(12))
     assert all(soundfile.info(folder / f"n{n}.wav").frames == round(seconds / 0.08) * 1920 for n in range(12))
 
@@ -165,7 +165,7 @@ def test_a_clock_that_runs_backwards_changes_nothing(
         assert csm(*batch(tiny_checkpoint, path, tmp_path / name)).code == 0
     os.utime(path, (0, 0))
     os.utime(tmp_path / "first" / "results.jsonl", (0, 0))
-    assert "3 done before" in csm(*batch(tiny_checkpoint, path, tmp_path / "first")).err
+    assert "3 reused" in csm(*batch(tiny_checkpoint, path, tmp_path / "first")).err
     files = [(tmp_path / name / "n1.wav").read_bytes() for name in ("first", "second")]
     assert files[0] == files[1]
 
@@ -221,7 +221,7 @@ def test_an_interrupted_run_says_130_and_goes_on_where_it_was(csm: Csm, tiny_che
     assert run.returncode == 130 and "Traceback" not in err
     done = set(recorded(folder))
     again = csm(*batch(tiny_checkpoint, path, folder))
-    assert again.code == 0 and f"{len(done)} done before" in again.err
+    assert again.code == 0 and f"{len(done)} reused" in again.err
     assert Counter(recorded(folder)) == Counter(f"n{n}" for n in range(COUNT))
 
 

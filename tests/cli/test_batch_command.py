@@ -44,7 +44,7 @@ def test_writes_a_file_for_each_item(csm: Csm, tiny_checkpoint: Path, tmp_path: 
         "b": 0.4,
         "c": 0.56,
     }
-    assert "3 of 3 written" in result.err and "seed" in result.err
+    assert "3 items: 3 written;" in result.err and "[3 of 3] " in result.err and "seed" in result.err
 
 
 def test_items_sound_the_same_alone_and_together(csm: Csm, tiny_checkpoint: Path, tmp_path: Path) -> None:
@@ -95,9 +95,9 @@ def test_where_all_items_fail_nothing_was_generated(csm: Csm, mute_checkpoint: P
     ("pattern", "ids", "code", "message"),
     [
         ("out.wav", "ab", 3, "put {id} into -o"),
-        ("{id.__class__}.wav", "ab", 2, "no field"),
-        ("{}.wav", "ab", 2, "no field"),
-        ("{name}.wav", "ab", 2, "{id}, {index}, {speaker} and {shard}"),
+        ("{id.__class__}.wav", "ab", 2, "unknown field"),
+        ("{}.wav", "ab", 2, "unknown field"),
+        ("{name}.wav", "ab", 2, "{id}, {index}, {speaker}, {shard}"),
         ("{id.wav", "ab", 2, "csm: -o"),
         ("{id:d}.wav", "ab", 2, "csm: -o"),
         ("{index:{width}}.wav", "ab", 2, "csm: -o"),
@@ -120,9 +120,9 @@ def test_outputs_are_refused_before_anything_is_loaded(
     [
         ((None, "b.wav"), '"b" would replace {folder}/b.wav, which this batch reads'),
         (("b.wav", None), '"b" would replace {folder}/b.wav, which this batch reads'),
-        ((None, "a.wav"), '"b" reads {folder}/a.wav, which a line before it would replace'),
+        ((None, "a.wav"), '"b" reads {folder}/a.wav, which an earlier row would replace'),
         (("other/../a.wav", None), '"a" would replace {folder}/a.wav, which this batch reads'),
-        ((None, "link.wav"), '"b" reads {folder}/link.wav, which a line before it would replace'),
+        ((None, "link.wav"), '"b" reads {folder}/link.wav, which an earlier row would replace'),
     ],
 )
 def test_what_a_line_reads_no_line_replaces(
@@ -197,6 +197,7 @@ def test_results_are_recorded_beside_the_files(csm: Csm, tiny_checkpoint: Path, 
     assert good["seed"] == 5 and good["stop"] == "cap" and good["rtf"] > 0 and len(good["warnings"]) == 1
     assert recorded["bad"]["status"] == "failed" and "too long" in recorded["bad"]["error"]
     assert all(record.pop("fingerprint") for record in recorded.values())
+    assert {record.pop("schema") for record in recorded.values()} == {2}
     assert {record.pop("id"): record for record in map(json.loads, told.splitlines())} == recorded
 
 
@@ -227,8 +228,11 @@ def test_a_rerun_with_nothing_to_do_loads_no_weights(
     path = manifest(tmp_path, item("a"))
     run(csm, tiny_checkpoint, path, tmp_path / "{id}.wav")
     monkeypatch.setattr("csm_cli.generation.synthesizer.Synthesizer", None)
-    again = run(csm, tiny_checkpoint, path, tmp_path / "{id}.wav")
-    assert again.code == 0 and "nothing to speak; 1 done before" in again.err and not again.out
+    for flags, count in (([], "1 reused"), (["--retry-failed"], "1 reused"), (["--shard", "2/2"], "none")):
+        again = run(csm, tiny_checkpoint, path, tmp_path / "{id}.wav", *flags)
+        assert again.code == 0 and not again.out
+        (line,) = again.err.splitlines()
+        assert line.startswith("nothing to speak; ") and line.endswith(count)
 
 
 def test_a_seed_that_nobody_gave_is_the_same_every_time(csm: Csm, tiny_checkpoint: Path, tmp_path: Path) -> None:
@@ -249,6 +253,17 @@ def test_what_failed_is_tried_again(csm: Csm, tiny_checkpoint: Path, tmp_path: P
     assert run(csm, tiny_checkpoint, path, pattern).out == f"{tmp_path / 'new.wav'}\n"
 
 
+def test_a_retry_goes_on_with_seeds_not_tried_yet(csm: Csm, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    path = manifest(tmp_path, {"id": "endless", "speaker": 0, "text": "Hi.", "temperature": 1.0, "seed": 5}, item("a"))
+    pattern = tmp_path / "{id}.wav"
+    assert run(csm, tiny_checkpoint, path, pattern, "--retries", 1).code == 5
+    for _ in range(2):
+        retried = run(csm, tiny_checkpoint, path, pattern, "--retry-failed", "--retries", 1)
+        assert retried.code == 5 and "2 items: 1 reused, 1 failed;" in retried.err
+    tried = [record["seeds_tried"] for record in results(tmp_path) if record["status"] == "failed"]
+    assert tried == [[5, 6], [7, 8], [9, 10]]
+
+
 @pytest.mark.parametrize(("flags", "failures"), [(["--fail-fast"], 1), (["--max-failures", 2], 2), ([], 4)])
 def test_a_run_gives_up_when_told_to(
     csm: Csm, mute_checkpoint: Path, tmp_path: Path, flags: list[object], failures: int
@@ -262,7 +277,7 @@ def test_a_run_gives_up_when_told_to(
 def test_a_limit_leaves_the_rest_for_later(csm: Csm, tiny_checkpoint: Path, tmp_path: Path) -> None:
     path = manifest(tmp_path, *(item(name) for name in "abc"))
     first = run(csm, tiny_checkpoint, path, tmp_path / "{id}.wav", "--limit", 2)
-    assert first.code == 0 and "the rest left for later" in first.err and len(first.out.splitlines()) == 2
+    assert first.code == 0 and "3 items: 2 written, 1 left;" in first.err and len(first.out.splitlines()) == 2
     assert run(csm, tiny_checkpoint, path, tmp_path / "{id}.wav", "--limit", 2).out == f"{tmp_path / 'c.wav'}\n"
 
 
@@ -288,7 +303,7 @@ def test_the_same_bytes_at_once_resumed_and_in_shards(
     assert [len(results(tmp_path / f"part-{n}")) for n in (1, 2)] == [4, 3]
     merged = csm("merge", tmp_path / "part-1", tmp_path / "part-2", "-o", tmp_path / "all")
     assert merged.code == 0 and merged.out == f"{tmp_path / 'all' / 'results.jsonl'}\n" and "7 done" in merged.err
-    assert "7 done before" in run(csm, tiny_checkpoint, path, tmp_path / "all" / "{id}.wav").err
+    assert "7 reused" in run(csm, tiny_checkpoint, path, tmp_path / "all" / "{id}.wav").err
 
 
 @pytest.mark.parametrize("text", ["0", "-1", "1025", "many", "", "1.5", "²"])

@@ -1,0 +1,254 @@
+"""The items of a batch: their output files, fingerprints and seeds, and which of them a run generates."""
+
+from __future__ import annotations
+
+import os
+import re
+import string
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from csm_cli.batch.ledger import LedgerEntry
+from csm_cli.errors import CsmError, InputError, UsageError
+from csm_cli.storage.fingerprint import fingerprint
+from csm_cli.storage.paths import expand_path, resolved_name
+from csm_cli.types import Conversation, Turn
+
+if TYPE_CHECKING:
+    from csm_cli.generation.fingerprint import SynthesisSetup
+
+SCHEMA = 3  # of fingerprints; incremented when the same input is to sound different
+FIELDS = ("id", "index", "speaker", "shard")
+
+
+@dataclass(frozen=True)
+class BatchItem:
+    """A row of the manifest and its output: `path`; `file` is its path below the ledger's folder.
+
+    fingerprint: equal where the result would be (see `Fingerprinter`); empty until known.
+    """
+
+    conversation: Conversation
+    path: Path
+    file: str = ""
+    fingerprint: str = ""
+
+    @property
+    def id(self) -> str:
+        return self.conversation.id
+
+    @property
+    def chars(self) -> int:
+        """Characters of all turns to generate."""
+        return sum(len(turn.text) for turn in self.conversation.turns if not turn.recording)
+
+
+@dataclass(frozen=True)
+class OutputPattern:
+    """A pattern of output names, such as 'out/{id}.wav'; fields are {id}, {index} (from 1), {speaker} and {shard}.
+
+    Raises:
+        UsageError: an unknown field, or a malformed pattern.
+    """
+
+    text: str
+    shard: int = 1
+
+    def __post_init__(self) -> None:
+        try:
+            names = [name for _, name, _, _ in string.Formatter().parse(self.text) if name is not None]
+            if unknown := [name for name in names if name not in FIELDS]:
+                known = ", ".join(f"{{{name}}}" for name in FIELDS)
+                raise UsageError(f"-o {self.text!r}: unknown field {{{unknown[0]}}}; known: {known}")
+            self.text.format(id="a", index=1, speaker="a", shard=1)
+        except (ValueError, LookupError) as error:
+            raise UsageError(f"-o {self.text!r}: {error}") from error
+
+    @property
+    def folder(self) -> Path:
+        """The part of the path that is the same for all items."""
+        prefix = ""
+        for literal, name, spec, _ in string.Formatter().parse(self.text):
+            prefix += literal
+            if name not in (None, "shard"):
+                break
+            prefix += format(self.shard, spec or "") if name else ""
+        return expand_path(f"{prefix}x").parent
+
+    def items(self, conversations: Iterable[Conversation]) -> Iterator[BatchItem]:
+        """Each conversation with its output."""
+        for index, conversation in enumerate(conversations, 1):
+            values = {"id": conversation.id, "index": index, "speaker": file_name(conversation.turns[0])}
+            path = expand_path(self.text.format(**values, shard=self.shard))
+            yield BatchItem(conversation, path, os.path.relpath(path, self.folder))
+
+
+def file_name(turn: Turn) -> str:
+    """A turn's speaker as part of a file name; characters that not every system allows become underscores."""
+    return re.sub(r"[^\w-]", "_", turn.name or str(turn.speaker))
+
+
+class OutputNames:
+    """Checks that every output can be written, belongs to one item, and is no input of the batch.
+
+    Only hashes of names are stored, so that memory stays small. inputs: files read besides the items' recordings.
+    """
+
+    def __init__(self, inputs: Iterable[Path] = ()) -> None:
+        self._outputs: set[int] = set()
+        self._inputs = {hash(resolved_name(path)) for path in inputs}
+        self._error: CsmError | None = None
+
+    def add(self, item: BatchItem) -> None:
+        from csm_cli.audio.io import check_output
+
+        output = hash(resolved_name(item.path))
+        turns = (*item.conversation.context, *item.conversation.turns)
+        recordings = {hash(resolved_name(turn.recording.path)): turn.recording.path for turn in turns if turn.recording}
+        self._inputs.update(recordings)
+        try:
+            if output in self._outputs:
+                raise InputError(f'"{item.id}" and an earlier row have the same output {item.path}; put {{id}} into -o')
+            check_output(item.path)
+            if replaced := recordings.keys() & self._outputs:
+                path = recordings[min(replaced)]
+                raise UsageError(f'"{item.id}" reads {path}, which an earlier row would replace; name another -o')
+            if output in self._inputs:
+                raise UsageError(f'"{item.id}" would replace {item.path}, which this batch reads; name another -o')
+        except CsmError as error:
+            self._error = self._error or error
+        self._outputs.add(output)
+
+    def raise_first_error(self) -> None:
+        """Raises the first problem found.
+
+        Raises:
+            InputError: two items have the same output.
+            UsageError: an output is read by this batch.
+            OutputRefused: an output cannot be written.
+        """
+        if self._error:
+            raise self._error
+
+
+class Fingerprinter:
+    """Gives items their fingerprints and seeds.
+
+    A fingerprint covers id, text, speakers, the bytes of recordings, options, checkpoint, schema and the output's name.
+    The seed of an item without one is derived from all of these but the name.
+    """
+
+    def __init__(self, setup: SynthesisSetup) -> None:
+        self._setup = setup
+
+    def mark(self, item: BatchItem) -> BatchItem:
+        """`item` with its fingerprint, and with all its seeds: those of the command line included."""
+        conversation, setup = item.conversation, self._setup
+        sound = fingerprint(
+            SCHEMA,
+            conversation.id,
+            setup.content(),
+            [conversation.tail, conversation.loudness],
+            [setup.turn_content(turn, {}) for turn in conversation.context],
+            [[turn.gap, turn.gain, asdict(setup.options(conversation, turn))] for turn in conversation.turns],
+            [setup.turn_content(turn, conversation.lexicon) for turn in conversation.turns],
+        )
+        if setup.flags.seed is not None:
+            conversation = _with_seed(conversation, setup.flags.seed)
+        elif conversation.defaults.seed is None:
+            defaults = replace(conversation.defaults, seed=int(sound[:8], 16) >> 1)
+            conversation = replace(conversation, defaults=defaults)
+        return replace(item, conversation=conversation, fingerprint=fingerprint(sound, item.file))
+
+
+def with_untried_seeds(item: BatchItem, entry: LedgerEntry | None) -> BatchItem:
+    """`item` with seeds after those that failed in earlier runs, if any."""
+    if entry is None or entry.fingerprint != item.fingerprint or entry.last_seed < 0:
+        return item
+    return replace(item, conversation=_with_seed(item.conversation, entry.last_seed + 1))
+
+
+def _with_seed(conversation: Conversation, seed: int) -> Conversation:
+    """The conversation with `seed` for its first turn and the following ones for the others."""
+    turns = tuple(replace(turn, options=replace(turn.options, seed=None)) for turn in conversation.turns)
+    return replace(conversation, turns=turns, defaults=replace(conversation.defaults, seed=seed))
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Part `index` (from 1) of `count`: every count-th row."""
+
+    index: int = 1
+    count: int = 1
+
+    @classmethod
+    def read(cls, text: str, environment: Mapping[str, str]) -> Shard:
+        """From "2/8", or from Slurm's array variables for "slurm".
+
+        Raises:
+            UsageError: neither.
+        """
+        if text == "slurm":
+            names = ("ID", "MIN", "MAX", "COUNT", "STEP")
+            try:
+                task, first, last, count, step = (int(environment[f"SLURM_ARRAY_TASK_{name}"]) for name in names)
+            except (KeyError, ValueError) as error:
+                hint = "it is for jobs of a Slurm array (sbatch --array=1-8)"
+                raise UsageError(f"--shard slurm: no array variables are set; {hint}") from error
+            if (last - first) // step + 1 != count:
+                raise UsageError(
+                    "--shard slurm needs an array without holes, such as --array=1-8; else use --shard i/n"
+                )
+            return cls((task - first) // step + 1, count)
+        match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text)
+        index, count = (int(match[1]), int(match[2])) if match else (0, 0)
+        if not 1 <= index <= count:
+            raise UsageError(f"--shard takes i/n from 1/n to n/n, or slurm, not {text!r}")
+        return cls(index, count)
+
+    def of(self, items: Iterable[BatchItem]) -> Iterator[BatchItem]:
+        return islice(items, self.index - 1, None, self.count)
+
+
+@dataclass(frozen=True)
+class Selection:
+    """force: also items that are done; retry_failed: only items that failed before; limit: at most so many."""
+
+    force: bool = False
+    retry_failed: bool = False
+    limit: int | None = None
+
+
+@dataclass
+class Counts:
+    """How many items there are, how many are done by earlier runs, how many are selected, and their characters."""
+
+    total: int = 0
+    done: int = 0
+    selected: int = 0
+    chars: int = 0
+
+
+def select_items(
+    items: Iterable[BatchItem], entries: Mapping[str, LedgerEntry], selection: Selection, counts: Counts | None = None
+) -> Iterator[BatchItem]:
+    """The items to generate; `counts` is complete when all are consumed.
+
+    An item is done if it is ok in the ledger with the same fingerprint and its file exists.
+    """
+    counts = counts or Counts()
+    for item in items:
+        counts.total += 1
+        entry = entries.get(item.id)
+        done = entry and (entry.status, entry.fingerprint) == ("ok", item.fingerprint) and item.path.exists()
+        if done and not selection.force:
+            counts.done += 1
+        elif selection.retry_failed and (entry is None or entry.status != "failed"):
+            continue
+        elif selection.limit is None or counts.selected < selection.limit:
+            counts.selected += 1
+            counts.chars += item.chars
+            yield with_untried_seeds(item, entry) if selection.retry_failed else item
