@@ -314,7 +314,7 @@ def test_an_impossible_batch_size_is_refused(csm: Csm, tmp_path: Path, text: str
 
 def test_the_batch_size_that_fits_is_told(csm: Csm, tiny_checkpoint: Path, tmp_path: Path) -> None:
     told = run(csm, tiny_checkpoint, manifest(tmp_path, item("a")), tmp_path / "{id}.wav").err
-    assert re.search(r"up to \d items at once \(--batch-size auto: .* MB an item\)", told)
+    assert re.search(r"up to \d items at once \(--batch-size auto: .* MB per item\)", told)
 
 
 def page_rows(path: Path) -> list[dict[str, Any]]:
