@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from csm_cli.cli.console import keep_names, log_line, open_streams, warn
+from csm_cli.cli.console import allow_undecodable_names, log_line, replace_closed_streams, warn
 from csm_cli.errors import INTERRUPTED, CsmError, OutOfMemory, OutputFailed, ScriptInvalid
 
 if TYPE_CHECKING:
@@ -22,8 +22,8 @@ _NO_MEMORY = re.compile(r"OutOfMemoryError|out of memory|ALLOC_FAILED|can't allo
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs `csm` with these arguments, or the process's own; returns the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    open_streams()
-    keep_names()
+    replace_closed_streams()
+    allow_undecodable_names()
     try:
         code = _run(arguments)
     except KeyboardInterrupt:

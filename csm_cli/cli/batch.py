@@ -33,7 +33,6 @@ from csm_cli.cli.summary import (
     contention_hint,
     conversation_record,
     describe_utterance,
-    format_count,
     speaker_label,
     summarize,
     turn_warnings,
@@ -51,6 +50,7 @@ from csm_cli.cli.synthesis import (
 from csm_cli.errors import BatchPartlyFailed, CsmError, GenerationFailed, OutputFailed, UsageError
 from csm_cli.generation.events import ConversationFailed
 from csm_cli.generation.fingerprint import SynthesisSetup
+from csm_cli.report import format_count
 from csm_cli.storage.files import MAX_CACHED_FOLDERS, remove_temp_files, write_atomically
 from csm_cli.types import Conversation
 

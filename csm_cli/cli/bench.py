@@ -9,7 +9,7 @@ import typer
 from csm_cli.cli.bench_lines import lines
 from csm_cli.cli.bench_speed import batch, decode, growth, start
 from csm_cli.cli.bench_train import train
-from csm_cli.cli.console import emit_json, log_line, set_up
+from csm_cli.cli.console import configure_logging, emit_json, log_line
 from csm_cli.cli.expand import expand_dataclass
 from csm_cli.cli.options import OutputOptions
 from csm_cli.errors import UsageError
@@ -42,7 +42,7 @@ def voice(
 
     Needs espeak-ng and a word list (apt install espeak-ng wamerican); two figures need pocketsphinx, the extra "bench".
     """
-    set_up(OutputOptions(json=json, debug=debug))
+    configure_logging(OutputOptions(json=json, debug=debug))
     names = _names(only)
     measured = _open(model, device, sentences)
     figures = []

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from csm_cli.cli.console import emit_json, log_line, set_up
+from csm_cli.cli.console import configure_logging, emit_json, log_line
 from csm_cli.cli.options import OutputOptions, is_int8
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def start(
     """`csm say` of ten words in a cold process, over importing torch and its own decoding."""
     from csm_cli.bench.start import measure
 
-    set_up(OutputOptions(json=json))
+    configure_logging(OutputOptions(json=json))
     print_figures(measure(model, runs), json)
 
 
@@ -98,7 +98,7 @@ def _ready(bench: Bench) -> tuple[PreparedBench, dict[str, Any]]:
     from csm_cli.bench.timing import PreparedBench
     from csm_cli.device import pick_device, pick_dtype
 
-    set_up(OutputOptions(json=bench.json, debug=bench.debug))
+    configure_logging(OutputOptions(json=bench.json, debug=bench.debug))
     rounded = is_int8(bench.quantize)
     _noting(bench.json)(f"loading {bench.model or 'the bundled voice'} ...")
     device = pick_device(bench.device)

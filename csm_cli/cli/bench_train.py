@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from csm_cli.cli.bench_speed import print_figures
-from csm_cli.cli.console import log_line, set_up
+from csm_cli.cli.console import configure_logging, log_line
 from csm_cli.cli.options import OutputOptions
 
 
@@ -22,7 +22,7 @@ def train(
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of a failure.")] = False,
 ) -> None:
     """A step on prepared codes beside transformers' own, which encodes its audio, on the same batch."""
-    set_up(OutputOptions(json=json, debug=debug))
+    configure_logging(OutputOptions(json=json, debug=debug))
     from csm_cli.bench.train import TrainLoad, measure
 
     if not json:

@@ -1,4 +1,4 @@
-"""What goes to standard output and standard error. User text is printed as it is, never as markup."""
+"""Standard output, standard error and the log. User text is printed as it is, never as markup."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ if TYPE_CHECKING:
 
 
 def emit(line: str) -> None:
-    """A line of result, at once: a reader may be waiting at the other end of a pipe."""
+    """Prints a line of the result and flushes it, for readers of a pipe."""
     print(_printable(line), flush=True)
 
 
 def emit_path(path: Path) -> None:
-    """Exactly as it is, whatever bytes its name has: `keep_names` made standard output take them."""
+    """Prints a path with its exact bytes, as `allow_undecodable_names` permits."""
     print(path, flush=True)
 
 
 def emit_json(record: Any) -> None:
-    """One line; the bytes of undecodable names as JSON's escapes, since JSON is UTF-8."""
+    """Prints one line of JSON; the bytes of undecodable names as escapes, since JSON is UTF-8."""
     text = json.dumps(record, ensure_ascii=False)
     print(re.sub("[\ud800-\udfff]", lambda found: f"\\u{ord(found[0]):04x}", text), flush=True)
 
@@ -42,7 +42,7 @@ def emit_bytes(data: bytes) -> None:
 
 
 def log_line(line: str) -> None:
-    """A line for the person who waits; none of it is a result."""
+    """Prints a line to standard error."""
     print(_printable(line), file=sys.stderr, flush=True)
 
 
@@ -50,32 +50,32 @@ def warn(line: str) -> None:
     log_line(f"csm: {line}")
 
 
-def open_streams() -> None:
-    """Puts the null device where a standard stream is closed, on the descriptor that is free."""
+def replace_closed_streams() -> None:
+    """Opens the null device in place of each closed standard stream."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115
 
 
-def keep_names() -> None:
-    """Lets file names that are not text through standard output unchanged."""
+def allow_undecodable_names() -> None:
+    """Lets standard output print the bytes of file names that are not valid text."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="surrogateescape")
 
 
 def refuse_terminal() -> None:
-    """Raises UsageError where audio would be written to a terminal, or nowhere."""
+    """Raises UsageError if standard output, which gets audio, is a terminal or closed."""
     if sys.__stdout__ is None:
         raise UsageError("-o - writes audio, and standard output is closed; add a pipe or name a file")
     if sys.stdout.isatty():
         raise UsageError("-o - writes audio, and standard output is a terminal; add a pipe or name a file")
 
 
-def set_up(output_options: OutputOptions) -> None:
-    """Levels of our own log, and silence for the libraries'."""
+def configure_logging(output_options: OutputOptions) -> None:
+    """Sets the level of the package's log; silences the libraries' logs unless --verbose or --debug."""
     log = logging.getLogger("csm_cli")
     log.setLevel(logging.DEBUG if output_options.debug else logging.INFO if output_options.verbose else logging.WARNING)
-    log.handlers = [_Notes()]
+    log.handlers = [_StderrHandler()]
     log.propagate = False
     if output_options.verbose or output_options.debug:
         return
@@ -86,14 +86,14 @@ def set_up(output_options: OutputOptions) -> None:
     warnings.simplefilter("ignore")
 
 
-class _Notes(logging.Handler):
-    """Looks sys.stderr up each time, since a progress bar stands in for it while it is drawn."""
+class _StderrHandler(logging.Handler):
+    """Looks up sys.stderr for each record, since a progress bar replaces it while it is shown."""
 
     def emit(self, record: logging.LogRecord) -> None:
         warn(record.getMessage())
 
 
 def _printable(line: str) -> str:
-    """`line` without what would steer a terminal (Cc), and without lone surrogates of undecodable names (Cs)."""
+    """`line` with control characters (Cc) and lone surrogates of undecodable names (Cs) escaped."""
     odd = (unicodedata.category(char) in ("Cc", "Cs") for char in line)
     return "".join(char.encode("unicode_escape").decode() if bad else char for char, bad in zip(line, odd, strict=True))

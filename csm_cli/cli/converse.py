@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from csm_cli.cli.console import emit, emit_json, set_up
+from csm_cli.cli.console import configure_logging, emit, emit_json
 from csm_cli.cli.live_audio import PlaybackOptions
 from csm_cli.cli.options import OutputFile, OutputOptions, SynthesisFlags
 from csm_cli.cli.output_files import (
@@ -24,9 +24,10 @@ from csm_cli.cli.output_files import (
     turn_files,
     turn_records,
 )
-from csm_cli.cli.summary import context_summary, format_duration, format_ranges
+from csm_cli.cli.summary import context_summary
 from csm_cli.cli.synthesis import RunRequest, SynthesisJob, check_outputs, make_job, run_conversation
 from csm_cli.errors import UsageError
+from csm_cli.report import format_duration, format_ranges
 from csm_cli.storage.paths import expand_path
 from csm_cli.types import Conversation, Turn
 
@@ -177,8 +178,9 @@ def converse(
 ) -> None:
     """Synthesize a dialogue as one track.
 
-    Finished turns are cached beside the track in .OUT.csm. The same command again generates only the turns that
-    changed, and -o OUT.flac after -o OUT.wav reuses all of them.
+    Finished turns are cached beside the track in .OUT.csm.
+    The same command again generates only the turns that changed.
+    After -o OUT.wav, -o OUT.flac reuses all of them.
     """
     from csm_cli.script import read_script
 
@@ -206,7 +208,7 @@ def print_dry_run(job: SynthesisJob) -> None:
     Raises:
         ModelError: no such model.
     """
-    set_up(job.output_options)
+    configure_logging(job.output_options)
     from csm_cli.checkpoint import read_checkpoint_config
     from csm_cli.generation.context_window import WindowLimits, estimate_turns, track_seconds
     from csm_cli.generation.prompt import PromptBuilder

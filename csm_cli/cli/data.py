@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from csm_cli.cli.console import emit_json, emit_path, log_line, set_up, warn
+from csm_cli.cli.console import configure_logging, emit_json, emit_path, log_line, warn
 from csm_cli.cli.expand import expand_dataclass
 from csm_cli.cli.options import ResultOptions
 from csm_cli.errors import NothingToLearn, UsageError
@@ -129,7 +129,7 @@ def check(
     from csm_cli.data.checks import check_chunk
     from csm_cli.data.workers import map_processes
 
-    set_up(output_options)
+    configure_logging(output_options)
     if plot and not _has_matplotlib():
         raise UsageError(f"--plot: {_NO_MATPLOTLIB}")
     speakers, chunks = selection.read(sources)
@@ -163,7 +163,7 @@ def prepare(
       csm data prepare my-recordings -o data/prepared
       csm data prepare LJSpeech-1.1 -o data/lj --model unsloth/csm-1b --device cuda --held-out 0.05
     """
-    set_up(output_options)
+    configure_logging(output_options)
     folder = output.expanduser()
     speakers, chunks = selection.read(sources)
     if not output_options.quiet:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from csm_cli.cli.console import emit_path, log_line, set_up
+from csm_cli.cli.console import configure_logging, emit_path, log_line
 from csm_cli.cli.options import OutputOptions
 from csm_cli.errors import OutputRefused, UsageError
 from csm_cli.storage.paths import resolved_name
@@ -77,7 +77,7 @@ def export(
     form: ExportFormat,
 ) -> None:
     """Write a checkpoint for other tools: merged, in transformers' format or in Sesame's original one."""
-    set_up(OutputOptions(quiet=quiet, debug=debug))
+    configure_logging(OutputOptions(quiet=quiet, debug=debug))
     if no_clobber and output.exists():
         raise OutputRefused(f"{output} exists, and --no-clobber keeps it")
     dtype = form.checked()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from csm_cli.cli.console import emit, emit_json, log_line, set_up
+from csm_cli.cli.console import configure_logging, emit, emit_json, log_line
 from csm_cli.cli.options import OutputOptions
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def pull(
     """Fetch a checkpoint, and no file more than it needs; every tensor's name and shape is checked."""
     from csm_cli.checkpoint import open_checkpoint
 
-    set_up(OutputOptions(quiet=quiet, verbose=verbose, debug=debug))
+    configure_logging(OutputOptions(quiet=quiet, verbose=verbose, debug=debug))
     checkpoint = open_checkpoint(id, revision, offline=offline)
     if not quiet:
         log_line(f"{id} is here, commit {checkpoint.revision or 'none: it is local'}; speak with it: --model {id}")

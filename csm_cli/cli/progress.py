@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from csm_cli.cli.summary import format_clock
 from csm_cli.generation.events import ConversationFailed, Event, FrameProgress, Utterance
+from csm_cli.report import format_clock
 from csm_cli.types import Conversation, Turn
 
 if TYPE_CHECKING:

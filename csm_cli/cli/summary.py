@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from csm_cli import __version__
 from csm_cli.errors import GenerationFailed
 from csm_cli.generation.events import Utterance
+from csm_cli.report import format_count, format_ranges
 from csm_cli.types import Turn
 
 if TYPE_CHECKING:
@@ -32,37 +33,6 @@ _STOP_TEXTS = {
     "cached": "reused from an earlier run",
     "empty": "empty",
 }
-
-
-def format_clock(seconds: float) -> str:
-    """Such as 1:05 or 1:00:05."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
-
-
-def format_duration(seconds: float) -> str:
-    """Such as 5 s, 2 min 5 s or 1 h 5 min."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes} min"
-    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
-
-
-def format_ranges(numbers: Iterable[int]) -> str:
-    """Numbers in their order, consecutive ones as a range: 1-3, 7."""
-    ranges: list[list[int]] = []
-    for number in numbers:
-        if ranges and number == ranges[-1][-1] + 1:
-            ranges[-1] = [ranges[-1][0], number]
-        else:
-            ranges.append([number])
-    return ", ".join("-".join(map(str, each)) for each in ranges)
-
-
-def format_count(count: int, noun: str) -> str:
-    return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 def speaker_label(turn: Turn) -> str:

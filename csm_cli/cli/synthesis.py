@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from csm_cli.cli.console import emit_bytes, emit_json, emit_path, log_line, refuse_terminal, set_up, warn
+from csm_cli.cli.console import configure_logging, emit_bytes, emit_json, emit_path, log_line, refuse_terminal, warn
 from csm_cli.cli.live_audio import LiveStream, PlaybackOptions, check_stream, open_stream
 from csm_cli.cli.options import OutputFile, OutputOptions, SynthesisFlags, is_int8
 from csm_cli.cli.output_files import OutputFiles, sidecar_record
@@ -21,14 +21,13 @@ from csm_cli.cli.summary import (
     conversation_record,
     describe_utterance,
     faulty_turn_error,
-    format_count,
-    format_ranges,
     speaker_label,
     summarize,
     turn_warnings,
 )
 from csm_cli.errors import CsmError, GenerationFailed, UsageError
 from csm_cli.generation.events import AudioChunk, ConversationFailed, Event, FrameProgress, Utterance
+from csm_cli.report import format_count, format_ranges
 from csm_cli.settings import options, read_settings
 from csm_cli.storage.files import write_together
 from csm_cli.types import Conversation, GenerationOptions, RetryPolicy
@@ -109,7 +108,7 @@ def with_settings(conversations: Iterable[Conversation]) -> Iterator[Conversatio
 
 def find_checkpoint(job: SynthesisJob) -> Checkpoint:
     """Opens the checkpoint, which may download it; its weights are not read yet."""
-    set_up(job.output_options)
+    configure_logging(job.output_options)
     speech = job.speech
     if not job.output_options.quiet and speech.model and not os.path.exists(speech.model):  # noqa: PTH110, any string
         log_line(f"opening {speech.model} ...")
@@ -144,6 +143,7 @@ def open_synthesizer(job: SynthesisJob, checkpoint: Checkpoint | None = None) ->
         from csm_cli.models.csm.quantization import quantize
 
         quantize(synth.engine.model)
+    _ = synth.codec  # loaded here, so that it does not count as time of synthesis
     return synth
 
 

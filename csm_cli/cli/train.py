@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from csm_cli.cli.console import emit_path, log_line, set_up
+from csm_cli.cli.console import configure_logging, emit_path, log_line
 from csm_cli.cli.options import OutputOptions
 from csm_cli.errors import INTERRUPTED, UsageError
 
@@ -71,7 +71,7 @@ def train(
       csm train configs/finetune/lora.yaml
       accelerate launch -m csm_cli train configs/finetune/full.yaml    # several GPUs or machines
     """
-    set_up(OutputOptions(quiet=quiet, debug=debug))
+    configure_logging(OutputOptions(quiet=quiet, debug=debug))
     run = _open_run(config, quiet, base)
     with _stop_requests() as requests, TrainingReporter(run.settings.steps, quiet or not run.is_main) as reporter:
         for event in run.events(lambda: bool(requests)):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from csm_cli.cli.console import emit, emit_json, emit_path, log_line, set_up, warn
+from csm_cli.cli.console import configure_logging, emit, emit_json, emit_path, log_line, warn
 from csm_cli.cli.expand import expand_dataclass
 from csm_cli.cli.options import ResultOptions, voice_names
 from csm_cli.cli.say import read_text
@@ -83,7 +83,7 @@ def add(
     """Save a recording as a voice: trimmed, at the model's sample rate, encoded once."""
     from csm_cli.voices import add_voice, cached_codes, check_name, prepare_clip
 
-    set_up(output_options)
+    configure_logging(output_options)
     check_name(name, add_options.replace)
     info = clip_options.voice_info(clip)
     import torch

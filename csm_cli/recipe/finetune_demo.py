@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from csm_cli.checkpoint import open_checkpoint
-from csm_cli.cli.console import emit_json, log_line, set_up
+from csm_cli.cli.console import configure_logging, emit_json, log_line
 from csm_cli.cli.options import OutputOptions
 from csm_cli.cli.train import TrainingReporter
 from csm_cli.data.prepare import codec_digest
@@ -60,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--minutes", type=float, default=10.0, help="minutes of training speech")
     parser.add_argument("--sentences", type=int, default=50, help="sentences measured before and after")
     options = parser.parse_args(arguments)
-    set_up(OutputOptions())
+    configure_logging(OutputOptions())
     settings = read_train_settings(options.config)
     with TrainingReporter(settings.steps, quiet=False) as reporter:
 

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from csm_cli import __version__
 from csm_cli.audio.io import Audio, read_audio
 from csm_cli.errors import AudioUnreadable
+from csm_cli.report import format_duration
 from csm_cli.storage.files import atomic_file
 
 MAX_EMBEDDED_SECONDS = 1800.0  # of audio in a page; with more, the page links to the audio files
@@ -75,7 +76,7 @@ def write_conversation_report(path: Path, result: Mapping[str, Any], audio: Audi
     }
     numbers = (
         ("turns", str(len(result["turns"]))),
-        ("audio", _duration(audio.duration)),
+        ("audio", format_duration(audio.duration)),
         ("warnings", str(len(result["warnings"]))),
         ("RTF", f"{result['rtf']:.2f}" if result["rtf"] else "-"),
     )
@@ -99,7 +100,7 @@ def write_batch_report(path: Path, latest: Callable[[], Iterable[Mapping[str, An
         seconds += result.get("duration_s") or 0.0
         last = result if good else last
     footnote = f"{count - MAX_ROWS} more are in {ledger.name}." if count > MAX_ROWS else ""
-    numbers = (("items", count), ("failed", failed), ("with warnings", warned), ("audio", _duration(seconds)))
+    numbers = (("items", count), ("failed", failed), ("with warnings", warned), ("audio", format_duration(seconds)))
     title = ledger.parent.resolve().name or "batch"
     page = ReportPage(title, _byline(last), tuple((name, str(value)) for name, value in numbers), footnote)
     detail, embed = ReportDetail.for_rows(min(count, MAX_ROWS)), seconds <= MAX_EMBEDDED_SECONDS
@@ -223,10 +224,3 @@ def _json(value: Mapping[str, Any]) -> str:
 def _byline(result: Mapping[str, Any]) -> str:
     device = f" on {result['device']}" if result.get("device") else ""
     return f"{result['model']}{device}, csm {__version__}. The speech is synthetic." if result else f"csm {__version__}"
-
-
-def _duration(seconds: float) -> str:
-    minutes = int(seconds // 60)
-    if minutes >= 60:
-        return f"{minutes // 60} h {minutes % 60} min"
-    return f"{minutes} min {seconds % 60:.0f} s" if minutes else f"{seconds:.1f} s"

@@ -69,7 +69,7 @@ def test_a_dry_run_prints_the_plan(csm: Csm, tiny_checkpoint: Path, script: Path
     assert context.split()[:5] == ["context", "ana", "[0]", "Hi", "there"] and str(tmp_path / "tone.wav") in context
     assert first.split()[:4] == ["1", "ana", "[0]", "Hello."] and "b[n]/é [1]  Really?" in second
     assert "[about 0.4 s, 11 tokens, context 37]" in first and "[0.5 s, " in third
-    assert total == "about 3 s in 3 turns; context: peak 76 of 512 positions"
+    assert total == "about 2.5 s in 3 turns; context: peak 76 of 512 positions"
 
 
 def test_a_dry_run_shows_turns_dropped_from_context(csm: Csm, tmp_path: Path) -> None:

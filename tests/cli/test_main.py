@@ -148,7 +148,7 @@ def test_any_failure_is_one_line(
     def fail(output_options: object) -> None:
         raise error
 
-    monkeypatch.setattr(speaking, "set_up", fail)
+    monkeypatch.setattr(speaking, "configure_logging", fail)
     result = csm("say", "Hi", "-o", tmp_path / "a.wav")
     assert result.code == code and result.err.startswith(message) and len(result.err.splitlines()) == 1
 
