@@ -56,7 +56,7 @@ def parse_context(flag: str) -> Turn:
     """A recorded turn from `[n]FILE=TEXT`; the first "=" whose left side is an existing file separates the two.
 
     Raises:
-        UsageError: the flag has another form.
+        UsageError: the flag is malformed.
         ScriptInvalid: the file is missing or is not audio, or the text is empty.
     """
     tag = _TAG.match(flag)

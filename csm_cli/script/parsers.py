@@ -122,7 +122,7 @@ def _build(source: Source, events: Iterator[_Event], event: _Event, path: Keys) 
                 raise _Unparsable(location, path, "expected the name of a field; put a text that begins so in quotes")
             name = source.text(name, path, location)
             if name in fields:
-                source.add_error_at(location, (*path, name), "given twice; keep one")
+                source.add_error_at(location, (*path, name), "duplicate field; keep one")
                 _build(source, events, next(events), (*path, name, "again"))
             else:
                 source.key_locations[(*path, name)] = location

@@ -34,7 +34,7 @@ _LINE_FIELDS = {"turns", "messages", "text", "input"}
 
 @dataclass(frozen=True)
 class ParsedTurn:
-    """A turn in one form, whichever way it was written.
+    """A turn as data, the same for every way to write it.
 
     path: of the entry; paths: of the fields that diagnostics name. audio: the file of a recorded turn, with the part
     from `start` to `end` in seconds. pause: seconds of silence written before the turn.

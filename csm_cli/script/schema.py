@@ -214,7 +214,7 @@ Content = Annotated[
 
 
 class Message(_Fields):
-    """A turn in the chat form of transformers."""
+    """A turn in the chat format of transformers."""
 
     role: SpeakerName
     content: Content

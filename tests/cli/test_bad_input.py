@@ -87,7 +87,7 @@ def test_no_output(csm: Csm, heard: SimpleNamespace) -> None:
     [
         ("turns: [{speaker: 0, text: Hi, txt: Ho}]", "txt"),
         ("titel: A\nturns: [{0: Hi}]", "titel"),
-        ("title: A\ntitle: B\nturns: [{0: Hi}]", "given twice"),
+        ("title: A\ntitle: B\nturns: [{0: Hi}]", "duplicate field"),
         ("speakers: {ana: {id: 0}}\nturns: [{ben: Hi}]", '"ben" is not declared'),
         ("turns: [{0: ''}]", "expected text"),
         ("title: A", "turns"),
