@@ -139,7 +139,6 @@ def merge(
     folders: Annotated[list[Path], typer.Argument(metavar="DIR", help="Folders that csm batch has written to.")],
     output: Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="The folder to merge them into.")],
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Print only the path of the results.")] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of a failure.")] = False,
 ) -> None:
     """Merge the shards of a batch into one folder: files and results.
 
@@ -179,7 +178,7 @@ def run_batch(
     fingerprinter = Fingerprinter(SynthesisSetup(checkpoint, job.flags, job.retry_policy, request.speech.verify))
 
     def items() -> Iterator[BatchItem]:
-        return map(fingerprinter.mark, shard.of(pattern.items(with_settings(manifest))))
+        return map(fingerprinter.mark, shard.of(pattern.items(with_settings(manifest, request.speech))))
 
     with Ledger(pattern.folder) as ledger:
         if ledger.entries or request.output.no_clobber or scope.selection != Selection():

@@ -10,9 +10,9 @@ from csm_cli.cli.bench_lines import lines
 from csm_cli.cli.bench_speed import batch, decode, growth, start
 from csm_cli.cli.bench_train import train
 from csm_cli.cli.console import configure_logging, emit_json, log_line
-from csm_cli.cli.expand import expand_dataclass
 from csm_cli.cli.options import OutputOptions
 from csm_cli.errors import UsageError
+from csm_cli.settings import setting
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 
 bench = typer.Typer(name="bench", help="Measure what is claimed.", no_args_is_help=True)
 for command in (decode, batch, growth, lines, start, train):
-    bench.command()(expand_dataclass(command))
+    bench.command()(command)
 
 
 @bench.command()
 def voice(
     model: Annotated[
         str | None,
-        typer.Option("--model", metavar="ID|PATH", envvar="CSM_MODEL", help="The bundled voice if none is named."),
+        setting("model", help="The bundled voice if none is named."),
     ] = None,
     device: Annotated[str, typer.Option("--device", metavar="NAME", help="auto, cpu, cuda, cuda:N or mps.")] = "cpu",
     sentences: Annotated[
@@ -36,13 +36,12 @@ def voice(
     ] = 200,
     only: Annotated[str | None, typer.Option("--only", metavar="NAME,...", help="Just these figures.")] = None,
     json: Annotated[bool, typer.Option("--json", help="The figures as one JSON line, and nothing else.")] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of a failure.")] = False,
 ) -> None:
     """Does a voice say the right words, in the right voice, and stop?
 
     Needs espeak-ng and a word list (apt install espeak-ng wamerican); two figures need pocketsphinx, the extra "bench".
     """
-    configure_logging(OutputOptions(json=json, debug=debug))
+    configure_logging(OutputOptions(json=json))
     names = _names(only)
     measured = _open(model, device, sentences)
     figures = []

@@ -26,23 +26,20 @@ def lines(
         Path | None, typer.Option("--folder", metavar="DIR", help="Where it is written and removed again.")
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="The figures as one JSON line, and nothing else.")] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of a failure.")] = False,
 ) -> None:
     """Time and memory of a batch whose lines a stub speaks at once: reading, checking, writing, recording."""
     from csm_cli.bench.batch_overhead import measure
 
     with tempfile.TemporaryDirectory(dir=folder) as place:
-        figures = measure(count, Path(place), lambda manifest: _speak(manifest, debug))
+        figures = measure(count, Path(place), _speak)
     print_figures(figures, json)
 
 
-def _speak(manifest: Path, debug: bool) -> None:
+def _speak(manifest: Path) -> None:
     output = OutputFile(str(manifest.with_suffix("") / "{id}.wav"))
     with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere):
         run_batch(
-            BatchRequest(
-                str(manifest), "8", BatchScope(), SynthesisFlags(), output, OutputOptions(quiet=True, debug=debug)
-            ),
+            BatchRequest(str(manifest), "8", BatchScope(), SynthesisFlags(), output, OutputOptions(quiet=True)),
             _stub,
         )
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from csm_cli.cli.console import configure_logging, emit_json, log_line
-from csm_cli.cli.options import OutputOptions, is_int8
+from csm_cli.cli.options import OutputOptions
+from csm_cli.settings import setting
 
 if TYPE_CHECKING:
     from csm_cli.bench.timing import PreparedBench, SpeedLoad
@@ -21,20 +22,15 @@ class Bench:
 
     model: Annotated[
         str | None,
-        typer.Option(metavar="ID|PATH", envvar="CSM_MODEL", help="Or csm-1b-random: its shapes, random weights."),
+        setting("model", help="Or csm-1b-random: its shapes, random weights."),
     ] = None
     device: Annotated[str, typer.Option(metavar="NAME", help="auto, cpu, cuda, cuda:N or mps.")] = "auto"
     dtype: Annotated[str, typer.Option(metavar="NAME", help="auto, float32, bfloat16 or float16.")] = "auto"
     context: Annotated[int, typer.Option(metavar="N", min=1, help="Positions before the first frame.")] = 100
     frames: Annotated[int, typer.Option(metavar="N", min=1, help="Frames decoded on each side.")] = 60
-    quantize: Annotated[str, typer.Option(metavar="none|int8", help="int8: layers in 8 bits, on a CPU or CUDA.")] = (
-        "none"
-    )
-    compile: Annotated[
-        bool, typer.Option("--compile", help="Frames through torch.compile; half a minute or more at first.")
-    ] = False
+    quantize: Annotated[str, setting("quantize", panel=None)] = "none"
+    compile: Annotated[bool, setting("compile", panel=None)] = False
     json: Annotated[bool, typer.Option("--json", help="The figures as one JSON line, and nothing else.")] = False
-    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of a failure.")] = False
 
 
 def decode(
@@ -74,7 +70,7 @@ def growth(
 
 
 def start(
-    model: Annotated[str | None, typer.Option(metavar="ID|PATH", envvar="CSM_MODEL")] = None,
+    model: Annotated[str | None, setting("model")] = None,
     runs: Annotated[int, typer.Option(metavar="N", min=1, help="Cold processes of each kind.")] = 3,
     json: Annotated[bool, typer.Option("--json", help="The figures as one JSON line, and nothing else.")] = False,
 ) -> None:
@@ -98,8 +94,8 @@ def _ready(bench: Bench) -> tuple[PreparedBench, dict[str, Any]]:
     from csm_cli.bench.timing import PreparedBench
     from csm_cli.device import pick_device, pick_dtype
 
-    configure_logging(OutputOptions(json=bench.json, debug=bench.debug))
-    rounded = is_int8(bench.quantize)
+    configure_logging(OutputOptions(json=bench.json))
+    rounded = bench.quantize == "int8"
     _noting(bench.json)(f"loading {bench.model or 'the bundled voice'} ...")
     device = pick_device(bench.device)
     ready = PreparedBench(open_for_bench(bench.model), device, pick_dtype(bench.dtype, device))

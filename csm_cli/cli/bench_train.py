@@ -9,20 +9,18 @@ import typer
 from csm_cli.cli.bench_speed import print_figures
 from csm_cli.cli.console import configure_logging, log_line
 from csm_cli.cli.options import OutputOptions
+from csm_cli.settings import setting
 
 
 def train(
-    model: Annotated[
-        str | None, typer.Option(metavar="ID|PATH", envvar="CSM_MODEL", help="The bundled voice if none is named.")
-    ] = None,
+    model: Annotated[str | None, setting("model", help="The bundled voice if none is named.")] = None,
     rows: Annotated[int, typer.Option(metavar="N", min=1, help="Conversations in a batch.")] = 4,
     frames: Annotated[int, typer.Option(metavar="N", min=2, help="Frames of audio in each.")] = 50,
     steps: Annotated[int, typer.Option(metavar="N", min=1, help="Steps on each side.")] = 10,
     json: Annotated[bool, typer.Option("--json", help="The figures as one JSON line, and nothing else.")] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of a failure.")] = False,
 ) -> None:
     """A step on prepared codes beside transformers' own, which encodes its audio, on the same batch."""
-    configure_logging(OutputOptions(json=json, debug=debug))
+    configure_logging(OutputOptions(json=json))
     from csm_cli.bench.train import TrainLoad, measure
 
     if not json:

@@ -11,6 +11,7 @@ import typer
 from csm_cli.cli.console import configure_logging, emit_path, log_line
 from csm_cli.cli.options import OutputOptions
 from csm_cli.errors import OutputRefused, UsageError
+from csm_cli.settings import setting
 from csm_cli.storage.paths import resolved_name
 
 if TYPE_CHECKING:
@@ -25,19 +26,19 @@ class ExportOptions:
         str | None,
         typer.Argument(
             metavar="[MODEL]",
-            envvar="CSM_MODEL",
             help="Hugging Face id, directory or weights file; the bundled voice if none.",
         ),
+        setting("model"),
     ] = None
     adapter: Annotated[
         str | None,
-        typer.Option(metavar="ID|PATH", envvar="CSM_ADAPTER", help="A LoRA adapter to merge into the weights."),
+        setting("adapter"),
     ] = None
     revision: Annotated[
         str | None,
-        typer.Option(metavar="REV", envvar="CSM_REVISION", help="Commit, branch or tag of a Hugging Face id."),
+        setting("revision"),
     ] = None
-    offline: Annotated[bool, typer.Option("--offline", envvar="CSM_OFFLINE", help="Use what is cached only.")] = False
+    offline: Annotated[bool, setting("offline")] = False
 
 
 @dataclass(frozen=True)
@@ -71,13 +72,12 @@ def export(
     output: Annotated[Path, typer.Option("-o", "--output", metavar="FOLDER", help="Where the checkpoint goes.")],
     no_clobber: Annotated[bool, typer.Option("--no-clobber", help="Refuse to replace an existing folder.")] = False,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Only the folder's path.")] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of a failure.")] = False,
     *,
     given: ExportOptions,
     form: ExportFormat,
 ) -> None:
     """Write a checkpoint for other tools: merged, in transformers' format or in Sesame's original one."""
-    configure_logging(OutputOptions(quiet=quiet, debug=debug))
+    configure_logging(OutputOptions(quiet=quiet))
     if no_clobber and output.exists():
         raise OutputRefused(f"{output} exists, and --no-clobber keeps it")
     dtype = form.checked()

@@ -9,23 +9,23 @@ import typer
 
 from csm_cli.cli.console import configure_logging, emit, emit_json, log_line
 from csm_cli.cli.options import OutputOptions
+from csm_cli.settings import setting
 
 if TYPE_CHECKING:
     from csm_cli.checkpoint.find import CachedSnapshot
 
 Id = Annotated[str, typer.Argument(metavar="ID", help="A Hugging Face id, such as sesame/csm-1b.")]
 Revision = Annotated[str | None, typer.Option("--revision", metavar="REV", help="A commit, branch or tag.")]
-Offline = Annotated[bool, typer.Option("--offline", envvar="CSM_OFFLINE", help="Use what is cached only.")]
+Offline = Annotated[bool, setting("offline")]
 Json = Annotated[bool, typer.Option("--json", help="The same as JSON.")]
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Only the path, on standard output.")]
 Verbose = Annotated[bool, typer.Option("--verbose", help="Tell more on the way.")]
-Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of a failure.")]
 
 models = typer.Typer(name="models", help="Checkpoints: what is cached, fetched and removed.", no_args_is_help=True)
 
 
 @models.command(name="list")
-def list_(json: Json = False, debug: Debug = False) -> None:
+def list_(json: Json = False) -> None:
     """The bundled voice, and every CSM and codec in the cache."""
     from csm_cli.checkpoint.find import list_cached
 
@@ -47,12 +47,11 @@ def pull(
     offline: Offline = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
-    debug: Debug = False,
 ) -> None:
     """Fetch a checkpoint, and no file more than it needs; every tensor's name and shape is checked."""
     from csm_cli.checkpoint import open_checkpoint
 
-    configure_logging(OutputOptions(quiet=quiet, verbose=verbose, debug=debug))
+    configure_logging(OutputOptions(quiet=quiet, verbose=verbose))
     checkpoint = open_checkpoint(id, revision, offline=offline)
     if not quiet:
         log_line(f"{id} is here, commit {checkpoint.revision or 'none: it is local'}; speak with it: --model {id}")
@@ -63,7 +62,6 @@ def pull(
 def where(
     id: Annotated[str | None, typer.Argument(metavar="[ID]", help="The bundled voice if none.")] = None,
     revision: Revision = None,
-    debug: Debug = False,
 ) -> None:
     """The folder of a cached checkpoint."""
     from csm_cli.checkpoint.find import LocalFolder, find_cached, find_source
@@ -73,7 +71,7 @@ def where(
 
 
 @models.command()
-def rm(id: Id, revision: Revision = None, debug: Debug = False) -> None:
+def rm(id: Id, revision: Revision = None) -> None:
     """Remove a checkpoint from the cache, or one revision of it."""
     from csm_cli.checkpoint.find import find_cached, remove_cached
 

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 
 from csm_cli.audio.io import Audio, write_audio
-from csm_cli.generation.chunking import DEFAULT_CHUNK_CHARS
 from csm_cli.generation.events import ConversationFailed, Utterance
 from csm_cli.recipe.corpus import RATE, VOICES
 from csm_cli.recipe.measure import (
@@ -26,7 +25,7 @@ from csm_cli.recipe.measure import (
     cut_at_sentences,
     nearest,
 )
-from csm_cli.types import Conversation, GenerationOptions, Recording, RetryPolicy, Turn
+from csm_cli.types import DEFAULT_CHUNK_CHARS, Conversation, GenerationOptions, Recording, RetryPolicy, Turn
 
 if TYPE_CHECKING:
     from csm_cli.generation.synthesizer import Synthesizer

@@ -4,30 +4,14 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, ValidatorFunctionWrapHandler, WithJsonSchema, WrapValidator
+from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
-
-def expecting(words: str) -> WrapValidator:
-    """Turns every failure inside into one: expected `words`."""
-
-    def check(value: object, convert: ValidatorFunctionWrapHandler) -> object:
-        try:
-            if isinstance(value, bool):
-                raise ValueError(value)
-            return convert(value)
-        except ValueError:
-            raise PydanticCustomError("expected", "expected {words}", {"words": words}) from None
-
-    return WrapValidator(check)
+from csm_cli.settings.model import expecting
 
 
 def _digits(value: object) -> object:
     return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
-
-
-def _auto(value: object, convert: ValidatorFunctionWrapHandler) -> object:
-    return 0.0 if value == "auto" else convert(value)
 
 
 def _an_hour(seconds: float) -> float:
@@ -65,19 +49,7 @@ PauseSeconds = Annotated[float, Field(ge=0), _FINITE, expecting("seconds >= 0"),
 OffsetSeconds = Annotated[float, Field(ge=-3600, le=3600), _FINITE, expecting("seconds from -3600 to 3600")]
 GainDb = Annotated[float, Field(ge=-60, le=60), _FINITE, expecting("decibels from -60 to 60")]
 LoudnessLufs = Annotated[float, Field(ge=-70, le=-5), _FINITE, expecting("loudness in LUFS from -70 to -5")]
-Temperature = Annotated[float, Field(ge=0, le=100), _FINITE, expecting("a temperature from 0 to 100")]
-CountField = Annotated[int, Field(ge=0, le=1_000_000), expecting("a whole number >= 0")]
-Seed = Annotated[int, Field(ge=0, lt=2**63), expecting("a whole number from 0 to 2^63-1")]
 SpeakerNumber = Annotated[int, Field(ge=0, le=999), expecting("a whole number from 0 to 999")]
-DurationField = Annotated[
-    float,
-    Field(gt=0),
-    _FINITE,
-    WrapValidator(_auto),
-    expecting("auto or seconds > 0"),
-    AfterValidator(_an_hour),
-    WithJsonSchema({"anyOf": [{"const": "auto"}, {"type": "number", "exclusiveMinimum": 0}]}),
-]
 FormatVersion = Annotated[
     Literal["1"],
     BeforeValidator(_digits),

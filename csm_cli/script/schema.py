@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -19,8 +18,6 @@ from pydantic import (
 
 from csm_cli import types
 from csm_cli.script.fields import (
-    CountField,
-    DurationField,
     FilePath,
     FormatVersion,
     GainDb,
@@ -30,17 +27,16 @@ from csm_cli.script.fields import (
     LoudnessLufs,
     OffsetSeconds,
     PauseSeconds,
-    Seed,
     SpeakerName,
     SpeakerNumber,
-    Temperature,
     TextField,
     TimeField,
     TitleField,
     WordField,
-    expecting,
     parse_bool,
 )
+from csm_cli.settings import GENERATION
+from csm_cli.settings.model import GenerationFields, expecting
 
 ALIASES = {
     "id": ("custom_id",),
@@ -50,7 +46,6 @@ ALIASES = {
 }
 TAG = "\0"  # first character of the names of union members, which no field of a script can have
 KEY = "[key]"  # pydantic's last step to an invalid key
-OPTIONS = frozenset(field.name for field in fields(types.GenerationOptions))
 
 
 def _with_aliases(name: str) -> Any:
@@ -73,18 +68,11 @@ class _Fields(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, json_schema_extra=_add_aliases)
 
 
-class _Options(_Fields):
-    """Generation options; see `GenerationOptions`."""
-
-    temperature: Temperature | None = None
-    top_k: CountField | None = None
-    depth_temperature: Temperature | None = None
-    depth_top_k: CountField | None = None
-    seed: Seed | None = None
-    max_duration: DurationField | None = None
+class _Options(_Fields, GenerationFields):
+    """Generation options, with the bounds that flags have."""
 
     def options(self) -> types.GenerationOptions:
-        return types.GenerationOptions(**{name: getattr(self, name) for name in OPTIONS})
+        return types.GenerationOptions(**{name: getattr(self, name) for name in GENERATION})
 
 
 class ScriptDefaults(_Options):

@@ -263,7 +263,7 @@ def test_defaults_come_from_the_generation_config(
     path.unlink()
     if published is not None:
         path.write_text(json.dumps(published))
-    assert open_checkpoint(str(folder)).defaults == options
+    assert open_checkpoint(str(folder)).defaults.sampling == options.sampling
 
 
 @pytest.mark.parametrize(
@@ -278,7 +278,7 @@ def test_defaults_come_from_the_generation_config(
 )
 def test_a_default_that_is_no_possible_number_is_named(folder: Path, values: dict[str, Any]) -> None:
     edit_json(folder / "generation_config.json", **values)
-    assert "generation_config.json: temperature and top_k must be numbers >= 0" in diagnostic(folder)
+    assert f"generation_config.json: {next(iter(values))} takes" in diagnostic(folder)
 
 
 def test_positions_in_which_it_speaks_well_are_read(folder: Path) -> None:
