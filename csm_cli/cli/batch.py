@@ -130,7 +130,7 @@ def batch(
 
       csm batch lines.jsonl -o 'out/{id}.wav'
 
-      csm batch book.txt -o 'book/{index:04d}.flac' -v ash --retry-failed
+      csm batch book.txt -o 'book/{index:04d}.flac' --shard 1/4
     """
     run_batch(BatchRequest(manifest, batch_size, scope, speech, output, output_options, report_path(report)))
 
