@@ -10,7 +10,7 @@ import pytest
 import torch
 from tiny import Shape, greedy, random_csm, spoken, text_rows
 
-from csm_cli.bench.quantization import logits
+from csm_cli.bench.speed import teacher_forced_logits
 from csm_cli.engine import Engine, Request, SamplingParams
 from csm_cli.engine.cuda_graph import CudaGraphRunner
 from csm_cli.engine.decode_step import DecodeShape as Bucket
@@ -115,8 +115,8 @@ def test_int8_weights_change_little(theirs: Any) -> None:
     model = on(theirs, "cuda", torch.bfloat16)
     (asked,) = requests(1, greedy(FRAMES))
     (codes,) = spoken(Engine(model), [asked])
-    wanted = logits(model, asked.prompt, codes).float()
+    wanted = teacher_forced_logits(model, asked.prompt, codes).float()
     quantize(model)
-    got = logits(model, asked.prompt, codes).float()
+    got = teacher_forced_logits(model, asked.prompt, codes).float()
     assert 0 < (got - wanted).square().mean().sqrt() / wanted.std() < 0.2
     assert len(spoken(Engine(model), [asked])[0]) == FRAMES

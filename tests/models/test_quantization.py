@@ -10,8 +10,8 @@ import pytest
 import torch
 from tiny import Shape, greedy, ours, random_csm, spoken, text_rows
 
-from csm_cli.bench.quantization import logits, quantize_and_compare
-from csm_cli.bench.timing import PreparedBench
+from csm_cli.bench.speed import quantize_and_compare, teacher_forced_logits
+from csm_cli.bench.timing import BenchModel
 from csm_cli.checkpoint import open_checkpoint
 from csm_cli.engine import Engine, Request
 from csm_cli.errors import UsageError
@@ -53,11 +53,11 @@ def test_the_comparison_reads_what_was_said() -> None:
     model, config = ours(random_csm(Shape()))
     rows = text_rows(torch.arange(10), config.codebooks)
     (codes,) = spoken(Engine(model), [Request(rows, greedy(12))])
-    assert torch.equal(logits(model, rows, codes).argmax(-1), codes)
+    assert torch.equal(teacher_forced_logits(model, rows, codes).argmax(-1), codes)
 
 
 def test_what_rounding_changes_is_small_but_something(tiny_checkpoint: Path) -> None:
-    ready = PreparedBench(open_checkpoint(str(tiny_checkpoint)), CPU, torch.float32)
+    ready = BenchModel(open_checkpoint(str(tiny_checkpoint)), CPU, torch.float32)
     changes = quantize_and_compare(ready)
     assert 0.8 < changes["codes_equal"] <= 1
     assert 0 < changes["logits_error"] < 0.2
@@ -79,9 +79,3 @@ def test_say_takes_it_and_refuses_anything_else(csm: Callable[..., Any], tiny_ch
     assert out.stat().st_size > 44
     refused = csm("say", "hi", "-o", out, *flags, "--quantize", "int4")
     assert refused.code == 2 and "none or int8" in refused.err
-
-
-def test_bench_tells_what_it_changes(csm: Callable[..., Any], tiny_checkpoint: Path) -> None:
-    told = csm("bench", "decode", "--model", tiny_checkpoint, "--frames", 2, "--quantize", "int8", "--json")
-    assert told.code == 0, told.err
-    assert told.json["quantize"] == "int8" and 0.8 < told.json["codes_equal"] <= 1
