@@ -18,7 +18,7 @@ def config(**changes: Any) -> dict[str, Any]:
 
 def test_reads_sizes_and_ids() -> None:
     model = model_config(config())
-    assert (model.codebooks, model.codes, model.vocab, model.text_vocab, model.eos) == (8, 64, 67, 260, 0)
+    assert (model.codebooks, model.codebook_size, model.vocab, model.text_vocab, model.eos) == (8, 64, 67, 260, 0)
     assert (model.backbone.layers, model.backbone.hidden, model.backbone.heads, model.backbone.kv_heads) == (
         3,
         64,
