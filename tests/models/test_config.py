@@ -39,7 +39,7 @@ def test_both_rope_spellings_are_equal() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model_type": "llama"}, "model_type 'llama', not 'csm'"),
+        ({"model_type": "llama"}, "model_type is 'llama', not 'csm'"),
         ({"hidden_size": None}, 'no "hidden_size"'),
         ({"num_codebooks": 0}, '"num_codebooks" is 0'),
         ({"num_codebooks": 4}, "num_codebooks is 4, depth_decoder_config's is 8"),
