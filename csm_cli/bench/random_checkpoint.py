@@ -48,10 +48,11 @@ def random_checkpoint(config: CsmConfig) -> Checkpoint:
     sizes = model_config(fields)
     shapes = expected_shapes(sizes)
     drawn = {name: StoredTensor(shape, partial(_draw, name, shape), _NO_FILE) for name, shape in shapes.items()}
-    codec = {
-        name: StoredTensor(tuple(tensor.shape), lambda tensor=tensor: tensor, _NO_FILE)
-        for name, tensor in _codec_weights(config).items()
-    }
+
+    def stored(tensor: Tensor) -> StoredTensor:
+        return StoredTensor(tuple(tensor.shape), lambda: tensor, _NO_FILE)
+
+    codec = {name: stored(tensor) for name, tensor in _codec_weights(config).items()}
     return Checkpoint(
         name=RANDOM_MODEL,
         config=sizes,

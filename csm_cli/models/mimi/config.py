@@ -24,7 +24,7 @@ def _size(key: str, default: int, minimum: int = 1) -> Any:
     return field(metadata={"key": key, "default": default, "minimum": minimum})
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TransformerConfig:
     """Sizes of the encoder's and the decoder's transformer. window: positions, the newest included."""
 
@@ -39,7 +39,7 @@ class TransformerConfig:
     eps: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class CodecConfig:
     """Sizes of a Mimi.
 
