@@ -8,9 +8,9 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from csm_cli.errors import ScriptInvalid, SettingsInvalid
-from csm_cli.script.fields import TextField, parse_bool
 from csm_cli.script.files import AudioLookup, read_text
 from csm_cli.script.parsers import parse_yaml
+from csm_cli.script.schema import TextField, parse_bool
 from csm_cli.script.source import INVALID, Source
 from csm_cli.script.validate import validate_entry
 from csm_cli.settings import setting
