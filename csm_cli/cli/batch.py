@@ -62,10 +62,6 @@ if TYPE_CHECKING:
 _MAX_BATCH_SIZE = 1024
 
 
-def _failures(*flags: str, text: str, **more: Any) -> Any:
-    return typer.Option(*flags, help=text, rich_help_panel="Failures", **more)
-
-
 @dataclass(frozen=True)
 class BatchScope:
     """Which rows a run generates, and when it gives up."""
@@ -81,9 +77,12 @@ class BatchScope:
         str | None,
         typer.Option("--shard", metavar="i/n|slurm", help="Every n-th row from the i-th; slurm: from its job array."),
     ] = None
-    fail_fast: Annotated[bool, _failures("--fail-fast", text="Stop at the first failure.")] = False
+    fail_fast: Annotated[
+        bool, typer.Option("--fail-fast", help="Stop at the first failure.", rich_help_panel="Failures")
+    ] = False
     max_failures: Annotated[
-        int | None, _failures("--max-failures", text="Stop after N failures.", metavar="N", min=1)
+        int | None,
+        typer.Option("--max-failures", metavar="N", min=1, help="Stop after N failures.", rich_help_panel="Failures"),
     ] = None
 
     @property
@@ -123,8 +122,10 @@ def batch(
 ) -> None:
     """Generate one audio file per manifest row.
 
-    Fields of -o: {id}, {index} (from 1), {speaker}, {shard}. Finished items are recorded in results.jsonl beside the
-    files; the same command again generates only the rest.
+    Fields of -o: {id}, {index} (from 1), {speaker}, {shard}.
+
+    Finished items are recorded in results.jsonl beside the files;
+    the same command again generates only the rest.
 
     Examples:
 

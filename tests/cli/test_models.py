@@ -27,7 +27,7 @@ def served(hub: FakeHub, speaking: Path) -> FakeHub:
 
 def test_an_empty_cache_has_the_bundled_voice(csm: Csm, hub: FakeHub) -> None:
     result = csm("models", "list")
-    assert result.code == 0 and result.out.splitlines() == ["bundled voice  what speaks without --model"]
+    assert result.code == 0 and result.out.splitlines() == ["bundled voice  the default without --model"]
     assert csm("models", "list", "--json").json == []
 
 

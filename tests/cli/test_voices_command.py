@@ -129,7 +129,7 @@ def test_it_is_encoded_once_for_each_codec(
     add("ana")
     other = save_checkpoint(random_csm(Shape(codebooks=4)), tmp_path / "other")
     run = ("say", "Hi", "-v", "ana", "--max-duration", "0.4", "--seed", "1", "-o", tmp_path / "b.wav", "--model", other)
-    assert "voice ana: encoded for this codec, once" in csm(*run).err
+    assert "encoding the voice ana" in csm(*run).err
     first = (tmp_path / "b.wav").read_bytes()
 
     def refuse(*_: object) -> None:
@@ -137,7 +137,7 @@ def test_it_is_encoded_once_for_each_codec(
 
     monkeypatch.setattr(Codec, "encode", refuse)
     result = csm(*run)
-    assert result.code == 0 and "encoded for this" not in result.err and (tmp_path / "b.wav").read_bytes() == first
+    assert result.code == 0 and "encoding the voice" not in result.err and (tmp_path / "b.wav").read_bytes() == first
     say("-v", "ana")
 
 
