@@ -181,6 +181,10 @@ def converse(
     Finished turns are cached beside the track in .OUT.csm.
     The same command again generates only the turns that changed.
     After -o OUT.wav, -o OUT.flac reuses all of them.
+
+    Examples:
+      csm converse episode.yaml -o episode.wav
+      csm converse episode.yaml -o episode.wav --redo 7,12-14
     """
     from csm_cli.script import read_script
 
