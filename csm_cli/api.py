@@ -319,6 +319,6 @@ def _parse_options(options: Options) -> tuple[GenerationOptions, RetryPolicy]:
     trim, chunk_chars = bool(values.pop("trim", True)), values.pop("chunk_chars", DEFAULT_CHUNK_CHARS)
     if chunk_chars:
         validate({"split": chunk_chars}, lambda _: "chunk_chars")
-    values = dict(validate({"retries": 2, "takes": 1} | values, str))
-    policy = RetryPolicy(True, values.pop("retries"), values.pop("takes"), chunk_chars)
-    return GenerationOptions(**values), policy if trim else RetryPolicy()
+    checked: dict[str, Any] = dict(validate({"retries": 2, "takes": 1} | values, str))
+    policy = RetryPolicy(True, checked.pop("retries"), checked.pop("takes"), chunk_chars)
+    return GenerationOptions(**checked), policy if trim else RetryPolicy()
