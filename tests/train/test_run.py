@@ -147,7 +147,9 @@ def test_random_weights_in_other_sizes(settings: TrainSettings) -> None:
     assert (found.backbone.layers, found.backbone.hidden, found.depth.layers) == (1, 32, 1)
 
 
-def test_gradient_checkpointing_changes_no_loss(settings: TrainSettings) -> None:
+@pytest.mark.parametrize("lora", [None, {"rank": 2}], ids=["full", "lora"])
+def test_gradient_checkpointing_changes_no_loss(settings: TrainSettings, lora: dict[str, object] | None) -> None:
+    settings = changed(settings, lora=lora)
     plain = losses(TrainingRun(settings, device="cpu").events())
     checkpointed = changed(settings, gradient_checkpointing=True, output=settings.output + "-checkpointed")
     torch.testing.assert_close(
