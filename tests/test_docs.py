@@ -33,7 +33,22 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"^```console\n(.*?)^```", re.MULTILINE | re.DOTALL)
 SHELL = re.compile(r"[|<>&;]|\$\(")
 AUDIO = re.compile(r"-o\s+['\"]?(\S+?\.(?:wav|flac))\b")
-NOT_OURS = {"pip", "pipx", "hf", "git", "cd", "sudo", "apt", "accelerate", "torchrun", "pytest", ".", "uv", "curl", "ls"}
+NOT_OURS = {
+    "pip",
+    "pipx",
+    "hf",
+    "git",
+    "cd",
+    "sudo",
+    "apt",
+    "accelerate",
+    "torchrun",
+    "pytest",
+    ".",
+    "uv",
+    "curl",
+    "ls",
+}
 
 
 def commands(page: Path) -> list[str]:
