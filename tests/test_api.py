@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -175,3 +176,19 @@ def test_the_bundled_voice_speaks() -> None:
     model = csm_cli.load(device="cpu")
     speech = model.say("Good morning.", voice="ash", seed=1)
     assert speech.stop == "eos" and 0.5 < speech.duration < 5 and not speech.warnings
+
+
+DOCS = (Path(__file__).parents[1] / "docs" / "python.md").read_text(encoding="utf-8")
+
+
+def test_the_examples_of_the_docs_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All blocks in order, as one program."""
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"```python\n(.*?)```", DOCS, re.DOTALL)
+    assert len(blocks) >= 6
+    names: dict[str, Any] = {}
+    for block in blocks:
+        exec(block, names)
+    written = {path.name: soundfile.info(path).duration for path in tmp_path.iterdir()}
+    assert set(written) == {"morning.wav", "line-1.flac", "line-2.flac", "dialogue.wav"}
+    assert all(0.5 < duration < 15 for duration in written.values())

@@ -88,7 +88,7 @@ class OutputPattern:
 
 def file_name(turn: Turn) -> str:
     """A turn's speaker as part of a file name; characters that not every system allows become underscores."""
-    return re.sub(r"[^\w-]", "_", turn.name or str(turn.speaker))
+    return re.sub(r"[^\w-]", "_", turn.label)
 
 
 class OutputNames:

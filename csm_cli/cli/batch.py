@@ -29,11 +29,9 @@ from csm_cli.cli.options import OutputFile, OutputOptions, SynthesisFlags
 from csm_cli.cli.output_files import ReportFile, report_path
 from csm_cli.cli.progress import ProgressMeter, show_progress
 from csm_cli.cli.summary import (
-    audio_tags,
     contention_hint,
     conversation_record,
     describe_utterance,
-    speaker_label,
     summarize,
     turn_warnings,
 )
@@ -50,6 +48,7 @@ from csm_cli.cli.synthesis import (
 from csm_cli.errors import BatchPartlyFailed, CsmError, GenerationFailed, OutputFailed, UsageError
 from csm_cli.generation.events import ConversationFailed
 from csm_cli.generation.fingerprint import SynthesisSetup
+from csm_cli.generation.track import audio_tags
 from csm_cli.report import format_count
 from csm_cli.storage.files import MAX_CACHED_FOLDERS, remove_temp_files, write_atomically
 from csm_cli.types import Conversation
@@ -323,7 +322,7 @@ class BatchRun:
             emit_path(item.path)
 
     def _record_failure(self, item: BatchItem, error: CsmError, seeds: list[int]) -> None:
-        turns = [{"speaker": speaker_label(turn), "text": turn.text} for turn in item.conversation.turns]
+        turns = [{"speaker": turn.label, "text": turn.text} for turn in item.conversation.turns]
         record: dict[str, Any] = {"id": item.id, "status": "failed", "output": None, "error": str(error)}
         record |= {"seeds_tried": seeds, "turns": turns}
         self._ledger.append(record | {"fingerprint": item.fingerprint})
