@@ -144,7 +144,7 @@ class Fingerprinter:
     def __init__(self, setup: SynthesisSetup) -> None:
         self._setup = setup
 
-    def mark(self, item: BatchItem) -> BatchItem:
+    def add_fingerprint(self, item: BatchItem) -> BatchItem:
         """`item` with its fingerprint, and with all its seeds: those of the command line included."""
         conversation, setup = item.conversation, self._setup
         sound = fingerprint(

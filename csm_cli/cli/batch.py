@@ -176,7 +176,7 @@ def run_batch(
     fingerprinter = Fingerprinter(SynthesisSetup(checkpoint, job.flags, job.retry_policy, request.speech.verify))
 
     def items() -> Iterator[BatchItem]:
-        return map(fingerprinter.mark, shard.of(pattern.items(with_settings(manifest, request.speech))))
+        return map(fingerprinter.add_fingerprint, shard.of(pattern.items(with_settings(manifest, request.speech))))
 
     with Ledger(pattern.folder) as ledger:
         if ledger.entries or request.output.no_clobber or scope.selection != Selection():

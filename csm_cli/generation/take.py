@@ -136,11 +136,13 @@ class TakeBuilder:
         self.finish_frames()
         reason = self._analyse()
         stop = self._early_stop or (reason if reason and stop == "eos" else stop)
-        kept = self._trimmed_length(stop) if self._spec.trim else len(self)
-        codes = torch.stack(self._frames[:kept]) if kept else torch.empty(0, self._codec.codebooks, dtype=torch.int64)
-        samples = np.concatenate((np.zeros(0, np.float32), *self._samples))[: kept * self._codec.frame_samples]
-        fault, spec = self._fault(stop, kept), self._spec
-        return Take(codes, samples, stop if kept else "empty", spec.seed, fault, spec.chunk_number)
+        length = self._trimmed_length(stop) if self._spec.trim else len(self)
+        codes = (
+            torch.stack(self._frames[:length]) if length else torch.empty(0, self._codec.codebooks, dtype=torch.int64)
+        )
+        samples = np.concatenate((np.zeros(0, np.float32), *self._samples))[: length * self._codec.frame_samples]
+        fault, spec = self._fault(stop, length), self._spec
+        return Take(codes, samples, stop if length else "empty", spec.seed, fault, spec.chunk_number)
 
     def _submit(self, last: bool = False) -> None:
         codes = torch.stack(self._frames[self._submitted :])
@@ -182,17 +184,17 @@ class TakeBuilder:
             return 0
         return len(self) - max(0, silent - self._frame_count(FINAL_PAUSE_SECONDS)) if stop == "silence" else len(self)
 
-    def _fault(self, stop: str, kept: int) -> str:
+    def _fault(self, stop: str, length: int) -> str:
         frame_rate = self._codec.frame_rate
-        if not kept:
+        if not length:
             return "came out silent" if self._frames else "came out empty"
         if not self._spec.trim or (stop == "cap" and self._spec.capped):
             return ""
         if stop == "cap":
-            return f"had not ended after {kept / frame_rate:.1f} s"
+            return f"had not ended after {length / frame_rate:.1f} s"
         if stop == "repeat":
-            return f"got stuck on one sound after {kept / frame_rate:.1f} s"
-        speech_seconds = (kept - self._final_silence(self._levels[:kept])) / frame_rate
+            return f"got stuck on one sound after {length / frame_rate:.1f} s"
+        speech_seconds = (length - self._final_silence(self._levels[:length])) / frame_rate
         letters = sum(char.isalnum() for char in self._spec.text)
         too_short = speech_seconds < letters / MAX_LETTERS_PER_SECOND
         return f"broke off after {speech_seconds:.1f} s" if too_short else ""

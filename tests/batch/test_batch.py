@@ -197,7 +197,9 @@ def checkpoint(tiny_checkpoint: Path) -> Checkpoint:
 def mark(
     checkpoint: Checkpoint, item: BatchItem, flags: GenerationOptions | None = None, trim: bool = False
 ) -> BatchItem:
-    return Fingerprinter(SynthesisSetup(checkpoint, flags or GenerationOptions(), RetryPolicy(trim))).mark(item)
+    return Fingerprinter(SynthesisSetup(checkpoint, flags or GenerationOptions(), RetryPolicy(trim))).add_fingerprint(
+        item
+    )
 
 
 CONVERSATION = Conversation((Turn(0, "Hi."),), id="a")
@@ -233,7 +235,7 @@ def test_flags_and_the_output_name_change_the_fingerprint(checkpoint: Checkpoint
         mark(checkpoint, item, GenerationOptions(temperature=0.5)),
         mark(checkpoint, item, trim=True),
         mark(checkpoint, replace(item, file="a.flac")),
-        *(Fingerprinter(setup).mark(item) for setup in setups),
+        *(Fingerprinter(setup).add_fingerprint(item) for setup in setups),
     ]
     assert len({each.fingerprint for each in marks}) == 4 + len(setups)
 
