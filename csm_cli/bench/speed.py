@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from csm_cli.bench.roofline import bandwidth, frame_bytes
+from csm_cli.bench.baselines import Baseline, bandwidth, frame_bytes
 from csm_cli.bench.timing import BenchModel, TimedEngine, Workload, clock, peak_memory_mb
 from csm_cli.engine import Engine, decode
-from csm_cli.models.csm import CsmModel, PrefillSlots
-from csm_cli.models.csm.quantization import quantize
+from csm_cli.models.csm.kv_cache import PrefillSlots
+from csm_cli.models.csm.model import CsmModel
 
 _ROUND_FRAMES = 10  # short rounds, so that other load on the machine affects both sides alike
 _WARM_UP_FRAMES = 3
@@ -28,8 +28,6 @@ Figures = dict[str, Any]
 def measure_decode(bench: BenchModel, workload: Workload, log: Callable[[str], None], compile: bool = False) -> Figures:
     """The engine and transformers' `generate` in alternating rounds on the same weights, and the roofline."""
     from torch._dynamo.utils import counters
-
-    from csm_cli.bench.transformers_baseline import Baseline
 
     timed = TimedEngine(bench, workload, compile)
 
@@ -47,7 +45,7 @@ def measure_decode(bench: BenchModel, workload: Workload, log: Callable[[str], N
     if bench.device.type == "cuda":  # only there transformers compiles its forward pass for a static cache
         baselines["static"] = eager.with_static_cache()
     for baseline in baselines.values():
-        baseline.frames(timed.text_ids(), timed.sampling(_WARM_UP_FRAMES))
+        baseline.frames(bench.request(workload.context, _WARM_UP_FRAMES))
     log(f"decoding {workload.frames} frames on each side ...")
     engine_seconds: list[float] = []
     baseline_seconds: dict[str, list[float]] = {name: [] for name in baselines}
@@ -55,7 +53,7 @@ def measure_decode(bench: BenchModel, workload: Workload, log: Callable[[str], N
         count = min(_ROUND_FRAMES, workload.frames - len(engine_seconds))
         engine_seconds += timed.frames(count)[0]
         for name, baseline in baselines.items():
-            baseline_seconds[name] += baseline.frames(timed.text_ids(), timed.sampling(count + 1))
+            baseline_seconds[name] += baseline.frames(bench.request(workload.context, count + 1))
     _, codes = timed.frames(min(_ROUND_FRAMES, workload.frames))
     frame, codec = median(engine_seconds), median(timed.codec_frame(codes) for _ in range(_REPEATS))
     total, config = timed.total_frame(frame, codec), bench.checkpoint.config
@@ -160,12 +158,11 @@ def quantize_and_compare(bench: BenchModel, frames: int = _COMPARED_FRAMES) -> d
     codes_equal: the share of likeliest codes that stay the same. logits_error: root mean square error of the logits
     over their standard deviation.
     """
-    workload = Workload(1, _COMPARED_CONTEXT, min(frames, _COMPARED_FRAMES))
-    request = bench.request(workload, seed=1)
+    request = bench.request(_COMPARED_CONTEXT, min(frames, _COMPARED_FRAMES))
     requests = iter([request])
     codes = torch.stack([frame.codes for frame in decode(Engine(bench.model), lambda: next(requests, None))])
     before = teacher_forced_logits(bench.model, request.prompt, codes)
-    quantize(bench.model)
+    bench.model.quantize()
     after = teacher_forced_logits(bench.model, request.prompt, codes)
     equal = (before.argmax(-1) == after.argmax(-1)).float().mean()
     error = (after - before).square().mean().sqrt() / before.std()

@@ -14,7 +14,7 @@ from csm_cli.engine.cuda_graph import CudaCapture, CudaGraphRunner
 from csm_cli.engine.decode_step import KV_BUCKET_STEP, DecodeShape, DecodeState, DecodeViews, decode_step
 from csm_cli.engine.op_replay import OpReplay
 from csm_cli.errors import UsageError
-from csm_cli.models.csm import CsmModel
+from csm_cli.models.csm.model import CsmModel
 
 # On CUDA each synchronization costs the time of a few launches. A row that has ended runs on for at most this many
 # steps less one, which are dropped.

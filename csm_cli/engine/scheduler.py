@@ -13,7 +13,8 @@ from csm_cli.engine.decode_step import INVALID_CODE, DecodeShape, DecodeState
 from csm_cli.engine.requests import Frame, Request, SamplingParams
 from csm_cli.engine.runner import ModelRunner
 from csm_cli.engine.sampler import Uniforms
-from csm_cli.models.csm import CsmModel, PrefillSlots
+from csm_cli.models.csm.kv_cache import PrefillSlots
+from csm_cli.models.csm.model import CsmModel
 
 IDLE_SAMPLING = SamplingParams(temperature=0, top_k=1, depth_temperature=0, depth_top_k=1, seed=0, max_frames=0)
 

@@ -9,14 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.run import Result
-from helpers.tiny import Shape, decode_all, greedy, random_csm, text_rows
+from helpers.tiny import Shape, decode_all, greedy, text_rows
 
 import csm_cli.bench.timing
+from csm_cli.bench.baselines import Baseline, bandwidth, frame_bytes, weight_groups
 from csm_cli.bench.random_checkpoint import csm_1b_config, random_checkpoint
-from csm_cli.bench.roofline import bandwidth, frame_bytes, weight_groups
 from csm_cli.bench.speed import compare_baselines
 from csm_cli.bench.timing import BenchModel, TimedEngine, Workload
-from csm_cli.bench.transformers_baseline import Baseline, transformers_config
 from csm_cli.checkpoint import open_checkpoint
 from csm_cli.engine import Engine, Request
 from csm_cli.errors import UsageError
@@ -80,18 +79,17 @@ def test_workload_beyond_the_context_window_is_refused(bench_model: BenchModel) 
 def test_speech_does_not_end_early(silent_checkpoint: Path) -> None:
     """Even if every code is 0, both sides decode the requested number of frames."""
     checkpoint = open_checkpoint(str(silent_checkpoint))
-    timed = TimedEngine(BenchModel(checkpoint, CPU, torch.float32), Workload(1, 5, 6))
-    assert len(timed.frames(6)[0]) == 6
-    assert len(Baseline(checkpoint, CPU, torch.float32).frames(timed.text_ids(), timed.sampling(7))) == 6
+    bench = BenchModel(checkpoint, CPU, torch.float32)
+    assert len(TimedEngine(bench, Workload(1, 5, 6)).frames(6)[0]) == 6
+    assert len(Baseline(checkpoint, CPU, torch.float32).frames(bench.request(5, 7))) == 6
 
 
 @pytest.mark.parametrize("shape", [Shape(), Shape(rope="plain", kv_heads=4)], ids=str)
 def test_baseline_has_the_checkpoints_config(shape: Shape) -> None:
-    theirs = random_csm(shape)
-    config = model_config(theirs.config.to_dict())
-    rebuilt = transformers_config(config, theirs.config.codec_config.to_dict())
-    assert model_config(rebuilt.to_dict()) == config
-    assert rebuilt.rope_parameters == theirs.config.rope_parameters
+    checkpoint = random_checkpoint(shape.config())
+    config = Baseline(checkpoint, CPU, torch.float32)._model.config
+    assert model_config(config.to_dict()) == checkpoint.config
+    assert config.rope_parameters == shape.config().rope_parameters
 
 
 def test_baseline_has_the_checkpoints_weights(tiny_checkpoint: Path) -> None:
@@ -102,9 +100,8 @@ def test_baseline_has_the_checkpoints_weights(tiny_checkpoint: Path) -> None:
 
 def test_timed_engine_decodes_as_the_engine_does(bench_model: BenchModel) -> None:
     timed = TimedEngine(bench_model, Workload(1, 9, 5))
-    again = TimedEngine(bench_model, timed.workload)
     _, codes = timed.frames(5)
-    request = Request(text_rows(again.text_ids(), 8), greedy(5))
+    request = Request(bench_model.request(9, 5).prompt, greedy(5))
     assert codes[:, 0].shape == decode_all(Engine(bench_model.model), [request])[0].shape
 
 

@@ -15,7 +15,7 @@ from csm_cli.engine.cuda_graph import CudaGraphRunner
 from csm_cli.engine.decode_step import KV_BUCKET_STEP
 from csm_cli.engine.runner import ModelRunner
 from csm_cli.errors import UsageError
-from csm_cli.models.csm import CsmModel
+from csm_cli.models.csm.model import CsmModel
 
 SAMPLED = SamplingParams(temperature=0.9, top_k=20, depth_temperature=0.8, depth_top_k=10, seed=0, max_frames=12)
 

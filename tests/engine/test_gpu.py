@@ -14,9 +14,8 @@ from csm_cli.bench.speed import teacher_forced_logits
 from csm_cli.engine import Engine, Request, SamplingParams
 from csm_cli.engine.cuda_graph import CudaGraphRunner
 from csm_cli.engine.decode_step import DecodeShape
-from csm_cli.models.csm import CsmModel
 from csm_cli.models.csm.config import model_config
-from csm_cli.models.csm.quantization import quantize
+from csm_cli.models.csm.model import CsmModel
 
 pytestmark = pytest.mark.gpu
 FRAMES = 12
@@ -120,7 +119,7 @@ def test_int8_weights_change_little(theirs: Any) -> None:
     (submitted,) = requests(1, greedy(FRAMES))
     (codes,) = decode_all(Engine(model), [submitted])
     expected = teacher_forced_logits(model, submitted.prompt, codes).float()
-    quantize(model)
+    model.quantize()
     got = teacher_forced_logits(model, submitted.prompt, codes).float()
     assert 0 < (got - expected).square().mean().sqrt() / expected.std() < 0.2
     assert len(decode_all(Engine(model), [submitted])[0]) == FRAMES

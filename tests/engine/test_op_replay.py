@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from csm_cli.engine import Engine, Request, SamplingParams, op_replay
 from csm_cli.engine.cuda_graph import CudaGraphRunner
 from csm_cli.engine.op_replay import OpReplay
-from csm_cli.models.csm import CsmModel
+from csm_cli.models.csm.model import CsmModel
 
 SAMPLED = SamplingParams(temperature=0.9, top_k=20, depth_temperature=0.8, depth_top_k=10, seed=0, max_frames=40)
 

@@ -16,7 +16,7 @@ from helpers.tiny import (
 from torch import Tensor
 
 from csm_cli.engine import Engine, Request
-from csm_cli.models.csm import PrefillSlots
+from csm_cli.models.csm.kv_cache import PrefillSlots
 
 SHAPES = [
     Shape(codebooks=2, kv_heads=4, rope="plain"),

@@ -15,8 +15,8 @@ from torch import Tensor
 from transformers import CsmConfig, CsmForConditionalGeneration
 
 from csm_cli.engine import Engine, Request, SamplingParams, decode
-from csm_cli.models.csm import CsmModel
 from csm_cli.models.csm.config import ModelConfig, model_config
+from csm_cli.models.csm.model import CsmModel
 from csm_cli.models.mimi import Codec
 from csm_cli.models.mimi.codec import MimiNetwork
 from csm_cli.models.mimi.config import codec_config

@@ -17,8 +17,8 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra import cuda
 
-from csm_cli.models.csm.kernels.reference import LinearWeight, NormWeight
 from csm_cli.models.csm.kv_cache import AttentionMetadata, KVCacheView
+from csm_cli.models.csm.layers import LinearWeight, RMSNorm
 
 MAX_ROWS = 64
 _MAX_SINGLE_TILE_ROWS = 4
@@ -210,7 +210,7 @@ def _sum_splits_kernel(
     tl.store(out + offsets, total.to(out.dtype.element_ty), mask)
 
 
-def norm_linear(x: Tensor, norm: NormWeight, linear: LinearWeight) -> Tensor:
+def norm_linear(x: Tensor, norm: RMSNorm, linear: LinearWeight) -> Tensor:
     """As `reference.norm_linear`."""
     out = x.new_empty(len(x), len(linear.weight))
     _launch_linear(x, linear, launch_config(x, linear), out, eps=norm.eps)
@@ -279,7 +279,7 @@ def _swiglu_kernel(
     tl.store(out + row * width + unit, value.to(out.dtype.element_ty), (row < rows) & (unit < width))
 
 
-def swiglu(x: Tensor, norm: NormWeight, linear: LinearWeight) -> Tensor:
+def swiglu(x: Tensor, norm: RMSNorm, linear: LinearWeight) -> Tensor:
     """As `reference.swiglu`."""
     width = linear.weight.shape[0] // 2
     out = x.new_empty(len(x), width)
@@ -347,9 +347,7 @@ def _qkv_rope_kernel(
     tl.store(target + 1, second.to(cache.dtype.element_ty), cache_mask)
 
 
-def qkv_rope(
-    x: Tensor, norm: NormWeight, linear: LinearWeight, metadata: AttentionMetadata, view: KVCacheView
-) -> Tensor:
+def qkv_rope(x: Tensor, norm: RMSNorm, linear: LinearWeight, metadata: AttentionMetadata, view: KVCacheView) -> Tensor:
     """As `reference.qkv_rope`, for rope in cosines and sines."""
     cache, kv_heads, size = view.target, view.target.shape[1], view.target.shape[3]
     heads = linear.weight.shape[0] // size - kv_heads
