@@ -10,9 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from csm_cli.engine.cuda_graph import CudaCapture, CudaGraphRunner
 from csm_cli.engine.decode_step import KV_BUCKET_STEP, DecodeShape, DecodeState, DecodeViews, decode_step
-from csm_cli.engine.op_replay import OpReplay
+from csm_cli.engine.replay import CudaCapture, CudaGraphRunner, OpReplay
 from csm_cli.errors import UsageError
 from csm_cli.models.csm.model import CsmModel
 
@@ -90,10 +89,7 @@ def _compiled_step(model: CsmModel, state: DecodeState) -> Callable[[DecodeShape
     if on_cpu and not shutil.which(os.environ.get("CXX", "g++")):
         raise UsageError("--compile needs a C++ compiler; install g++ or omit --compile")
     if on_cpu and " " in torch.__path__[0]:
-        path = torch.__path__[0]
-        raise UsageError(
-            f"--compile: torch is installed in {path}, and the linker rejects a path with spaces; omit --compile"
-        )
+        raise UsageError(f"--compile: the linker rejects {torch.__path__[0]}, a path with spaces; omit --compile")
 
     def step(rows: int, kv_bucket: int, top_k: int, depth_top_k: int) -> None:
         decode_step(model, state, state.views(model, DecodeShape(rows, kv_bucket, top_k, depth_top_k)))

@@ -11,8 +11,8 @@ from helpers.tiny import Shape, decode_all, ours, random_csm, text_rows
 from torch import Tensor
 
 from csm_cli.engine import Engine, Request, SamplingParams
-from csm_cli.engine.cuda_graph import CudaGraphRunner
 from csm_cli.engine.decode_step import KV_BUCKET_STEP
+from csm_cli.engine.replay import CudaGraphRunner
 from csm_cli.engine.runner import ModelRunner
 from csm_cli.errors import UsageError
 from csm_cli.models.csm.model import CsmModel

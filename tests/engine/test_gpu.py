@@ -12,8 +12,8 @@ from helpers.tiny import Shape, decode_all, greedy, random_csm, text_rows
 
 from csm_cli.bench.speed import teacher_forced_logits
 from csm_cli.engine import Engine, Request, SamplingParams
-from csm_cli.engine.cuda_graph import CudaGraphRunner
 from csm_cli.engine.decode_step import DecodeShape
+from csm_cli.engine.replay import CudaGraphRunner
 from csm_cli.models.csm.config import model_config
 from csm_cli.models.csm.model import CsmModel
 

@@ -14,9 +14,9 @@ from helpers.tiny import Shape, decode_all, ours, random_csm, text_rows
 from torch import Tensor
 from torch.nn import functional as F
 
-from csm_cli.engine import Engine, Request, SamplingParams, op_replay
-from csm_cli.engine.cuda_graph import CudaGraphRunner
-from csm_cli.engine.op_replay import OpReplay
+from csm_cli.engine import Engine, Request, SamplingParams
+from csm_cli.engine import replay as replays
+from csm_cli.engine.replay import CudaGraphRunner, OpReplay
 from csm_cli.models.csm.model import CsmModel
 
 SAMPLED = SamplingParams(temperature=0.9, top_k=20, depth_temperature=0.8, depth_top_k=10, seed=0, max_frames=40)
@@ -105,7 +105,7 @@ def test_large_results_are_not_recorded(monkeypatch: pytest.MonkeyPatch) -> None
         made.append(weakref.ref(result))
         x.copy_(result)
 
-    monkeypatch.setattr(op_replay, "_MAX_BYTES", x.nbytes - 1)
+    monkeypatch.setattr(replays, "_MAX_BYTES", x.nbytes - 1)
     replay = OpReplay[str](fn)
     for _ in range(4):
         replay("same")
