@@ -99,13 +99,11 @@ class SeanetStack(nn.Module):
 
     def forward_cached(self, x: Tensor, state: StreamingState) -> Tensor:
         """The same on a CPU: from the layer on where rows are too large for the cache together, each row is alone."""
-        for index, layer in enumerate(self.layers):
-            if x[0].numel() > _MAX_BATCHED_SIZE:
-                break
-            x = layer(x, state)
-        else:
+        layers = list(self.layers)
+        while layers and x[0].numel() <= _MAX_BATCHED_SIZE:
+            x = layers.pop(0)(x, state)
+        if not layers:
             return x
-        layers = self.layers[index:]
         carried = {module: state[module] for layer in layers for module in layer.modules() if module in state}
         states: list[StreamingState] = [
             {module: tuple(part[row : row + 1] for part in parts) for module, parts in carried.items()}
