@@ -40,7 +40,7 @@ def decode_loop(
     """
     try:
         while True:
-            while not engine.full and (request := next_request()):
+            while len(engine.busy) < len(engine.slots) and (request := next_request()):
                 engine.admit(request)
             if not engine.busy:
                 return
@@ -127,10 +127,6 @@ class Engine:
     def busy(self) -> list[int]:
         """The slots that serve a request."""
         return [index for index, slot in enumerate(self.slots) if slot.request]
-
-    @property
-    def full(self) -> bool:
-        return len(self.busy) == len(self.slots)
 
     @torch.inference_mode()
     def admit(self, request: Request) -> None:
