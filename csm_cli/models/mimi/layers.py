@@ -127,20 +127,14 @@ class CausalConv(nn.Module):
             (past,) = state.get(self) or (self._padding(x[:, :1], self._carried),)
             x = torch.cat([past, x], dim=1)
             state[self] = (x[:, -self._carried :].clone(),)  # a view would keep the whole chunk alive
-        if self._narrows:
-            return self._mix_then_shift(x)
         length = x.shape[1] - self._offsets[-1]
+        if self._narrows:  # products of every position with every tap, then their sums: no wide window is copied
+            products = linear(x, self._matrix)
+            per_tap = products.view(*products.shape[:2], len(self._offsets), -1).unbind(2)
+            y = reduce(torch.add, [tap[:, n : n + length] for tap, n in zip(per_tap, self._offsets, strict=True)])
+            return y if self.conv.bias is None else y + self.conv.bias
         taps = [x[:, start : start + length : self.stride] for start in self._offsets]  # each [B, M, C]
         return linear(taps[0] if len(taps) == 1 else torch.cat(taps, dim=-1), self._matrix, self.conv.bias)
-
-    def _mix_then_shift(self, x: Tensor) -> Tensor:
-        """Products of every position with every tap, then their sums: no window of the wide input is copied."""
-        products = linear(x, self._matrix)
-        taps = products.view(*products.shape[:2], len(self._offsets), -1).unbind(2)
-        length = products.shape[1] - self._offsets[-1]
-        shifted = [tap[:, start : start + length] for tap, start in zip(taps, self._offsets, strict=True)]
-        y = reduce(torch.add, shifted)
-        return y if self.conv.bias is None else y + self.conv.bias
 
     def _padding(self, edge: Tensor, length: int) -> Tensor:
         return (edge if self.replicate else torch.zeros_like(edge)).expand(-1, length, -1)

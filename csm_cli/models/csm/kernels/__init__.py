@@ -56,5 +56,5 @@ def triton_kernels() -> Kernels:
 
         return choose
 
-    fused = (norm_linear, qkv_rope, attention, linear_add, swiglu, sample_top_k)
+    fused: tuple[Callable[..., Any], ...] = (norm_linear, qkv_rope, attention, linear_add, swiglu, sample_top_k)
     return Kernels(*map(dispatch, fused, astuple(Kernels())))
