@@ -9,7 +9,7 @@ from torch import Tensor
 
 from csm_cli.engine import Engine, Request, sampler
 from csm_cli.engine.sampler import Sampler
-from csm_cli.models.csm import transformer
+from csm_cli.models.csm import layers, transformer
 from csm_cli.models.csm.config import Rope, StackConfig, model_config
 from csm_cli.models.csm.kernels import Kernels, kernels_for, reference, triton_kernels
 from csm_cli.models.csm.kv_cache import AttentionMetadata, DecodeSlots, KVCache, KVCacheView, PrefillSlots
@@ -210,7 +210,8 @@ def test_engine_with_triton_equals_pytorch(rows: int, monkeypatch: pytest.Monkey
     expected = decode_all(
         Engine(CsmModel(config, theirs.state_dict(), torch.device("cpu"), torch.float32), rows), submitted
     )
-    monkeypatch.setattr(transformer, "_is_cpu_float32", lambda like: False)  # weights lie as on CUDA
+    for module in (layers, transformer):
+        monkeypatch.setattr(module, "is_cpu_float32", lambda like: False)  # weights lie as on CUDA
     for module in (transformer, sampler):
         monkeypatch.setattr(module, "kernels_for", lambda device: triton_kernels())
     got = decode_all(Engine(CsmModel(config, theirs.state_dict(), DEVICE, torch.float32), rows), submitted)
