@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.run import Result
-from helpers.tiny import Shape, decode_all, greedy, text_rows
+from helpers.tiny import Shape, decode_all, greedy
 
 import csm_cli.bench.timing
 from csm_cli.bench.baselines import Baseline, bandwidth, frame_bytes, weight_groups

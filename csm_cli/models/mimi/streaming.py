@@ -81,7 +81,7 @@ def push_all(decoders: Sequence[StreamingDecoder], chunks: Sequence[Tensor]) -> 
             # On a CPU new utterances are computed apart, so that sums do not depend on the other rows.
             apart = decoder.codec.device.type == "cpu" and decoder.state is None
             groups[len(codes), apart].append(index)
-    samples = [torch.zeros(0, device=decoder.codec.device) for decoder in decoders]
+    samples = [torch.zeros(0, device=decoders[0].codec.device)] * len(decoders) if decoders else []
     for (length, _), members in sorted(groups.items()):
         limit = max(1, decoders[0].codec.max_batch_frames // length)
         for start in range(0, len(members), limit):
