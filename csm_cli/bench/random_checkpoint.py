@@ -64,6 +64,7 @@ def random_checkpoint(config: CsmConfig) -> Checkpoint:
             {name: StoredTensor(tuple(each.shape), each.clone, _NO_FILE) for name, each in codec.items()}
         ),
         tokenizer_file=_NO_FILE,
+        soft_limit=0,
         defaults=GenerationOptions(temperature=0.9, top_k=50),
         revision=None,
         config_json=config_json,

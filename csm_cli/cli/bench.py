@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from csm_cli.cli.batch import BatchRequest, BatchScope, run_batch
+from csm_cli.cli.batch import BatchScope, run_batch
 from csm_cli.cli.console import configure_logging, emit_json, log_line
 from csm_cli.cli.options import OutputFile, OutputOptions, SynthesisFlags
 from csm_cli.settings import setting
@@ -124,9 +124,8 @@ def batch_overhead(
     def run_manifest(manifest: Path) -> None:
         output = OutputFile(str(manifest.with_suffix("") / "{id}.wav"))
         quiet = OutputOptions(quiet=True)
-        request = BatchRequest(str(manifest), "8", BatchScope(), SynthesisFlags(), output, quiet)
         with Path(os.devnull).open("w") as null, redirect_stdout(null):
-            run_batch(request, make_stub)
+            run_batch(str(manifest), "8", BatchScope(), SynthesisFlags(), output, quiet, load=make_stub)
 
     def make_stub(job: SynthesisJob, checkpoint: Checkpoint) -> Synthesizer:
         return StubSynthesizer(checkpoint)

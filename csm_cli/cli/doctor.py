@@ -85,7 +85,7 @@ def _player() -> dict[str, Any]:
 def _yours() -> dict[str, Any]:
     """What is set and saved in the user's own folders."""
     from csm_cli.settings import read_configuration
-    from csm_cli.voices import list_voices, voices_folder
+    from csm_cli.voices.store import list_voices, voices_folder
 
     found: dict[str, Any] = {"voices": str(voices_folder())}
     try:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from csm_cli import __version__
-from csm_cli.batch import file_name
+from csm_cli.batch.items import file_name
 from csm_cli.cli.summary import SIDECAR_SCHEMA
 from csm_cli.errors import OutputRefused, UsageError
 from csm_cli.generation.track import audio_tags

@@ -129,8 +129,11 @@ def faulty_turn_error(utterance: Utterance) -> GenerationFailed:
     )
 
 
-def describe_utterance(utterance: Utterance) -> str:
-    """One line on a finished turn, such as `3/8 ben: Really?  [1.20 s, complete, seed 7, RTF 0.50]`."""
+def describe_utterance(utterance: Utterance, batched: bool = False) -> str:
+    """One line on a finished turn, such as `3/8 ben: Really?  [1.20 s, complete, seed 7, RTF 0.50]`.
+
+    batched: decoded together with other items, whose time cannot be told apart; the line has no RTF then.
+    """
     details = [f"{utterance.audio.duration:.2f} s"]
     details.append(_STOP_TEXTS["cached" if utterance.cached else utterance.stop])
     if len(utterance.segments) > 1:
@@ -139,7 +142,7 @@ def describe_utterance(utterance: Utterance) -> str:
         details.append(f"{len(utterance.takes)} takes")
     if utterance.stop != "recorded":
         details.append(f"seed {utterance.seed}")
-    if utterance.stop != "recorded" and not utterance.cached:
+    if utterance.stop != "recorded" and not utterance.cached and not batched:
         details.append(f"RTF {utterance.seconds / utterance.audio.duration:.2f}")
     text = " ".join(utterance.turn.text.split())
     if len(text) > _MAX_TEXT_CHARS:

@@ -27,7 +27,7 @@ from csm_cli.generation.verification import Recognizer, apply_transcription
 from csm_cli.models.csm.model import CsmModel
 from csm_cli.models.mimi import ChunkDecoder, Codec
 from csm_cli.types import Conversation, GenerationOptions, Recording, RetryPolicy, Turn
-from csm_cli.voices import cached_codes
+from csm_cli.voices.store import cached_codes
 
 log = logging.getLogger(__name__)
 

@@ -14,7 +14,6 @@ from typing import Any
 from csm_cli.errors import Diagnostic, ScriptInvalid
 from csm_cli.script.files import STDIN, read_text
 
-FORMATS = ("dia", "vibevoice", "higgs", "srt", "vtt")
 _TAGS = {
     "dia": re.compile(r"\[(S\d{1,3})\]"),
     "higgs": re.compile(r"\[(SPEAKER_?\d{1,3})\]", re.IGNORECASE),
@@ -50,7 +49,7 @@ class _ImportedTurn:
 def convert(path: str, source_format: str | None = None, folder: Path = Path()) -> dict[str, Any]:
     """A dialogue in another format as the data of a script to be written to `folder`; `-` is standard input.
 
-    source_format: one of `FORMATS`; None to detect it.
+    source_format: dia, vibevoice, higgs, srt or vtt; None to detect it.
 
     Raises:
         ScriptInvalid: the file cannot be read, or is not in this or any known format.

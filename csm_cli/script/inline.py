@@ -85,7 +85,7 @@ def parse_voice(voice: str, speaker: int) -> Turn:
         VoiceNotFound: neither a file nor a saved voice.
         ScriptInvalid: the file is not audio, or its transcript cannot be used.
     """
-    from csm_cli.voices import find_voice, is_name
+    from csm_cli.voices.store import find_voice, is_name
 
     path = recording_path(voice)
     if path is None and "=" in voice:
