@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from copy import copy
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,16 +30,13 @@ class Baseline:
         model = CsmForConditionalGeneration.from_pretrained(None, config=config, state_dict=weights, dtype=dtype)
         self._model, self._device = model.to(device).eval(), device
         self._eos = checkpoint.config.eos
-        self._cache: dict[str, Any] = {}
 
-    def with_static_cache(self) -> Baseline:
-        """The same model with a static cache, for which transformers compiles its forward pass on CUDA."""
-        other = copy(self)
-        other._cache = {"cache_implementation": "static", "depth_decoder_cache_implementation": "static"}
-        return other
+    def frames(self, request: Request, mode: str = "eager") -> list[float]:
+        """Seconds of each frame but the last of a request whose prompt is text.
 
-    def frames(self, request: Request) -> list[float]:
-        """Seconds of each frame but the last of a request whose prompt is text."""
+        mode: "eager", or "static": a static cache, for which transformers compiles its forward pass on CUDA.
+        """
+        static = dict.fromkeys(("cache_implementation", "depth_decoder_cache_implementation"), "static")
         times: list[float] = []
 
         def record_start(ids: Tensor, scores: Tensor) -> Tensor:
@@ -62,7 +57,7 @@ class Baseline:
             depth_decoder_top_k=sampling.depth_top_k,
             max_new_tokens=sampling.max_frames,
             logits_processor=[record_start],
-            **self._cache,
+            **(static if mode == "static" else {}),
         )
         return [end - start for start, end in pairwise(times)]
 

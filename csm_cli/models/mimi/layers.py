@@ -57,7 +57,7 @@ def _product(x: Tensor, matrix: Tensor) -> Tensor:
 
 
 def _batchable(x: Tensor, matrix: Tensor) -> bool:
-    """Whether one call for all rows, a third of the time of one for each, rounds as each row alone does."""
+    """Whether one call for all rows, which takes a third of the time, rounds as a call for each row does."""
     return len(x) > 1 and x.shape[1] > 1 and x.shape[2] in _BATCHED_INPUTS and len(matrix) >= _MIN_BATCHED_OUTPUTS
 
 
