@@ -28,7 +28,7 @@ class Baseline:
         weights = {name: tensor.to(dtype) for name, tensor in checkpoint.weights.items()}
         config = CsmConfig.from_dict(dict(checkpoint.config_json))
         model = CsmForConditionalGeneration.from_pretrained(None, config=config, state_dict=weights, dtype=dtype)
-        self._model, self._device = model.to(device).eval(), device
+        self.model, self._device = model.to(device).eval(), device
         self._eos = checkpoint.config.eos
 
     def frames(self, request: Request, mode: str = "eager") -> list[float]:
@@ -46,7 +46,7 @@ class Baseline:
             return scores
 
         ids, sampling = request.prompt[None, :, -1].to(self._device), request.sampling
-        self._model.generate(
+        self.model.generate(
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
             do_sample=sampling.temperature > 0,

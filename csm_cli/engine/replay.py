@@ -88,20 +88,20 @@ class OpReplay(Generic[Key]):
     def __init__(self, fn: Callable[[Key], None]) -> None:
         self._fn = fn
         self._key: Key | None = None
-        self._ops: list[Replay] = []
+        self.ops: list[Replay] = []
         self.captures = 0
 
     def __call__(self, key: Key) -> None:
         if key != self._key:
-            self._key, self._ops = key, []
+            self._key, self.ops = key, []
             self._fn(key)
-        elif not self._ops:
+        elif not self.ops:
             with _OpRecorder() as recorder:
                 self._fn(key)
-            self._ops = recorder.ops or [partial(self._fn, key)]
+            self.ops = recorder.ops or [partial(self._fn, key)]
             self.captures += 1
         else:
-            for op in self._ops:
+            for op in self.ops:
                 op()
 
     def prepare(self, key: Key) -> None:

@@ -31,23 +31,23 @@ class ModelRunner:
     def __init__(self, model: CsmModel, state: DecodeState, compile: bool) -> None:
         on_cuda = model.device.type == "cuda"
         self.steps_per_sync = CUDA_STEPS_PER_SYNC if on_cuda else 1
-        self._coarse_buckets = on_cuda or compile  # each bucket costs a capture or a compilation
+        self.coarse_buckets = on_cuda or compile  # each bucket costs a capture or a compilation
         self._model, self._state = model, state
         self._views: dict[DecodeShape, DecodeViews] = {}
-        self._step: OpReplay[DecodeShape] | CudaGraphRunner[DecodeShape] = OpReplay(self._eager_step)
+        self.step: OpReplay[DecodeShape] | CudaGraphRunner[DecodeShape] = OpReplay(self.eager_step)
         if compile or model.device.type != "cpu":
-            step = _compiled_step(model, state) if compile else self._eager_step
+            step = _compiled_step(model, state) if compile else self.eager_step
             preserved = (state.hidden, state.positions, state.codes)
-            self._step = CudaGraphRunner(step, preserved, CudaCapture(model.device) if on_cuda else None)
+            self.step = CudaGraphRunner(step, preserved, CudaCapture(model.device) if on_cuda else None)
 
     @property
     def captures(self) -> int:
-        return self._step.captures
+        return self.step.captures
 
     def kv_bucket(self, length: int) -> int:
         """How many cache positions are attended to for `length` of them: rounded up, in steps or in doublings."""
         bucket = KV_BUCKET_STEP
-        if self._coarse_buckets:
+        if self.coarse_buckets:
             bucket = max(_MIN_COARSE_BUCKET, 1 << (length - 1).bit_length())
         return min(-(-length // bucket) * bucket, self._state.kv_capacity)
 
@@ -56,7 +56,7 @@ class ModelRunner:
         longest = self._state.max_seq_len + self.steps_per_sync
         buckets = {self.kv_bucket(length) for length in range(1, longest + 1)}
         for bucket in sorted(buckets, reverse=True):
-            self._step.prepare(DecodeShape(rows, bucket, top_k, depth_top_k))
+            self.step.prepare(DecodeShape(rows, bucket, top_k, depth_top_k))
 
     def run(self, shape: DecodeShape, uniforms: Tensor, while_waiting: Callable[[], None]) -> Tensor:
         """Codes [T, B, K] on the CPU of T steps with uniforms [T, B, K]; synchronizes with the device once.
@@ -68,12 +68,12 @@ class ModelRunner:
         codes = torch.empty(on_device.shape, dtype=state.codes.dtype, device=on_device.device)
         for step_uniforms, step_codes in zip(on_device, codes, strict=True):
             state.uniforms[:rows] = step_uniforms
-            self._step(shape)
+            self.step(shape)
             step_codes.copy_(state.codes[:rows])
         while_waiting()
         return codes.cpu()
 
-    def _eager_step(self, shape: DecodeShape) -> None:
+    def eager_step(self, shape: DecodeShape) -> None:
         if shape not in self._views:
             self._views[shape] = self._state.views(self._model, shape)
         decode_step(self._model, self._state, self._views[shape])

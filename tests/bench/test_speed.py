@@ -94,7 +94,7 @@ def test_baseline_has_the_checkpoints_config(shape: Shape) -> None:
 
 def test_baseline_has_the_checkpoints_weights(tiny_checkpoint: Path) -> None:
     checkpoint = open_checkpoint(str(tiny_checkpoint))
-    state = Baseline(checkpoint, CPU, torch.float32)._model.state_dict()
+    state = Baseline(checkpoint, CPU, torch.float32).model.state_dict()
     assert all(torch.equal(state[name], tensor) for name, tensor in checkpoint.weights.items())
 
 
@@ -134,7 +134,7 @@ def test_decode_compares_int8_with_the_original(csm: Csm, tiny_checkpoint: Path)
 
 def test_batch_speedup_and_quiet_json(csm: Csm, tiny_checkpoint: Path) -> None:
     result = csm("bench", "batch", "--model", tiny_checkpoint, "--frames", 4, "--batch", 4, "--context", 7, "--json")
-    assert result.code == 0 and result.err == ""
+    assert result.code == 0 and not result.err
     figures = result.json
     ratio = figures["audio_seconds_per_second"] / figures["single_audio_seconds_per_second"]
     assert figures["speedup"] == pytest.approx(ratio, rel=0.01)

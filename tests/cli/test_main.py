@@ -212,9 +212,9 @@ def test_a_batch_stops_with_a_reason_when_its_reader_closes_the_pipe(
     with process("batch", tmp_path / "many.jsonl", "-o", target, *flags) as run:
         assert run.stdout and run.stderr and run.stdout.readline()
         run.stdout.close()
-        told = [line for line in run.stderr.read().splitlines() if "maximum duration" not in line]
-    assert run.returncode == 1 and "csm: standard output was closed; the same command generates the rest" in told
-    assert flag != "-q" or len(told) == 1
+        errors = [line for line in run.stderr.read().splitlines() if "maximum duration" not in line]
+    assert run.returncode == 1 and any("standard output was closed" in line for line in errors)
+    assert flag != "-q" or len(errors) == 1
     assert 0 < len(list((tmp_path / "out").glob("*.wav"))) < 20
 
 

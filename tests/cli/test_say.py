@@ -174,10 +174,7 @@ def test_an_input_is_not_replaced(
     (tmp_path / "link.wav").symlink_to(tone)
     before = tone.read_bytes()
     result = say(*arguments, "-o", output)
-    assert (
-        result.code == 2
-        and result.err == f"csm: {Path(output)} is read by this run and would be replaced; name another -o\n"
-    )
+    assert result.code == 2 and str(Path(output)) in result.err and len(result.err.splitlines()) == 1
     assert tone.read_bytes() == before and (tmp_path / "tone.txt").read_text() == "Words."
 
 

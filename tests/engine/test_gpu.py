@@ -36,7 +36,7 @@ def on(theirs: Any, device: str, dtype: torch.dtype = torch.float32) -> CsmModel
 
 def eager(model: CsmModel, slots: int) -> Engine:
     engine = Engine(model, slots)
-    engine.runner._step = CudaGraphRunner(engine.runner._eager_step, (), None)
+    engine.runner.step = CudaGraphRunner(engine.runner.eager_step, (), None)
     return engine
 
 
@@ -75,7 +75,7 @@ def test_every_bucket_replays_over_poisoned_outputs(theirs: Any) -> None:
         for kv_bucket in buckets:
             shape = DecodeShape(rows, kv_bucket, top_k=1, depth_top_k=1)
             codes = []
-            for frame in (runner._eager_step, runner._step, runner._step):
+            for frame in (runner.eager_step, runner.step, runner.step):
                 state.hidden.copy_(torch.linspace(-1, 1, state.hidden.numel(), device="cuda").view_as(state.hidden))
                 for layer in (*state.backbone_cache.layers, *state.depth_cache.layers):
                     layer.zero_()
