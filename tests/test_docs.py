@@ -17,6 +17,7 @@ import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import huggingface_hub
 import pytest
@@ -214,15 +215,18 @@ def _properties(schema: object) -> set[str]:
 def test_every_option_is_in_the_reference() -> None:
     text = (ROOT / "docs" / "options.md").read_text(encoding="utf-8")
     assert [name for name in SETTINGS if f"| `{name}` |" not in text] == []
-    commands = get_command(app).commands
-    flags = {
-        flag
-        for name in ("say", "converse", "batch")
-        for option in commands[name].params
-        for flag in option.opts
-        if flag.startswith("--") and flag[2:].replace("-", "_") not in SETTINGS
+    flags = {flag for flag in _flags(get_command(app)) if flag[2:].replace("-", "_") not in SETTINGS}
+    assert {flag for flag in flags if f"`{flag}`" not in text} == {
+        "--version",
+        "--install-completion",
+        "--show-completion",
     }
-    assert {flag for flag in flags if f"`{flag}`" not in text} == set()
+
+
+def _flags(command: Any) -> set[str]:
+    """The long flags of a command and its subcommands."""
+    own = {flag for option in command.params for flag in option.opts if flag.startswith("--")}
+    return own.union(*map(_flags, getattr(command, "commands", {}).values()))
 
 
 def test_every_training_setting_is_in_the_reference() -> None:
