@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
-from conftest import Result
+from helpers.run import Result
 
 import csm_cli
 
@@ -133,7 +133,6 @@ def test_a_stream_that_is_not_read_to_its_end_frees_the_model(model: csm_cli.Mod
     stream = model.stream("Hello there.", **OPTIONS)
     next(stream)
     stream.close()  # type: ignore[attr-defined]
-    assert not model._synthesizer.engine.busy
     assert model.say("Hello.", **OPTIONS).duration == 0.4
 
 

@@ -307,7 +307,7 @@ def test_shards_are_merged_and_merged_again(tmp_path: Path) -> None:
     assert [line["output"] for line in lines if line["id"] == "a"] == [str(tmp_path / "all" / "a.wav")]
 
 
-def test_what_cannot_be_merged_is_refused(tmp_path: Path) -> None:
+def test_folders_that_cannot_be_merged_are_refused(tmp_path: Path) -> None:
     one = written(tmp_path / "one", result("a"))
     with pytest.raises(InputError, match=r"has no results\.jsonl"):
         merge_ledgers([one, tmp_path], tmp_path / "all")

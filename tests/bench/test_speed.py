@@ -44,7 +44,7 @@ def bench_model(tiny_checkpoint: Path) -> BenchModel:
     return BenchModel(open_checkpoint(str(tiny_checkpoint)), CPU, torch.float32)
 
 
-def test_roofline_of_csm_1b_is_as_counted_by_hand() -> None:
+def test_roofline_of_csm_1b_equals_a_manual_count() -> None:
     config = model_config(csm_1b_config().to_dict())
     assert {group.name: (group.weights, group.reads) for group in weight_groups(config)} == {
         "backbone": (973_146_112, 1),
@@ -87,7 +87,7 @@ def test_speech_does_not_end_early(silent_checkpoint: Path) -> None:
 @pytest.mark.parametrize("shape", [Shape(), Shape(rope="plain", kv_heads=4)], ids=str)
 def test_baseline_has_the_checkpoints_config(shape: Shape) -> None:
     checkpoint = random_checkpoint(shape.config())
-    config = Baseline(checkpoint, CPU, torch.float32)._model.config
+    config = Baseline(checkpoint, CPU, torch.float32).model.config
     assert model_config(config.to_dict()) == checkpoint.config
     assert config.rope_parameters == shape.config().rope_parameters
 

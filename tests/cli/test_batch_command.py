@@ -202,7 +202,7 @@ def test_results_are_recorded_beside_the_files(csm: Csm, tiny_checkpoint: Path, 
     assert {record.pop("id"): record for record in map(json.loads, told.splitlines())} == recorded
 
 
-def test_a_rerun_generates_only_what_is_not_done(csm: Csm, tiny_checkpoint: Path, tmp_path: Path, tone: Path) -> None:
+def test_a_rerun_generates_only_missing_items(csm: Csm, tiny_checkpoint: Path, tmp_path: Path, tone: Path) -> None:
     context = [{"speaker": 1, "audio": tone.name, "text": "Hi!"}]
     items = [item("a"), item("b", context=context), item("c"), item("d")]
 

@@ -270,7 +270,7 @@ def test_only_an_edited_turn_is_generated_again_without_cascade(edited: Csm) -> 
     assert reused(again) == [True] * 4 and "--cascade" not in again.err
 
 
-def test_a_cascade_gives_what_a_fresh_run_gives(edited: Csm, tmp_path: Path) -> None:
+def test_a_cascade_equals_a_fresh_run(edited: Csm, tmp_path: Path) -> None:
     edited("One Two Three", "--seed", "3")
     edited("One Zwei Three", "--seed", "3", "--cascade")
     cascaded = (tmp_path / "o.wav").read_bytes()
@@ -353,7 +353,7 @@ def test_a_rejected_turn_does_not_come_back(edited: Csm, redo: tuple[str, ...]) 
 
 
 @pytest.mark.parametrize("redo", [("--redo", "1-4"), ("--fresh",)], ids=" ".join)
-def test_an_interrupted_redo_says_how_to_continue(
+def test_an_interrupted_redo_prints_how_to_continue(
     edited: Csm, monkeypatch: pytest.MonkeyPatch, redo: tuple[str, ...]
 ) -> None:
     first = [turn["seed"] for turn in edited("One Two Three Four").json["turns"]]

@@ -13,7 +13,7 @@ from helpers.run import Result
 Csm = Callable[..., Result]
 
 
-def test_says_what_there_is(csm: Csm) -> None:
+def test_lists_what_is_installed(csm: Csm) -> None:
     found = csm("doctor", "--json").json
     assert "cpu" in found["torch"]["devices"] and found["torch"]["threads"] >= 1
     assert found["packages"]["transformers"] != "missing"
@@ -21,7 +21,7 @@ def test_says_what_there_is(csm: Csm) -> None:
     assert set(found["hub"]) == {"cache", "token", "offline"}
 
 
-def test_says_what_is_the_users_own(
+def test_lists_the_users_files(
     csm: Csm, home: Path, played_audio: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CSM_SEED", "3")
@@ -51,7 +51,7 @@ def test_never_prints_the_token(csm: Csm, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @pytest.mark.parametrize("package", ["torch", "soundfile", "huggingface_hub"])
-def test_says_what_cannot_be_imported(csm: Csm, monkeypatch: pytest.MonkeyPatch, package: str) -> None:
+def test_lists_modules_that_cannot_be_imported(csm: Csm, monkeypatch: pytest.MonkeyPatch, package: str) -> None:
     monkeypatch.setitem(sys.modules, package, None)
     result = csm("doctor")
     assert result.code == 0 and "cannot be imported" in result.out

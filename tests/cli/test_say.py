@@ -121,7 +121,7 @@ def test_paths_may_hold_spaces_and_anything(say: Csm, tmp_path: Path) -> None:
     assert result.code == 0 and result.out == f"{path}\n" and path.exists()
 
 
-def test_context_changes_what_is_said(say: Csm, tmp_path: Path, tone: Path) -> None:
+def test_context_changes_the_audio(say: Csm, tmp_path: Path, tone: Path) -> None:
     plain, heard = tmp_path / "plain.wav", tmp_path / "heard.wav"
     say("Hi", "-o", plain)
     say("Hi", "-o", heard, "--context", f"[1]{tone}=Hi there")

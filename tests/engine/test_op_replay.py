@@ -79,7 +79,7 @@ def test_views_and_numbers_are_not_recorded() -> None:
     assert len(replay.ops) == 2 and y.tolist() == [8.0] * 4  # the sum and the copy
 
 
-def test_only_the_last_keys_recording_is_kept() -> None:
+def test_only_the_last_keys_recording_is_stored() -> None:
     made: list[weakref.ref[Tensor]] = []
     x = torch.ones(3)
 

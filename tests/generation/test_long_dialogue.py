@@ -63,7 +63,7 @@ def test_metadata_has_stops_and_context_use(market: Path, metadata: Any) -> None
 
 @pytest.mark.slow
 @pytest.mark.espeak
-def test_turns_say_their_own_text(market: Path, metadata: Any) -> None:
+def test_turns_contain_their_own_text(market: Path, metadata: Any) -> None:
     """Of thirty renderings by espeak-ng, the nearest to a turn is that of its own text."""
     samples, rate = soundfile.read(market, dtype="float32")
     reference = Reference()

@@ -107,7 +107,7 @@ def test_a_removed_voice_leaves_nothing_behind(home: Path) -> None:
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"texts": "Hi"}'])
-def test_a_broken_voice_says_what_to_do(content: str) -> None:
+def test_a_broken_voice_is_an_error_with_a_remedy(content: str) -> None:
     voice = add_voice("ana", padded(speech()), WORDS)
     (voice.folder / "voice.json").write_text(content)
     with pytest.raises(VoiceInvalid, match="and add it again"):
