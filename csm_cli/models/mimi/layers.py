@@ -1,9 +1,9 @@
 """Mimi's linear layers, activations and causal convolutions, over chunks [B, N, C] and a streaming state.
 
-On a CPU each row of a batch is bit-identical to what it is alone. Rounding there depends on what is computed together:
-vectorized functions treat the tail of a vector differently, and a product of one position, of long lines or of odd
-sizes is distributed over threads differently alone than in a batch. So functions are applied row by row. Products are
-sums of shorter ones, batched only for sizes at which MKL's result does not depend on the batch or the threads.
+On a CPU each row of a batch is bit-identical to a batch of that row only. Rounding there depends on what is computed
+together: vectorized functions treat the tail of a vector differently, and MKL distributes products of one position, of
+long lines or of odd sizes over threads by the size of the batch. So functions are applied row by row. Products are sums
+of shorter ones, batched only for sizes at which MKL's result does not depend on the batch or the threads.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -141,18 +142,20 @@ def run_inline(compute: Callable[[], Tensor]) -> Callable[[], Samples]:
     return lambda: samples
 
 
+@dataclass(eq=False)
 class PendingChunk:
-    """Codes [T, K] of one utterance on their way to samples. is_last: the utterance ends with them."""
+    """Codes [T, K] of one utterance, and their samples once started. is_last: the utterance ends with them."""
 
-    def __init__(self, chunk_decoder: ChunkDecoder, decoder: StreamingDecoder, codes: Tensor, is_last: bool) -> None:
-        self.decoder, self.codes, self.is_last = decoder, codes, is_last
-        self.result: Callable[[], Samples] | None = None
-        self._chunk_decoder = chunk_decoder
+    chunk_decoder: ChunkDecoder
+    decoder: StreamingDecoder
+    codes: Tensor
+    is_last: bool
+    result: Callable[[], Samples] | None = None
 
     def samples(self) -> Samples:
         """[T * frame_samples]; waits for them. Raises as `StreamingDecoder.push` does."""
         if self.result is None:
-            self._chunk_decoder.flush_for(self)
+            self.chunk_decoder.flush_for(self)
         assert self.result is not None
         return self.result()
 
