@@ -15,9 +15,10 @@ from torch.nn import functional as F
 from transformers import MimiConfig, MimiModel
 
 from csm_cli.recipe.corpus import FRAME, RATE, VOICES, load_shard, shard_stems
-from csm_cli.train.history import log_figures, mean_figures, plot_history, save_state
+from csm_cli.train.history import append_figures, plot_history, save_state
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -37,6 +38,18 @@ _HARMONICS_BELOW = 5000.0  # Hz
 _SHORT_FFT, _SHORT_BANDS = 256, 32
 _FLOOR, _MFCC_FLOOR = 3e-4, 1e-4
 _MFCC_FFT, _MFCC_HOP, _MFCC_BANDS, _MFCC = 1024, 480, 40, 13
+
+
+def log_figures(folder: Path, step: int, split: str, figures: Mapping[str, float]) -> None:
+    """Appends figures to `folder/history.jsonl` and logs them."""
+    _LOG.info(
+        "%s %d %s: %s", folder.name, step, split, " ".join(f"{key} {value:.3f}" for key, value in figures.items())
+    )
+    append_figures(folder, step, split, figures)
+
+
+def mean_figures(records: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    return {name: sum(record[name] for record in records) / len(records) for name in records[0]}
 
 
 def reserve_code_zero(model: MimiModel) -> None:

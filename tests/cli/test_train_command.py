@@ -122,3 +122,12 @@ def test_device_names_and_sources(csm: Run, config: Path, tmp_path: Path, monkey
     unknown = csm("train", config)
     assert unknown.code == 2 and "not 'gpu'" in unknown.err
     assert csm("train", config, "--device", "cpu", "-q").code == 0
+
+
+def test_explicit_model_wins_over_the_config(csm: Run, config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CSM_MODEL", "nobody/from-environment")
+    named = csm("train", config, "--device", "cpu", "--offline", "--model", "nobody/from-flag")
+    assert named.code == 4 and "nobody/from-flag" in named.err
+    config.write_text("".join(line for line in config.open() if not line.startswith("model")))
+    unnamed = csm("train", config, "--device", "cpu", "--offline")
+    assert unnamed.code == 4 and "nobody/from-environment" in unnamed.err
