@@ -181,26 +181,26 @@ def spectral_loss(output: Tensor, target: Tensor) -> Tensor:
     """
     terms = [_short_time_distance(output, target)]
     for fft in _FFTS:
-        mine, theirs = _magnitude(output, fft, fft // 4), _magnitude(target, fft, fft // 4)
-        convergence = (mine - theirs).norm(dim=(1, 2)) / theirs.norm(dim=(1, 2)).clamp(min=0.01)
+        estimate, reference = _magnitude(output, fft, fft // 4), _magnitude(target, fft, fft // 4)
+        convergence = (estimate - reference).norm(dim=(1, 2)) / reference.norm(dim=(1, 2)).clamp(min=0.01)
         terms.append(convergence.mean())
         if fft < _FFTS[-1]:
-            terms.append(2.0 * mel_distance_of(mine, theirs, fft, _BANDS))
+            terms.append(2.0 * mel_distance_of(estimate, reference, fft, _BANDS))
         if fft > _FFTS[0]:
-            terms.append(_harmonic_distance(mine, theirs))
+            terms.append(_harmonic_distance(estimate, reference))
     return torch.stack(terms).sum() / 4
 
 
-def _harmonic_distance(mine: Tensor, theirs: Tensor) -> Tensor:
+def _harmonic_distance(estimate: Tensor, reference: Tensor) -> Tensor:
     """L1 of log10 magnitudes [B, F, T] below 5 kHz."""
-    bins = int((mine.shape[1] - 1) * 2 * _HARMONICS_BELOW / RATE)
-    return F.l1_loss(mine[:, :bins].clamp(min=_FLOOR).log10(), theirs[:, :bins].clamp(min=_FLOOR).log10())
+    bins = int((estimate.shape[1] - 1) * 2 * _HARMONICS_BELOW / RATE)
+    return F.l1_loss(estimate[:, :bins].clamp(min=_FLOOR).log10(), reference[:, :bins].clamp(min=_FLOOR).log10())
 
 
 def _short_time_distance(output: Tensor, target: Tensor) -> Tensor:
     """L1 of log10-mels of 11 ms windows, with the power averaged over 16 ms."""
-    mine, theirs = (_smooth(_magnitude(each, _SHORT_FFT, _SHORT_FFT // 4)) for each in (output, target))
-    return 2.0 * mel_distance_of(mine, theirs, _SHORT_FFT, _SHORT_BANDS)
+    estimate, reference = (_smooth(_magnitude(each, _SHORT_FFT, _SHORT_FFT // 4)) for each in (output, target))
+    return 2.0 * mel_distance_of(estimate, reference, _SHORT_FFT, _SHORT_BANDS)
 
 
 def _smooth(magnitude: Tensor) -> Tensor:
@@ -212,9 +212,9 @@ def mel_distance(output: Tensor, target: Tensor) -> Tensor:
     return mel_distance_of(_magnitude(output, 1024, 256), _magnitude(target, 1024, 256), 1024, 80)
 
 
-def mel_distance_of(mine: Tensor, theirs: Tensor, fft: int, bands: int) -> Tensor:
+def mel_distance_of(estimate: Tensor, reference: Tensor, fft: int, bands: int) -> Tensor:
     """`mel_distance` of magnitudes [B, F, T]."""
-    return F.l1_loss(_log_mel(mine, fft, bands, _FLOOR), _log_mel(theirs, fft, bands, _FLOOR))
+    return F.l1_loss(_log_mel(estimate, fft, bands, _FLOOR), _log_mel(reference, fft, bands, _FLOOR))
 
 
 def mfcc(samples: Tensor) -> Tensor:

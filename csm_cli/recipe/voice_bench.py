@@ -167,10 +167,10 @@ class VoiceBench:
         reference = self._reference
         pairs = reference.minimal_pairs()
         takes = speak(self._synth, speak_alone([text for pair in pairs for text in pair]))
-        mine, _ = _share(self._discriminated(pairs, [take.samples for take in takes]))
+        score, _ = _share(self._discriminated(pairs, [take.samples for take in takes]))
         spoken = [[reference.speech(text, voice) for pair in pairs for text in pair] for voice in VOICES]
-        theirs, _ = _share([hit for samples in spoken for hit in self._discriminated(pairs, samples)])
-        return _ratio(mine, theirs, "the corpus's voices")
+        baseline, _ = _share([hit for samples in spoken for hit in self._discriminated(pairs, samples)])
+        return _ratio(score, baseline, "the corpus's voices")
 
     def recognizer_ratio(self) -> Measured:
         """Share recognized by pocketsphinx among 20 sentences, relative to espeak-ng."""
@@ -254,9 +254,9 @@ class VoiceBench:
     def _recognized(self, samples: Sequence[Samples]) -> Measured:
         if not can_recognize():
             return None, NO_POCKETSPHINX
-        mine, _ = _share(self._recognizer.hits(dict(zip(self._texts, samples, strict=True))))
-        theirs, _ = _share(self._recognizer.hits({text: self._reference.speech(text) for text in self._texts}))
-        return _ratio(mine, theirs, "espeak-ng")
+        score, _ = _share(self._recognizer.hits(dict(zip(self._texts, samples, strict=True))))
+        baseline, _ = _share(self._recognizer.hits({text: self._reference.speech(text) for text in self._texts}))
+        return _ratio(score, baseline, "espeak-ng")
 
     def _in_voice(self, folder: Path, index: int) -> Conversation:
         """Sentence `index`, with the next sentence by espeak-ng in voice `index` (modulo their number) as context."""
@@ -275,8 +275,8 @@ def _share(hits: Sequence[bool]) -> tuple[float, str]:
     return sum(hits) / len(hits), f"{sum(hits)} of {len(hits)}"
 
 
-def _ratio(mine: float, theirs: float, reference: str) -> Measured:
-    return (mine / theirs if theirs else None), f"{mine:.3f} over {theirs:.3f} of {reference}"
+def _ratio(score: float, baseline: float, reference: str) -> Measured:
+    return (score / baseline if baseline else None), f"{score:.3f} over {baseline:.3f} of {reference}"
 
 
 FIGURES: dict[str, tuple[Goal, Callable[[VoiceBench], Measured]]] = {
