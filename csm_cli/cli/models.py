@@ -6,6 +6,7 @@ import time
 from typing import Annotated
 
 import typer
+from rich.filesize import decimal
 
 from csm_cli.cli.console import configure_logging, emit, emit_json, log_line
 from csm_cli.cli.options import OutputOptions
@@ -39,7 +40,7 @@ def list_(json: Json = False) -> None:
     width = max(len(name) for name in ("bundled voice", *(name for name, _ in cached)))
     emit(f"{'bundled voice':<{width}}  the default without --model")
     for name, commit in cached:
-        size, day = _format_size(commit.size_on_disk), time.strftime("%Y-%m-%d", time.localtime(commit.last_modified))
+        size, day = decimal(commit.size_on_disk), time.strftime("%Y-%m-%d", time.localtime(commit.last_modified))
         emit(f"{name:<{width}}  {size:>8}  {commit.commit_hash[:8]}  {day}  {', '.join(sorted(commit.refs))}")
 
 
@@ -76,13 +77,5 @@ def rm(id: Id, revision: Revision = None) -> None:
     from csm_cli.checkpoint.find import find_cached, remove_cached
 
     commits = find_cached(id, revision)
-    freed = _format_size(remove_cached(commits))
+    freed = decimal(remove_cached(commits))
     log_line(f"{id} removed: {', '.join(each.commit_hash[:8] for each in commits)}; {freed} freed")
-
-
-def _format_size(size: float) -> str:
-    for unit in ("B", "kB", "MB"):
-        if size < 1000:
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1000
-    return f"{size:.1f} GB"

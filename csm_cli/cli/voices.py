@@ -32,8 +32,8 @@ voices = typer.Typer(name="voices", help="Add, list, show, play and remove saved
 
 
 @dataclass(frozen=True)
-class ClipOptions:
-    """The part of the recording to save, its transcript, licence and source."""
+class AddOptions:
+    """The part of the recording to save, its transcript, licence and source, and how it is saved."""
 
     text: Annotated[str | None, typer.Option("--text", metavar="TEXT", help="Transcript of the clip.")] = None
     text_file: Annotated[
@@ -46,6 +46,9 @@ class ClipOptions:
     source: Annotated[str, typer.Option("--source", metavar="TEXT", help="Where the clip is from.")] = ""
     start: Annotated[float | None, typer.Option("--start", metavar="SEC", help="Start of the voice in CLIP.")] = None
     end: Annotated[float | None, typer.Option("--end", metavar="SEC", help="End of the voice in CLIP.")] = None
+    model: Annotated[str | None, setting("model", help="Model whose codec encodes the clip.")] = None
+    replace: Annotated[bool, typer.Option("--replace", help="Replace a voice of this name.")] = False
+    offline: Annotated[bool, setting("offline")] = False
 
     def voice_info(self, clip: Path) -> VoiceInfo:
         """Raises UsageError where the transcript is given twice or missing; InputError where it is unusable."""
@@ -65,30 +68,17 @@ class ClipOptions:
         return VoiceInfo(text, self.license, self.source)
 
 
-@dataclass(frozen=True)
-class AddOptions:
-    """How the voice is saved."""
-
-    model: Annotated[
-        str | None,
-        setting("model", help="Model whose codec encodes the clip."),
-    ] = None
-    replace: Annotated[bool, typer.Option("--replace", help="Replace a voice of this name.")] = False
-    offline: Annotated[bool, setting("offline")] = False
-
-
 def add(
     name: Annotated[str, typer.Argument(metavar="NAME", help="Letters, digits, - and _.")],
     clip: Annotated[Path, typer.Argument(metavar="CLIP", help="A recording of 5 to 15 s by one speaker.")],
     *,
-    clip_options: ClipOptions,
-    add_options: AddOptions,
+    options: AddOptions,
     output_options: OutputOptions,
 ) -> None:
     """Save a recording as a voice: trimmed, at the model's sample rate, encoded once."""
     configure_logging(output_options)
-    check_name(name, add_options.replace)
-    info = clip_options.voice_info(clip)
+    check_name(name, options.replace)
+    info = options.voice_info(clip)
     import torch
 
     from csm_cli.audio.io import read_audio
@@ -96,9 +86,9 @@ def add(
     from csm_cli.models.mimi import Codec
     from csm_cli.voices.clip import prepare_clip
 
-    checkpoint = open_checkpoint(add_options.model, offline=add_options.offline)
+    checkpoint = open_checkpoint(options.model, offline=options.offline)
     codec = Codec.load(checkpoint.codec_config, checkpoint.codec_weights, "cpu", checkpoint.config.codebooks)
-    recording = read_audio(clip, codec.rate, clip_options.start, clip_options.end)
+    recording = read_audio(clip, codec.rate, options.start, options.end)
     try:
         speech, warnings = prepare_clip(recording, info.text)
     except AudioUnreadable as error:
@@ -107,7 +97,7 @@ def add(
         warn(f"{clip}: {warning}")
     if not info.license:
         warn(f"{clip}: no --license; note the terms, or whose consent, under which this voice may be used")
-    voice = add_voice(name, speech, info, add_options.replace)
+    voice = add_voice(name, speech, info, options.replace)
     samples = torch.from_numpy(read_audio(voice.audio, codec.rate).samples)  # as saved: rounded to 16 bits
     cached_codes(voice.audio, codec.fingerprint, lambda: codec.encode(samples).numpy())
     if output_options.json:
