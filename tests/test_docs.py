@@ -63,7 +63,10 @@ def clones(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], Path]:
             folder = made[page] = tmp_path_factory.mktemp(f"clone {page.stem}")
             for name in ("samples", "configs"):
                 shutil.copytree(ROOT / name, folder / name)
-            shutil.copytree(ROOT / "samples" / "ljspeech", folder / "my-recordings")
+            recordings = shutil.copytree(ROOT / "samples" / "ljspeech", folder / "my-recordings")
+            shutil.copy(recordings / "wavs" / "CS001-0001.flac", recordings / "wavs" / "CS001-0017.flac")
+            with (recordings / "metadata.csv").open("a") as metadata:  # this id is held out for evaluation
+                metadata.write("CS001-0017|The old dog sleeps by the door.|The old dog sleeps by the door.\n")
             shutil.copy(ROOT / "samples" / "context" / "ana.wav", folder / "clip.wav")
             for config in (folder / "configs" / "finetune").glob("*.yaml"):  # a run of seconds, not of hours
                 settings = yaml.safe_load(config.read_text())
