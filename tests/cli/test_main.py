@@ -195,7 +195,7 @@ def test_a_closed_pipe_is_quiet(tmp_path: Path) -> None:
     os.close(reader)
     environment = {"PATH": os.environ["PATH"]}
     done = subprocess.run(
-        [sys.executable, "-c", RUN, "doctor"], stdout=writer, stderr=subprocess.PIPE, env=environment, text=True
+        [sys.executable, "-c", RUN, "config", "show"], stdout=writer, stderr=subprocess.PIPE, env=environment, text=True
     )
     os.close(writer)
     assert done.returncode == 1 and not done.stderr

@@ -18,7 +18,7 @@ from torch import Tensor
 from csm_cli.engine import Engine, Request
 from csm_cli.models.csm.kv_cache import PrefillSlots
 
-FRAMES = {2: 40, 8: 30, 32: 15}  # by codebooks: each costs transformers one forward pass of the depth decoder
+FRAMES = {2: 40, 8: 30, 32: 10}  # by codebooks: each costs transformers one forward pass of the depth decoder
 SHAPES = [
     Shape(codebooks=2, kv_heads=4, rope="plain"),
     Shape(codebooks=8, kv_heads=2, rope="llama3"),
