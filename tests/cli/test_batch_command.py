@@ -190,7 +190,7 @@ def results(folder: Path) -> list[dict[str, Any]]:
 
 def test_results_are_recorded_beside_the_files(csm: Csm, tiny_checkpoint: Path, tmp_path: Path) -> None:
     path = manifest(tmp_path, item("a", seed=5), item("bad", max_duration=100))
-    told = run(csm, tiny_checkpoint, path, tmp_path / "out" / "{id}.wav", "--json").out
+    output = run(csm, tiny_checkpoint, path, tmp_path / "out" / "{id}.wav", "--json").out
     recorded = {record.pop("id"): record for record in results(tmp_path / "out")}
     assert recorded["a"].pop("file") == "a.wav"
     good = recorded["a"]
@@ -199,7 +199,7 @@ def test_results_are_recorded_beside_the_files(csm: Csm, tiny_checkpoint: Path, 
     assert recorded["bad"]["status"] == "failed" and "too long" in recorded["bad"]["error"]
     assert all(record.pop("fingerprint") for record in recorded.values())
     assert {record.pop("schema") for record in recorded.values()} == {2}
-    assert {record.pop("id"): record for record in map(json.loads, told.splitlines())} == recorded
+    assert {record.pop("id"): record for record in map(json.loads, output.splitlines())} == recorded
 
 
 def test_a_rerun_generates_only_missing_items(csm: Csm, tiny_checkpoint: Path, tmp_path: Path, tone: Path) -> None:
@@ -319,8 +319,8 @@ def test_an_impossible_batch_size_is_refused(csm: Csm, tmp_path: Path, text: str
 
 
 def test_the_automatic_batch_size_is_reported(csm: Csm, tiny_checkpoint: Path, tmp_path: Path) -> None:
-    told = run(csm, tiny_checkpoint, manifest(tmp_path, item("a")), tmp_path / "{id}.wav").err
-    assert re.search(r"up to \d items at once \(--batch-size auto: .* MB per item\)", told)
+    log = run(csm, tiny_checkpoint, manifest(tmp_path, item("a")), tmp_path / "{id}.wav").err
+    assert re.search(r"up to \d items at once \(--batch-size auto: .* MB per item\)", log)
 
 
 def page_rows(path: Path) -> list[dict[str, Any]]:

@@ -48,11 +48,11 @@ def test_turns_gaps_recordings_and_tail_make_the_track(
 ) -> None:
     result = csm("converse", script, "--model", tiny_checkpoint, "-o", tmp_path / "a.wav", "--json")
     assert result.code == 0, result.err
-    told = result.json
-    assert [(turn["start_s"], turn["end_s"]) for turn in told["turns"]] == [(0.0, 0.4), (0.9, 1.3), (1.8, 2.3)]
-    assert [turn["stop"] for turn in told["turns"]] == ["cap", "cap", "recorded"]
-    assert told["turns"][2]["seed"] is None
-    assert soundfile.info(tmp_path / "a.wav").duration == told["duration_s"] == 2.55
+    metadata = result.json
+    assert [(turn["start_s"], turn["end_s"]) for turn in metadata["turns"]] == [(0.0, 0.4), (0.9, 1.3), (1.8, 2.3)]
+    assert [turn["stop"] for turn in metadata["turns"]] == ["cap", "cap", "recorded"]
+    assert metadata["turns"][2]["seed"] is None
+    assert soundfile.info(tmp_path / "a.wav").duration == metadata["duration_s"] == 2.55
 
 
 def test_each_turn_may_be_written_too(csm: Csm, tiny_checkpoint: Path, script: Path, tmp_path: Path) -> None:
@@ -163,8 +163,8 @@ def test_names_that_become_the_same_in_a_files_name_get_numbers(
     (tmp_path / "s.yaml").write_text(f"{cast}\nturns:{turns}\n")
     out = tmp_path / "o.flac"
     flags = ("--max-duration", "0.1", "--stems")
-    told = csm("converse", tmp_path / "s.yaml", "--model", tiny_checkpoint, "-o", out, "--json", *flags).json
-    names = {name: Path(path).name for name, path in told["stems"].items()}
+    metadata = csm("converse", tmp_path / "s.yaml", "--model", tiny_checkpoint, "-o", out, "--json", *flags).json
+    names = {name: Path(path).name for name, path in metadata["stems"].items()}
     assert names == {"a b": "o.a_b.flac", "a_b": "o.a_b-2.flac", "A-B": "o.A-B.flac", "a-b": "o.a-b-2.flac"}
     assert all((tmp_path / name).exists() for name in names.values())
 
@@ -176,7 +176,7 @@ def test_turns_are_written_as_they_sound_in_the_track(converse: Csm, tmp_path: P
 
 
 def test_subtitles_and_sidecar_lie_beside_the_track(converse: Csm, tmp_path: Path, tiny_checkpoint: Path) -> None:
-    told = converse("--subs", "srt,vtt,json", "--json").json
+    metadata = converse("--subs", "srt,vtt,json", "--json").json
     srt = (tmp_path / "o" / "a.srt").read_text(encoding="utf-8")
     assert "\n2\n" not in srt[:2] and "00:00:00,900 --> 00:00:01,300\nb[n]/é: Really?" in srt
     assert "<v b[n]/é>Really?" in (tmp_path / "o" / "a.vtt").read_text(encoding="utf-8")
@@ -184,7 +184,7 @@ def test_subtitles_and_sidecar_lie_beside_the_track(converse: Csm, tmp_path: Pat
     assert [cue["speaker"] for cue in cues] == ["ana", "b[n]/é", "ana"]
     sidecar = json.loads((tmp_path / "o" / "a.wav.json").read_text(encoding="utf-8"))
     assert sidecar["synthetic"] is True and sidecar["model"] == str(tiny_checkpoint)
-    assert sidecar["turns"] == told["turns"] and sidecar["script"]["context"][0]["text"] == "Hi there"
+    assert sidecar["turns"] == metadata["turns"] and sidecar["script"]["context"][0]["text"] == "Hi there"
 
 
 def test_no_sidecar(converse: Csm, tmp_path: Path) -> None:
@@ -195,9 +195,9 @@ def test_no_sidecar(converse: Csm, tmp_path: Path) -> None:
 def test_loudness_by_flag_over_script(converse: Csm, script: Path) -> None:
     script.write_text(script.read_text(encoding="utf-8").replace("gap: 0.5,", "gap: 0.5, loudness: -25,"), "utf-8")
     for flags, target in (((), -25), (("--loudness", "-19.5"), -19.5)):
-        told = converse("--json", *flags).json["loudness"]
-        assert told["target_lufs"] == target == pytest.approx(told["lufs"], abs=0.5)
-        assert told["true_peak_dbtp"] <= -1
+        metadata = converse("--json", *flags).json["loudness"]
+        assert metadata["target_lufs"] == target == pytest.approx(metadata["lufs"], abs=0.5)
+        assert metadata["true_peak_dbtp"] <= -1
 
 
 @pytest.mark.parametrize(

@@ -240,7 +240,7 @@ def test_a_model_that_never_ends_fails_with_every_seed_it_tried(wild: Csm, tmp_p
 
 def test_no_trim_keeps_the_take_as_generated(wild: Csm, tmp_path: Path) -> None:
     result = wild("--no-trim", "--json", "-o", tmp_path / "a.wav")
-    assert result.code == 0 and "maximum duration of 3.4 s" in result.err
+    assert result.code == 0 and "3.4 s" in result.err
     assert result.json["stop"] == "cap" and result.json["turns"][0]["frames"] == 42
 
 

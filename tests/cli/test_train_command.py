@@ -67,7 +67,7 @@ def test_failures_are_one_line(csm: Run, config: Path, tmp_path: Path) -> None:
     text = config.read_text()
     config.write_text(text.replace("my data", "no data"))
     result = csm("train", config)
-    assert result.code == 3 and "make it with csm data prepare" in result.err and "loading" not in result.err
+    assert result.code == 3 and "csm data prepare" in result.err and "loading" not in result.err
     config.write_text(text + "model_: x\n")
     assert "did you mean" in csm("train", config).err
 

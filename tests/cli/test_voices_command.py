@@ -80,8 +80,8 @@ def test_the_transcript_comes_from_flag_or_file(
     if way == "beside":
         (tmp_path / "words.txt").rename(clip.with_suffix(".txt"))
     given = {"flag": ["--text", WORDS.text], "file": ["--text-file", tmp_path / "words.txt"], "beside": []}[way]
-    told = csm("voices", "add", "ana", clip, *given, "--model", tiny_checkpoint, "--json")
-    assert told.json["text"] == WORDS.text and "no --license" in told.err
+    added = csm("voices", "add", "ana", clip, *given, "--model", tiny_checkpoint, "--json")
+    assert added.json["text"] == WORDS.text and "no --license" in added.err
 
 
 @pytest.mark.parametrize(

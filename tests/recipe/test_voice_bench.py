@@ -216,8 +216,8 @@ def test_the_command_ends_with_one_flat_json_line(
     monkeypatch.setattr(voice_bench, "open_voice_bench", lambda *_: bench(faithful))
     monkeypatch.setattr(voice_bench, "can_recognize", lambda: False)
     voice_bench.main(["--only", "asset_mb,recognizer_ratio", "--sentences", "10"])
-    told = capsys.readouterr()
-    assert json.loads(told.out) == {
+    captured = capsys.readouterr()
+    assert json.loads(captured.out) == {
         "bench": "bundled-voice",
         "model": "tones",
         "sentences": 10,
@@ -225,7 +225,7 @@ def test_the_command_ends_with_one_flat_json_line(
         "recognizer_ratio": None,
         "recognizer_ratio_reason": "pocketsphinx is not installed; pip install 'csm-cli[bench]'",
     }
-    assert "not measured" in told.err and "[bench]" in told.err.replace("\n", "")
+    assert "not measured" in captured.err and "[bench]" in captured.err.replace("\n", "")
 
 
 def test_an_unknown_figure_is_refused_with_the_list(capsys: pytest.CaptureFixture[str]) -> None:

@@ -151,8 +151,8 @@ def test_the_schema_knows_every_key(csm: Csm) -> None:
 
 def test_a_flag_counts_over_a_file(csm: Csm, here: Path, tiny_checkpoint: Path) -> None:
     (here / "csm.toml").write_text(f'model = "{tiny_checkpoint}"\nmax_duration = 0.4\nretries = 0\n')
-    told = csm("say", "Hi", "--json", "-o", "a.wav").json
-    assert told["model"] == str(tiny_checkpoint) and told["duration_s"] == 0.4
+    metadata = csm("say", "Hi", "--json", "-o", "a.wav").json
+    assert metadata["model"] == str(tiny_checkpoint) and metadata["duration_s"] == 0.4
     assert csm("say", "Hi", "--json", "--max-duration", "0.16", "-o", "a.wav").json["duration_s"] == 0.16
 
 
@@ -166,12 +166,12 @@ def test_a_flag_overrides_a_turn_which_overrides_the_script_which_overrides_a_fi
     )
     run = ("converse", "a.yaml", "--json", "-o", "a.wav", "--model", tiny_checkpoint)
 
-    def told(name: str, *flags: str) -> list[int]:
+    def turn_fields(name: str, *flags: str) -> list[int]:
         return [turn[name] for turn in csm(*run, *flags).json["turns"]]
 
-    assert told("frames") == [2, 5] and told("seed") == [9, 6]
-    assert told("frames", "--max-duration", "0.8") == [10, 10]
-    assert told("seed", "--seed", "0") == [0, 1]
+    assert turn_fields("frames") == [2, 5] and turn_fields("seed") == [9, 6]
+    assert turn_fields("frames", "--max-duration", "0.8") == [10, 10]
+    assert turn_fields("seed", "--seed", "0") == [0, 1]
 
 
 def test_show_prints_the_source_of_every_value(
