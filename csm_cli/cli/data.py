@@ -58,10 +58,10 @@ class DataSelection:
             UsageError: an unknown format, or limits that exclude everything. InputError: no dataset there.
         """
         from csm_cli.data.dataset import SpeakerNumbers
-        from csm_cli.data.readers import FORMATS, TEXT_COLUMNS, RowReader, find_datasets, read_datasets, split_chunks
+        from csm_cli.data.readers import DATASET_FORMATS, TEXT_COLUMNS, RowReader, find_datasets, read_datasets, split_chunks
 
-        if self.format not in FORMATS:
-            raise UsageError(f"--format takes {', '.join(FORMATS)}, not {self.format!r}")
+        if self.format not in DATASET_FORMATS:
+            raise UsageError(f"--format takes {', '.join(DATASET_FORMATS)}, not {self.format!r}")
         if self.min_duration >= self.max_duration:
             limits = f"--min-duration {self.min_duration:g}", f"--max-duration {self.max_duration:g}"
             raise UsageError(f"{limits[0]} is not below {limits[1]}")

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     Sink = Callable[[NDArray[np.float32]], None]
 
-FORMATS = ("wav", "flac", "pcm")
+_PLAYBACK_FORMATS = ("wav", "flac", "pcm")
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class PlaybackOptions:
         str | None,
         typer.Option(
             "--format",
-            metavar="|".join(FORMATS),
+            metavar="|".join(_PLAYBACK_FORMATS),
             help="Audio format, by default from the suffix; -o - with pcm streams raw 16-bit little-endian samples.",
             rich_help_panel="Output",
         ),
@@ -50,8 +50,8 @@ class PlaybackOptions:
             UsageError: unknown format, or a stream without a listener.
             SoundDeviceMissing: no device to play on.
         """
-        if self.format not in (None, *FORMATS):
-            raise UsageError(f"--format takes {', '.join(FORMATS)}, not {self.format!r}")
+        if self.format not in (None, *_PLAYBACK_FORMATS):
+            raise UsageError(f"--format takes {', '.join(_PLAYBACK_FORMATS)}, not {self.format!r}")
         raw = output.output == "-" and self.format == "pcm"
         play = self.play or not output.output
         if self.stream and not (play or raw):

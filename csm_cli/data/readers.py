@@ -31,7 +31,7 @@ from csm_cli.script.source import text_problem
 from csm_cli.storage.fingerprint import fingerprint
 from csm_cli.types import Conversation, Recording
 
-FORMATS = ("auto", "conversation", "audiofolder", "nemo", "ljspeech")
+DATASET_FORMATS = ("auto", "conversation", "audiofolder", "nemo", "ljspeech")
 CHUNK_CLIPS = 256  # an interrupted run repeats at most one chunk
 # Names of columns; the first that exists is used.
 TEXT_COLUMNS = ("text", "transcription", "transcript", "sentence")
@@ -60,7 +60,7 @@ class DatasetFile:
 
 
 def find_datasets(sources: Sequence[Path], format: str = "auto") -> list[DatasetFile]:
-    """The files of datasets, each of which is a file or a folder. format: one of FORMATS.
+    """The files of datasets, each of which is a file or a folder. format: one of DATASET_FORMATS.
 
     Raises:
         InputError: no such file, or a folder without a dataset.

@@ -67,7 +67,7 @@ _ALL = (
     Setting(
         "seed",
         int,
-        "Random seed, to repeat a take; drawn and reported if unset.",
+        "Random seed, to repeat a take; if unset, drawn and reported (in a batch: from the item).",
         "N",
         expected="a whole number from 0 to 2^63-1",
         minimum=0,
