@@ -58,7 +58,14 @@ class DataSelection:
             UsageError: an unknown format, or limits that exclude everything. InputError: no dataset there.
         """
         from csm_cli.data.dataset import SpeakerNumbers
-        from csm_cli.data.readers import DATASET_FORMATS, TEXT_COLUMNS, RowReader, find_datasets, read_datasets, split_chunks
+        from csm_cli.data.readers import (
+            DATASET_FORMATS,
+            TEXT_COLUMNS,
+            RowReader,
+            find_datasets,
+            read_datasets,
+            split_chunks,
+        )
 
         if self.format not in DATASET_FORMATS:
             raise UsageError(f"--format takes {', '.join(DATASET_FORMATS)}, not {self.format!r}")
