@@ -20,10 +20,9 @@ from csm_cli.audio.io import Audio, write_audio
 from csm_cli.checkpoint import Checkpoint, open_checkpoint
 from csm_cli.device import pick_device, pick_dtype
 from csm_cli.errors import GenerationFailed, UsageError
-from csm_cli.generation.events import AudioChunk, ConversationFailed, Utterance
+from csm_cli.generation.events import AudioChunk, ConversationFailed, Utterance, audio_tags, mix_utterances
 from csm_cli.generation.synthesizer import Synthesizer
 from csm_cli.generation.take import worst_stop
-from csm_cli.generation.track import audio_tags, mix_utterances
 from csm_cli.script import parse_context, parse_say, parse_voice, read_script, script_from
 from csm_cli.settings import validate
 from csm_cli.types import DEFAULT_CHUNK_CHARS, Conversation, GenerationOptions, RetryPolicy, Turn

@@ -45,7 +45,10 @@ class _BriefHelp:
         for each in command.get_params(ctx):
             if getattr(each, "is_bool_flag", False):
                 each.metavar = each.metavar or ""  # no type beside a switch
+            if each.param_type_name == "option":
+                each._get_number_range_help_str = lambda: None  # bounds belong into the error
             if "-h" in each.opts:
+                each.opts = ["-h", "--help"]
                 each.help = "Show this help; --help-all shows all options."
             if each.param_type_name == "argument":
                 each.display_type_rich = lambda ctx: None

@@ -44,9 +44,8 @@ from csm_cli.cli.synthesis import (
     with_settings,
 )
 from csm_cli.errors import BatchPartlyFailed, CsmError, GenerationFailed, OutputFailed, UsageError
-from csm_cli.generation.events import ConversationFailed
+from csm_cli.generation.events import ConversationFailed, audio_tags
 from csm_cli.generation.fingerprint import SynthesisSetup
-from csm_cli.generation.track import audio_tags
 from csm_cli.report import format_count
 from csm_cli.storage.files import MAX_CACHED_FOLDERS, remove_temp_files, write_atomically
 from csm_cli.types import Conversation

@@ -15,7 +15,7 @@ from csm_cli import __version__
 from csm_cli.batch.items import file_name
 from csm_cli.cli.summary import SIDECAR_SCHEMA
 from csm_cli.errors import OutputRefused, UsageError
-from csm_cli.generation.track import audio_tags
+from csm_cli.generation.events import audio_tags
 from csm_cli.storage.files import check_writable
 from csm_cli.storage.paths import expand_path, resolved_name
 from csm_cli.types import Conversation, Turn

@@ -149,7 +149,9 @@ def describe_utterance(utterance: Utterance, batched: bool = False) -> str:
         text = f"{text[: _MAX_TEXT_CHARS - 4].rstrip()} ..."
     total = len(utterance.conversation.turns)
     number = f"{utterance.number}/{total} " if total > 1 else ""
-    return f"{number}{utterance.turn.label}: {text}  [{', '.join(details)}]"
+    label = utterance.turn.label
+    speaker = f"[{label}]" if label.isdecimal() else label
+    return f"{number}{speaker}: {text}  [{', '.join(details)}]"
 
 
 def summarize(meter: ProgressMeter, model: str, device: object) -> str:

@@ -24,8 +24,15 @@ from csm_cli.cli.summary import (
     turn_warnings,
 )
 from csm_cli.errors import CsmError, GenerationFailed, UsageError
-from csm_cli.generation.events import AudioChunk, ConversationFailed, Event, FrameProgress, Utterance
-from csm_cli.generation.track import audio_tags, mix_utterances
+from csm_cli.generation.events import (
+    AudioChunk,
+    ConversationFailed,
+    Event,
+    FrameProgress,
+    Utterance,
+    audio_tags,
+    mix_utterances,
+)
 from csm_cli.report import format_count, format_ranges
 from csm_cli.storage.files import write_together
 from csm_cli.types import Conversation, GenerationOptions, RetryPolicy

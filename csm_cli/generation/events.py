@@ -1,11 +1,15 @@
-"""Events of a synthesis run. No torch here."""
+"""Events of a synthesis run, and the track that finished utterances make. No torch here."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from csm_cli import __version__
 from csm_cli.errors import CsmError
+from csm_cli.report import format_ranges
 from csm_cli.types import Conversation, Turn
 
 if TYPE_CHECKING:
@@ -13,7 +17,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from csm_cli.audio.io import Audio
+    from csm_cli.audio.io import Audio, Tags
+    from csm_cli.audio.mix import Track
+    from csm_cli.checkpoint import Checkpoint
     from csm_cli.generation.take import Take
 
 
@@ -91,3 +97,26 @@ class ConversationFailed:
 
 
 Event = FrameProgress | AudioChunk | Utterance | ConversationFailed
+
+
+def mix_utterances(utterances: Sequence[Utterance], tail: float = 0.0, loudness: float | None = None) -> Track:
+    """One track with the gaps and gains of the turns; `tail` and `loudness` as in `Conversation`."""
+    from csm_cli.audio.mix import TrackClip, mix
+
+    clips = [TrackClip(each.audio.samples, each.turn.gap, each.turn.gain, each.turn.label) for each in utterances]
+    return mix(clips, utterances[0].audio.rate, tail, loudness)
+
+
+def audio_tags(utterances: Sequence[Utterance], checkpoint: Checkpoint, title: str = "") -> Tags:
+    """The metadata of an audio file: that it is synthetic, the model and the seeds."""
+    from csm_cli.audio.io import Tags
+
+    synthetic = [each for each in utterances if each.stop != "recorded"]
+    # only the last part of a local path: files are shared, and paths are private
+    model = f"{checkpoint.name} at {checkpoint.revision}" if checkpoint.revision else Path(checkpoint.name).name
+    comment = f"synthetic speech; model: {model}; seed: {format_ranges(each.seed for each in synthetic)}"
+    if not synthetic:
+        comment = "recordings; no speech in this file was synthesized"
+    elif len(synthetic) < len(utterances):
+        comment += f"; {len(utterances) - len(synthetic)} of {len(utterances)} turns are recordings"
+    return Tags(f"csm-cli {__version__}", comment, title)
