@@ -127,5 +127,5 @@ def test_a_terminal_gets_a_bar(
     assert result.code == 0 and result.out == f"{tmp_path / 'a.wav'}\n"
     shown = terminal.getvalue()
     assert (" frames  " in shown and " left" in shown) is not quiet
-    assert ("0: [b]Hello[/b]" in shown) is not quiet
+    assert ("[0]: [b]Hello[/b]" in shown) is not quiet
     assert "\x1b[3" not in shown, "colours in spite of NO_COLOR"
