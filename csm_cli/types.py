@@ -14,6 +14,16 @@ FOLLOWS = {"depth_temperature": "temperature", "depth_top_k": "top_k"}
 
 
 @dataclass(frozen=True)
+class Sampling:
+    """How codes are sampled. Temperature 0 is greedy, top_k 0 keeps every code; depth_*: of the depth decoder."""
+
+    temperature: float = 0.0
+    top_k: int = 0
+    depth_temperature: float = 0.0
+    depth_top_k: int = 0
+
+
+@dataclass(frozen=True)
 class GenerationOptions:
     """Generation options of one level (flags, a turn, script defaults, ...); None means unset, 0 is a value.
 
@@ -40,11 +50,19 @@ class GenerationOptions:
         return replace(self, **{name: getattr(base, name) for name in inherited})
 
     @property
-    def sampling(self) -> tuple[float, int, float, int]:
-        """Temperature and top_k of the backbone, then of the depth decoder; greedy over all codes where unset."""
+    def sampling(self) -> Sampling:
+        """Greedy over all codes where unset; the depth decoder follows the backbone."""
         temperature, top_k = self.temperature or 0.0, self.top_k or 0
-        depth_temperature = temperature if self.depth_temperature is None else self.depth_temperature
-        return temperature, top_k, depth_temperature, top_k if self.depth_top_k is None else self.depth_top_k
+        return Sampling(
+            temperature=temperature,
+            top_k=top_k,
+            depth_temperature=temperature if self.depth_temperature is None else self.depth_temperature,
+            depth_top_k=top_k if self.depth_top_k is None else self.depth_top_k,
+        )
+
+    def set_values(self) -> dict[str, float | int]:
+        """The options that are set, by name: what fingerprints cover, so that a new option changes none of them."""
+        return {name: value for name, value in vars(self).items() if value is not None}
 
 
 @dataclass(frozen=True)

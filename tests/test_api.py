@@ -191,3 +191,10 @@ def test_the_examples_of_the_docs_run(tmp_path: Path, monkeypatch: pytest.Monkey
     written = {path.name: soundfile.info(path).duration for path in tmp_path.iterdir()}
     assert set(written) == {"morning.wav", "line-1.flac", "line-2.flac", "dialogue.wav"}
     assert all(0.5 < duration < 15 for duration in written.values())
+
+
+def test_the_python_api_takes_every_generation_option() -> None:
+    from csm_cli.api import Options
+    from csm_cli.settings import GENERATION
+
+    assert set(GENERATION) <= set(Options.__annotations__)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from csm_cli.types import GenerationOptions, Turn, resolve_options, turn_seed
+from csm_cli.types import GenerationOptions, Sampling, Turn, resolve_options, turn_seed
 
 PUBLISHED = GenerationOptions(temperature=0.6, top_k=50, depth_temperature=0.4, depth_top_k=20)
 UNSET = GenerationOptions()
@@ -43,11 +43,11 @@ def test_the_depth_decoder_follows_a_backbone_value_of_a_higher_level(depth: int
     levels[backbone] = replace(levels[backbone], temperature=0.5, top_k=7)
     levels[depth] = replace(levels[depth], depth_temperature=0.0, depth_top_k=1)
     expected = (0.5, 7, 0.0, 1) if depth <= backbone else (0.5, 7, 0.5, 7)
-    assert resolve(*levels).sampling == expected
+    assert resolve(*levels).sampling == Sampling(*expected)
 
 
 def test_without_any_value_sampling_is_greedy_over_all_codes() -> None:
-    assert UNSET.sampling == (0.0, 0, 0.0, 0)
+    assert UNSET.sampling == Sampling()
 
 
 OPTIONS = st.builds(
@@ -85,3 +85,8 @@ def test_levels_can_be_merged_in_any_order(
 def test_each_turn_has_its_seed(flag: int | None, own: int | None, expected: int) -> None:
     turn = Turn(0, "Hi", options=GenerationOptions(seed=own))
     assert turn_seed(GenerationOptions(seed=flag), turn, 2, base_seed=100) == expected
+
+
+def test_only_options_that_are_set_reach_a_fingerprint() -> None:
+    assert UNSET.set_values() == {}
+    assert GenerationOptions(temperature=0.0, seed=3).set_values() == {"temperature": 0.0, "seed": 3}

@@ -14,11 +14,11 @@ import numpy as np
 import soundfile
 from numpy.typing import NDArray
 
+from csm_cli.audio import AUDIO_FORMATS
 from csm_cli.errors import AudioUnreadable, OutputRefused
 from csm_cli.storage.files import check_writable, write_atomically
 
 MAX_SECONDS = 600.0  # far more than fits into a context window
-FORMATS = {".wav": "WAV", ".flac": "FLAC"}  # by suffix, as libsndfile names them
 _TOLERANCE_SECONDS = 0.01  # past the end of a file, for durations that were rounded
 # libsndfile logs the size in a header and the actual size, if they differ
 _SIZE_MISMATCH = re.compile(r"^\s*(?:data|SSND) : (\d+) \(should be (\d+)\)", re.MULTILINE)
@@ -189,12 +189,14 @@ def check_output(path: Path, clobber: bool = True, kind: str | None = None) -> N
         OutputRefused: an unknown suffix, or as `check_writable`.
     """
     check_writable(path, clobber)
-    if kind is None and path.suffix.lower() not in FORMATS:
-        raise OutputRefused(f"{path}: unknown audio format {path.suffix!r}; known: {', '.join(FORMATS)}")
+    if kind is None and path.suffix.lower().removeprefix(".") not in AUDIO_FORMATS:
+        raise OutputRefused(
+            f"{path}: unknown audio format {path.suffix!r}; known: {', '.join(f'.{name}' for name in AUDIO_FORMATS)}"
+        )
 
 
 def write_audio(path: Path, audio: Audio, clobber: bool = True, tags: Tags | None = None) -> None:
-    """Writes 16-bit WAV or FLAC, by the suffix, atomically. Creates missing folders.
+    """Writes a file in the format of its suffix, atomically. Creates missing folders.
 
     Raises:
         OutputRefused: as `check_output`.
@@ -210,14 +212,15 @@ def encode_audio(path: Path, audio: Audio, tags: Tags | None = None, kind: str |
 
 
 def encode(audio: Audio, kind: str, tags: Tags | None = None) -> bytes:
-    """A whole 16-bit file, "wav" or "flac", or "pcm": raw samples without tags.
+    """A whole file in one of `AUDIO_FORMATS`, or "pcm": raw 16-bit samples without tags.
 
     In memory, since libsndfile cannot fix the header of a file that it writes to a pipe.
     """
     if kind == "pcm":
         return encode_pcm(audio.samples)
+    container, subtype = AUDIO_FORMATS[kind]
     buffer = io.BytesIO()
-    with soundfile.SoundFile(buffer, "w", audio.rate, channels=1, subtype="PCM_16", format=kind.upper()) as file:
+    with soundfile.SoundFile(buffer, "w", audio.rate, channels=1, subtype=subtype, format=container) as file:
         for name, text in asdict(tags or Tags()).items():
             if text:
                 setattr(file, name, text)

@@ -6,7 +6,7 @@ import os
 import re
 import string
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -141,7 +141,7 @@ def with_fingerprint(item: BatchItem, setup: SynthesisSetup) -> BatchItem:
         setup.content(),
         [conversation.tail, conversation.loudness],
         [setup.turn_content(turn, {}) for turn in conversation.context],
-        [[turn.gap, turn.gain, asdict(setup.options(conversation, turn))] for turn in conversation.turns],
+        [[turn.gap, turn.gain, setup.options(conversation, turn).set_values()] for turn in conversation.turns],
         [setup.turn_content(turn, conversation.lexicon) for turn in conversation.turns],
     )
     if setup.flags.seed is not None:

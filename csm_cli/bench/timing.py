@@ -79,7 +79,7 @@ class BenchModel:
         seed = next(self._seeds)
         prompt = torch.full((context, self.checkpoint.config.codebooks + 1), -1)
         prompt[:, -1] = torch.randint(0, _MAX_TEXT_ID, (context,), generator=torch.Generator().manual_seed(seed))
-        return Request(prompt, SamplingParams(*self.checkpoint.defaults.sampling, seed, frames))
+        return Request(prompt, SamplingParams(**vars(self.checkpoint.defaults.sampling), seed=seed, max_frames=frames))
 
 
 class TimedEngine:

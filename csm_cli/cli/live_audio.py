@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from csm_cli.audio import AUDIO_FORMATS
 from csm_cli.cli.console import emit_bytes
 from csm_cli.cli.options import OutputFile
 from csm_cli.errors import SoundDeviceMissing, UsageError
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
     Sink = Callable[[NDArray[np.float32]], None]
 
-_PLAYBACK_FORMATS = ("wav", "flac", "pcm")
+_FORMATS = (*AUDIO_FORMATS, "pcm")
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class PlaybackOptions:
         str | None,
         typer.Option(
             "--format",
-            metavar="|".join(_PLAYBACK_FORMATS),
+            metavar="|".join(_FORMATS),
             help="Audio format, by default from the suffix; -o - with pcm streams raw 16-bit little-endian samples.",
             rich_help_panel="Output",
         ),
@@ -50,8 +51,8 @@ class PlaybackOptions:
             UsageError: unknown format, or a stream without a listener.
             SoundDeviceMissing: no device to play on.
         """
-        if self.format not in (None, *_PLAYBACK_FORMATS):
-            raise UsageError(f"--format takes {', '.join(_PLAYBACK_FORMATS)}, not {self.format!r}")
+        if self.format not in (None, *_FORMATS):
+            raise UsageError(f"--format takes {', '.join(_FORMATS)}, not {self.format!r}")
         raw = output.output == "-" and self.format == "pcm"
         play = self.play or not output.output
         if self.stream and not (play or raw):

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 import typer
 from typer.models import ArgumentInfo, OptionInfo
 
+from csm_cli.audio import AUDIO_FORMATS
 from csm_cli.errors import CsmError, UsageError
 from csm_cli.settings import GENERATION, Configuration, Setting, read_configuration, setting, validate
 from csm_cli.storage.paths import expand_path
@@ -110,7 +111,13 @@ class OutputFile:
     """Where the result goes."""
 
     output: Annotated[
-        str | None, typer.Option("-o", "--output", metavar="FILE", help="WAV or FLAC by its suffix; - pipes a WAV.")
+        str | None,
+        typer.Option(
+            "-o",
+            "--output",
+            metavar="FILE",
+            help=f"{' or '.join(map(str.upper, AUDIO_FORMATS))} by its suffix; - pipes a WAV.",
+        ),
     ] = None
     no_clobber: Annotated[
         bool, typer.Option("--no-clobber", help="Refuse to replace an existing file.", rich_help_panel="Output")

@@ -7,17 +7,15 @@ from itertools import count
 
 from torch import Tensor
 
+from csm_cli.types import Sampling
+
 _request_ids = count()
 
 
-@dataclass(frozen=True)
-class SamplingParams:
-    """How one utterance is sampled. Temperature 0 is greedy; top_k 0 keeps every code."""
+@dataclass(frozen=True, kw_only=True)
+class SamplingParams(Sampling):
+    """How one utterance is sampled: with which seed, and for how many frames at most."""
 
-    temperature: float
-    top_k: int
-    depth_temperature: float
-    depth_top_k: int
     seed: int
     max_frames: int
 

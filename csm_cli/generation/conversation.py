@@ -135,7 +135,9 @@ class ConversationState:
             current.started = time.perf_counter()
             self._warn_of_unknown_speaker(current)
         max_frames = min(max_frames, limits.positions - len(prompt))
-        return Request(prompt, SamplingParams(*current.options.sampling, self.next_seed, max_frames))
+        return Request(
+            prompt, SamplingParams(**vars(current.options.sampling), seed=self.next_seed, max_frames=max_frames)
+        )
 
     def best_take(self) -> Take:
         """The best take of the current chunk."""

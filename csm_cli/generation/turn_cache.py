@@ -270,7 +270,7 @@ class IncrementalRun:
 
     def _fingerprint(self, turn: Turn) -> str:
         """Digest of everything that determines a turn's audio, except its seed and the turns before it."""
-        options = None if turn.recording else asdict(replace(self._setup.options(self.script, turn), seed=None))
+        options = None if turn.recording else replace(self._setup.options(self.script, turn), seed=None).set_values()
         return fingerprint(self._start, self._setup.turn_content(turn, self.script.lexicon), options)
 
     def _requested_seed(self, number: int) -> int | None:

@@ -163,12 +163,12 @@ class SampleGenerator:
     def _generate(self, model: CsmForConditionalGeneration, ids: list[int], characters: int) -> Tensor:
         """Codes [T, K] up to the end of speech, with the checkpoint's sampling defaults."""
         config = self._checkpoint.config
-        temperature, top_k, depth_temperature, depth_top_k = self._checkpoint.defaults.sampling
+        defaults = self._checkpoint.defaults.sampling
         max_frames = 12 + round(characters / _CHARACTERS_PER_SECOND * self._codec.frame_rate * _SLOWEST)
         sampling: dict[str, Any] = {}
         for prefix, heat, candidates in (
-            ("", temperature, top_k),
-            ("depth_decoder_", depth_temperature, depth_top_k),
+            ("", defaults.temperature, defaults.top_k),
+            ("depth_decoder_", defaults.depth_temperature, defaults.depth_top_k),
         ):
             sampling[f"{prefix}do_sample"] = bool(heat)
             sampling[f"{prefix}suppress_tokens"] = list(range(config.codebook_size, config.vocab))  # special codes
