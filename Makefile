@@ -18,10 +18,17 @@ format: $(VENV)/.developed
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-# The bundled voice, from nothing: needs espeak-ng and wamerican. CONFIG=configs/voice/gpu.yaml on a GPU.
+# The bundled voice: needs npm, espeak-ng and wamerican. CONFIG=configs/voice/gpu.yaml on a GPU.
 CONFIG ?= configs/voice/cpu.yaml
-voice: $(VENV)/.developed
+voice: $(VENV)/.developed runs/kokoro/kokoro-f32.onnx
 	$(BIN)/python -m csm_cli.recipe.voice $(CONFIG)
+
+# The natural teacher, and the judges, each in a venv of its own; checksums in configs/voice/teacher.txt and judge.txt.
+runs/kokoro/kokoro-f32.onnx: | $(VENV)/.developed
+	$(BIN)/python -m csm_cli.recipe.teacher runs/kokoro
+
+runs/judge/whisper-base/model.bin: | $(VENV)/.developed
+	$(BIN)/python -m csm_cli.recipe.judge runs/judge
 
 # Learns a new voice by LoRA from 10 minutes of speech: needs espeak-ng and wamerican.
 finetune-demo: $(VENV)/.developed
