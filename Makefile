@@ -34,12 +34,12 @@ runs/judge/whisper-base/model.bin: | $(VENV)/.developed
 finetune-demo: $(VENV)/.developed
 	$(BIN)/python -m csm_cli.recipe.finetune_demo configs/finetune/demo.yaml
 
-# What the README says of speed, on one core. Minutes each; nothing else should run meanwhile.
+# The speed figures of the README, on one core. Minutes each; nothing else should run at the same time.
 CSM := env OMP_NUM_THREADS=1 $(BIN)/csm bench
 bench: $(VENV)/.developed
 	$(CSM) decode --json
 	$(CSM) decode --compile --json
-	$(CSM) growth --json
+	$(CSM) context --json
 	$(CSM) batch --json
 	$(CSM) start --json
 	$(CSM) decode --model csm-1b-random --quantize int8 --frames 4 --json
@@ -48,7 +48,7 @@ bench: $(VENV)/.developed
 bench-gpu: $(VENV)/.developed
 	$(BIN)/csm bench decode --device cuda --model csm-1b-random --context 500 --json
 	$(BIN)/csm bench decode --device cuda --model csm-1b-random --context 500 --quantize int8 --json
-	$(BIN)/csm bench growth --device cuda --model csm-1b-random --json
+	$(BIN)/csm bench context --device cuda --model csm-1b-random --json
 	$(BIN)/csm bench decode --device cuda --model csm-1b-random --context 500 --compile --json
 	$(BIN)/csm bench batch --device cuda --model csm-1b-random --batch 32 --json
 

@@ -10,6 +10,7 @@ from csm_cli.errors import DeviceMissing, UsageError
 if TYPE_CHECKING:
     import torch
 
+DEVICE_PATTERN = r"cpu|mps|cuda(:[0-9]{1,4})?"
 DTYPES = {  # accepted names, and torch's
     "float32": "float32",
     "fp32": "float32",
@@ -22,7 +23,7 @@ DTYPES = {  # accepted names, and torch's
 
 def check_names(device: str, dtype: str) -> None:
     """Raises UsageError for an unknown name."""
-    if device != "auto" and not re.fullmatch(r"cpu|mps|cuda(:[0-9]{1,4})?", device):
+    if device != "auto" and not re.fullmatch(DEVICE_PATTERN, device):
         raise UsageError(f'unknown device "{device}"; use auto, cpu, cuda, cuda:N or mps')
     if dtype != "auto" and dtype not in DTYPES:
         raise UsageError(f'unknown dtype "{dtype}"; use auto, {", ".join(DTYPES)}')

@@ -18,6 +18,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from io import BufferedRandom
 from pathlib import Path
+from queue import Empty, Queue
 from typing import Any
 
 from csm_cli.errors import InputError, OutputFailed, OutputRefused
@@ -168,38 +169,34 @@ class PendingRecord:
 
 
 class GroupCommitWriter:
-    """Appends lines to an open file, in order, many with one fsync. An OSError is raised by the next call, once."""
+    """Appends lines to an open file in a thread, in order, all waiting ones with one fsync.
+
+    After an OSError nothing more is written, and every call raises it.
+    """
 
     def __init__(self, file: BufferedRandom) -> None:
         self._file = file
-        self._changed = threading.Condition()
-        self._pending: list[PendingRecord] = []
-        self._writing = self._closing = False
+        self._queue: Queue[PendingRecord | None] = Queue()  # None ends the thread
         self._error: OSError | None = None
         self._thread = threading.Thread(target=self._run, name="ledger", daemon=True)
         self._thread.start()
 
     def write(self, record: PendingRecord) -> None:
-        with self._changed:
-            self._raise_error()
-            self._pending.append(record)
-            self._changed.notify_all()
+        self._raise_error()
+        self._queue.put(record)
 
     def flush(self) -> None:
         """Waits until all lines are on disk."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._error or not (self._pending or self._writing))
-            self._raise_error()
+        self._queue.join()
+        self._raise_error()
 
     def close(self) -> None:
         """Flushes, and closes the file."""
-        try:
-            self.flush()
-        finally:
-            with self._changed:
-                self._closing = True
-                self._changed.notify_all()
-            self._thread.join()
+        self._queue.put(None)
+        self._thread.join()
+        with suppress(OSError):  # of a line that could not be written; its error is raised below
+            self._file.close()
+        self._raise_error()
 
     def _raise_error(self) -> None:
         if self._error:
@@ -207,27 +204,24 @@ class GroupCommitWriter:
 
     def _run(self) -> None:
         with ThreadPoolExecutor(_FLUSH_THREADS) as pool:
-            while group := self._next_group():
-                try:
-                    list(pool.map(_flush_file, {each.file for each in group if each.file}))
-                    self._file.writelines(each.line for each in group)
-                    self._file.flush()
-                    os.fsync(self._file.fileno())
-                except OSError as error:
-                    with self._changed:
-                        self._error, self._pending, self._closing = error, [], True
-        with suppress(OSError):  # of a line that could not be written; its error is reported already
-            self._file.close()
-
-    def _next_group(self) -> list[PendingRecord]:
-        """All pending records, once there are any; empty at the end."""
-        with self._changed:
-            self._writing = False
-            self._changed.notify_all()
-            self._changed.wait_for(lambda: self._pending or self._closing)
-            group, self._pending = self._pending, []
-            self._writing = bool(group)
-            return group
+            while True:
+                group = [self._queue.get()]
+                with suppress(Empty):
+                    while True:
+                        group.append(self._queue.get_nowait())
+                records = [each for each in group if each]
+                if records and not self._error:
+                    try:
+                        list(pool.map(_flush_file, {each.file for each in records if each.file}))
+                        self._file.writelines(each.line for each in records)
+                        self._file.flush()
+                        os.fsync(self._file.fileno())
+                    except OSError as error:
+                        self._error = error
+                for _ in group:
+                    self._queue.task_done()
+                if None in group:
+                    return
 
 
 def _flush_file(file: Path) -> None:

@@ -1,1 +1,1 @@
-"""Measurements of what is claimed: how well a voice speaks."""
+"""What `csm bench` measures: speed, start-up, batch overhead, voice quality and training."""

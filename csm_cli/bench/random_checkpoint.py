@@ -1,4 +1,4 @@
-"""csm-1b's shapes with random weights: what decoding costs does not depend on what is said, and needs no download."""
+"""csm-1b's shapes with random weights: decoding speed does not depend on the weights, and nothing is downloaded."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from csm_cli.types import GenerationOptions
 if TYPE_CHECKING:
     from transformers import CsmConfig
 
-RANDOM = "csm-1b-random"
+RANDOM_MODEL = "csm-1b-random"
 
-_NOWHERE = Path(RANDOM)
-_BLOCK = 1_000_003
+_NO_FILE = Path(RANDOM_MODEL)
+_BLOCK_SIZE = 1_000_003  # a prime, so that no two lines of a matrix are the same
 _ROPE = {"rope_type": "llama3", "rope_theta": 500000.0, "factor": 32.0}
 _BACKBONE_ROPE = {"low_freq_factor": 0.125, "high_freq_factor": 0.5, "original_max_position_embeddings": 1024}
 _DEPTH_ROPE = {"low_freq_factor": 0.001953125, "high_freq_factor": 0.0078125, "original_max_position_embeddings": 16}
 
 
 def open_for_bench(model: str | None) -> Checkpoint:
-    """A checkpoint by name, or csm-1b's shapes."""
-    return random_checkpoint(csm_1b()) if model == RANDOM else open_checkpoint(model)
+    """A checkpoint by name, or csm-1b's shapes for RANDOM_MODEL."""
+    return random_checkpoint(csm_1b_config()) if model == RANDOM_MODEL else open_checkpoint(model)
 
 
 def silence_logs() -> None:
@@ -43,26 +43,30 @@ def silence_logs() -> None:
 
 
 def random_checkpoint(config: CsmConfig) -> Checkpoint:
-    """Weights drawn anew, and alike, each time they are read, so that no copy is kept. There is no tokenizer."""
-    given: dict[str, Any] = config.to_dict()
-    sizes = model_config(given)
+    """A checkpoint without a tokenizer. Its weights are drawn, always the same, each time they are read."""
+    fields: dict[str, Any] = config.to_dict()
+    sizes = model_config(fields)
     shapes = expected_shapes(sizes)
-    drawn = {name: StoredTensor(shape, partial(_draw, name, shape), _NOWHERE) for name, shape in shapes.items()}
-    codec = {name: _stored(tensor) for name, tensor in _codec_weights(config).items()}
+    drawn = {name: StoredTensor(shape, partial(_draw, name, shape), _NO_FILE) for name, shape in shapes.items()}
+
+    def stored(tensor: Tensor) -> StoredTensor:
+        return StoredTensor(tuple(tensor.shape), lambda: tensor, _NO_FILE)
+
+    codec = {name: stored(tensor) for name, tensor in _codec_weights(config).items()}
     return Checkpoint(
-        name=RANDOM,
+        name=RANDOM_MODEL,
         config=sizes,
-        codec_config=given["codec_config"],
+        codec_config=fields["codec_config"],
         weights=CheckpointWeights(drawn | {DEPTH_TABLE: drawn[BACKBONE_TABLE]}),
         codec_weights=CheckpointWeights(codec),
-        tokenizer_file=_NOWHERE,
+        tokenizer_file=_NO_FILE,
         defaults=GenerationOptions(temperature=0.9, top_k=50),
         revision=None,
     )
 
 
-def csm_1b() -> CsmConfig:
-    """What sesame/csm-1b's config.json says of sizes and RoPE."""
+def csm_1b_config() -> CsmConfig:
+    """The sizes and RoPE of sesame/csm-1b's config.json."""
     from transformers import CsmConfig, CsmDepthDecoderConfig
 
     silence_logs()
@@ -70,25 +74,18 @@ def csm_1b() -> CsmConfig:
     return CsmConfig(rope_parameters=_ROPE | _BACKBONE_ROPE, depth_decoder_config=depth)
 
 
-def _stored(tensor: Tensor) -> StoredTensor:
-    return StoredTensor(tuple(tensor.shape), lambda: tensor, _NOWHERE)
-
-
 def _draw(name: str, shape: tuple[int, ...]) -> Tensor:
-    """Ones for norms; the rest as a model is initialized, a block of numbers again and again: drawing takes minutes.
-
-    The block's length is a prime, so that no two rows are the same.
-    """
+    """Ones for norms, else a repeated block of normal numbers: drawing all of them would take minutes."""
     if len(shape) < 2:
         return torch.ones(shape)
     size = math.prod(shape)
     generator = torch.Generator().manual_seed(crc32(name.encode()))
-    block = torch.empty(min(size, _BLOCK)).normal_(std=0.02, generator=generator)
+    block = torch.empty(min(size, _BLOCK_SIZE)).normal_(std=0.02, generator=generator)
     return block.repeat(-(-size // len(block)))[:size].view(shape)
 
 
 def _codec_weights(config: CsmConfig) -> dict[str, Tensor]:
-    """A Mimi as transformers initializes it, by on-disk names, which only saving gives."""
+    """A Mimi as transformers initializes it, by the on-disk names that saving it yields."""
     from safetensors.torch import load_file
     from transformers import MimiModel
 

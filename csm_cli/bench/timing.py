@@ -1,17 +1,19 @@
-"""The engine under a stopwatch: fresh prompts of a fixed length, and speech that no frame ends."""
+"""Clocks, and a timed engine: prompts of a fixed length, and speech that does not end before its last frame."""
 
 from __future__ import annotations
 
 import resource
+import sys
+import time
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from csm_cli.bench.roofline import synchronized_now
 from csm_cli.engine import Engine, Request, SamplingParams
 from csm_cli.errors import UsageError
 from csm_cli.generation.take import TakeBuilder, TakeSpec, chunk_frames
@@ -21,152 +23,166 @@ from csm_cli.models.mimi import ChunkDecoder, Codec
 if TYPE_CHECKING:
     from csm_cli.checkpoint import Checkpoint
 
-_WARM_UP = 5
-_SPEECHES = 3
-_IDS = 200  # text ids below this are bytes or words in every tokenizer
+_WARM_UP_FRAMES = 5
+_UTTERANCES = 3
+_MAX_TEXT_ID = 200  # lower ids are bytes or words in every tokenizer
+
+
+def clock(device: torch.device) -> str:
+    """What `synchronized_now` reads: CPU time on a single CPU thread, which other programs hardly affect, else wall."""
+    return "cpu" if device.type == "cpu" and torch.get_num_threads() == 1 else "wall"
+
+
+def synchronized_now(device: torch.device) -> float:
+    """Seconds on the clock, after the device has finished all submitted work."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+    return time.process_time() if clock(device) == "cpu" else time.perf_counter()
+
+
+def peak_memory_mb(device: torch.device) -> float:
+    """Peak allocated memory on CUDA, elsewhere this process's peak resident memory."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    status = Path("/proc/self/status")
+    if status.exists():  # unlike getrusage it excludes what the process was before exec
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return int(line.split()[1]) / 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 
 @dataclass(frozen=True)
-class SpeedLoad:
-    """What is decoded: `frames` frames for each of `batch` rows, after `context` positions of text."""
+class Workload:
+    """`frames` frames for each of `batch` rows, after `context` positions of text."""
 
     batch: int = 1
     context: int = 100
     frames: int = 60
 
 
-class PreparedBench:
-    """A checkpoint's model and codec on a device."""
+class BenchModel:
+    """A checkpoint's model and codec on a device. The model never samples the end of speech."""
 
     def __init__(self, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> None:
         self.checkpoint, self.device, self.dtype = checkpoint, device, dtype
         self.model = CsmModel(checkpoint.config, checkpoint.weights, device, dtype)
-        self.model.config = replace(checkpoint.config, eos=-1)  # which no code equals
+        self.model.config = replace(checkpoint.config, eos=-1)  # equals no code
 
     @cached_property
     def codec(self) -> Codec:
         checkpoint, codebooks = self.checkpoint, self.checkpoint.config.codebooks
         return Codec.load(checkpoint.codec_config, checkpoint.codec_weights, self.device, codebooks)
 
+    def text_ids(self, length: int, seed: int) -> Tensor:
+        """[S] random text ids."""
+        return torch.randint(0, _MAX_TEXT_ID, (length,), generator=torch.Generator().manual_seed(seed))
 
-class TimingResult:
-    """An engine of its own for one load, warmed up. compile: its frames go through torch.compile.
+    def sampling(self, frames: int, seed: int) -> SamplingParams:
+        """The checkpoint's default sampling."""
+        return SamplingParams(*self.checkpoint.defaults.sampling, seed, frames)
+
+    def request(self, workload: Workload, seed: int) -> Request:
+        """A random prompt of one row."""
+        prompt = torch.full((workload.context, self.checkpoint.config.codebooks + 1), -1)
+        prompt[:, -1] = self.text_ids(workload.context, seed)
+        return Request(prompt, self.sampling(workload.frames, seed))
+
+
+class TimedEngine:
+    """An engine for one workload, warmed up. compile: as for `Engine`.
 
     Raises:
-        UsageError: context and frames exceed the window.
+        UsageError: context and frames exceed the model's context window.
     """
 
-    def __init__(self, ready: PreparedBench, load: SpeedLoad, compile: bool = False) -> None:
-        window = ready.checkpoint.config.backbone.max_seq_len
-        if load.context + load.frames > window:
-            raise UsageError(f"{load.context} positions and {load.frames} frames exceed the window of {window}")
-        self.ready, self.load = ready, load
-        self.engine = Engine(ready.model, load.batch, compile)
+    def __init__(self, bench: BenchModel, workload: Workload, compile: bool = False) -> None:
+        window = bench.checkpoint.config.backbone.max_seq_len
+        if workload.context + workload.frames > window:
+            raise UsageError(
+                f"{workload.context} positions and {workload.frames} frames exceed the context window of {window}"
+            )
+        self.bench, self.workload = bench, workload
+        self.engine = Engine(bench.model, workload.batch, compile)
         self._seed = 0
-        self.engine.prepare(self.sampling(load.frames))
-        self.codec_frame(self.frames(min(_WARM_UP, load.frames))[1])
+        self.engine.prepare(self.sampling(workload.frames))
+        self.codec_frame(self.frames(min(_WARM_UP_FRAMES, workload.frames))[1])
 
     def frames(self, count: int) -> tuple[list[float], Tensor]:
-        """Seconds of each of `count` frames of the whole batch and the codes [T, B, K]."""
+        """Seconds of each of `count` frames of the whole batch, and the codes [T, B, K]."""
         self.engine.release()
-        for _ in range(self.load.batch):
+        for _ in range(self.workload.batch):
             self.engine.admit(self.request(count))
         seconds: list[float] = []
         codes: list[Tensor] = []
         while len(seconds) < count:
-            started = synchronized_now(self.ready.device)
+            start = synchronized_now(self.bench.device)
             frames = self.engine.step()
-            took = synchronized_now(self.ready.device) - started
-            drawn = torch.stack([frame.codes for frame in frames])
-            codes.append(drawn.view(-1, self.load.batch, drawn.shape[-1]))
-            seconds += [took / len(codes[-1])] * len(codes[-1])
+            elapsed = synchronized_now(self.bench.device) - start
+            step_codes = torch.stack([frame.codes for frame in frames])
+            codes.append(step_codes.view(-1, self.workload.batch, step_codes.shape[-1]))
+            seconds += [elapsed / len(codes[-1])] * len(codes[-1])
         return seconds, torch.cat(codes)
 
     def first_audio(self) -> float:
-        """Seconds from a fresh prompt to the samples of its first frame."""
+        """Seconds from a new prompt to the samples of its first frame."""
         self.engine.release()
-        started = synchronized_now(self.ready.device)
+        start = synchronized_now(self.bench.device)
         self.engine.admit(self.request(2))
-        codec = self.ready.codec
+        codec = self.bench.codec
         ChunkDecoder(codec).submit(codec.decoder(), self.engine.step()[0].codes[None]).samples()
-        return synchronized_now(self.ready.device) - started
+        return synchronized_now(self.bench.device) - start
 
     def codec_frame(self, codes: Tensor) -> float:
-        """Seconds that a frame of all rows takes to become sound: codes [T, B, K], in the chunks of speaking."""
-        codec, deck = self.ready.codec, self._deck()
+        """Seconds per frame of decoding codes [T, B, K] to samples, in the chunks of synthesis."""
+        codec, chunk_decoder = self.bench.codec, self._chunk_decoder()
         decoders = [codec.decoder() for _ in range(codes.shape[1])]
-        started = synchronized_now(self.ready.device)
+        start = synchronized_now(self.bench.device)
         done = 0
         while done < len(codes):
             rows = codes[done : done + chunk_frames(done, codec.frame_rate)].unbind(1)
             done += len(rows[0])
-            for sound in [deck.submit(each, row) for each, row in zip(decoders, rows, strict=True)]:
-                sound.samples()
-        return (synchronized_now(self.ready.device) - started) / len(codes)
+            for chunk in [chunk_decoder.submit(each, row) for each, row in zip(decoders, rows, strict=True)]:
+                chunk.samples()
+        return (synchronized_now(self.bench.device) - start) / len(codes)
 
-    def whole_frame(self, frame: float, codec: float) -> float:
-        """Seconds of a frame of all rows with its sound, from those of each.
-
-        Their sum, but where the codec works beside the frame loop what speaking takes.
-        """
-        if not self._deck().deferred:
+    def total_frame(self, frame: float, codec: float) -> float:
+        """Seconds per frame of model and codec: the sum of both, or measured if the codec runs beside the model."""
+        if not self._chunk_decoder().deferred:
             return frame + codec
-        return median(self.speech() for _ in range(_SPEECHES))
+        return median(self.utterance() for _ in range(_UTTERANCES))
 
-    def speech(self) -> float:
-        """Seconds of each frame of all rows and its sound, spoken as takes are."""
+    def utterance(self) -> float:
+        """Seconds per frame of model and codec, as in synthesis."""
         self.engine.release()
-        deck, tapes = self._deck(), {}
-        for _ in range(self.load.batch):
-            request = self.request(self.load.frames)
-            tapes[request] = TakeBuilder(deck, TakeSpec("", 0))
+        chunk_decoder, builders = self._chunk_decoder(), {}
+        for _ in range(self.workload.batch):
+            request = self.request(self.workload.frames)
+            builders[request] = TakeBuilder(chunk_decoder, TakeSpec("", 0))
             self.engine.admit(request)
-        started = synchronized_now(self.ready.device)
+        start = synchronized_now(self.bench.device)
         while self.engine.busy:
-            for frame in self.engine.step(deck.flush):
-                tapes[frame.request].add_frame(frame.codes)
-        for tape in tapes.values():
-            tape.finish_frames()
-        for tape in tapes.values():
-            tape.finish("cap")
-        return (synchronized_now(self.ready.device) - started) / self.load.frames
+            for frame in self.engine.step(chunk_decoder.flush):
+                builders[frame.request].add_frame(frame.codes)
+        for builder in builders.values():
+            builder.finish_frames()
+        for builder in builders.values():
+            builder.finish("cap")
+        return (synchronized_now(self.bench.device) - start) / self.workload.frames
 
-    def _deck(self) -> ChunkDecoder:
-        return ChunkDecoder(self.ready.codec, rows=self.load.batch)
+    def _chunk_decoder(self) -> ChunkDecoder:
+        return ChunkDecoder(self.bench.codec, rows=self.workload.batch)
 
-    def text(self) -> Tensor:
-        """Text ids [S], others each time."""
+    def text_ids(self) -> Tensor:
+        """[S] random text ids, different ones each time."""
         self._seed += 1
-        return text_ids(self.load, self._seed)
+        return self.bench.text_ids(self.workload.context, self._seed)
 
     def sampling(self, frames: int) -> SamplingParams:
-        return published_sampling(self.ready, frames, self._seed)
+        return self.bench.sampling(frames, self._seed)
 
     def request(self, frames: int) -> Request:
-        """A fresh prompt."""
+        """A new random prompt."""
         self._seed += 1
-        return fresh_request(self.ready, replace(self.load, frames=frames), self._seed)
-
-
-def text_ids(load: SpeedLoad, seed: int) -> Tensor:
-    """[S]"""
-    return torch.randint(0, _IDS, (load.context,), generator=torch.Generator().manual_seed(seed))
-
-
-def published_sampling(ready: PreparedBench, frames: int, seed: int) -> SamplingParams:
-    """The checkpoint's own."""
-    return SamplingParams(*ready.checkpoint.defaults.sampling, seed, frames)
-
-
-def fresh_request(ready: PreparedBench, load: SpeedLoad, seed: int) -> Request:
-    """Of one row."""
-    rows = torch.full((load.context, ready.checkpoint.config.codebooks + 1), -1)
-    rows[:, -1] = text_ids(load, seed)
-    return Request(rows, published_sampling(ready, load.frames, seed))
-
-
-def peak_memory(device: torch.device) -> float:
-    """Megabytes: the most allocated on CUDA, the most resident elsewhere."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+        return self.bench.request(replace(self.workload, frames=frames), self._seed)

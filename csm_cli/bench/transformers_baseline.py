@@ -1,4 +1,4 @@
-"""transformers' `generate` on the same weights, timed frame by frame: what the engine is compared with."""
+"""transformers' `generate` on the same weights, timed frame by frame: the engine's baseline."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from torch import Tensor
 from transformers import CsmConfig, CsmForConditionalGeneration, LogitsProcessor, LogitsProcessorList
 
 from csm_cli.bench.random_checkpoint import silence_logs
-from csm_cli.bench.roofline import synchronized_now
+from csm_cli.bench.timing import synchronized_now
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from csm_cli.checkpoint import Checkpoint
     from csm_cli.engine import SamplingParams
-    from csm_cli.models.csm.config import ModelConfig, Rope, StackConfig
+    from csm_cli.models.csm.config import ModelConfig, StackConfig
 
 
-class _Clock(LogitsProcessor):  # type: ignore[misc]
-    """Notes when each frame begins, and lets no frame be the last."""
+class _FrameTimer(LogitsProcessor):  # type: ignore[misc]
+    """Records when each frame begins, and prevents the end of speech."""
 
     def __init__(self, eos: int, device: torch.device) -> None:
         self.times: list[float] = []
@@ -34,7 +34,7 @@ class _Clock(LogitsProcessor):  # type: ignore[misc]
 
 
 class Baseline:
-    """A CsmForConditionalGeneration, one row at a time."""
+    """CsmForConditionalGeneration with one row."""
 
     def __init__(self, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> None:
         silence_logs()
@@ -53,7 +53,7 @@ class Baseline:
 
     def frames(self, text: Tensor, sampling: SamplingParams) -> list[float]:
         """Seconds of each frame but the last, after a prompt of text ids [S]."""
-        clock = _Clock(self._eos, self._device)
+        timer = _FrameTimer(self._eos, self._device)
         ids = text[None].to(self._device)
         self._model.generate(
             input_ids=ids,
@@ -65,14 +65,14 @@ class Baseline:
             depth_decoder_temperature=sampling.depth_temperature,
             depth_decoder_top_k=sampling.depth_top_k,
             max_new_tokens=sampling.max_frames,
-            logits_processor=LogitsProcessorList([clock]),
+            logits_processor=LogitsProcessorList([timer]),
             **self._cache,
         )
-        return [end - start for start, end in zip(clock.times, clock.times[1:], strict=False)]
+        return [end - start for start, end in zip(timer.times, timer.times[1:], strict=False)]
 
 
 def transformers_config(config: ModelConfig, codec: Mapping[str, Any]) -> CsmConfig:
-    """The config transformers would read from the same checkpoint."""
+    """transformers' config of the same checkpoint."""
     shared = {"vocab_size": config.vocab, "num_codebooks": config.codebooks}
     depth = shared | _stack(config.depth) | {"backbone_hidden_size": config.backbone.hidden}
     return CsmConfig(
@@ -92,6 +92,15 @@ def transformers_config(config: ModelConfig, codec: Mapping[str, Any]) -> CsmCon
 
 
 def _stack(stack: StackConfig) -> dict[str, Any]:
+    rope: dict[str, Any] = {"rope_type": "default", "rope_theta": stack.rope.theta}
+    if stack.rope.factor != 1.0:
+        rope |= {
+            "rope_type": "llama3",
+            "factor": stack.rope.factor,
+            "low_freq_factor": stack.rope.low_freq_factor,
+            "high_freq_factor": stack.rope.high_freq_factor,
+            "original_max_position_embeddings": stack.rope.original_max_seq_len,
+        }
     return {
         "num_hidden_layers": stack.layers,
         "hidden_size": stack.hidden,
@@ -101,18 +110,5 @@ def _stack(stack: StackConfig) -> dict[str, Any]:
         "head_dim": stack.head_dim,
         "max_position_embeddings": stack.max_seq_len,
         "rms_norm_eps": stack.eps,
-        "rope_parameters": _rope(stack.rope),
-    }
-
-
-def _rope(rope: Rope) -> dict[str, Any]:
-    if rope.factor == 1.0:
-        return {"rope_type": "default", "rope_theta": rope.theta}
-    return {
-        "rope_type": "llama3",
-        "rope_theta": rope.theta,
-        "factor": rope.factor,
-        "low_freq_factor": rope.low_freq_factor,
-        "high_freq_factor": rope.high_freq_factor,
-        "original_max_position_embeddings": rope.original_max_seq_len,
+        "rope_parameters": rope,
     }

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from csm_cli.checkpoint.adapter import merge_adapter
 from csm_cli.checkpoint.find import MIMI, MIRROR, HubRepository, Source, find_source, require_file
@@ -13,6 +12,7 @@ from csm_cli.checkpoint.sesame import CODEC_FILE, convert_sesame, is_sesame_form
 from csm_cli.checkpoint.weights import CheckpointWeights, TensorMap, check_shapes, read_json, read_weights
 from csm_cli.errors import CheckpointInvalid
 from csm_cli.models.csm.config import ModelConfig, model_config
+from csm_cli.settings import validate
 from csm_cli.storage.fingerprint import Fingerprint
 from csm_cli.types import GenerationOptions
 
@@ -216,25 +216,21 @@ def _add_codec(source: Source, config_json: Json, stored: TensorMap, codec: Tens
 def generation_defaults(source: Source) -> GenerationOptions:
     """The sampling options of a checkpoint's generation_config.json. The maximal duration is derived from the text.
 
+    `do_sample: false` is temperature 0.
+
     Raises:
         CheckpointInvalid: an impossible value.
     """
     path = source.find("generation_config.json")
     config = read_json(path) if path else {}
-    try:
-        temperature, top_k = _sampling(config, "")
-        depth_temperature, depth_top_k = _sampling(config, "depth_decoder_")
-    except (TypeError, ValueError, OverflowError) as error:
-        raise CheckpointInvalid(f"{path}: temperature and top_k must be numbers >= 0 ({error})") from error
-    temperature = _TEMPERATURE if temperature is None else temperature
-    top_k = _TOP_K if top_k is None else top_k
-    return GenerationOptions(
-        temperature=temperature,
-        top_k=top_k,
-        # unset where equal, so that the depth decoder follows a change of the backbone's
-        depth_temperature=None if depth_temperature == temperature else depth_temperature,
-        depth_top_k=None if depth_top_k == top_k else depth_top_k,
-    )
+    stages = (("", ""), ("depth_", "depth_decoder_"))
+    names = {f"{ours}{name}": f"{theirs}{name}" for ours, theirs in stages for name in ("temperature", "top_k")}
+    values = {ours: config[theirs] for ours, theirs in names.items() if config.get(theirs) is not None}
+    for ours, theirs in stages:
+        if config.get(f"{theirs}do_sample") is False:
+            values[f"{ours}temperature"] = 0.0
+    checked: dict[str, Any] = validate(values, lambda name: f"{path}: {names[name]}", CheckpointInvalid)
+    return GenerationOptions(**checked).over(GenerationOptions(temperature=_TEMPERATURE, top_k=_TOP_K))
 
 
 def _soft_limit(source: Source) -> int:
@@ -243,19 +239,3 @@ def _soft_limit(source: Source) -> int:
     if not isinstance(positions, int) or positions < 0:
         raise CheckpointInvalid(f"{path}: csm_memory must be a whole number >= 0, got {positions!r}")
     return positions
-
-
-def _sampling(config: Json, prefix: str) -> tuple[float | None, int | None]:
-    """Temperature and top-k of one stage; `do_sample: false` is temperature 0.
-
-    Raises:
-        TypeError, ValueError, OverflowError: they are no finite numbers >= 0.
-    """
-    temperature, top_k = config.get(f"{prefix}temperature"), config.get(f"{prefix}top_k")
-    if config.get(f"{prefix}do_sample") is False:
-        temperature = 0.0
-    values = None if temperature is None else float(temperature), None if top_k is None else int(top_k)
-    wrong = next((value for value in values if value is not None and not 0 <= value < math.inf), None)
-    if wrong is not None:
-        raise ValueError(f"got {wrong:g}")
-    return values

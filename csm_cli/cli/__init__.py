@@ -1,8 +1,9 @@
-"""The command line. `main` is the one place where failures become exit codes."""
+"""The command line. `main` is the only place where failures become exit codes."""
 
 from __future__ import annotations
 
 import errno
+import logging
 import re
 import sys
 import traceback
@@ -15,13 +16,20 @@ from csm_cli.errors import INTERRUPTED, CsmError, OutOfMemory, OutputFailed, Scr
 if TYPE_CHECKING:
     from typer import TyperException
 
-# torch's own class, its allocators' words on CPU, CUDA and MPS, and those of cuBLAS and cuDNN
+# torch's own class; the messages of its allocators on CPU, CUDA and MPS, and of cuBLAS and cuDNN
 _NO_MEMORY = re.compile(r"OutOfMemoryError|out of memory|ALLOC_FAILED|can't allocate")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs `csm` with these arguments, or the process's own; returns the exit code."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    """Runs `csm` with these arguments, or the process's own; returns the exit code.
+
+    --debug counts wherever it stands.
+    """
+    given = list(sys.argv[1:] if argv is None else argv)
+    end = given.index("--") if "--" in given else len(given)
+    arguments = [each for each in given[:end] if each != "--debug"] + given[end:]
+    debug = len(arguments) < len(given)
+    logging.getLogger("csm_cli").setLevel(logging.DEBUG if debug else logging.WARNING)
     replace_closed_streams()
     allow_undecodable_names()
     try:
@@ -31,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SystemExit as closed_pipe:
         return int(closed_pipe.code or 0)
     except Exception as error:
-        if "--debug" in arguments:
+        if debug:
             traceback.print_exc()
         return _report(error, arguments)
     if code == INTERRUPTED:
@@ -42,7 +50,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(arguments: list[str]) -> int:
     from csm_cli.cli.app import app
 
-    code: int | None = app(arguments, prog_name="csm", standalone_mode=False)
+    code: int | None = app(
+        arguments, prog_name="csm", standalone_mode=False, obj={"help_all": "--help-all" in arguments}
+    )
     return code or 0
 
 
@@ -50,7 +60,7 @@ def _report(error: Exception, arguments: list[str]) -> int:
     from typer import TyperException
 
     if isinstance(error, TyperException):
-        if error.format_message():  # none where a missing command has had the help printed
+        if error.format_message():  # empty where the help was printed for a missing command
             warn(_usage(error, arguments))
         return error.exit_code
     failure = error if isinstance(error, CsmError) else _translated(error)
@@ -65,14 +75,19 @@ def _report(error: Exception, arguments: list[str]) -> int:
 
 
 def _usage(error: TyperException, arguments: list[str]) -> str:
+    """What is wrong with the command line, the nearest option, and the command whose help says more."""
     context = getattr(error, "ctx", None)
     command = context.command_path if context else _command(arguments)
-    message = " ".join(error.format_message().split()).rstrip(".").replace("Value error, ", "")
-    return f"{message[:1].lower()}{message[1:]}; `{command} --help` says what there is"
+    message = " ".join(error.format_message().split()).rstrip(".")
+    near = getattr(error, "possibilities", None)
+    if message.startswith("No such option") and near:
+        message = f"{message.partition(' (')[0]}; did you mean {' or '.join(near)}?"
+    end = " See" if message.endswith("?") else "; see"
+    return f"{message[:1].lower()}{message[1:]}{end} `{command} -h`"
 
 
 def _command(arguments: list[str]) -> str:
-    """Which command these arguments are for; not every diagnostic about them knows."""
+    """The command these arguments are for; not every error knows its own."""
     from typer.main import get_command
 
     from csm_cli.cli.app import app
@@ -87,11 +102,11 @@ def _command(arguments: list[str]) -> str:
 
 
 def _translated(error: Exception) -> CsmError:
-    """A failure of the machine, or a bug, as a failure of ours."""
+    """A failure of the machine, or a bug, as one of this program's errors."""
     if isinstance(error, MemoryError) or _NO_MEMORY.search(f"{type(error).__name__}: {error}"):
         return OutOfMemory("out of memory; use a smaller --batch-size, shorter context or another --device")
     if isinstance(error, OSError):
         place = f"{error.filename}: " if error.filename else ""
-        hint = "; make room and run again" if error.errno == errno.ENOSPC else ""
+        hint = "; free some space and run again" if error.errno == errno.ENOSPC else ""
         return OutputFailed(f"{place}{error.strerror or error}{hint}")
-    return CsmError(f"unexpected {type(error).__name__}: {error}; run again with --debug and report what it prints")
+    return CsmError(f"unexpected {type(error).__name__}: {error}; run again with --debug and report the traceback")

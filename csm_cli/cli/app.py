@@ -1,10 +1,11 @@
-"""The commands."""
+"""The commands, in groups, and how help is shown: the usual options by -h, all of them by --help-all."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand, TyperGroup
 
 from csm_cli import __version__
 from csm_cli.cli.batch import batch, merge
@@ -15,43 +16,82 @@ from csm_cli.cli.console import emit
 from csm_cli.cli.converse import converse
 from csm_cli.cli.data import data
 from csm_cli.cli.doctor import doctor
-from csm_cli.cli.expand import expand_dataclass
 from csm_cli.cli.export import export
 from csm_cli.cli.models import models
+from csm_cli.cli.options import expand_options
 from csm_cli.cli.say import say
 from csm_cli.cli.script import script
 from csm_cli.cli.train import train
 from csm_cli.cli.voices import voices
-from csm_cli.settings import defaults, read_settings
+
+COMMANDS: dict[str, tuple[Any, ...]] = {
+    "Speak": (say, converse, batch),
+    "Scripts and batches": (check, script, merge),
+    "Voices and models": (voices, models, export),
+    "Training": (data, train),
+    "Tools": (config, bench, doctor),
+}
+
+
+class _BriefHelp:
+    """Help that shows the usual options; those in panels, with --help-all only."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        command: Any = self
+        everything = bool(ctx.obj and ctx.obj.get("help_all"))
+        more = False
+        for each in command.get_params(ctx):
+            if getattr(each, "is_bool_flag", False):
+                each.metavar = each.metavar or ""  # no type beside a switch, nor beside an argument
+            elif each.param_type_name == "argument":
+                each.display_type_rich = lambda ctx: None
+            each.hidden = not everything and bool(each.rich_help_panel or each.name in _COMPLETION)
+            more |= each.hidden
+        super().format_help(ctx, formatter)  # type: ignore[misc]
+        if more:
+            typer.echo(f" More options: {ctx.command_path} --help-all")
+
+
+_COMPLETION = ("install_completion", "show_completion")
+
+
+class HelpCommand(_BriefHelp, TyperCommand):
+    """A command."""
+
+
+class HelpGroup(_BriefHelp, TyperGroup):
+    """A group of commands."""
+
 
 app = typer.Typer(
     name="csm",
-    context_settings={"help_option_names": ["-h", "--help"]},
+    cls=HelpGroup,
+    context_settings={"help_option_names": ["-h", "--help", "--help-all"]},
     invoke_without_command=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-_CONFIGURED = ("say", "converse", "batch", "voices", "models", "data", "train", "export")
-_WITHIN = ("add", "pull", "prepare")  # commands of those groups
-for command in (say, converse, batch, merge, check, train, export, doctor):
-    app.command()(expand_dataclass(command))
-for group in (voices, models, config, data, bench, script):
-    app.add_typer(group)
 
 
 @app.callback()
-def top(
+def csm(
     context: typer.Context,
     version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of a failure.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks; may follow the command too.")] = False,
 ) -> None:
-    """Speech from text, scripts and manifests with Sesame's Conversational Speech Model."""
-    if context.invoked_subcommand in _CONFIGURED:
-        values = defaults(read_settings())
-        if context.invoked_subcommand == "export":
-            values.pop("dtype", None)  # in what a model computes, not in what it is written
-        context.default_map = {context.invoked_subcommand: values | dict.fromkeys(_WITHIN, values)}
+    """Text to speech with Sesame's CSM: single texts, dialogues and batches, in saved or cloned voices."""
     if version:
         emit(f"csm {__version__}")
     elif context.invoked_subcommand is None:
-        typer.echo(context.get_help())
+        context.get_help()
+
+
+for panel, commands in COMMANDS.items():
+    for command in commands:
+        if not isinstance(command, typer.Typer):
+            app.command(cls=HelpCommand, rich_help_panel=panel)(expand_options(command))
+            continue
+        command.info.cls = HelpGroup
+        for each in command.registered_commands:
+            each.cls, each.callback = HelpCommand, expand_options(each.callback)  # type: ignore[arg-type]
+        app.add_typer(command, rich_help_panel=panel)

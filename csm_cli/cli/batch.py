@@ -62,10 +62,6 @@ if TYPE_CHECKING:
 _MAX_BATCH_SIZE = 1024
 
 
-def _failures(*flags: str, text: str, **more: Any) -> Any:
-    return typer.Option(*flags, help=text, rich_help_panel="Failures", **more)
-
-
 @dataclass(frozen=True)
 class BatchScope:
     """Which rows a run generates, and when it gives up."""
@@ -81,9 +77,12 @@ class BatchScope:
         str | None,
         typer.Option("--shard", metavar="i/n|slurm", help="Every n-th row from the i-th; slurm: from its job array."),
     ] = None
-    fail_fast: Annotated[bool, _failures("--fail-fast", text="Stop at the first failure.")] = False
+    fail_fast: Annotated[
+        bool, typer.Option("--fail-fast", help="Stop at the first failure.", rich_help_panel="Failures")
+    ] = False
     max_failures: Annotated[
-        int | None, _failures("--max-failures", text="Stop after N failures.", metavar="N", min=1)
+        int | None,
+        typer.Option("--max-failures", metavar="N", min=1, help="Stop after N failures.", rich_help_panel="Failures"),
     ] = None
 
     @property
@@ -123,14 +122,16 @@ def batch(
 ) -> None:
     """Generate one audio file per manifest row.
 
-    Fields of -o: {id}, {index} (from 1), {speaker}, {shard}. Finished items are recorded in results.jsonl beside the
-    files; the same command again generates only the rest.
+    Fields of -o: {id}, {index} (from 1), {speaker}, {shard}.
+
+    Finished items are recorded in results.jsonl beside the files;
+    the same command again generates only the rest.
 
     Examples:
 
       csm batch lines.jsonl -o 'out/{id}.wav'
 
-      csm batch book.txt -o 'book/{index:04d}.flac' -v ash --retry-failed
+      csm batch book.txt -o 'book/{index:04d}.flac' --shard 1/4
     """
     run_batch(BatchRequest(manifest, batch_size, scope, speech, output, output_options, report_path(report)))
 
@@ -139,7 +140,6 @@ def merge(
     folders: Annotated[list[Path], typer.Argument(metavar="DIR", help="Folders that csm batch has written to.")],
     output: Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="The folder to merge them into.")],
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Print only the path of the results.")] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of a failure.")] = False,
 ) -> None:
     """Merge the shards of a batch into one folder: files and results.
 
@@ -179,7 +179,7 @@ def run_batch(
     fingerprinter = Fingerprinter(SynthesisSetup(checkpoint, job.flags, job.retry_policy, request.speech.verify))
 
     def items() -> Iterator[BatchItem]:
-        return map(fingerprinter.mark, shard.of(pattern.items(with_settings(manifest))))
+        return map(fingerprinter.mark, shard.of(pattern.items(with_settings(manifest, request.speech))))
 
     with Ledger(pattern.folder) as ledger:
         if ledger.entries or request.output.no_clobber or scope.selection != Selection():

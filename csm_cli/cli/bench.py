@@ -1,104 +1,195 @@
-"""csm bench: measurements."""
+"""csm bench: speed, start-up, batch overhead, voice quality and training."""
 
 from __future__ import annotations
 
+import os
+import tempfile
+from collections.abc import Callable, Mapping
+from contextlib import redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from csm_cli.cli.bench_lines import lines
-from csm_cli.cli.bench_speed import batch, decode, growth, start
-from csm_cli.cli.bench_train import train
+from csm_cli.cli.batch import BatchRequest, BatchScope, run_batch
 from csm_cli.cli.console import configure_logging, emit_json, log_line
-from csm_cli.cli.expand import expand_dataclass
-from csm_cli.cli.options import OutputOptions
-from csm_cli.errors import UsageError
+from csm_cli.cli.options import OutputFile, OutputOptions, SynthesisFlags
+from csm_cli.settings import setting
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from csm_cli.bench.timing import BenchModel, Workload
+    from csm_cli.checkpoint import Checkpoint
+    from csm_cli.cli.synthesis import SynthesisJob
+    from csm_cli.generation.synthesizer import Synthesizer
 
-    from csm_cli.recipe.voice_bench import Figure, VoiceBench
+Model = Annotated[str | None, setting("model", help="The bundled voice if not given.", panel=None)]
+Device = Annotated[str, setting("device", panel=None)]
+Json = Annotated[bool, typer.Option("--json", help="Print the figures as one JSON line and nothing else.")]
 
-bench = typer.Typer(name="bench", help="Measure what is claimed.", no_args_is_help=True)
-for command in (decode, batch, growth, lines, start, train):
-    bench.command()(expand_dataclass(command))
+bench = typer.Typer(name="bench", help="Benchmarks.", no_args_is_help=True)
 
 
-@bench.command()
-def voice(
+@dataclass(frozen=True)
+class SpeedOptions:
+    """What is decoded, and how."""
+
     model: Annotated[
         str | None,
-        typer.Option("--model", metavar="ID|PATH", envvar="CSM_MODEL", help="The bundled voice if none is named."),
-    ] = None,
-    device: Annotated[str, typer.Option("--device", metavar="NAME", help="auto, cpu, cuda, cuda:N or mps.")] = "cpu",
-    sentences: Annotated[
-        int, typer.Option("--sentences", metavar="N", min=10, max=200, help="Fewer for a quick look.")
-    ] = 200,
-    only: Annotated[str | None, typer.Option("--only", metavar="NAME,...", help="Just these figures.")] = None,
-    json: Annotated[bool, typer.Option("--json", help="The figures as one JSON line, and nothing else.")] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of a failure.")] = False,
+        setting(
+            "model",
+            help="The bundled voice if not given; csm-1b-random: csm-1b's shapes with random weights.",
+            panel=None,
+        ),
+    ] = None
+    device: Device = "auto"
+    dtype: Annotated[str, setting("dtype", panel=None)] = "auto"
+    context: Annotated[int, typer.Option(metavar="N", min=1, help="Positions before the first frame.")] = 100
+    frames: Annotated[int, typer.Option(metavar="N", min=1, help="Frames decoded on each side.")] = 60
+    quantize: Annotated[str, setting("quantize", panel=None)] = "none"
+    compile: Annotated[bool, setting("compile", panel=None)] = False
+    json: Json = False
+
+
+def decode(
+    batch: Annotated[int, typer.Option(metavar="N", min=1, help="Rows decoded together.")] = 1, *, options: SpeedOptions
 ) -> None:
-    """Does a voice say the right words, in the right voice, and stop?
+    """Decode speed compared with transformers' generate on the same weights, and with the memory roofline."""
+    from csm_cli.bench.speed import measure_decode
 
-    Needs espeak-ng and a word list (apt install espeak-ng wamerican); two figures need pocketsphinx, the extra "bench".
+    log = _logger(options.json)
+    _speed(options, batch, lambda model, workload: measure_decode(model, workload, log, options.compile))
+
+
+def batch(
+    size: Annotated[int, typer.Option("--batch", metavar="N", min=1, help="Rows decoded together.")] = 16,
+    *,
+    options: SpeedOptions,
+) -> None:
+    """Audio per second of a batch compared with a single row."""
+    from csm_cli.bench.speed import measure_batch
+
+    _speed(options, size, lambda model, workload: measure_batch(model, workload, options.compile))
+
+
+def context(
+    long_context: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Positions before the first frame on the other side.")
+    ] = 1900,
+    *,
+    options: SpeedOptions,
+) -> None:
+    """How decode time scales with context length."""
+    from csm_cli.bench.speed import measure_context
+
+    _speed(options, 1, lambda model, workload: measure_context(model, workload, long_context, options.compile))
+
+
+def _speed(options: SpeedOptions, rows: int, measure: Callable[[BenchModel, Workload], dict[str, Any]]) -> None:
+    """Loads and perhaps quantizes the model, measures, and prints the figures."""
+    from csm_cli.bench.random_checkpoint import open_for_bench
+    from csm_cli.bench.speed import quantize_and_compare
+    from csm_cli.bench.timing import BenchModel, Workload
+    from csm_cli.device import pick_device, pick_dtype
+
+    configure_logging(OutputOptions(json=options.json))
+    _logger(options.json)(f"loading {options.model or 'the bundled voice'} ...")
+    device = pick_device(options.device)
+    model = BenchModel(open_for_bench(options.model), device, pick_dtype(options.dtype, device))
+    comparison = quantize_and_compare(model, options.frames) if options.quantize == "int8" else {}
+    figures = measure(model, Workload(rows, options.context, options.frames))
+    settings = {"quantize": options.quantize, "compile": options.compile}
+    _print_figures({**figures, **settings, **comparison}, options.json)
+
+
+def start(
+    model: Model = None,
+    runs: Annotated[int, typer.Option(metavar="N", min=1, help="Cold processes of each kind.")] = 3,
+    json: Json = False,
+) -> None:
+    """Time of `csm say` in a cold process, compared with importing torch and decoding alone."""
+    from csm_cli.bench.commands import measure_start
+
+    configure_logging(OutputOptions(json=json))
+    _print_figures(measure_start(model, runs), json)
+
+
+def batch_overhead(
+    count: Annotated[int, typer.Option(metavar="N", min=1, help="Items of the manifest.")] = 10_000,
+    folder: Annotated[Path | None, typer.Option(metavar="DIR", help="Where temporary files are written.")] = None,
+    json: Json = False,
+) -> None:
+    """Time and memory per item of `csm batch` without a model: reading, validating, writing, recording."""
+    from csm_cli.bench.commands import StubSynthesizer, measure_batch_overhead
+
+    def run_manifest(manifest: Path) -> None:
+        output = OutputFile(str(manifest.with_suffix("") / "{id}.wav"))
+        quiet = OutputOptions(quiet=True)
+        request = BatchRequest(str(manifest), "8", BatchScope(), SynthesisFlags(), output, quiet)
+        with Path(os.devnull).open("w") as null, redirect_stdout(null):
+            run_batch(request, make_stub)
+
+    def make_stub(job: SynthesisJob, checkpoint: Checkpoint) -> Synthesizer:
+        return StubSynthesizer(checkpoint)
+
+    with tempfile.TemporaryDirectory(dir=folder) as temporary:
+        figures = measure_batch_overhead(count, Path(temporary), run_manifest)
+    _print_figures(figures, json)
+
+
+def voice(
+    model: Model = None,
+    device: Device = "auto",
+    sentences: Annotated[int, typer.Option(metavar="N", min=1, max=200, help="Held-out sentences to speak.")] = 200,
+    verify_model: Annotated[str, setting("verify_model", panel=None)] = "base.en",
+    json: Json = False,
+) -> None:
+    """Word error rate, clean stops, speed, pitch spread and MOS of synthesized English sentences.
+
+    Needs the extra csm-cli\\[verify]; the MOS needs csm-cli\\[judge].
     """
-    configure_logging(OutputOptions(json=json, debug=debug))
-    names = _names(only)
-    measured = _open(model, device, sentences)
-    figures = []
-    for name in names:
-        if not json:
-            log_line(f"measuring {name} ...")
-        figures.append(measured.measure(name))
-    if not json:
-        _show(figures)
-    emit_json({"bench": "voice", "model": measured.model, "sentences": sentences, **_record(figures)})
-
-
-def _names(only: str | None) -> list[str]:
-    """The figures to be measured.
-
-    Raises:
-        UsageError: one of them does not exist.
-    """
-    from csm_cli.recipe.voice_bench import FIGURES
-
-    names = [name.strip() for name in only.split(",")] if only else list(FIGURES)
-    unknown = [name for name in names if name not in FIGURES]
-    if unknown:
-        raise UsageError(f"no figure {unknown[0]!r}; --only takes {', '.join(FIGURES)}")
-    return names
-
-
-def _open(model: str | None, device: str, sentences: int) -> VoiceBench:
-    from functools import partial
-
+    from csm_cli.bench.voice import held_out_sentences, measure
     from csm_cli.checkpoint import open_checkpoint
     from csm_cli.device import pick_device, pick_dtype
     from csm_cli.generation.synthesizer import Synthesizer
-    from csm_cli.recipe.measure import Reference
-    from csm_cli.recipe.voice_bench import VoiceBench
+    from csm_cli.generation.verification import WhisperRecognizer
 
-    reference, where = Reference(), pick_device(device)
-    load = partial(Synthesizer, open_checkpoint(model), where, pick_dtype("auto", where))
-    return VoiceBench(load, reference, sentences)
-
-
-def _show(figures: Sequence[Figure]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table("figure", "measured", "target", "", "how")
-    for figure in figures:
-        verdict = {True: "[green]pass", False: "[red]miss", None: "[yellow]not measured"}[figure.passed]
-        value = "-" if figure.value is None else f"{figure.value:.3f}"
-        table.add_row(figure.name, value, str(figure.goal), verdict, Text(figure.note))
-    Console(stderr=True).print(table)
+    configure_logging(OutputOptions(json=json))
+    recognizer, log = WhisperRecognizer(verify_model), _logger(json)
+    log(f"loading {model or 'the bundled voice'} ...")
+    where = pick_device(device)
+    synth = Synthesizer(open_checkpoint(model), where, pick_dtype("auto", where))
+    _print_figures(measure(synth, recognizer, held_out_sentences()[:sentences], log), json)
 
 
-def _record(figures: Sequence[Figure]) -> dict[str, Any]:
-    """Values by name; why there is none as `<name>_reason`."""
-    values = {figure.name: None if figure.value is None else round(figure.value, 4) for figure in figures}
-    reasons = {f"{figure.name}_reason": figure.note for figure in figures if figure.value is None}
-    return {**values, **reasons}
+def train(
+    model: Model = None,
+    batch: Annotated[int, typer.Option(metavar="N", min=1, help="Conversations in a batch.")] = 4,
+    frames: Annotated[int, typer.Option(metavar="N", min=2, help="Frames of audio in each.")] = 50,
+    steps: Annotated[int, typer.Option(metavar="N", min=1, help="Steps on each side.")] = 10,
+    json: Json = False,
+) -> None:
+    """Training steps compared with plain transformers, which encodes its audio in every step, on the same batch."""
+    from csm_cli.bench.train import TrainWorkload, measure
+
+    configure_logging(OutputOptions(json=json))
+    _logger(json)(f"loading {model or 'the bundled voice'} ...")
+    _print_figures(measure(model, TrainWorkload(batch, frames, steps)), json)
+
+
+for command in (decode, batch, context, start, batch_overhead, voice, train):
+    bench.command(command.__name__.replace("_", "-"))(command)
+
+
+def _logger(json: bool) -> Callable[[str], None]:
+    return (lambda line: None) if json else log_line
+
+
+def _print_figures(figures: Mapping[str, Any], json: bool) -> None:
+    """A table on standard error, and the figures as a JSON line on standard output."""
+    rounded = {name: round(value, 4) if isinstance(value, float) else value for name, value in figures.items()}
+    if not json:
+        width = max(map(len, rounded))
+        for name, value in rounded.items():
+            log_line(f"{name:{width}}  {value:.3f}" if isinstance(value, float) else f"{name:{width}}  {value}")
+    emit_json(rounded)

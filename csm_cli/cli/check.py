@@ -26,7 +26,6 @@ def check(
         typer.Option("--schema", help="Print the JSON Schema of scripts or of batch lines, for editors."),
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the results as JSON on standard output.")] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of a failure.")] = False,
 ) -> None:
     """Validate scripts and manifests; no model is loaded.
 

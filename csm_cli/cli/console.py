@@ -74,10 +74,11 @@ def refuse_terminal() -> None:
 def configure_logging(output_options: OutputOptions) -> None:
     """Sets the level of the package's log; silences the libraries' logs unless --verbose or --debug."""
     log = logging.getLogger("csm_cli")
-    log.setLevel(logging.DEBUG if output_options.debug else logging.INFO if output_options.verbose else logging.WARNING)
+    if output_options.verbose:
+        log.setLevel(min(log.level, logging.INFO))  # it is DEBUG after --debug
     log.handlers = [_StderrHandler()]
     log.propagate = False
-    if output_options.verbose or output_options.debug:
+    if log.isEnabledFor(logging.INFO):
         return
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from csm_cli.cli.console import configure_logging, emit_json, emit_path, log_line, warn
-from csm_cli.cli.expand import expand_dataclass
-from csm_cli.cli.options import ResultOptions
+from csm_cli.cli.options import OutputOptions
 from csm_cli.errors import NothingToLearn, UsageError
+from csm_cli.settings import setting
 
 if TYPE_CHECKING:
     from rich.status import Status
@@ -89,15 +89,11 @@ class Encoding:
 
     model: Annotated[
         str | None,
-        typer.Option(
-            metavar="ID|PATH", envvar="CSM_MODEL", help="Model that will be trained; the bundled voice if not given."
-        ),
+        setting("model", help="Model that will be trained; the bundled voice if not given."),
     ] = None
-    revision: Annotated[str | None, typer.Option(metavar="REV", envvar="CSM_REVISION")] = None
-    device: Annotated[
-        str, typer.Option(metavar="NAME", envvar="CSM_DEVICE", help="auto, cpu, cuda, cuda:N or mps.")
-    ] = "auto"
-    offline: Annotated[bool, typer.Option("--offline", envvar="CSM_OFFLINE", help="Do not download anything.")] = False
+    revision: Annotated[str | None, setting("revision")] = None
+    device: Annotated[str, setting("device", help="auto, cpu, cuda, cuda:N or mps.")] = "auto"
+    offline: Annotated[bool, setting("offline")] = False
     held_out: Annotated[
         float, typer.Option(metavar="SHARE", min=0.0, max=0.5, help="Share of conversations held out for evaluation.")
     ] = 0.02
@@ -113,7 +109,7 @@ def check(
     plot: Annotated[Path | None, typer.Option(metavar="FILE.png", help="Plot the clips' durations.")] = None,
     *,
     selection: DataSelection,
-    output_options: ResultOptions,
+    output_options: OutputOptions,
 ) -> None:
     """Report which clips of a dataset can be used for training, and why the others are dropped.
 
@@ -152,7 +148,7 @@ def prepare(
     *,
     encoding: Encoding,
     selection: DataSelection,
-    output_options: ResultOptions,
+    output_options: OutputOptions,
 ) -> None:
     """Encode a dataset to codes, once, for csm train; an interrupted run resumes.
 
@@ -205,7 +201,7 @@ def _has_matplotlib() -> bool:
 class _Report:
     """Counts of the run so far: shown while it runs, printed at the end."""
 
-    def __init__(self, selection: DataSelection, output_options: ResultOptions) -> None:
+    def __init__(self, selection: DataSelection, output_options: OutputOptions) -> None:
         from csm_cli.data.dataset import DatasetCounts
 
         self.counts: DatasetCounts = DatasetCounts()
@@ -274,4 +270,4 @@ class _Report:
 
 data = typer.Typer(name="data", help="Check recorded speech and prepare it for training.", no_args_is_help=True)
 for command in (check, prepare):
-    data.command()(expand_dataclass(command))
+    data.command()(command)

@@ -21,7 +21,6 @@ _PACKAGES = ("transformers", "huggingface_hub", "tokenizers", "safetensors", "nu
 
 def doctor(
     json: Annotated[bool, typer.Option("--json", help="The same as JSON.")] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of a failure.")] = False,
 ) -> None:
     """Say what this machine can do."""
     found = {
@@ -85,14 +84,14 @@ def _player() -> dict[str, Any]:
 
 def _yours() -> dict[str, Any]:
     """What is set and saved in the user's own folders."""
-    from csm_cli.settings import read_settings
+    from csm_cli.settings import read_configuration
     from csm_cli.voices import list_voices, voices_folder
 
     found: dict[str, Any] = {"voices": str(voices_folder())}
     try:
         found["saved"] = [voice.name for voice in list_voices() if not voice.bundled]
         found["config"] = str(user_config_file())
-        found["set"] = [f"{name} by {setting.source}" for name, setting in read_settings().items()]
+        found["set"] = [f"{name} by {setting.source}" for name, setting in read_configuration().merged.items()]
     except CsmError as error:
         found["error"] = str(error)
     return found

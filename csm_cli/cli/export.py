@@ -1,4 +1,4 @@
-"""csm export: a checkpoint, with an adapter merged into it, in the format that somebody else reads."""
+"""csm export: write a checkpoint, with an adapter merged into it, in a format for other tools."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import typer
 from csm_cli.cli.console import configure_logging, emit_path, log_line
 from csm_cli.cli.options import OutputOptions
 from csm_cli.errors import OutputRefused, UsageError
+from csm_cli.settings import setting
 from csm_cli.storage.paths import resolved_name
 
 if TYPE_CHECKING:
@@ -19,43 +20,28 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """What is exported, and how it is come by."""
+    """The checkpoint to export, and the format and dtype to write."""
 
     model: Annotated[
         str | None,
-        typer.Argument(
-            metavar="[MODEL]",
-            envvar="CSM_MODEL",
-            help="Hugging Face id, directory or weights file; the bundled voice if none.",
-        ),
+        typer.Argument(metavar="[MODEL]", help="Hugging Face id, folder or weights file; the bundled voice if unset."),
+        setting("model"),
     ] = None
-    adapter: Annotated[
-        str | None,
-        typer.Option(metavar="ID|PATH", envvar="CSM_ADAPTER", help="A LoRA adapter to merge into the weights."),
-    ] = None
-    revision: Annotated[
-        str | None,
-        typer.Option(metavar="REV", envvar="CSM_REVISION", help="Commit, branch or tag of a Hugging Face id."),
-    ] = None
-    offline: Annotated[bool, typer.Option("--offline", envvar="CSM_OFFLINE", help="Use what is cached only.")] = False
-
-
-@dataclass(frozen=True)
-class ExportFormat:
-    """How it is written."""
-
+    adapter: Annotated[str | None, setting("adapter")] = None
+    revision: Annotated[str | None, setting("revision")] = None
+    offline: Annotated[bool, setting("offline")] = False
     to: Annotated[str, typer.Option(metavar="transformers|original", help="original: Sesame's own format.")] = (
         "transformers"
     )
-    dtype: Annotated[
-        str, typer.Option(metavar="NAME", help="float32, bfloat16 or float16; as it is if none is named.")
-    ] = "auto"
+    dtype: Annotated[str, typer.Option(metavar="NAME", help="float32, bfloat16 or float16; unchanged if unset.")] = (
+        "auto"
+    )
 
-    def checked(self) -> torch.dtype | None:
-        """The dtype of the weights, None to leave them as they are.
+    def torch_dtype(self) -> torch.dtype | None:
+        """The dtype of the weights to write, None to leave them unchanged.
 
         Raises:
-            UsageError: no such format or dtype.
+            UsageError: unknown format or dtype.
         """
         from csm_cli.checkpoint.export import FORMATS
         from csm_cli.device import DTYPES, as_torch
@@ -68,27 +54,28 @@ class ExportFormat:
 
 
 def export(
-    output: Annotated[Path, typer.Option("-o", "--output", metavar="FOLDER", help="Where the checkpoint goes.")],
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="FOLDER", help="Folder to write.")],
     no_clobber: Annotated[bool, typer.Option("--no-clobber", help="Refuse to replace an existing folder.")] = False,
-    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Only the folder's path.")] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of a failure.")] = False,
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Print only the folder's path.")] = False,
     *,
-    given: ExportOptions,
-    form: ExportFormat,
+    options: ExportOptions,
 ) -> None:
-    """Write a checkpoint for other tools: merged, in transformers' format or in Sesame's original one."""
-    configure_logging(OutputOptions(quiet=quiet, debug=debug))
+    """Write a checkpoint for other tools: adapter merged, in transformers' or Sesame's format.
+
+    Example: csm export --adapter runs/ana/best -o ana
+    """
+    configure_logging(OutputOptions(quiet=quiet))
     if no_clobber and output.exists():
-        raise OutputRefused(f"{output} exists, and --no-clobber keeps it")
-    dtype = form.checked()
+        raise OutputRefused(f"{output}: exists already; leave out --no-clobber to replace it")
+    dtype = options.torch_dtype()
     if not quiet:
-        log_line(f"reading {given.model or 'the bundled voice'} ...")
+        log_line(f"reading {options.model or 'the bundled voice'} ...")
     from csm_cli.checkpoint import open_checkpoint, processor_files
     from csm_cli.checkpoint.export import write_checkpoint
 
-    model, revision, offline = given.model, given.revision, given.offline
-    found = open_checkpoint(model, revision, given.adapter, offline=offline)
-    if resolved_name(output.expanduser()) in {resolved_name(file.parent) for file in found.weights.files}:
-        raise UsageError(f"{output} is what is exported and would be replaced; name another -o")
-    write_checkpoint(found, processor_files(model, revision, offline), output.expanduser(), form.to, dtype)
+    model, revision, offline = options.model, options.revision, options.offline
+    checkpoint = open_checkpoint(model, revision, options.adapter, offline=offline)
+    if resolved_name(output.expanduser()) in {resolved_name(file.parent) for file in checkpoint.weights.files}:
+        raise UsageError(f"{output} holds the exported checkpoint itself and would be replaced; name another -o")
+    write_checkpoint(checkpoint, processor_files(model, revision, offline), output.expanduser(), options.to, dtype)
     emit_path(output)

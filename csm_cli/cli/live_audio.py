@@ -29,16 +29,9 @@ FORMATS = ("wav", "flac", "pcm")
 class PlaybackOptions:
     """Whether the audio is played or streamed, and its format."""
 
-    play: Annotated[
-        bool, typer.Option("--play", help="Play the audio (the default without -o).", rich_help_panel="Output")
-    ] = False
+    play: Annotated[bool, typer.Option("--play", help="Play the audio (the default without -o).")] = False
     stream: Annotated[
-        bool,
-        typer.Option(
-            "--stream",
-            help="Play or pipe the audio while it is decoded: no retries, trimming or splitting.",
-            rich_help_panel="Output",
-        ),
+        bool, typer.Option("--stream", help="Play or pipe while decoding: no retries, trimming or splitting.")
     ] = False
     format: Annotated[
         str | None,

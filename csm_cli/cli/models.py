@@ -1,71 +1,69 @@
-"""csm models: checkpoints in the Hugging Face cache."""
+"""csm models: list, pull, locate and remove checkpoints in the Hugging Face cache."""
 
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
 from csm_cli.cli.console import configure_logging, emit, emit_json, log_line
 from csm_cli.cli.options import OutputOptions
-
-if TYPE_CHECKING:
-    from csm_cli.checkpoint.find import CachedSnapshot
+from csm_cli.settings import setting
 
 Id = Annotated[str, typer.Argument(metavar="ID", help="A Hugging Face id, such as sesame/csm-1b.")]
 Revision = Annotated[str | None, typer.Option("--revision", metavar="REV", help="A commit, branch or tag.")]
-Offline = Annotated[bool, typer.Option("--offline", envvar="CSM_OFFLINE", help="Use what is cached only.")]
-Json = Annotated[bool, typer.Option("--json", help="The same as JSON.")]
-Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Only the path, on standard output.")]
-Verbose = Annotated[bool, typer.Option("--verbose", help="Tell more on the way.")]
-Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of a failure.")]
+Offline = Annotated[bool, setting("offline")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Print only the path.")]
+Verbose = Annotated[bool, typer.Option("--verbose", help="Log more.")]
 
-models = typer.Typer(name="models", help="Checkpoints: what is cached, fetched and removed.", no_args_is_help=True)
+models = typer.Typer(name="models", help="List, pull and remove checkpoints.", no_args_is_help=True)
 
 
 @models.command(name="list")
-def list_(json: Json = False, debug: Debug = False) -> None:
-    """The bundled voice, and every CSM and codec in the cache."""
+def list_(json: Json = False) -> None:
+    """List the bundled voice, and every CSM and codec in the cache."""
     from csm_cli.checkpoint.find import list_cached
 
-    found = list_cached()
+    cached = list_cached()
     if json:
-        emit_json([_record(each) for each in found])
+        emit_json(
+            [
+                {"id": each.name, "revision": each.revision, "refs": list(each.refs)}
+                | {"folder": str(each.folder), "bytes": each.size}
+                for each in cached
+            ]
+        )
         return
-    width = max([len(each.name) for each in found] + [len("bundled voice")])
-    emit(f"{'bundled voice':<{width}}  what speaks without --model")
-    for each in found:
+    width = max([len(each.name) for each in cached] + [len("bundled voice")])
+    emit(f"{'bundled voice':<{width}}  the default without --model")
+    for each in cached:
         day = time.strftime("%Y-%m-%d", time.localtime(each.modified))
-        emit(f"{each.name:<{width}}  {_size(each.size):>8}  {each.revision[:8]}  {day}  {', '.join(each.refs)}")
+        emit(f"{each.name:<{width}}  {_format_size(each.size):>8}  {each.revision[:8]}  {day}  {', '.join(each.refs)}")
 
 
 @models.command()
 def pull(
-    id: Id,
-    revision: Revision = None,
-    offline: Offline = False,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
-    debug: Debug = False,
+    id: Id, revision: Revision = None, offline: Offline = False, quiet: Quiet = False, verbose: Verbose = False
 ) -> None:
-    """Fetch a checkpoint, and no file more than it needs; every tensor's name and shape is checked."""
+    """Download a checkpoint, only the files it needs, and check the name and shape of every tensor."""
     from csm_cli.checkpoint import open_checkpoint
 
-    configure_logging(OutputOptions(quiet=quiet, verbose=verbose, debug=debug))
+    configure_logging(OutputOptions(quiet=quiet, verbose=verbose))
     checkpoint = open_checkpoint(id, revision, offline=offline)
     if not quiet:
-        log_line(f"{id} is here, commit {checkpoint.revision or 'none: it is local'}; speak with it: --model {id}")
+        commit = f"commit {checkpoint.revision}" if checkpoint.revision else "local"
+        log_line(f"{id} is complete ({commit}); use it with --model {id}")
     emit(str(checkpoint.tokenizer_file.parent))
 
 
 @models.command()
 def where(
-    id: Annotated[str | None, typer.Argument(metavar="[ID]", help="The bundled voice if none.")] = None,
+    id: Annotated[str | None, typer.Argument(metavar="[ID]", help="Default: the bundled voice.")] = None,
     revision: Revision = None,
-    debug: Debug = False,
 ) -> None:
-    """The folder of a cached checkpoint."""
+    """Print the folder of a cached checkpoint."""
     from csm_cli.checkpoint.find import LocalFolder, find_cached, find_source
 
     source = find_source(id, revision, offline=True)
@@ -73,28 +71,18 @@ def where(
 
 
 @models.command()
-def rm(id: Id, revision: Revision = None, debug: Debug = False) -> None:
+def rm(id: Id, revision: Revision = None) -> None:
     """Remove a checkpoint from the cache, or one revision of it."""
     from csm_cli.checkpoint.find import find_cached, remove_cached
 
-    gone = find_cached(id, revision)
-    freed = remove_cached(gone)
-    log_line(f"{id} removed, {', '.join(each.revision[:8] for each in gone)}; {_size(freed)} freed")
+    snapshots = find_cached(id, revision)
+    freed = remove_cached(snapshots)
+    log_line(f"{id} removed: {', '.join(each.revision[:8] for each in snapshots)}; {_format_size(freed)} freed")
 
 
-def _size(count: float) -> str:
+def _format_size(size: float) -> str:
     for unit in ("B", "kB", "MB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} GB"
-
-
-def _record(snapshot: CachedSnapshot) -> dict[str, Any]:
-    return {
-        "id": snapshot.name,
-        "revision": snapshot.revision,
-        "refs": list(snapshot.refs),
-        "folder": str(snapshot.folder),
-        "bytes": snapshot.size,
-    }
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} GB"

@@ -1,151 +1,90 @@
-"""The options that commands share, and what their values may be."""
+"""Option classes: commands take few parameters, and each field of an option class becomes an option.
+
+A field is `name: Annotated[type, setting("name")] = default`, or has a `typer.Option` of its own. An option without a
+`rich_help_panel` is shown by `-h`; those with one only by `--help-all`.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
+from typer.models import ArgumentInfo, OptionInfo
 
 from csm_cli.errors import CsmError, UsageError
-from csm_cli.generation.chunking import DEFAULT_CHUNK_CHARS
-from csm_cli.settings import GENERATION_KEYS, parse
+from csm_cli.settings import GENERATION, Configuration, Setting, read_configuration, setting, validate
 from csm_cli.storage.paths import expand_path
-from csm_cli.types import GenerationOptions, RetryPolicy
+from csm_cli.types import DEFAULT_CHUNK_CHARS, GenerationOptions, RetryPolicy
 
 if TYPE_CHECKING:
     from csm_cli.generation.verification import WhisperRecognizer
 
-Text = str | None
-
-
-def _model(flag: str, metavar: Text, text: str) -> Any:
-    variable = "CSM_" + flag.removeprefix("--").upper()
-    return typer.Option(flag, metavar=metavar, envvar=variable, help=text, rich_help_panel="Model")
-
-
-def _generation(flag: str, metavar: Text, text: str) -> Any:
-    return typer.Option(flag, metavar=metavar, help=text, rich_help_panel="Generation")
-
-
-def _output(*flags: str, text: str, metavar: str | None = None) -> Any:
-    return typer.Option(*flags, metavar=metavar, help=text, rich_help_panel="Output")
-
 
 @dataclass(frozen=True)
 class SynthesisFlags:
-    """Which checkpoint speaks, where and how. Generation values stay as written until `flags` reads them."""
+    """Which model speaks, where and how.
 
-    model: Annotated[
-        Text, _model("--model", "ID|PATH", "Hugging Face id, directory or weights file; the bundled voice if none.")
-    ] = None
-    adapter: Annotated[Text, _model("--adapter", "ID|PATH", "A LoRA adapter, merged into the model.")] = None
-    revision: Annotated[Text, _model("--revision", "REV", "Commit, branch or tag of a Hugging Face id.")] = None
-    device: Annotated[str, _model("--device", "NAME", "auto, cpu, cuda, cuda:N or mps.")] = "auto"
-    dtype: Annotated[str, _model("--dtype", "NAME", "auto, float32, bfloat16 or float16.")] = "auto"
-    quantize: Annotated[str, _model("--quantize", "none|int8", "int8: layers in 8 bits, CPU or CUDA; for csm-1b.")] = (
-        "none"
-    )
-    compile: Annotated[
-        bool, _model("--compile", None, "Frames through torch.compile: faster, after half a minute or more at first.")
-    ] = False
-    temperature: Annotated[Text, _generation("--temperature", "X", "How freely codes are drawn; 0 is greedy.")] = None
-    top_k: Annotated[Text, _generation("--top-k", "N", "Draw from the N likeliest codes; 0 keeps all.")] = None
-    depth_temperature: Annotated[
-        Text, _generation("--depth-temperature", "X", "The depth decoder's; follows --temperature.")
-    ] = None
-    depth_top_k: Annotated[Text, _generation("--depth-top-k", "N", "The depth decoder's; follows --top-k.")] = None
-    seed: Annotated[Text, _generation("--seed", "N", "Repeats a take; drawn and reported if not given.")] = None
-    max_duration: Annotated[
-        Text, _generation("--max-duration", "auto|SEC", "Longest duration of a turn; auto goes by its text.")
-    ] = None
+    Run options are what the command line, else the environment, else a configuration file sets; generation options are
+    those of the command line alone, since a script comes between. configuration: what the command has read.
+    """
 
-    retries: Annotated[
-        int,
-        typer.Option(
-            "--retries",
-            metavar="N",
-            min=0,
-            max=100,
-            envvar="CSM_RETRIES",
-            help="More takes, each with the next seed, where one is bad.",
-            rich_help_panel="Generation",
-        ),
-    ] = 2
-    takes: Annotated[
-        int,
-        typer.Option(
-            "--takes",
-            metavar="N",
-            min=1,
-            max=100,
-            envvar="CSM_TAKES",
-            help="Make N takes of each turn, each with the next seed, and keep the best.",
-            rich_help_panel="Generation",
-        ),
-    ] = 1
-    split: Annotated[
-        str, _generation("--split", "auto|off|N", "Speak longer texts in parts of whole sentences, of N characters.")
-    ] = "auto"
-    verify: Annotated[
-        bool,
-        _generation(
-            "--verify/--no-verify", None, "Try again where a recognizer hears other words; needs csm-cli\\[verify]."
-        ),
-    ] = False
-    verify_model: Annotated[
-        str,
-        typer.Option(
-            "--verify-model",
-            metavar="NAME",
-            envvar="CSM_VERIFY_MODEL",
-            help="faster-whisper's model: a size or a folder.",
-            rich_help_panel="Generation",
-        ),
-    ] = "base.en"
+    model: Annotated[str | None, setting("model")] = None
+    adapter: Annotated[str | None, setting("adapter")] = None
+    revision: Annotated[str | None, setting("revision")] = None
+    device: Annotated[str, setting("device")] = "auto"
+    dtype: Annotated[str, setting("dtype")] = "auto"
+    quantize: Annotated[str, setting("quantize")] = "none"
+    compile: Annotated[bool, setting("compile")] = False
+    offline: Annotated[bool, setting("offline")] = False
+    temperature: Annotated[float | None, setting("temperature")] = None
+    top_k: Annotated[int | None, setting("top_k")] = None
+    depth_temperature: Annotated[float | None, setting("depth_temperature")] = None
+    depth_top_k: Annotated[int | None, setting("depth_top_k")] = None
+    seed: Annotated[int | None, setting("seed")] = None
+    max_duration: Annotated[float | None, setting("max_duration")] = None
+    retries: Annotated[int, setting("retries")] = 2
+    takes: Annotated[int, setting("takes")] = 1
+    split: Annotated[int, setting("split")] = DEFAULT_CHUNK_CHARS
+    verify: Annotated[bool, setting("verify")] = False
+    verify_model: Annotated[str, setting("verify_model")] = "base.en"
     no_trim: Annotated[
-        bool, _generation("--no-trim", None, "As the model makes it: no early end, trimming, splitting or retry.")
-    ] = False
-    offline: Annotated[
         bool,
-        typer.Option("--offline", envvar="CSM_OFFLINE", help="Use what is cached only.", rich_help_panel="Model"),
+        typer.Option(
+            "--no-trim",
+            help="Keep the model's raw output: no early stop, trimming, splitting or retries.",
+            rich_help_panel="Generation",
+        ),
     ] = False
+    configuration: Configuration = field(default_factory=Configuration)
 
-    def check_names(self) -> None:
-        """Raises UsageError where the device, the dtype or the quantization is none there is."""
-        from csm_cli.device import check_names
-
-        check_names(self.device, self.dtype)
-        is_int8(self.quantize)
+    @property
+    def flags(self) -> GenerationOptions:
+        """The generation options of the command line, which override all others."""
+        return GenerationOptions(**{name: getattr(self, name) for name in GENERATION})
 
     @property
     def retry_policy(self) -> RetryPolicy:
-        """How takes are looked after.
-
-        Raises:
-            UsageError: an impossible --split, or flags that contradict each other.
-        """
-        most = _characters(self.split)
-        if self.no_trim and (self.takes > 1 or self.verify):
-            flag = "--takes" if self.takes > 1 else "--verify"
-            raise UsageError(f"{flag} chooses among takes and --no-trim has none judged; keep one")
-        return RetryPolicy() if self.no_trim else RetryPolicy(True, self.retries, self.takes, most)
+        """Raises UsageError where --takes or --verify is combined with --no-trim."""
+        self._refuse_choice("--no-trim, which keeps the first take", self.no_trim)
+        return RetryPolicy() if self.no_trim else RetryPolicy(True, self.retries, self.takes, self.split)
 
     @property
     def streaming_policy(self) -> RetryPolicy:
-        """How takes are looked after that are heard as they are made: not at all.
-
-        Raises:
-            UsageError: somebody asked for a choice among takes.
-        """
-        if self.takes > 1 or self.verify:
-            flag = "--takes" if self.takes > 1 else "--verify"
-            raise UsageError(f"{flag} chooses among takes and a stream cannot be taken back; keep one")
+        """One take, as it is made. Raises UsageError where --takes or --verify is combined with streaming."""
+        self._refuse_choice("a stream, which plays the first take", True)
         return RetryPolicy(stream=True)
 
+    def _refuse_choice(self, other: str, single: bool) -> None:
+        if single and (self.takes > 1 or self.verify):
+            flag = "--takes" if self.takes > 1 else "--verify"
+            raise UsageError(f"{flag} chooses among takes and cannot be combined with {other}")
+
     def recognizer(self) -> WhisperRecognizer | None:
-        """Who listens to the takes, if somebody is to.
+        """The recognizer of --verify.
 
         Raises:
             UsageError: it is not installed.
@@ -156,37 +95,14 @@ class SynthesisFlags:
 
         return WhisperRecognizer(self.verify_model)
 
-    def flags(self) -> GenerationOptions:
-        """The generation options, which override those of scripts, files and the environment.
-
-        Raises:
-            UsageError: an impossible value.
-        """
-        texts = {name: getattr(self, name) for name in GENERATION_KEYS}
-        values: dict[str, Any] = {
-            name: parse(name, text, "--" + name.replace("_", "-")) for name, text in texts.items() if text is not None
-        }
-        return GenerationOptions(**values)
-
 
 @dataclass(frozen=True)
 class OutputOptions:
-    """What is told of a run, and how."""
+    """What a command prints."""
 
-    json: Annotated[bool, _output("--json", text="What was spoken, as JSON on standard output.")] = False
-    quiet: Annotated[bool, _output("-q", "--quiet", text="Only output paths, on standard output.")] = False
-    verbose: Annotated[bool, _output("--verbose", text="Tell more on the way.")] = False
-    debug: Annotated[bool, _output("--debug", text="Show the traceback of a failure.")] = False
-
-
-@dataclass(frozen=True)
-class ResultOptions(OutputOptions):
-    """What is told of a run in which nobody speaks."""
-
-    json: Annotated[bool, _output("--json", text="What came of it, as JSON on standard output.")] = False
-    quiet: Annotated[bool, _output("-q", "--quiet", text="Only the path of what was written, on standard output.")] = (
-        False
-    )
+    json: Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")] = False
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Print paths only; no progress or notes.")] = False
+    verbose: Annotated[bool, typer.Option("--verbose", help="Log more.", rich_help_panel="Output")] = False
 
 
 @dataclass(frozen=True)
@@ -194,16 +110,15 @@ class OutputFile:
     """Where the result goes."""
 
     output: Annotated[
-        Text,
-        _output(
-            "-o", "--output", metavar="FILE", text="WAV or FLAC by the suffix; - is a WAV on a pipe, not for batch."
-        ),
+        str | None, typer.Option("-o", "--output", metavar="FILE", help="WAV or FLAC by its suffix; - pipes a WAV.")
     ] = None
-    no_clobber: Annotated[bool, _output("--no-clobber", text="Refuse to replace an existing file.")] = False
+    no_clobber: Annotated[
+        bool, typer.Option("--no-clobber", help="Refuse to replace an existing file.", rich_help_panel="Output")
+    ] = False
 
     @property
     def name(self) -> str:
-        """The output as it was named.
+        """The output as named on the command line.
 
         Raises:
             UsageError: none was.
@@ -217,7 +132,7 @@ class OutputFile:
         """The output file; None for a pipe.
 
         Raises:
-            UsageError: none was named, or one in the home of nobody.
+            UsageError: none was named, or `~user` of an unknown user.
         """
         return None if self.name == "-" else expand_path(self.name)
 
@@ -227,28 +142,90 @@ class OutputFile:
         return self.path if self.output else None
 
 
-def is_int8(quantize: str) -> bool:
-    """Whether `--quantize` asks for 8 bits.
-
-    Raises:
-        UsageError: it asks for something else.
-    """
-    if quantize not in ("none", "int8"):
-        raise UsageError(f"--quantize takes none or int8, not {quantize!r}")
-    return quantize == "int8"
-
-
 def voice_names(incomplete: str) -> list[str]:
-    """Saved voices whose names begin so, for the shell."""
+    """Completes the names of saved voices in the shell."""
     from csm_cli.voices import list_voices
 
     try:
         return [voice.name for voice in list_voices() if voice.name.startswith(incomplete)]
-    except CsmError:  # a shell's prompt is no place to complain
+    except CsmError:  # a shell's prompt is no place for an error
         return []
 
 
-def _characters(split: str) -> int:
-    """Characters of a part; 0 for none."""
-    parse("split", split, "--split")
-    return {"auto": DEFAULT_CHUNK_CHARS, "off": 0}[split] if split in ("auto", "off") else int(split)
+def flag_name(name: str) -> str:
+    """`--top-k` for top_k."""
+    return "--" + name.replace("_", "-")
+
+
+def expand_options(command: Callable[..., None]) -> Callable[..., None]:
+    """`command` as Typer should see it: each field of its dataclass parameters is an option of its own.
+
+    Settings are validated. Those that a script cannot set are taken from the environment and the configuration files
+    where they are not on the command line; a field of type `Configuration` gets all that was read there.
+    """
+    parameters = inspect.signature(command, eval_str=True).parameters
+    groups: dict[str, Any] = {
+        name: each.annotation for name, each in parameters.items() if is_dataclass(each.annotation)
+    }
+    options = [each.replace(kind=_KEYWORD) for name, each in parameters.items() if name not in groups]
+    options += [option for group in groups.values() for option in _parameters(group)]
+    settings = {each.name: found for each in options if (found := _setting(each))}
+    configurations = [each.name for each in options if each.annotation is Configuration]
+
+    def run(**given: Any) -> None:
+        if settings:
+            given = _resolve(settings, given, configurations)
+        built = {}
+        for name, group in groups.items():
+            present = [each.name for each in fields(group) if each.name in given]
+            built[name] = group(**{each: given.pop(each) for each in present})
+        command(**given, **built)
+
+    shown = [_as_option(each, settings.get(each.name)) for each in options if each.name not in configurations]
+    run.__signature__ = inspect.Signature(shown)  # type: ignore[attr-defined]
+    run.__name__, run.__doc__ = command.__name__, command.__doc__
+    return run
+
+
+_KEYWORD = inspect.Parameter.KEYWORD_ONLY
+
+
+def _parameters(group: Any) -> list[inspect.Parameter]:
+    hints = get_type_hints(group, include_extras=True)
+    return [
+        inspect.Parameter(each.name, _KEYWORD, default=each.default, annotation=hints[each.name])
+        for each in fields(group)
+    ]
+
+
+def _setting(option: inspect.Parameter) -> Setting | None:
+    return next((each for each in getattr(option.annotation, "__metadata__", ()) if isinstance(each, Setting)), None)
+
+
+def _as_option(option: inspect.Parameter, found: Setting | None) -> inspect.Parameter:
+    """A setting as an option, or as the argument it declares; without a default, so that unset flags are told apart."""
+    if found is None:
+        return option
+    flag, switch = flag_name(found.name), found.type is bool
+    own = [each for each in option.annotation.__metadata__ if isinstance(each, ArgumentInfo | OptionInfo)]
+    declared = (
+        own[0]
+        if own
+        else typer.Option(
+            f"{flag}/--no-{flag[2:]}" if switch else flag,
+            metavar=found.metavar,
+            help=found.help.replace("[", "\\["),
+            rich_help_panel=found.panel,
+        )
+    )
+    return option.replace(default=None, annotation=Annotated[(bool if switch else str) | None, declared])
+
+
+def _resolve(settings: Mapping[str, Setting], given: dict[str, Any], configurations: Sequence[str]) -> dict[str, Any]:
+    """The values of a command's parameters; one that nothing sets is left out and has its own default."""
+    typed = {name: given.pop(name) for name in settings}
+    flags = validate({name: text for name, text in typed.items() if text is not None}, flag_name)
+    configuration = read_configuration()
+    names = settings.keys() - set(GENERATION)
+    configured = {name: each.value for name, each in configuration.merged.items() if name in names}
+    return given | configured | flags | dict.fromkeys(configurations, configuration)

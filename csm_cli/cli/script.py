@@ -46,7 +46,6 @@ def convert_file(
     ] = None,
     no_clobber: Annotated[bool, typer.Option("--no-clobber", help="Refuse to replace an existing file.")] = False,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Print only the path of the output.")] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of a failure.")] = False,
 ) -> None:
     """Convert a Dia, VibeVoice, Higgs Audio, SubRip or WebVTT dialogue to a script for csm converse.
 

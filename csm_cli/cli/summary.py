@@ -167,8 +167,9 @@ def describe_utterance(utterance: Utterance) -> str:
     text = " ".join(utterance.turn.text.split())
     if len(text) > _MAX_TEXT_CHARS:
         text = f"{text[: _MAX_TEXT_CHARS - 4].rstrip()} ..."
-    number = f"{utterance.number}/{len(utterance.conversation.turns)}"
-    return f"{number} {speaker_label(utterance.turn)}: {text}  [{', '.join(details)}]"
+    total = len(utterance.conversation.turns)
+    number = f"{utterance.number}/{total} " if total > 1 else ""
+    return f"{number}{speaker_label(utterance.turn)}: {text}  [{', '.join(details)}]"
 
 
 def summarize(meter: ProgressMeter, model: str, device: object) -> str:

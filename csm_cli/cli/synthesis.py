@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from csm_cli.cli.console import configure_logging, emit_bytes, emit_json, emit_path, log_line, refuse_terminal, warn
 from csm_cli.cli.live_audio import LiveStream, PlaybackOptions, check_stream, open_stream
-from csm_cli.cli.options import OutputFile, OutputOptions, SynthesisFlags, is_int8
+from csm_cli.cli.options import OutputFile, OutputOptions, SynthesisFlags
 from csm_cli.cli.output_files import OutputFiles, sidecar_record
 from csm_cli.cli.progress import ProgressMeter, show_progress
 from csm_cli.cli.summary import (
@@ -28,7 +28,6 @@ from csm_cli.cli.summary import (
 from csm_cli.errors import CsmError, GenerationFailed, UsageError
 from csm_cli.generation.events import AudioChunk, ConversationFailed, Event, FrameProgress, Utterance
 from csm_cli.report import format_count, format_ranges
-from csm_cli.settings import options, read_settings
 from csm_cli.storage.files import write_together
 from csm_cli.types import Conversation, GenerationOptions, RetryPolicy
 
@@ -90,19 +89,14 @@ def make_job(
     Raises:
         UsageError: an impossible value of a flag, a variable or a file, or a recognizer that is not installed.
     """
-    speech.check_names()
-    conversations = list(with_settings(conversations))
-    policy, flags = speech.retry_policy, speech.flags()
+    conversations = list(with_settings(conversations, speech))
+    policy, flags = speech.retry_policy, speech.flags
     return SynthesisJob(conversations, flags, speech, output_options, slots, policy, speech.recognizer())
 
 
-def with_settings(conversations: Iterable[Conversation]) -> Iterator[Conversation]:
-    """Conversations with the options of the environment and of configuration files below each script's own.
-
-    Raises:
-        ConfigInvalid, UsageError: an unusable file, or an impossible value.
-    """
-    base = options(read_settings())
+def with_settings(conversations: Iterable[Conversation], speech: SynthesisFlags) -> Iterator[Conversation]:
+    """Conversations with the options of the environment and of configuration files below each script's own."""
+    base = speech.configuration.generation
     return (replace(each, defaults=each.defaults.over(base)) for each in conversations)
 
 
@@ -132,7 +126,7 @@ def pick_device_and_dtype(speech: SynthesisFlags) -> tuple[torch.device, torch.d
 
 def open_synthesizer(job: SynthesisJob, checkpoint: Checkpoint | None = None) -> Synthesizer:
     """Loads the model."""
-    int8 = is_int8(job.speech.quantize)
+    int8 = job.speech.quantize == "int8"
     checkpoint = checkpoint or find_checkpoint(job)
     if not job.output_options.quiet:
         log_line(f"loading {job.speech.model or 'the bundled voice'} ...")

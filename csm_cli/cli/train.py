@@ -18,6 +18,7 @@ import typer
 from csm_cli.cli.console import configure_logging, emit_path, log_line
 from csm_cli.cli.options import OutputOptions
 from csm_cli.errors import INTERRUPTED, UsageError
+from csm_cli.settings import setting
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -35,24 +36,14 @@ class BaseModelOptions:
 
     model: Annotated[
         str | None,
-        typer.Option(
-            metavar="ID|PATH",
-            envvar="CSM_MODEL",
-            help="Base model where CONFIG names none; default: the bundled voice.",
-        ),
+        setting("model", help="Base model where CONFIG names none; default: the bundled voice."),
     ] = None
-    revision: Annotated[
-        str | None, typer.Option(metavar="REV", envvar="CSM_REVISION", help="Commit, branch or tag of that model.")
-    ] = None
+    revision: Annotated[str | None, setting("revision")] = None
     device: Annotated[
         str,
-        typer.Option(
-            metavar="NAME",
-            envvar="CSM_DEVICE",
-            help="auto, cpu, cuda, cuda:N or mps; a launcher assigns GPUs itself.",
-        ),
+        setting("device", help="auto, cpu, cuda, cuda:N or mps; a launcher assigns GPUs itself."),
     ] = "auto"
-    offline: Annotated[bool, typer.Option("--offline", envvar="CSM_OFFLINE", help="Do not download anything.")] = False
+    offline: Annotated[bool, setting("offline")] = False
 
 
 def train(
@@ -60,7 +51,6 @@ def train(
         Path, typer.Argument(metavar="CONFIG.yaml", help="Training settings; configs/finetune has examples.")
     ],
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Print only the folder's path.")] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of a failure.")] = False,
     *,
     base: BaseModelOptions,
 ) -> None:
@@ -71,7 +61,7 @@ def train(
       csm train configs/finetune/lora.yaml
       accelerate launch -m csm_cli train configs/finetune/full.yaml    # several GPUs or machines
     """
-    configure_logging(OutputOptions(quiet=quiet, debug=debug))
+    configure_logging(OutputOptions(quiet=quiet))
     run = _open_run(config, quiet, base)
     with _stop_requests() as requests, TrainingReporter(run.settings.steps, quiet or not run.is_main) as reporter:
         for event in run.events(lambda: bool(requests)):

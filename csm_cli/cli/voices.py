@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from csm_cli.cli.console import configure_logging, emit, emit_json, emit_path, log_line, warn
-from csm_cli.cli.expand import expand_dataclass
-from csm_cli.cli.options import ResultOptions, voice_names
+from csm_cli.cli.options import OutputOptions, voice_names
 from csm_cli.cli.say import read_text
 from csm_cli.errors import AudioUnreadable, InputError, UsageError
+from csm_cli.settings import setting
 
 if TYPE_CHECKING:
     from csm_cli.voices import SavedVoice, VoiceInfo
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 Name = Annotated[str, typer.Argument(metavar="NAME", help="A saved voice.", autocompletion=voice_names)]
 Names = Annotated[list[str], typer.Argument(metavar="NAME...", help="Saved voices.", autocompletion=voice_names)]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of a failure.")]
 
 voices = typer.Typer(name="voices", help="Add, list, show, play and remove saved voices.", no_args_is_help=True)
 
@@ -66,10 +65,10 @@ class AddOptions:
 
     model: Annotated[
         str | None,
-        typer.Option("--model", metavar="ID|PATH", envvar="CSM_MODEL", help="Model whose codec encodes the clip."),
+        setting("model", help="Model whose codec encodes the clip."),
     ] = None
     replace: Annotated[bool, typer.Option("--replace", help="Replace a voice of this name.")] = False
-    offline: Annotated[bool, typer.Option("--offline", envvar="CSM_OFFLINE", help="Download nothing.")] = False
+    offline: Annotated[bool, setting("offline")] = False
 
 
 def add(
@@ -78,7 +77,7 @@ def add(
     *,
     clip_options: ClipOptions,
     add_options: AddOptions,
-    output_options: ResultOptions,
+    output_options: OutputOptions,
 ) -> None:
     """Save a recording as a voice: trimmed, at the model's sample rate, encoded once."""
     from csm_cli.voices import add_voice, cached_codes, check_name, prepare_clip
@@ -115,7 +114,7 @@ def add(
 
 
 @voices.command(name="list")
-def list_(json: Json = False, debug: Debug = False) -> None:
+def list_(json: Json = False) -> None:
     """List all saved voices."""
     from csm_cli.voices import list_voices
 
@@ -130,7 +129,7 @@ def list_(json: Json = False, debug: Debug = False) -> None:
 
 
 @voices.command()
-def show(name: Name, json: Json = False, debug: Debug = False) -> None:
+def show(name: Name, json: Json = False) -> None:
     """Show one voice: transcript, licence, source and file."""
     from csm_cli.voices import find_voice
 
@@ -143,7 +142,7 @@ def show(name: Name, json: Json = False, debug: Debug = False) -> None:
 
 
 @voices.command()
-def play(name: Name, debug: Debug = False) -> None:
+def play(name: Name) -> None:
     """Play a voice's clip."""
     from csm_cli.audio.io import probe, read_audio
     from csm_cli.audio.playback import open_player
@@ -156,7 +155,7 @@ def play(name: Name, debug: Debug = False) -> None:
 
 
 @voices.command()
-def rm(names: Names, debug: Debug = False) -> None:
+def rm(names: Names) -> None:
     """Remove saved voices."""
     from csm_cli.voices import find_voice, remove_voice
 
@@ -167,7 +166,7 @@ def rm(names: Names, debug: Debug = False) -> None:
         log_line(f"voice {name} removed")
 
 
-voices.command()(expand_dataclass(add))
+voices.command()(add)
 
 
 def _record(voice: SavedVoice) -> dict[str, Any]:

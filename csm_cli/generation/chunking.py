@@ -7,10 +7,8 @@ import textwrap
 import unicodedata
 from collections.abc import Iterable, Mapping
 
-# Characters of a chunk. The bundled voice gets 48 of 48 sentences right at two a turn (67 characters), 44 at three
-# (101), 34 of 45 at five (166).
-DEFAULT_CHUNK_CHARS = 80
-MIN_CHUNK_CHARS = 20
+from csm_cli.types import DEFAULT_CHUNK_CHARS
+
 MAX_SENTENCE_CHUNKS = 2  # a sentence longer than so many chunks is split at its clauses
 
 _CLAUSE_END = re.compile(r"(?<=[,;:\u2014\u2013]\s)|(?<=[\u3001\uff0c\uff1b\uff1a])")

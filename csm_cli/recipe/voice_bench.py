@@ -1,20 +1,27 @@
-"""Figures of a bundled voice: intelligibility, voice match, clean stops, size and speed, against espeak-ng."""
+"""Figures of a bundled voice compared with espeak-ng: `python -m csm_cli.recipe.voice_bench`.
+
+Intelligibility, voice match, clean stops, size and speed. Needs espeak-ng and a word list (apt install espeak-ng
+wamerican); two figures need pocketsphinx (pip install 'csm-cli[bench]').
+"""
 
 from __future__ import annotations
 
+import argparse
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from csm_cli.audio.io import Audio, write_audio
-from csm_cli.generation.chunking import DEFAULT_CHUNK_CHARS
+from csm_cli.checkpoint import open_checkpoint
+from csm_cli.cli.console import emit_json, log_line
+from csm_cli.device import pick_device, pick_dtype
 from csm_cli.generation.events import ConversationFailed, Utterance
+from csm_cli.generation.synthesizer import Synthesizer
 from csm_cli.recipe.corpus import RATE, VOICES
 from csm_cli.recipe.measure import (
     NO_POCKETSPHINX,
@@ -26,10 +33,7 @@ from csm_cli.recipe.measure import (
     cut_at_sentences,
     nearest,
 )
-from csm_cli.types import Conversation, GenerationOptions, Recording, RetryPolicy, Turn
-
-if TYPE_CHECKING:
-    from csm_cli.generation.synthesizer import Synthesizer
+from csm_cli.types import DEFAULT_CHUNK_CHARS, Conversation, GenerationOptions, Recording, RetryPolicy, Turn
 
 _SEED = 1000
 SLOTS = 8
@@ -288,3 +292,39 @@ FIGURES: dict[str, tuple[Goal, Callable[[VoiceBench], Measured]]] = {
     "rtf": (Goal(0.25, at_most=True), VoiceBench.rtf),
 }
 """Targets and measurements by name."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Prints a line per figure on standard error, and all of them as one JSON line."""
+    parser = argparse.ArgumentParser(prog="csm_cli.recipe.voice_bench", description=__doc__)
+    parser.add_argument("--model", help="Hugging Face id or path; the bundled voice if not given")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--sentences", type=int, default=200, help="fewer for a quick look")
+    parser.add_argument("--only", default=",".join(FIGURES), metavar="NAME,...", help="some of the figures")
+    options = parser.parse_args(arguments)
+    names = [name.strip() for name in options.only.split(",")]
+    if unknown := [name for name in names if name not in FIGURES]:
+        parser.error(f"no figure {unknown[0]!r}; --only takes {', '.join(FIGURES)}")
+    bench = open_voice_bench(options.model, options.device, options.sentences)
+    record: dict[str, float | str | None] = {"bench": "bundled-voice", "model": bench.model}
+    record["sentences"] = options.sentences
+    for name in names:
+        figure = bench.measure(name)
+        verdict = {True: "pass", False: "miss", None: "not measured"}[figure.passed]
+        value = "-" if figure.value is None else f"{figure.value:.3f}"
+        log_line(f"{name:24}  {value:>8}  {figure.goal!s:>8}  {verdict}  {figure.note}")
+        record[name] = None if figure.value is None else round(figure.value, 4)
+        if figure.value is None:
+            record[f"{name}_reason"] = figure.note
+    emit_json(record)
+
+
+def open_voice_bench(model: str | None, device_name: str, sentences: int) -> VoiceBench:
+    """Raises CsmError if espeak-ng or the word list is missing, or the model cannot be opened."""
+    reference, device = Reference(), pick_device(device_name)
+    load = partial(Synthesizer, open_checkpoint(model), device, pick_dtype("auto", device))
+    return VoiceBench(load, reference, sentences)
+
+
+if __name__ == "__main__":
+    main()

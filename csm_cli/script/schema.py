@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    AfterValidator,
     AliasChoices,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Discriminator,
     Field,
@@ -15,32 +16,13 @@ from pydantic import (
     SkipValidation,
     Tag,
     TypeAdapter,
+    WithJsonSchema,
 )
+from pydantic_core import PydanticCustomError
 
 from csm_cli import types
-from csm_cli.script.fields import (
-    CountField,
-    DurationField,
-    FilePath,
-    FormatVersion,
-    GainDb,
-    IncludeFalse,
-    IncludeTrue,
-    ItemId,
-    LoudnessLufs,
-    OffsetSeconds,
-    PauseSeconds,
-    Seed,
-    SpeakerName,
-    SpeakerNumber,
-    Temperature,
-    TextField,
-    TimeField,
-    TitleField,
-    WordField,
-    expecting,
-    parse_bool,
-)
+from csm_cli.settings import GENERATION
+from csm_cli.settings.model import GenerationFields, expecting
 
 ALIASES = {
     "id": ("custom_id",),
@@ -50,11 +32,63 @@ ALIASES = {
 }
 TAG = "\0"  # first character of the names of union members, which no field of a script can have
 KEY = "[key]"  # pydantic's last step to an invalid key
-OPTIONS = frozenset(field.name for field in fields(types.GenerationOptions))
+
+
+def parse_bool(value: object) -> object:
+    """YAML's words for true and false, which arrive as text; every other value as it is."""
+    words = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+    return words.get(value.lower(), value) if isinstance(value, str) else value
+
+
+def _int_to_text(value: object) -> object:
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+def _at_most_an_hour(seconds: float) -> float:
+    if seconds > 3600:
+        raise PydanticCustomError("expected", "expected {words}", {"words": "at most 3600 seconds"})
+    return seconds
 
 
 def _with_aliases(name: str) -> Any:
     return Field(validation_alias=AliasChoices(name, *ALIASES[name]))
+
+
+_FINITE = Field(allow_inf_nan=False)
+_ID = r"^[^/\\]{1,150}$"
+_NAME_SCHEMA = WithJsonSchema({"type": ["string", "integer"], "minLength": 1})
+_Label = Annotated[str, Field(min_length=1), BeforeValidator(_int_to_text), _NAME_SCHEMA]
+
+TextField = Annotated[str, expecting("text")]
+WordField = Annotated[
+    str, Field(pattern=r"\S"), expecting("a word"), WithJsonSchema({"type": "string", "pattern": r"\S"})
+]
+TitleField = Annotated[str, BeforeValidator(_int_to_text), expecting("text")]
+SpeakerName = Annotated[_Label, expecting("the name or number of a speaker")]
+ItemId = Annotated[
+    _Label,
+    Field(pattern=_ID),
+    expecting("an id without / and \\, of at most 150 characters"),
+    WithJsonSchema({"type": ["string", "integer"], "pattern": _ID}),
+]
+FilePath = Annotated[str, Field(min_length=1), expecting("the path of a file")]
+TimeField = Annotated[float, Field(ge=0), _FINITE, expecting("seconds >= 0")]
+PauseSeconds = Annotated[float, Field(ge=0), _FINITE, expecting("seconds >= 0"), AfterValidator(_at_most_an_hour)]
+OffsetSeconds = Annotated[float, Field(ge=-3600, le=3600), _FINITE, expecting("seconds from -3600 to 3600")]
+GainDb = Annotated[float, Field(ge=-60, le=60), _FINITE, expecting("decibels from -60 to 60")]
+LoudnessLufs = Annotated[float, Field(ge=-70, le=-5), _FINITE, expecting("loudness in LUFS from -70 to -5")]
+SpeakerNumber = Annotated[int, Field(ge=0, le=999), expecting("a whole number from 0 to 999")]
+FormatVersion = Annotated[
+    Literal["1"],
+    BeforeValidator(_int_to_text),
+    expecting("1, the version of the format"),
+    WithJsonSchema({"enum": [1, "1"]}),
+]
+IncludeTrue = Annotated[Literal[True], BeforeValidator(parse_bool)]  # an entry with false is of another kind
+IncludeFalse = Annotated[Literal[False], BeforeValidator(parse_bool)]
+AliasedSpeaker = Annotated[SpeakerName, _with_aliases("speaker")]
+AliasedText = Annotated[TextField, _with_aliases("text")]
+AliasedId = Annotated[ItemId | None, _with_aliases("id")]
 
 
 def _add_aliases(schema: dict[str, Any]) -> None:
@@ -73,18 +107,11 @@ class _Fields(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, json_schema_extra=_add_aliases)
 
 
-class _Options(_Fields):
-    """Generation options; see `GenerationOptions`."""
-
-    temperature: Temperature | None = None
-    top_k: CountField | None = None
-    depth_temperature: Temperature | None = None
-    depth_top_k: CountField | None = None
-    seed: Seed | None = None
-    max_duration: DurationField | None = None
+class _Options(_Fields, GenerationFields):
+    """Generation options, with the bounds that flags have."""
 
     def options(self) -> types.GenerationOptions:
-        return types.GenerationOptions(**{name: getattr(self, name) for name in OPTIONS})
+        return types.GenerationOptions(**{name: getattr(self, name) for name in GENERATION})
 
 
 class ScriptDefaults(_Options):
@@ -116,12 +143,12 @@ class SpeakerFields(_Options):
 class ContextEntry(_Fields):
     """Recorded speech that is part of the prompt and not of the output."""
 
-    speaker: Annotated[SpeakerName, _with_aliases("speaker")]
+    speaker: AliasedSpeaker
     audio: Annotated[FilePath, _with_aliases("audio")]
-    text: Annotated[TextField, _with_aliases("text")]
+    text: AliasedText
     start: TimeField | None = None
     end: TimeField | None = None
-    id: Annotated[ItemId | None, _with_aliases("id")] = None
+    id: AliasedId = None
 
 
 class ExcludedEntry(ContextEntry):
@@ -141,9 +168,9 @@ class RecordedEntry(ContextEntry):
 class SpokenEntry(_Options):
     """A turn to generate. offset: seconds after the end of the previous turn, instead of the default gap."""
 
-    speaker: Annotated[SpeakerName, _with_aliases("speaker")]
-    text: Annotated[TextField, _with_aliases("text")]
-    id: Annotated[ItemId | None, _with_aliases("id")] = None
+    speaker: AliasedSpeaker
+    text: AliasedText
+    id: AliasedId = None
     offset: OffsetSeconds | None = None
     gain: GainDb | None = None
     include: IncludeTrue | None = None
@@ -243,7 +270,7 @@ class ScriptOutline(_Outline):
 class DialogueOutline(ScriptOutline):
     """A batch line with a whole dialogue."""
 
-    id: Annotated[ItemId | None, _with_aliases("id")] = None
+    id: AliasedId = None
 
 
 class ManifestLine(_Options):
@@ -252,9 +279,9 @@ class ManifestLine(_Options):
     voice: as in `SpeakerFields`.
     """
 
-    id: Annotated[ItemId | None, _with_aliases("id")] = None
+    id: AliasedId = None
     speaker: Annotated[SpeakerName | None, _with_aliases("speaker")] = None
-    text: Annotated[TextField, _with_aliases("text")]
+    text: AliasedText
     voice: FilePath | None = None
     voice_text: TextField | None = None
     gain: GainDb | None = None

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ValidationError
 
 from csm_cli.script import schema
 from csm_cli.script.source import Keys, Source, quoted
+from csm_cli.settings import GENERATION
 
 T = TypeVar("T")
 M = TypeVar("M", bound=BaseModel)
@@ -95,7 +96,7 @@ def _unknown_field(path: Keys, kind: str, entry: _Entry) -> str:
     for field, aliases in schema.ALIASES.items():
         if name in aliases and field in entry.fields:
             return f'means the same as "{field}"; keep one'
-    if name in schema.OPTIONS and "defaults" in entry.fields:
+    if name in GENERATION and "defaults" in entry.fields:
         return 'unknown field; put it in "defaults"'
     if name in schema.TURN_FIELDS and kind in _TURN_KINDS:
         return f"has no effect on {_TURN_KINDS[kind]}"

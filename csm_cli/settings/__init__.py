@@ -1,17 +1,17 @@
-"""What is set outside of a command line: CSM_* variables, ./csm.toml and the user's config.toml. No torch here."""
+"""The one definition of every value a person can set, and where it is set besides flags and scripts. No torch here."""
 
-from csm_cli.settings.keys import ALL_KEYS, GENERATION_KEYS, MODEL_KEYS, json_schema, parse
-from csm_cli.settings.layers import PROJECT_FILE, ResolvedSetting, defaults, options, read_settings
+from csm_cli.settings.fields import GENERATION, SETTINGS, Setting, Value, setting
+from csm_cli.settings.levels import PROJECT_FILE, Configuration, ResolvedSetting, read_configuration, validate
 
 __all__ = [
-    "ALL_KEYS",
-    "GENERATION_KEYS",
-    "MODEL_KEYS",
+    "GENERATION",
     "PROJECT_FILE",
+    "SETTINGS",
+    "Configuration",
     "ResolvedSetting",
-    "defaults",
-    "json_schema",
-    "options",
-    "parse",
-    "read_settings",
+    "Setting",
+    "Value",
+    "read_configuration",
+    "setting",
+    "validate",
 ]

@@ -8,11 +8,13 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from csm_cli.errors import ScriptInvalid, SettingsInvalid
-from csm_cli.script.fields import Seed, TextField, expecting, parse_bool
 from csm_cli.script.files import AudioLookup, read_text
 from csm_cli.script.parsers import parse_yaml
+from csm_cli.script.schema import TextField, parse_bool
 from csm_cli.script.source import INVALID, Source
 from csm_cli.script.validate import validate_entry
+from csm_cli.settings import setting
+from csm_cli.settings.model import expecting
 
 _Path = Annotated[str, Field(min_length=1), expecting("a path")]
 _Count = Annotated[int, Field(ge=1, le=10**12), expecting("a whole number >= 1")]
@@ -82,7 +84,7 @@ class TrainSettings(_Strict):
     optimizer: Annotated[Literal["adamw", "adamw8bit"], expecting("adamw or adamw8bit")] = "adamw"
     precision: Annotated[Literal["float32", "bfloat16"], expecting("float32 or bfloat16")] = "float32"
     gradient_checkpointing: _Bool = False
-    seed: Seed = 0
+    seed: Annotated[int, setting("seed")] = 0
     evaluate_every: _Steps = 200
     save_every: _Steps = 200
     sample_every: _Steps = 0

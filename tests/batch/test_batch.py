@@ -1,4 +1,4 @@
-"""What a batch remembers: the ledger, fingerprints, patterns, shards."""
+"""Batch items and the ledger: fingerprints, seeds, output patterns, shards, merging."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def whole() -> str:
     return "".join(json.dumps(line) + "\n" for line in LINES)
 
 
-def test_what_was_added_is_read_again(tmp_path: Path) -> None:
+def test_appended_results_are_read_at_the_next_opening(tmp_path: Path) -> None:
     with Ledger(tmp_path / "new" / "folder") as ledger:
         for line in [*LINES, LINES[1] | {"status": "ok"}]:
             ledger.append(line)
@@ -54,7 +54,7 @@ def test_what_was_added_is_read_again(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("torn", ["{", '{"id": "c", "status": "ok"}', "x" * 100_000])
-def test_a_torn_last_line_is_cut_and_the_next_stands_alone(tmp_path: Path, torn: str) -> None:
+def test_an_unfinished_last_line_is_removed(tmp_path: Path, torn: str) -> None:
     path = ledger_of(tmp_path, whole() + torn)
     with Ledger(tmp_path) as ledger:
         assert set(ledger.entries) == {"a", "b"}
@@ -62,7 +62,7 @@ def test_a_torn_last_line_is_cut_and_the_next_stands_alone(tmp_path: Path, torn:
     assert path.read_text() == whole() + '{"schema": 2, "id": "d", "status": "ok"}\n'
 
 
-def test_a_ledger_of_nothing_but_a_torn_line_is_empty(tmp_path: Path) -> None:
+def test_a_ledger_of_one_unfinished_line_is_empty(tmp_path: Path) -> None:
     path = ledger_of(tmp_path, '{"id"')
     with Ledger(tmp_path) as ledger:
         assert not ledger.entries
@@ -70,14 +70,14 @@ def test_a_ledger_of_nothing_but_a_torn_line_is_empty(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("line", ["hello\n", "[1]\n", '{"a": 1}\n', '{"a": 1}'])
-def test_somebody_elses_file_is_left_alone(tmp_path: Path, line: str) -> None:
+def test_a_file_that_is_not_a_ledger_is_left_unchanged(tmp_path: Path, line: str) -> None:
     path = ledger_of(tmp_path, whole() + line)
     with pytest.raises(InputError, match=r"results\.jsonl:3: is not a result"):
         Ledger(tmp_path)
     assert path.read_text() == whole() + line
 
 
-def test_one_process_holds_it_until_it_dies(tmp_path: Path) -> None:
+def test_a_process_has_the_lock_until_it_ends(tmp_path: Path) -> None:
     code = "import pathlib, csm_cli.batch; held = csm_cli.batch.Ledger(pathlib.Path()); print('held'); input()"
     command = [sys.executable, "-uc", code]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=tmp_path) as holder:
@@ -100,7 +100,7 @@ def test_one_process_holds_it_until_it_dies(tmp_path: Path) -> None:
         ("out/{shard:03d}/{id}.wav", "out/007"),
     ],
 )
-def test_the_folder_is_what_all_names_share(pattern: str, folder: str) -> None:
+def test_the_folder_is_the_common_prefix_of_all_outputs(pattern: str, folder: str) -> None:
     assert OutputPattern(pattern, 7).folder == Path(folder)
 
 
@@ -128,12 +128,12 @@ def items(count: int) -> list[BatchItem]:
     ]
 
 
-def test_shards_share_all_items_and_none_twice() -> None:
+def test_shards_partition_all_items() -> None:
     parts = [Shard(index, 3).of(items(10)) for index in (1, 2, 3)]
     assert sorted(item.id for part in parts for item in part) == [item.id for item in items(10)]
 
 
-def test_done_is_ok_unchanged_and_there(tmp_path: Path) -> None:
+def test_an_item_is_done_if_ok_unchanged_and_present(tmp_path: Path) -> None:
     made = [replace(item, path=tmp_path / item.path) for item in items(5)]
     for item in made[:4]:
         item.path.touch()
@@ -200,16 +200,16 @@ def mark(
     return Fingerprinter(SynthesisSetup(checkpoint, flags or GenerationOptions(), RetryPolicy(trim))).mark(item)
 
 
-TALK = Conversation((Turn(0, "Hi."),), id="a")
+CONVERSATION = Conversation((Turn(0, "Hi."),), id="a")
 CHANGES: list[Callable[[Conversation], Conversation]] = [
-    lambda talk: replace(talk, id="b"),
-    lambda talk: replace(talk, tail=1.0),
-    lambda talk: replace(talk, turns=(Turn(1, "Hi."),)),
-    lambda talk: replace(talk, turns=(Turn(0, "Hi!"),)),
-    lambda talk: replace(talk, turns=(Turn(0, "Hi.", gain=1.0),)),
-    lambda talk: replace(talk, turns=(Turn(0, "Hi.", options=GenerationOptions(top_k=3)),)),
-    lambda talk: replace(talk, defaults=GenerationOptions(seed=3)),
-    lambda talk: replace(talk, context=(Turn(0, "Ho.", recording=Recording(Path("none.wav"))),)),
+    lambda given: replace(given, id="b"),
+    lambda given: replace(given, tail=1.0),
+    lambda given: replace(given, turns=(Turn(1, "Hi."),)),
+    lambda given: replace(given, turns=(Turn(0, "Hi!"),)),
+    lambda given: replace(given, turns=(Turn(0, "Hi.", gain=1.0),)),
+    lambda given: replace(given, turns=(Turn(0, "Hi.", options=GenerationOptions(top_k=3)),)),
+    lambda given: replace(given, defaults=GenerationOptions(seed=3)),
+    lambda given: replace(given, context=(Turn(0, "Ho.", recording=Recording(Path("none.wav"))),)),
 ]
 
 
@@ -217,49 +217,55 @@ CHANGES: list[Callable[[Conversation], Conversation]] = [
 def test_whatever_changes_the_sound_changes_the_fingerprint(
     checkpoint: Checkpoint, change: Callable[[Conversation], Conversation]
 ) -> None:
-    same, other = (mark(checkpoint, BatchItem(talk, Path("a.wav"))).fingerprint for talk in (TALK, change(TALK)))
-    assert same == mark(checkpoint, BatchItem(TALK, Path("a.wav"))).fingerprint != other
+    same, other = (
+        mark(checkpoint, BatchItem(each, Path("a.wav"))).fingerprint for each in (CONVERSATION, change(CONVERSATION))
+    )
+    assert same == mark(checkpoint, BatchItem(CONVERSATION, Path("a.wav"))).fingerprint != other
 
 
-def test_flags_and_the_files_name_count_too(checkpoint: Checkpoint) -> None:
-    item = BatchItem(TALK, Path("a.wav"))
-    cares = [RetryPolicy(True, takes=3), RetryPolicy(True, chunk_chars=80)]
-    voices = [SynthesisSetup(checkpoint, GenerationOptions(), retry_policy) for retry_policy in cares]
-    voices.append(SynthesisSetup(checkpoint, GenerationOptions(), verified=True))
+def test_flags_and_the_output_name_change_the_fingerprint(checkpoint: Checkpoint) -> None:
+    item = BatchItem(CONVERSATION, Path("a.wav"))
+    policies = [RetryPolicy(True, takes=3), RetryPolicy(True, chunk_chars=80)]
+    setups = [SynthesisSetup(checkpoint, GenerationOptions(), retry_policy) for retry_policy in policies]
+    setups.append(SynthesisSetup(checkpoint, GenerationOptions(), verified=True))
     marks = [
         mark(checkpoint, item),
         mark(checkpoint, item, GenerationOptions(temperature=0.5)),
         mark(checkpoint, item, trim=True),
         mark(checkpoint, replace(item, file="a.flac")),
-        *(Fingerprinter(voice).mark(item) for voice in voices),
+        *(Fingerprinter(setup).mark(item) for setup in setups),
     ]
-    assert len({each.fingerprint for each in marks}) == 4 + len(voices)
+    assert len({each.fingerprint for each in marks}) == 4 + len(setups)
 
 
-def test_of_a_lexicon_what_its_words_say_counts(checkpoint: Checkpoint) -> None:
+def test_only_lexicon_entries_of_the_text_change_the_fingerprint(checkpoint: Checkpoint) -> None:
     plain, other, respelled = (
-        mark(checkpoint, BatchItem(replace(TALK, lexicon=lexicon), Path("a.wav"))).fingerprint
+        mark(checkpoint, BatchItem(replace(CONVERSATION, lexicon=lexicon), Path("a.wav"))).fingerprint
         for lexicon in ({}, {"Ho": "Hoh"}, {"Hi": "High"})
     )
     assert plain == other != respelled
 
 
-def test_a_seed_is_given_where_none_is(checkpoint: Checkpoint) -> None:
+def test_an_item_without_a_seed_gets_a_derived_one(checkpoint: Checkpoint) -> None:
     seeds = [
-        mark(checkpoint, BatchItem(TALK, Path(name), name)).conversation.defaults.seed for name in ("a.wav", "b.wav")
+        mark(checkpoint, BatchItem(CONVERSATION, Path(name), name)).conversation.defaults.seed
+        for name in ("a.wav", "b.wav")
     ]
     assert seeds[0] is not None and seeds[0] == seeds[1]
-    assert mark(checkpoint, BatchItem(TALK, Path("a.wav")), GenerationOptions(seed=0)).conversation.defaults.seed == 0
+    assert (
+        mark(checkpoint, BatchItem(CONVERSATION, Path("a.wav")), GenerationOptions(seed=0)).conversation.defaults.seed
+        == 0
+    )
 
 
-def test_a_recording_counts_by_its_bytes(checkpoint: Checkpoint, tone: Path) -> None:
-    item = BatchItem(replace(TALK, context=(Turn(0, "Ho.", recording=Recording(tone)),)), Path("a.wav"))
+def test_the_bytes_of_a_recording_change_the_fingerprint(checkpoint: Checkpoint, tone: Path) -> None:
+    item = BatchItem(replace(CONVERSATION, context=(Turn(0, "Ho.", recording=Recording(tone)),)), Path("a.wav"))
     before = mark(checkpoint, item).fingerprint
     tone.write_bytes(tone.read_bytes()[:-2] + b"\x01\x00")
     assert mark(checkpoint, item).fingerprint != before
 
 
-def test_a_checkpoint_is_what_it_holds_wherever_it_lies(tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_is_fingerprinted_by_content_not_path(tiny_checkpoint: Path, tmp_path: Path) -> None:
     def copy(name: str, change: bool) -> str:
         folder = tmp_path / name
         folder.mkdir()

@@ -1,4 +1,4 @@
-"""A batch killed, out of disk, interrupted, or run twice at once: nothing is lost, doubled or torn."""
+"""A batch that is killed, out of disk, interrupted or run twice at once: nothing is lost, doubled or half-written."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Csm = Callable[..., Result]
 RUN = "-c", "import sys; from csm_cli.cli import main; sys.exit(main())"
 COUNT = 60  # items
 # Imports once, and then runs each line of arguments in a child, which can be killed.
-NURSERY = """
+FORK_SERVER = """
 import json, os, sys
 import csm_cli.generation.synthesizer
 from csm_cli.cli import main
@@ -65,7 +65,7 @@ def running(arguments: list[str]) -> Iterator[subprocess.Popen[str]]:
             run.kill()
 
 
-def heard(run: subprocess.Popen[str], items: int = 1) -> None:
+def wait_for_items(run: subprocess.Popen[str], items: int = 1) -> None:
     """Waits until so many items are done."""
     for _ in range(items):
         assert run.stdout and run.stdout.readline(), run.communicate()[1]
@@ -77,11 +77,11 @@ def recorded(folder: Path) -> list[str]:
     return [json.loads(line)["id"] for line in text.splitlines(keepends=True) if line.endswith("\n")]
 
 
-def kill_in_the_middle(nursery: subprocess.Popen[str], arguments: list[str], chance: random.Random) -> None:
+def kill_in_the_middle(fork_server: subprocess.Popen[str], arguments: list[str], chance: random.Random) -> None:
     """Runs `csm` with these arguments until a few items, and a moment more, are done."""
-    assert nursery.stdin and nursery.stdout
-    print(json.dumps(arguments), file=nursery.stdin, flush=True)
-    lines = (line.strip() for line in nursery.stdout)
+    assert fork_server.stdin and fork_server.stdout
+    print(json.dumps(arguments), file=fork_server.stdin, flush=True)
+    lines = (line.strip() for line in fork_server.stdout)
     numbers = (int(line) for line in lines if line.isdigit())  # the child's; paths may come before it
     child = next(numbers)
     for _ in range(chance.randrange(1, 7)):
@@ -91,13 +91,13 @@ def kill_in_the_middle(nursery: subprocess.Popen[str], arguments: list[str], cha
     assert "over" in lines
 
 
-def test_killed_again_and_again_it_ends_as_if_never(csm: Csm, tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_a_run_killed_repeatedly_ends_with_the_same_files(csm: Csm, tiny_checkpoint: Path, tmp_path: Path) -> None:
     path, folder = manifest(tmp_path, COUNT), tmp_path / "killed"
     arguments = batch(tiny_checkpoint, path, folder)
     chance = random.Random(0)
-    with running(["-c", NURSERY]) as nursery:
+    with running(["-c", FORK_SERVER]) as fork_server:
         for _ in range(10):
-            kill_in_the_middle(nursery, arguments, chance)
+            kill_in_the_middle(fork_server, arguments, chance)
             assert all((folder / f"{name}.wav").exists() for name in recorded(folder))
     before = set(recorded(folder))
     assert 0 < len(before) < COUNT
@@ -111,7 +111,7 @@ def test_killed_again_and_again_it_ends_as_if_never(csm: Csm, tiny_checkpoint: P
 
 
 @pytest.mark.parametrize("call", [1, 2, 3, 6])
-def test_a_full_disk_ends_the_run_and_the_next_goes_on(
+def test_a_full_disk_ends_the_run_and_the_next_resumes(
     csm: Csm, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: int
 ) -> None:
     """The disk turns out to be full at one of the calls that reach it, for a sound or for its line."""
@@ -134,7 +134,7 @@ def test_a_full_disk_ends_the_run_and_the_next_goes_on(
 
 
 @pytest.mark.parametrize(("limit", "seconds"), [(1000, 0.4), (5000, 0.08)])
-def test_where_a_file_cannot_grow_the_run_ends_and_the_next_goes_on(
+def test_a_file_size_limit_ends_the_run_and_the_next_resumes(
     csm: Csm, tiny_checkpoint: Path, tmp_path: Path, limit: int, seconds: float
 ) -> None:
     """The system stops a sound, or in the second case a line of the ledger, in the middle."""
@@ -170,25 +170,21 @@ def test_a_clock_that_runs_backwards_changes_nothing(
     assert files[0] == files[1]
 
 
-def test_an_item_that_ends_at_once_costs_only_itself(
-    csm: Csm, mute_checkpoint: Path, tmp_path: Path, tone: Path
-) -> None:
+def test_an_empty_item_fails_alone(csm: Csm, mute_checkpoint: Path, tmp_path: Path, tone: Path) -> None:
     lines = [
         {"id": "mute", "speaker": 0, "text": "Hello."},
-        {"id": "kept", "turns": [{"speaker": 0, "text": "Hello.", "audio": tone.name}]},
+        {"id": "recorded", "turns": [{"speaker": 0, "text": "Hello.", "audio": tone.name}]},
     ]
     path = tmp_path / "lines.jsonl"
     path.write_text("\n".join(map(json.dumps, lines)))
     result = csm(*batch(mute_checkpoint, path, tmp_path / "out"), "--batch-size", 2)
-    assert result.code == 5 and result.out == f"{tmp_path / 'out' / 'kept.wav'}\n"
+    assert result.code == 5 and result.out == f"{tmp_path / 'out' / 'recorded.wav'}\n"
     (failure,) = [line for line in result.err.splitlines() if line.startswith("csm: mute: turn 1")]
     assert failure.count("came out empty") == 1, "greedy, every other take would be the same"
-    assert [path.name for path in (tmp_path / "out").glob("*.wav")] == ["kept.wav"]
+    assert [path.name for path in (tmp_path / "out").glob("*.wav")] == ["recorded.wav"]
 
 
-def test_an_unreadable_context_costs_its_item_until_it_is_mended(
-    csm: Csm, tiny_checkpoint: Path, tmp_path: Path
-) -> None:
+def test_an_item_with_unreadable_context_fails_until_repaired(csm: Csm, tiny_checkpoint: Path, tmp_path: Path) -> None:
     voice = tmp_path / "voice.wav"
     soundfile.write(voice, np.full(2400, np.nan, np.float32), 24000, subtype="FLOAT")
     lines = [{"id": f"n{n}", "speaker": 0, "text": "Hi.", "max_duration": 0.2} for n in range(3)]
@@ -202,20 +198,20 @@ def test_an_unreadable_context_costs_its_item_until_it_is_mended(
     assert csm(*arguments).out == f"{tmp_path / 'n1.wav'}\n"
 
 
-def test_two_runs_on_one_folder_are_one_too_many(csm: Csm, tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_a_second_run_on_a_folder_is_refused(csm: Csm, tiny_checkpoint: Path, tmp_path: Path) -> None:
     path, folder = manifest(tmp_path, COUNT), tmp_path / "out"
     with running([*RUN, *batch(tiny_checkpoint, path, folder)]) as first:
-        heard(first)
+        wait_for_items(first)
         first.send_signal(signal.SIGSTOP)
         second = csm(*batch(tiny_checkpoint, path, folder), "-q")
         assert second.code == 2 and "in use by another run" in second.err and len(second.err.splitlines()) == 1
     assert csm(*batch(tiny_checkpoint, path, folder)).code == 0
 
 
-def test_an_interrupted_run_says_130_and_goes_on_where_it_was(csm: Csm, tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_an_interrupted_run_exits_with_130_and_resumes(csm: Csm, tiny_checkpoint: Path, tmp_path: Path) -> None:
     path, folder = manifest(tmp_path, COUNT), tmp_path / "out"
     with running([*RUN, *batch(tiny_checkpoint, path, folder)]) as run:
-        heard(run)
+        wait_for_items(run)
         run.send_signal(signal.SIGINT)
         _, err = run.communicate(timeout=60)
     assert run.returncode == 130 and "Traceback" not in err
@@ -225,7 +221,7 @@ def test_an_interrupted_run_says_130_and_goes_on_where_it_was(csm: Csm, tiny_che
     assert Counter(recorded(folder)) == Counter(f"n{n}" for n in range(COUNT))
 
 
-def test_an_item_that_never_stops_costs_only_itself(csm: Csm, tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_an_item_that_never_stops_fails_alone(csm: Csm, tiny_checkpoint: Path, tmp_path: Path) -> None:
     path = manifest(tmp_path, 3)
     lines = path.read_text().splitlines()
     lines[1] = json.dumps({"id": "n1", "speaker": 0, "text": "Hi.", "temperature": 1.0})

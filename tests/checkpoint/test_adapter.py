@@ -77,7 +77,7 @@ def test_greedy_codes_equal_those_of_peft(tiny_checkpoint: Path, tmp_path: Path,
         assert not found.equal(plain[: len(found)])
 
 
-def test_a_batch_that_goes_on_knows_the_adapter(tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_the_checkpoint_names_the_adapters_files(tiny_checkpoint: Path, tmp_path: Path) -> None:
     adapter = make_adapter(tiny_checkpoint, tmp_path / "adapter")
     found = open_checkpoint(str(tiny_checkpoint), adapter=str(adapter))
     assert found.weights.files == {tiny_checkpoint / "model.safetensors", adapter / "adapter_model.safetensors"}
@@ -90,7 +90,7 @@ def diagnostic(base: Path, adapter: Path, kind: type[CsmError] = CheckpointInval
     return str(caught.value)
 
 
-def test_what_is_no_fitting_adapter_is_told(tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_an_unusable_adapter_is_refused(tiny_checkpoint: Path, tmp_path: Path) -> None:
     assert "nowhere" in diagnostic(tiny_checkpoint, tmp_path / "nowhere", ModelNotFound)
     assert "has no adapter_config.json" in diagnostic(tiny_checkpoint, tiny_checkpoint)
     adapter = make_adapter(tiny_checkpoint, tmp_path / "adapter")
@@ -99,10 +99,10 @@ def test_what_is_no_fitting_adapter_is_told(tiny_checkpoint: Path, tmp_path: Pat
         (adapter / "adapter_config.json").write_text(json.dumps(config | change))
         assert words in diagnostic(tiny_checkpoint, adapter)
     (adapter / "adapter_config.json").write_text(json.dumps(config))
-    assert "layers.99" in complaint_after(tiny_checkpoint, adapter, "layers.0", "layers.99")
+    assert "layers.99" in diagnostic_after(tiny_checkpoint, adapter, "layers.0", "layers.99")
 
 
-def complaint_after(base: Path, adapter: Path, old: str, new: str) -> str:
+def diagnostic_after(base: Path, adapter: Path, old: str, new: str) -> str:
     weights = load_file(adapter / "adapter_model.safetensors")
     save_file({name.replace(old, new): each for name, each in weights.items()}, adapter / "adapter_model.safetensors")
     return diagnostic(base, adapter)

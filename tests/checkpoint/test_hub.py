@@ -76,7 +76,7 @@ def test_a_shard_that_is_not_cached_is_named(
     assert f"{shard.name} of {ID} is not in the cache" in diagnostic(ModelOffline)
 
 
-def test_a_gate_says_where_to_knock(hub: FakeHub, whole: Path) -> None:
+def test_a_gated_model_says_where_to_accept_the_licence(hub: FakeHub, whole: Path) -> None:
     hub.repositories = {"sesame/csm-1b": whole, ID: whole}
     hub.gated = {"sesame/csm-1b", ID}
     line = diagnostic(ModelGated, "sesame/csm-1b")
@@ -85,13 +85,13 @@ def test_a_gate_says_where_to_knock(hub: FakeHub, whole: Path) -> None:
     assert "unsloth" not in diagnostic(ModelGated)
 
 
-def test_an_unknown_repository_lists_the_near_ones(hub: FakeHub) -> None:
+def test_an_unknown_repository_lists_similar_ones(hub: FakeHub) -> None:
     line = diagnostic(ModelNotFound, "seasame/csm-1b")
     assert "neither a local checkpoint nor a Hugging Face id" in line
     assert "did you mean sesame/csm-1b" in line
 
 
-def test_a_name_that_the_hub_cannot_have_is_unknown(hub: FakeHub) -> None:
+def test_an_invalid_repository_name_is_unknown(hub: FakeHub) -> None:
     assert "neither" in diagnostic(ModelNotFound, "some--one/voice")
 
 
@@ -104,18 +104,19 @@ def test_an_unknown_revision_is_named(hub: FakeHub, whole: Path) -> None:
 def test_another_model_is_refused_before_its_weights_are_fetched(hub: FakeHub, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
     hub.repositories[ID] = tmp_path
-    assert f"{ID}: config.json says model_type 'llama'" in diagnostic(CheckpointInvalid)
+    line = diagnostic(CheckpointInvalid)
+    assert line.startswith(f"{ID}: config.json") and "'llama'" in line
     assert set(hub.asked) == {"config.json"}
 
 
-def test_a_repository_without_a_checkpoint_says_what_it_lacks(hub: FakeHub, tmp_path: Path) -> None:
+def test_a_repository_without_a_checkpoint_names_the_missing_file(hub: FakeHub, tmp_path: Path) -> None:
     hub.repositories[ID] = tmp_path
     assert f"{ID} on Hugging Face has no config.json" in diagnostic(CheckpointInvalid)
     (tmp_path / "adapter_config.json").write_text("{}")
     assert f"{ID} is an adapter" in diagnostic(CheckpointInvalid)
 
 
-def test_the_environment_says_which_hub_cache_and_token(server: FakeHub, whole: Path, tmp_path: Path) -> None:
+def test_hub_cache_and_token_come_from_the_environment(server: FakeHub, whole: Path, tmp_path: Path) -> None:
     server.repositories[ID] = whole
     server.gated = {ID}
     script = f"from csm_cli.checkpoint import open_checkpoint; print(open_checkpoint({ID!r}).tokenizer_file)"
@@ -132,7 +133,7 @@ def test_the_environment_says_which_hub_cache_and_token(server: FakeHub, whole: 
         variables["HF_ENDPOINT"] = dead_server()
 
 
-def test_offline_nothing_is_asked_for(hub: FakeHub, whole: Path) -> None:
+def test_offline_nothing_is_requested(hub: FakeHub, whole: Path) -> None:
     hub.repositories[ID] = whole
     with pytest.raises(ModelOffline, match="--offline"):
         open_checkpoint(ID, offline=True)

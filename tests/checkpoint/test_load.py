@@ -92,12 +92,12 @@ def test_the_config_names_the_weights_to_prefer(folder: Path, model: CsmForCondi
     assert_same_tensors(folder, model)
 
 
-def test_weights_that_the_config_names_have_to_be_there(folder: Path) -> None:
+def test_missing_weights_that_the_config_names_are_an_error(folder: Path) -> None:
     edit_json(folder / "config.json", transformers_weights="mine.safetensors")
     assert "has no mine.safetensors" in diagnostic(folder)
 
 
-def test_a_home_folder_is_a_tilde(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tilde_is_expanded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(folder.parent))
     assert open_checkpoint(f"~/{folder.name}").weights
 
@@ -114,7 +114,7 @@ def test_the_tied_table_may_be_stored_once_or_twice(
     assert_same_tensors(folder, model)
 
 
-def test_any_dtype_opens(folder: Path) -> None:
+def test_any_dtype_loads(folder: Path) -> None:
     edit_tensors(folder, lambda tensors: tensors.update({n: t.bfloat16() for n, t in tensors.items()}))
     assert {tensor.dtype for tensor in open_checkpoint(str(folder)).weights.values()} == {torch.bfloat16}
 
@@ -169,7 +169,7 @@ def test_a_missing_shard_is_named(folder: Path, model: CsmForConditionalGenerati
     assert shard.name in diagnostic(folder)
 
 
-def test_a_tensor_that_the_index_promises_and_a_shard_lacks_is_named(folder: Path) -> None:
+def test_a_tensor_of_the_index_that_its_shard_lacks_is_named(folder: Path) -> None:
     (folder / "model.safetensors.index.json").write_text('{"weight_map": {"ghost": "model.safetensors"}}')
     assert "model.safetensors has no tensor ghost" in diagnostic(folder)
 
@@ -189,14 +189,14 @@ def test_a_config_that_is_not_json_is_named(folder: Path, text: str) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"model_type": "llama"}, "model_type 'llama', not 'csm'"),
+        ({"model_type": "llama"}, "model_type is 'llama'"),
         ({"hidden_size": None}, "hidden_size"),
         ({"hidden_size": "wide"}, "does not describe a CSM"),
         ({"codec_config": "mimi"}, "does not describe a CSM"),
         ({"hidden_size": 1e999}, "does not describe a CSM"),
         ({"num_attention_heads": 0}, '"num_attention_heads" is 0'),
         ({"num_codebooks": 5}, "num_codebooks is 5, depth_decoder_config's is 4"),
-        ({"codebook_eos_token_id": 99}, "codebook_eos_token_id is 99, and must be from 0 to 34"),
+        ({"codebook_eos_token_id": 99}, "codebook_eos_token_id is 99"),
         ({"codebook_eos_token_id": -1}, "codebook_eos_token_id is -1"),
         ({"rope_parameters": LLAMA3 | {"high_freq_factor": 0.125}}, "high_freq_factor above low_freq_factor"),
         ({"rope_parameters": LLAMA3 | {"factor": 0}}, "RoPE's factor"),
@@ -223,12 +223,12 @@ def test_an_empty_folder_is_no_checkpoint(tmp_path: Path) -> None:
     assert "has no config.json" in diagnostic(tmp_path)
 
 
-def test_an_adapter_is_told_from_a_model(tmp_path: Path) -> None:
+def test_an_adapter_is_not_a_model(tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "sesame/csm-1b"}')
     assert "is an adapter for sesame/csm-1b" in diagnostic(tmp_path)
 
 
-def test_an_unknown_name_lists_the_near_ones(tmp_path: Path) -> None:
+def test_an_unknown_name_lists_similar_ones(tmp_path: Path) -> None:
     (tmp_path / "my_voice").mkdir()
     assert "did you mean sesame/csm-1b or unsloth/csm-1b?" in diagnostic(Path("csm-1b"), ModelNotFound)
     assert "did you mean " + str(tmp_path / "my_voice") in diagnostic(tmp_path / "my_voise", ModelNotFound)
@@ -237,7 +237,7 @@ def test_an_unknown_name_lists_the_near_ones(tmp_path: Path) -> None:
         assert "is neither a local checkpoint" in diagnostic(Path(name), ModelNotFound)
 
 
-def test_a_revision_belongs_to_the_hub(whole: Path) -> None:
+def test_a_revision_of_a_local_checkpoint_is_refused(whole: Path) -> None:
     with pytest.raises(UsageError, match="--revision"):
         open_checkpoint(str(whole), "main")
 
@@ -263,7 +263,7 @@ def test_defaults_come_from_the_generation_config(
     path.unlink()
     if published is not None:
         path.write_text(json.dumps(published))
-    assert open_checkpoint(str(folder)).defaults == options
+    assert open_checkpoint(str(folder)).defaults.sampling == options.sampling
 
 
 @pytest.mark.parametrize(
@@ -276,18 +276,18 @@ def test_defaults_come_from_the_generation_config(
         {"depth_decoder_top_k": float("inf")},
     ],
 )
-def test_a_default_that_is_no_possible_number_is_named(folder: Path, values: dict[str, Any]) -> None:
+def test_an_impossible_default_is_named(folder: Path, values: dict[str, Any]) -> None:
     edit_json(folder / "generation_config.json", **values)
-    assert "generation_config.json: temperature and top_k must be numbers >= 0" in diagnostic(folder)
+    assert f"generation_config.json: {next(iter(values))} takes" in diagnostic(folder)
 
 
-def test_positions_in_which_it_speaks_well_are_read(folder: Path) -> None:
+def test_the_soft_limit_is_read(folder: Path) -> None:
     assert open_checkpoint(str(folder)).soft_limit == 0
     edit_json(folder / "generation_config.json", csm_memory=200)
     assert open_checkpoint(str(folder)).soft_limit == 200
 
 
 @pytest.mark.parametrize("positions", [-1, "many", 1.5])
-def test_positions_that_cannot_be_are_named(folder: Path, positions: object) -> None:
+def test_an_impossible_soft_limit_is_named(folder: Path, positions: object) -> None:
     edit_json(folder / "generation_config.json", csm_memory=positions)
     assert "csm_memory must be a whole number >= 0" in diagnostic(folder)

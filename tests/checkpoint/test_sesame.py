@@ -51,9 +51,9 @@ MIMI |= {"vector_quantization_hidden_dimension": 16, "codebook_size": 32, "num_q
 
 
 @pytest.fixture(scope="module")
-def companions(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def companion_repositories(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Stands for kyutai/mimi and for the repository with the tokenizer."""
-    folder = tmp_path_factory.mktemp("companions")
+    folder = tmp_path_factory.mktemp("companion_repositories")
     torch.manual_seed(0)
     MimiModel(MimiConfig(**MIMI)).save_pretrained(folder)
     (folder / "tokenizer.json").write_text("{}")
@@ -61,8 +61,8 @@ def companions(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def hub(companions: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loading, "HubRepository", lambda name, **_: LocalFolder(companions, name))
+def hub(companion_repositories: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loading, "HubRepository", lambda name, **_: LocalFolder(companion_repositories, name))
 
 
 @pytest.fixture(params=["model.safetensors", "ckpt.pt"])
@@ -152,15 +152,15 @@ def test_logits_are_those_of_the_formats_description(folder: Path) -> None:
         torch.testing.assert_close(ours_others, others[:, : ours_others.shape[1]], atol=1e-4, rtol=0)
 
 
-def test_codec_and_tokenizer_come_from_elsewhere(folder: Path, companions: Path) -> None:
+def test_codec_and_tokenizer_come_from_other_repositories(folder: Path, companion_repositories: Path) -> None:
     checkpoint = open_checkpoint(str(folder))
     assert checkpoint.codec_config["codebook_size"] == 32
     assert "decoder.layers.0.conv.weight" in checkpoint.codec_weights
-    assert checkpoint.tokenizer_file == companions / "tokenizer.json"
+    assert checkpoint.tokenizer_file == companion_repositories / "tokenizer.json"
     assert (checkpoint.config.audio_token, checkpoint.config.audio_eos_token) == (128002, 128003)
 
 
-def test_a_lone_file_of_the_published_flavors_needs_no_config(tmp_path: Path) -> None:
+def test_a_single_file_of_the_published_flavors_needs_no_config(tmp_path: Path) -> None:
     weights = {name: tensor for name, tensor in original_weights().items() if ".attn." not in name}
     for name, dim, head in (("backbone", BACKBONE_DIM, 64), ("decoder", DECODER_DIM, 128)):
         for layer in range(LAYERS[name]):

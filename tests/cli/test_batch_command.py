@@ -86,7 +86,7 @@ def test_a_failed_item_is_one_line_and_the_rest_go_on(csm: Csm, tiny_checkpoint:
     assert [record["status"] for record in told if record["id"] == "bad"] == ["failed"]
 
 
-def test_where_all_items_fail_nothing_was_generated(csm: Csm, mute_checkpoint: Path, tmp_path: Path) -> None:
+def test_exit_code_is_1_if_all_items_fail(csm: Csm, mute_checkpoint: Path, tmp_path: Path) -> None:
     result = run(csm, mute_checkpoint, manifest(tmp_path, item("a"), item("b")), tmp_path / "{id}.wav")
     assert result.code == 1 and result.err.count("came out empty") == 2 and not list(tmp_path.glob("*.wav"))
 
@@ -125,7 +125,7 @@ def test_outputs_are_refused_before_anything_is_loaded(
         ((None, "link.wav"), '"b" reads {folder}/link.wav, which an earlier row would replace'),
     ],
 )
-def test_what_a_line_reads_no_line_replaces(
+def test_no_row_replaces_an_input_of_another(
     csm: Csm, tmp_path: Path, heard: tuple[str | None, str | None], message: str
 ) -> None:
     before = write_tone(tmp_path / "a.wav").read_bytes()
@@ -139,7 +139,7 @@ def test_what_a_line_reads_no_line_replaces(
     assert (tmp_path / "a.wav").read_bytes() == before
 
 
-def test_a_batch_reads_what_another_has_written(csm: Csm, tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_a_batch_may_read_outputs_of_another(csm: Csm, tiny_checkpoint: Path, tmp_path: Path) -> None:
     run(csm, tiny_checkpoint, manifest(tmp_path, item("a")), tmp_path / "{id}.wav")
     context = [{"speaker": 1, "audio": "a.wav", "text": "Hello."}]
     goes_on = run(csm, tiny_checkpoint, manifest(tmp_path, item("b", context=context)), tmp_path / "{id}.wav")
@@ -160,13 +160,13 @@ def test_two_names_of_one_file_are_refused(csm: Csm, tmp_path: Path) -> None:
     assert result.code == 3 and "put {id} into -o" in result.err
 
 
-def test_a_line_has_a_voice_of_its_own(csm: Csm, tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_rows_have_their_own_voices(csm: Csm, tiny_checkpoint: Path, tmp_path: Path) -> None:
     path = manifest(tmp_path, item("a", seed=1, voice="ash"), item("b", seed=1, voice="birch"), item("c", seed=1))
     run(csm, tiny_checkpoint, path, tmp_path / "{id}.wav")
     assert len({soundfile.read(tmp_path / f"{name}.wav")[0].tobytes() for name in "abc"}) == 3
 
 
-def test_a_flag_overrides_the_lines(csm: Csm, tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_a_flag_overrides_the_rows(csm: Csm, tiny_checkpoint: Path, tmp_path: Path) -> None:
     path = manifest(tmp_path, *(item(f"{n}", max_duration=0.16) for n in range(4)))
     done = run(csm, tiny_checkpoint, path, tmp_path / "{id}.wav", "--max-duration", "0.24", "--json")
     assert [json.loads(line)["duration_s"] for line in done.out.splitlines()] == [0.24] * 4
@@ -201,7 +201,7 @@ def test_results_are_recorded_beside_the_files(csm: Csm, tiny_checkpoint: Path, 
     assert {record.pop("id"): record for record in map(json.loads, told.splitlines())} == recorded
 
 
-def test_a_rerun_speaks_only_what_is_not_done(csm: Csm, tiny_checkpoint: Path, tmp_path: Path, tone: Path) -> None:
+def test_a_rerun_generates_only_what_is_not_done(csm: Csm, tiny_checkpoint: Path, tmp_path: Path, tone: Path) -> None:
     context = [{"speaker": 1, "audio": tone.name, "text": "Hi!"}]
     items = [item("a"), item("b", context=context), item("c"), item("d")]
 
@@ -235,7 +235,7 @@ def test_a_rerun_with_nothing_to_do_loads_no_weights(
         assert line.startswith("nothing to speak; ") and line.endswith(count)
 
 
-def test_a_seed_that_nobody_gave_is_the_same_every_time(csm: Csm, tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_derived_seeds_are_the_same_in_every_run(csm: Csm, tiny_checkpoint: Path, tmp_path: Path) -> None:
     path = manifest(tmp_path, item("a", temperature=1.0), item("b", temperature=1.0))
     takes = []
     for name in ("one", "two"):
@@ -244,7 +244,7 @@ def test_a_seed_that_nobody_gave_is_the_same_every_time(csm: Csm, tiny_checkpoin
     assert takes[0] == takes[1] and takes[0][0] != takes[0][1]
 
 
-def test_what_failed_is_tried_again(csm: Csm, tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_failed_items_are_retried(csm: Csm, tiny_checkpoint: Path, tmp_path: Path) -> None:
     pattern = tmp_path / "{id}.wav"
     assert run(csm, tiny_checkpoint, manifest(tmp_path, item("a"), item("b", max_duration=100)), pattern).code == 5
     path = manifest(tmp_path, item("a"), item("b"), item("new"))
@@ -253,7 +253,7 @@ def test_what_failed_is_tried_again(csm: Csm, tiny_checkpoint: Path, tmp_path: P
     assert run(csm, tiny_checkpoint, path, pattern).out == f"{tmp_path / 'new.wav'}\n"
 
 
-def test_a_retry_goes_on_with_seeds_not_tried_yet(csm: Csm, tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_a_retry_uses_seeds_not_tried_yet(csm: Csm, tiny_checkpoint: Path, tmp_path: Path) -> None:
     path = manifest(tmp_path, {"id": "endless", "speaker": 0, "text": "Hi.", "temperature": 1.0, "seed": 5}, item("a"))
     pattern = tmp_path / "{id}.wav"
     assert run(csm, tiny_checkpoint, path, pattern, "--retries", 1).code == 5
@@ -265,7 +265,7 @@ def test_a_retry_goes_on_with_seeds_not_tried_yet(csm: Csm, tiny_checkpoint: Pat
 
 
 @pytest.mark.parametrize(("flags", "failures"), [(["--fail-fast"], 1), (["--max-failures", 2], 2), ([], 4)])
-def test_a_run_gives_up_when_told_to(
+def test_a_run_stops_after_the_allowed_failures(
     csm: Csm, mute_checkpoint: Path, tmp_path: Path, flags: list[object], failures: int
 ) -> None:
     path = manifest(tmp_path, *(item(name) for name in "abcd"))
@@ -312,7 +312,7 @@ def test_an_impossible_batch_size_is_refused(csm: Csm, tmp_path: Path, text: str
     assert result.code == 2 and "--batch-size takes auto or a whole number" in result.err
 
 
-def test_the_batch_size_that_fits_is_told(csm: Csm, tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_the_automatic_batch_size_is_reported(csm: Csm, tiny_checkpoint: Path, tmp_path: Path) -> None:
     told = run(csm, tiny_checkpoint, manifest(tmp_path, item("a")), tmp_path / "{id}.wav").err
     assert re.search(r"up to \d items at once \(--batch-size auto: .* MB per item\)", told)
 
@@ -335,7 +335,7 @@ def test_a_report_shows_all_that_is_recorded(csm: Csm, tiny_checkpoint: Path, tm
         assert "too long" in rows["bad"]["warnings"][0] and rows["bad"]["speaker"] == "0"
 
 
-def test_a_report_of_much_sound_plays_the_files(
+def test_a_report_of_much_audio_links_the_files(
     csm: Csm, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("csm_cli.report.page.MAX_EMBEDDED_SECONDS", 0.1)
@@ -354,7 +354,7 @@ def test_an_impossible_report_is_refused(csm: Csm, tmp_path: Path, name: str) ->
     assert result.code == 2 and len(result.err.splitlines()) == 1 and "loading" not in result.err
 
 
-def test_no_clobber_keeps_what_was_not_recorded(csm: Csm, tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_no_clobber_refuses_files_that_are_not_recorded(csm: Csm, tiny_checkpoint: Path, tmp_path: Path) -> None:
     path = manifest(tmp_path, item("a"), item("b"))
     run(csm, tiny_checkpoint, path, tmp_path / "{id}.wav", "--limit", 1)
     (tmp_path / "b.wav").write_bytes(b"mine")

@@ -75,7 +75,7 @@ def original(folder: Path) -> Path:
     return folder
 
 
-def test_the_original_format_there_and_back_is_bit_equal(
+def test_a_round_trip_through_the_original_format_is_bit_equal(
     csm: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from csm_cli.checkpoint import load as loading
@@ -107,14 +107,14 @@ def test_the_bundled_voice_becomes_original_and_speaks(csm: Run, tmp_path: Path)
     assert same.config == bundled.config and same.codec_weights.keys() == bundled.codec_weights.keys()
 
 
-def test_a_dtype_makes_it_small(csm: Run, tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_weights_are_written_in_the_given_dtype(csm: Run, tiny_checkpoint: Path, tmp_path: Path) -> None:
     assert csm("export", tiny_checkpoint, "--dtype", "bf16", "-o", tmp_path / "small").code == 0
     stored = load_file(tmp_path / "small" / "model.safetensors")
     assert {each.dtype for name, each in stored.items() if not name.startswith("codec_model")} == {torch.bfloat16}
     assert json.loads((tmp_path / "small" / "config.json").read_text())["dtype"] == "bfloat16"
 
 
-def test_folders_that_hold_something_else_are_left_alone(csm: Run, tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_folders_with_other_files_are_left_unchanged(csm: Run, tiny_checkpoint: Path, tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("x")
     result = csm("export", tiny_checkpoint, "-o", tmp_path / "mine")
@@ -136,7 +136,7 @@ def test_a_checkpoint_does_not_replace_itself(csm: Run, tiny_checkpoint: Path, t
     assert (tmp_path / "a" / "model.safetensors").read_bytes() == before
 
 
-def test_a_full_disk_leaves_what_was_there(
+def test_a_full_disk_leaves_the_old_checkpoint(
     csm: Run, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert csm("export", tiny_checkpoint, "-o", tmp_path / "a").code == 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -17,6 +18,7 @@ from conftest import Result, allow_sigint
 from csm_cli import __version__
 from csm_cli.cli import main
 from csm_cli.cli import synthesis as speaking
+from csm_cli.settings import SETTINGS
 
 Csm = Callable[..., Result]
 RUN = "import sys; from csm_cli.cli import main; sys.exit(main())"
@@ -60,8 +62,8 @@ def test_help_shows_brackets_as_they_are(csm: Csm) -> None:
 
 @pytest.mark.parametrize("command", ["voices add", "data check", "data prepare"])
 def test_help_of_what_does_not_speak_does_not_speak_of_it(csm: Csm, command: str) -> None:
-    told = " ".join(csm(*command.split(), "--help").out.split())
-    assert "as JSON on standard output" in told and "spoken" not in told and "Only output paths" not in told
+    told = " ".join(csm(*command.split(), "--help-all").out.split())
+    assert "--json" in told and "spoken" not in told
 
 
 def test_without_a_command_it_prints_its_help(csm: Csm) -> None:
@@ -105,9 +107,13 @@ def test_speaking_imports_no_transformers(tiny_checkpoint: Path, tmp_path: Path,
         (["say", "Hi", "-s", "-1"], "--speaker"),
         (["batch", "a.jsonl", "-o", "{id}.wav", "--batch-size", "0"], "--batch-size"),
         (["say", "Hi", "there"], "there"),
-        (["converse", "a.yaml", "-o"], "`csm converse --help`"),
-        (["voices", "add", "ana", "a.wav", "--start"], "`csm voices add --help`"),
-        (["--loud"], "`csm --help`"),
+        (["say", "Hi", "--tempature", "1"], "--temperature"),
+        (["say", "Hi", "--temperature", "200"], "--temperature takes"),
+        (["say", "Hi", "--device", "gpu"], "--device takes"),
+        (["say", "Hi", "--quantize", "int4"], "--quantize takes"),
+        (["converse", "a.yaml", "-o"], "`csm converse -h`"),
+        (["voices", "add", "ana", "a.wav", "--start"], "`csm voices add -h`"),
+        (["--loud"], "`csm -h`"),
     ],
 )
 def test_usage_errors_are_one_line(csm: Csm, arguments: list[str], message: str) -> None:
@@ -117,12 +123,43 @@ def test_usage_errors_are_one_line(csm: Csm, arguments: list[str], message: str)
 
 
 def test_flags_before_a_command_do_not_hide_it(csm: Csm) -> None:
-    assert "`csm converse --help`" in csm("--debug", "converse", "a.yaml", "-o").err.splitlines()[-1]
+    assert "`csm converse -h`" in csm("--debug", "converse", "a.yaml", "-o").err.splitlines()[-1]
 
 
 def test_debug_shows_the_traceback(csm: Csm) -> None:
     assert "Traceback" not in csm("say", "Hi", "-o", "x.mp3").err
     assert "Traceback" in csm("say", "Hi", "-o", "x.mp3", "--debug").err
+    assert "Traceback" in csm("--debug", "say", "Hi", "-o", "x.mp3").err
+
+
+def test_debug_is_accepted_by_every_command(csm: Csm) -> None:
+    assert csm("config", "path", "--debug").code == 0 and csm("voices", "--debug", "list").code == 0
+
+
+def test_after_two_dashes_debug_is_text(csm: Csm) -> None:
+    assert "Traceback" not in csm("say", "-o", "x.mp3", "--", "--debug").err
+
+
+def options_in_help(csm: Csm, *command: str) -> set[str]:
+    return set(re.findall(r"(?<=[\s,])--[a-z][a-z-]*", csm(*command).out))
+
+
+@pytest.mark.parametrize("command", ["say", "converse", "batch"])
+def test_the_short_help_shows_the_usual_options_and_the_long_one_all(csm: Csm, command: str) -> None:
+    short, long = options_in_help(csm, command, "-h"), options_in_help(csm, command, "--help-all")
+    assert {"--model", "--device", "--seed", "--temperature", "--output", "--json"} <= short < long
+    assert len(short) <= 20 and {"--depth-top-k", "--dtype", "--retries", "--no-clobber"} <= long - short
+    assert f"csm {command} --help-all" in csm(command, "-h").out
+
+
+def test_help_shows_no_type_beside_a_switch(csm: Csm) -> None:
+    assert "<bool>" not in csm("say", "--help-all").out and "<bool>" not in csm("-h").out
+
+
+def test_every_setting_is_an_option_with_its_help(csm: Csm, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "300")
+    shown = csm("say", "--help-all").out
+    assert all(f"--{name.replace('_', '-')}" in shown and each.help in shown for name, each in SETTINGS.items())
 
 
 class OutOfMemoryError(RuntimeError):
@@ -174,7 +211,7 @@ def test_a_batch_whose_reader_leaves_says_why_it_stops(tiny_checkpoint: Path, tm
         assert run.stdout and run.stderr and run.stdout.readline()
         run.stdout.close()
         told = [line for line in run.stderr.read().splitlines() if "maximum duration" not in line]
-    assert run.returncode == 1 and "csm: standard output was closed; the same command speaks the rest" in told
+    assert run.returncode == 1 and "csm: standard output was closed; the same command generates the rest" in told
     assert flag != "-q" or len(told) == 1
     assert 0 < len(list((tmp_path / "out").glob("*.wav"))) < 20
 
@@ -217,7 +254,7 @@ def test_an_interrupt_keeps_what_is_finished(tiny_checkpoint: Path, tmp_path: Pa
     run.send_signal(signal.SIGINT)
     _, err = run.communicate(timeout=60)
     assert run.returncode == 130 and err.splitlines()[-1] == "csm: interrupted" and "Traceback" not in err
-    assert "1 written; the rest left for later" in err and (tmp_path / "short.wav").exists()
+    assert "1 written" in err and "20 left" in err and (tmp_path / "short.wav").exists()
     assert not list(tmp_path.glob(".*"))
 
 

@@ -27,11 +27,11 @@ def served(hub: FakeHub, speaking: Path) -> FakeHub:
 
 def test_an_empty_cache_has_the_bundled_voice(csm: Csm, hub: FakeHub) -> None:
     result = csm("models", "list")
-    assert result.code == 0 and result.out.splitlines() == ["bundled voice  what speaks without --model"]
+    assert result.code == 0 and result.out.splitlines() == ["bundled voice  the default without --model"]
     assert csm("models", "list", "--json").json == []
 
 
-def test_what_is_pulled_is_listed_found_and_removed(csm: Csm, served: FakeHub) -> None:
+def test_a_pulled_model_is_listed_found_and_removed(csm: Csm, served: FakeHub) -> None:
     pulled = csm("models", "pull", ID)
     folder = Path(pulled.out.strip())
     assert pulled.code == 0 and f"commit {COMMIT}" in pulled.err
@@ -53,7 +53,7 @@ def test_what_is_pulled_is_listed_found_and_removed(csm: Csm, served: FakeHub) -
     assert gone.code == 4 and f"csm models pull {ID}" in gone.err
 
 
-def test_what_was_pulled_speaks_offline(
+def test_a_pulled_model_speaks_offline(
     csm: Csm, served: FakeHub, point_to: Callable[[str], None], tmp_path: Path
 ) -> None:
     run = ("say", "Hi", "--model", ID, "--max-duration", "0.4", "-o", tmp_path / "a.wav", "--offline")
@@ -79,14 +79,14 @@ def test_offline_can_be_configured(
     ("name", "message"),
     [("someone/gated", "accept its licence"), ("someone/nothing", "neither a local checkpoint nor a Hugging Face id")],
 )
-def test_what_cannot_be_pulled_says_why(csm: Csm, served: FakeHub, speaking: Path, name: str, message: str) -> None:
+def test_a_failed_pull_says_why(csm: Csm, served: FakeHub, speaking: Path, name: str, message: str) -> None:
     served.repositories["someone/gated"] = speaking
     served.gated = {"someone/gated"}
     result = csm("models", "pull", name)
     assert result.code == 4 and message in result.err and not result.out
 
 
-def test_what_is_not_cached_lists_the_near_ones(csm: Csm, served: FakeHub) -> None:
+def test_a_model_that_is_not_cached_lists_similar_ones(csm: Csm, served: FakeHub) -> None:
     csm("models", "pull", ID)
     for command in ("where", "rm"):
         result = csm("models", command, "someone/voices")
@@ -96,7 +96,7 @@ def test_what_is_not_cached_lists_the_near_ones(csm: Csm, served: FakeHub) -> No
     assert csm("models", "where", ID).code == 0
 
 
-def test_what_cannot_be_removed_is_told(csm: Csm, served: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_removal_is_reported(csm: Csm, served: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
     csm("models", "pull", ID)
 
     def refuse(*_: object, **__: object) -> None:
@@ -107,14 +107,14 @@ def test_what_cannot_be_removed_is_told(csm: Csm, served: FakeHub, monkeypatch: 
     assert result.code == 1 and "could not be removed" in result.err and "freed" not in result.err
 
 
-def test_other_models_in_the_cache_are_not_ours(csm: Csm, served: FakeHub) -> None:
+def test_other_models_in_the_cache_are_ignored(csm: Csm, served: FakeHub) -> None:
     folder = Path(csm("models", "pull", ID).out.strip())
     (folder / "config.json").unlink()
     (folder / "config.json").write_text('{"model_type": "llama"}')
     assert csm("models", "list", "--json").json == [] and csm("models", "rm", ID).code == 4
 
 
-def test_local_checkpoints_are_where_they_are(csm: Csm, tiny_checkpoint: Path) -> None:
+def test_local_checkpoints_are_found(csm: Csm, tiny_checkpoint: Path) -> None:
     assert csm("models", "where").out.endswith("assets/voice\n")
     assert csm("models", "where", tiny_checkpoint).out == f"{tiny_checkpoint}\n"
     assert csm("models", "where", "no such thing").code == 4

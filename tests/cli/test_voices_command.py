@@ -73,7 +73,9 @@ def test_a_voice_is_added_listed_shown_and_removed(csm: Csm, add: Csm) -> None:
 
 
 @pytest.mark.parametrize("way", ["flag", "file", "beside"])
-def test_the_words_come_from_anywhere(csm: Csm, clip: Path, tiny_checkpoint: Path, tmp_path: Path, way: str) -> None:
+def test_the_transcript_comes_from_flag_or_file(
+    csm: Csm, clip: Path, tiny_checkpoint: Path, tmp_path: Path, way: str
+) -> None:
     (tmp_path / "words.txt").write_text(f"\ufeff{WORDS.text}\n", encoding="utf-8")
     if way == "beside":
         (tmp_path / "words.txt").rename(clip.with_suffix(".txt"))
@@ -95,7 +97,7 @@ def test_the_words_come_from_anywhere(csm: Csm, clip: Path, tiny_checkpoint: Pat
         (["--text", "Hi", "--end", "0.5"], 3, "s of speech"),
     ],
 )
-def test_what_makes_no_voice_is_refused(
+def test_unusable_clips_and_transcripts_are_refused(
     csm: Csm, clip: Path, tiny_checkpoint: Path, home: Path, flags: list[str], code: int, message: str
 ) -> None:
     result = csm("voices", "add", "ana", clip, "--model", tiny_checkpoint, *flags)
@@ -108,13 +110,13 @@ def test_a_missing_clip_is_named(csm: Csm, tiny_checkpoint: Path) -> None:
     assert result.code == 3 and "none.wav: No such file" in result.err
 
 
-def test_none_is_removed_where_one_is_misspelled(csm: Csm, add: Csm) -> None:
+def test_nothing_is_removed_if_one_name_is_unknown(csm: Csm, add: Csm) -> None:
     add("ana")
     result = csm("voices", "rm", "ana", "anna")
     assert result.code == 4 and "did you mean ana" in result.err and csm("voices", "show", "ana").code == 0
 
 
-def test_a_saved_voice_speaks_as_its_clip_does(add: Csm, csm: Csm, say: Callable[..., bytes]) -> None:
+def test_a_saved_voice_equals_its_clip_as_context(add: Csm, csm: Csm, say: Callable[..., bytes]) -> None:
     add("ana")
     audio = csm("voices", "show", "ana", "--json").json["audio"]
     saved = say("-v", "ana", "-s", "3")
@@ -127,7 +129,7 @@ def test_it_is_encoded_once_for_each_codec(
     add("ana")
     other = save_checkpoint(random_csm(Shape(codebooks=4)), tmp_path / "other")
     run = ("say", "Hi", "-v", "ana", "--max-duration", "0.4", "--seed", "1", "-o", tmp_path / "b.wav", "--model", other)
-    assert "voice ana: encoded for this codec, once" in csm(*run).err
+    assert "encoding the voice ana" in csm(*run).err
     first = (tmp_path / "b.wav").read_bytes()
 
     def refuse(*_: object) -> None:
@@ -135,7 +137,7 @@ def test_it_is_encoded_once_for_each_codec(
 
     monkeypatch.setattr(Codec, "encode", refuse)
     result = csm(*run)
-    assert result.code == 0 and "encoded for this" not in result.err and (tmp_path / "b.wav").read_bytes() == first
+    assert result.code == 0 and "encoding the voice" not in result.err and (tmp_path / "b.wav").read_bytes() == first
     say("-v", "ana")
 
 
@@ -177,9 +179,7 @@ def test_scripts_and_batch_lines_name_voices(
         ('{"text": "[0]Hi [1]Ho", "voice": "saved"}', "has several"),
     ],
 )
-def test_a_script_complains_of_voices_there_are_not(
-    csm: Csm, add: Csm, tmp_path: Path, text: str, diagnostic: str
-) -> None:
+def test_check_names_unknown_voices(csm: Csm, add: Csm, tmp_path: Path, text: str, diagnostic: str) -> None:
     add("saved")
     path = tmp_path / ("a.jsonl" if text.startswith("{") else "a.yaml")
     path.write_text(text)
@@ -187,7 +187,7 @@ def test_a_script_complains_of_voices_there_are_not(
     assert result.code == 3 and diagnostic in result.err
 
 
-def test_a_file_beside_a_script_counts_before_a_voice_of_its_name(csm: Csm, add: Csm, tmp_path: Path) -> None:
+def test_a_file_beside_a_script_has_precedence_over_a_voice(csm: Csm, add: Csm, tmp_path: Path) -> None:
     add("saved")
     (tmp_path / "saved").write_text("no sound")
     (tmp_path / "a.yaml").write_text(script("saved"))
@@ -203,7 +203,7 @@ def test_a_shell_completes_the_names(add: Csm, home: Path, shell: str, typed: st
     assert done.stdout.split() == ["ash", "ana"] and not done.stderr
 
 
-def test_play_plays_the_clip(csm: Csm, heard: SimpleNamespace) -> None:
+def test_voices_play_plays_the_clip(csm: Csm, heard: SimpleNamespace) -> None:
     assert csm("voices", "play", "ash").code == 0
     assert (
         heard.rate == RATE

@@ -1,4 +1,4 @@
-"""Whether other programs took a good part of the processor."""
+"""Contention: other programs taking the processor from the engine."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ IDLE, SHARED, STALLED = (0.0030, 0.0030), (0.0072, 0.0045), (0.2, 0.02)
         ([(0.0, 0.0)] * 23, False),  # a clock that is too coarse
     ],
 )
-def test_a_lost_share_of_the_processor_is_detected(taken: list[tuple[float, float]], detected: bool) -> None:
+def test_lost_cpu_share_is_detected(taken: list[tuple[float, float]], detected: bool) -> None:
     assert contention_after(*taken) is detected
 
 
-def test_steps_are_counted_and_nothing_between_them(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_steps_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = {"wall": 0.0, "mine": 0.0}
     monkeypatch.setattr(time, "perf_counter", lambda: clock["wall"])
     monkeypatch.setattr(time, "thread_time", lambda: clock["mine"])
@@ -76,7 +76,7 @@ def crowded(csm: Csm, monkeypatch: pytest.MonkeyPatch) -> Csm:
     return csm
 
 
-def test_it_is_told_once_and_not_where_it_would_not_help(
+def test_hint_is_printed_once_and_only_where_it_helps(
     crowded: Csm, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "lines.txt").write_text("Hi.\nHo.\n")

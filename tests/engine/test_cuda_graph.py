@@ -1,4 +1,4 @@
-"""The frame is fit for graphs: the same buffers, the same shapes, no waiting; and replays say what calls say."""
+"""Decode steps can be captured: static buffers and shapes, no synchronization; replays equal calls."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from tiny import Shape, ours, random_csm, spoken, text_rows
 from torch import Tensor
 
 from csm_cli.engine import Engine, Request, SamplingParams
-from csm_cli.engine import decode_step as decode_step_module
 from csm_cli.engine.cuda_graph import CudaGraphRunner
+from csm_cli.engine.decode_step import KV_BUCKET_STEP
 from csm_cli.engine.runner import ModelRunner
 from csm_cli.errors import UsageError
 from csm_cli.models.csm import CsmModel
@@ -31,26 +31,26 @@ def request(seed: int, length: int, frames: int = 12) -> Request:
     return Request(rows, replace(SAMPLED, seed=seed, max_frames=frames))
 
 
-def graphed(model: CsmModel, slots: int, burst: int = 1) -> tuple[Engine, Recorder]:
-    """An engine whose frames are recorded and replayed."""
+def engine_with_graphs(model: CsmModel, slots: int, steps: int = 1) -> tuple[Engine, Recorder]:
+    """An engine whose steps are recorded and replayed."""
     engine, recorder = Engine(model, slots), Recorder()
     runner, state = engine.runner, engine.state
     runner._step = CudaGraphRunner(runner._eager_step, (state.hidden, state.positions, state.codes), recorder)
-    runner.steps_per_sync = burst
+    runner.steps_per_sync = steps
     return engine, recorder
 
 
 @pytest.mark.parametrize(("rows", "context"), [(1, 20), (2, 120), (4, 300), (8, 100)])
-def test_a_replay_with_spoilt_results_says_what_a_call_says(model: CsmModel, rows: int, context: int) -> None:
+def test_replay_over_poisoned_results_equals_a_call(model: CsmModel, rows: int, context: int) -> None:
     asked = [request(n, context + n) for n in range(rows)]
-    engine, recorder = graphed(model, rows)
+    engine, recorder = engine_with_graphs(model, rows)
     for wanted, got in zip(spoken(Engine(model, rows), asked), spoken(engine, asked), strict=True):
         assert torch.equal(wanted, got)
     assert recorder.captured >= 1
 
 
-def test_other_prompts_of_a_bucket_need_no_new_capture(model: CsmModel) -> None:
-    engine, recorder = graphed(model, 2)
+def test_prompts_of_one_bucket_share_a_capture(model: CsmModel) -> None:
+    engine, recorder = engine_with_graphs(model, 2)
     spoken(engine, [request(1, 20), request(2, 30)])
     before = recorder.captured
     for seed in (3, 5, 7):
@@ -58,8 +58,8 @@ def test_other_prompts_of_a_bucket_need_no_new_capture(model: CsmModel) -> None:
     assert recorder.captured == before == engine.runner.captures
 
 
-def test_capturing_leaves_the_rows_as_they_were(model: CsmModel) -> None:
-    engine, _ = graphed(model, 2)
+def test_capturing_preserves_the_rows(model: CsmModel) -> None:
+    engine, _ = engine_with_graphs(model, 2)
     asked = [request(1, 20), request(2, 30)]
     for each in asked:
         engine.admit(each)
@@ -71,60 +71,60 @@ def test_capturing_leaves_the_rows_as_they_were(model: CsmModel) -> None:
             frames[frame.request].append(frame.codes)
     for each, wanted in zip(asked, spoken(Engine(model, 2), asked), strict=True):
         assert torch.equal(torch.stack(frames[each]), wanted)
-    assert prepared == engine.runner.captures == 2 * (engine.state.kv_capacity // decode_step_module.KV_BUCKET_STEP)
+    assert prepared == engine.runner.captures == 2 * (engine.state.kv_capacity // KV_BUCKET_STEP)
 
 
-@pytest.mark.parametrize("burst", [2, 4, 5])
-def test_frames_beyond_an_end_are_dropped(model: CsmModel, burst: int) -> None:
+@pytest.mark.parametrize("steps", [2, 4, 5])
+def test_frames_after_the_end_are_dropped(model: CsmModel, steps: int) -> None:
     """Rows of other lengths, more of them than slots, and turns that go on where the last one ended."""
     asked = [request(n, 10 + 7 * n, frames=n + 1) for n in range(7)]
     engine = Engine(model, 4)
-    engine.runner.steps_per_sync = burst
+    engine.runner.steps_per_sync = steps
     wanted = spoken(Engine(model, 4), asked)
     for got, codes in zip(spoken(engine, asked), wanted, strict=True):
         assert len(got) == len(codes) and torch.equal(got, codes)
 
 
-def test_a_burst_may_end_at_the_last_position(model: CsmModel) -> None:
+def test_steps_may_end_at_the_last_position(model: CsmModel) -> None:
     engine = Engine(model)
     engine.runner.steps_per_sync = 4
     full = request(1, model.config.backbone.max_seq_len - 6, frames=6)
     assert torch.equal(spoken(engine, [full])[0], spoken(Engine(model), [full])[0])
 
 
-def test_meanwhile_is_when_all_frames_are_launched_and_none_is_looked_at(model: CsmModel) -> None:
-    engine, _ = graphed(model, 1, burst=4)
+def test_while_waiting_is_called_between_launch_and_sync(model: CsmModel) -> None:
+    engine, _ = engine_with_graphs(model, 1, steps=4)
     engine.admit(request(1, 20))
     seen: list[int] = []
     frames = engine.step(lambda: seen.append(int(engine.state.positions[0])))
     assert (seen, len(frames)) == ([20 + 4], 4)
 
 
-def test_a_wait_inside_a_frame_is_refused(model: CsmModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    engine, _ = graphed(model, 1)
+def test_synchronizing_inside_a_step_is_refused(model: CsmModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, _ = engine_with_graphs(model, 1)
     embed = model.embed_frames
     monkeypatch.setattr(model, "embed_frames", lambda codes: embed(codes * int(codes.sum() >= 0)))
     with pytest.raises(AssertionError, match="item"):
         spoken(engine, [request(1, 5)])
 
 
-def test_extents_follow_the_context(model: CsmModel) -> None:
+def test_kv_bucket_follows_the_context(model: CsmModel) -> None:
     engine = Engine(model)
     capacity = engine.state.kv_capacity
     assert [engine.runner.kv_bucket(n) for n in (1, 128, 129, 512, 513)] == [128, 128, 256, 512, capacity]
-    few = ModelRunner(model, engine.state, compile=False)
-    few._coarse_buckets = True  # as where each costs a capture or a compilation
-    assert [few.kv_bucket(n) for n in (1, 256, 257, 513)] == [256, 256, 512, capacity]
-    assert capacity % decode_step_module.KV_BUCKET_STEP == 0 and capacity > model.config.backbone.max_seq_len
+    coarse = ModelRunner(model, engine.state, compile=False)
+    coarse._coarse_buckets = True  # as where each costs a capture or a compilation
+    assert [coarse.kv_bucket(n) for n in (1, 256, 257, 513)] == [256, 256, 512, capacity]
+    assert capacity % KV_BUCKET_STEP == 0 and capacity > model.config.backbone.max_seq_len
 
 
-def test_compiling_without_a_compiler_is_refused(model: CsmModel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compile_without_a_compiler_is_refused(model: CsmModel, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(UsageError, match="--compile needs a C"):
         Engine(model, compile=True)
 
 
-def test_compiling_is_refused_where_the_linker_would_lose_its_way(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compile_is_refused_if_torch_has_a_path_with_spaces(monkeypatch: pytest.MonkeyPatch) -> None:
     small = ours(random_csm(Shape(codebooks=2)))[0]
     monkeypatch.setattr(torch, "__path__", ["/home/me/my project/torch"])
     with pytest.raises(UsageError, match="a path with spaces"):
@@ -132,7 +132,7 @@ def test_compiling_is_refused_where_the_linker_would_lose_its_way(monkeypatch: p
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_compiled_frames_say_what_frames_say() -> None:
+def test_compiled_steps_equal_eager_steps() -> None:
     small = ours(random_csm(Shape(codebooks=2)))[0]
     if " " in torch.__path__[0]:  # refused there, as the test above has it
         return

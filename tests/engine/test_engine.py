@@ -1,4 +1,4 @@
-"""The engine's promises: rows do not depend on their neighbours, caches on how they were filled, seeds on anything."""
+"""Rows are independent, cached prefixes equal new prefills, seeds determine the output."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ def alone_in_a_bucket(model: CsmModel, request: Request, rows: int) -> Tensor:
     return spoken(Engine(model, slots=rows), [*others, request])[-1]
 
 
-def test_a_row_does_not_depend_on_its_neighbours(model: CsmModel) -> None:
+def test_rows_are_independent(model: CsmModel) -> None:
     together = spoken(Engine(model, slots=8), requests(8))
     for request, codes in zip(requests(8), together, strict=True):
         assert torch.equal(alone_in_a_bucket(model, request, 8), codes)
 
 
-def test_a_row_is_the_same_alone_and_among_eight(model: CsmModel) -> None:
+def test_single_rows_equal_batched_rows(model: CsmModel) -> None:
     """Matrix kernels differ in the last bit between batch sizes, so a draw may rarely fall on the other side."""
     together = spoken(Engine(model, slots=8), requests(100))
     alone = [spoken(Engine(model), [request])[0] for request in requests(100)]
@@ -52,7 +52,7 @@ def test_a_row_is_the_same_alone_and_among_eight(model: CsmModel) -> None:
     assert same >= 98
 
 
-def test_a_kept_cache_gives_what_prefilling_anew_gives(model: CsmModel) -> None:
+def test_cached_prefix_equals_a_new_prefill(model: CsmModel) -> None:
     """Four turns on one engine, each prompt beginning with what the cache holds, against fresh engines."""
     kept, past = Engine(model), torch.empty(0, 9, dtype=torch.int64)
     for turn in range(4):
@@ -63,7 +63,7 @@ def test_a_kept_cache_gives_what_prefilling_anew_gives(model: CsmModel) -> None:
         past = torch.cat((prompt, frame_rows(codes)))
 
 
-def test_a_following_turn_prefills_only_what_is_new(model: CsmModel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_next_turn_prefills_only_new_positions(model: CsmModel, monkeypatch: pytest.MonkeyPatch) -> None:
     engine, lengths = Engine(model), []
     embed = model.embed_prompt
     monkeypatch.setattr(model, "embed_prompt", lambda rows: (lengths.append(len(rows)), embed(rows))[1])
@@ -74,7 +74,7 @@ def test_a_following_turn_prefills_only_what_is_new(model: CsmModel, monkeypatch
     assert lengths == [40, 1 + 7]  # the frame that ends the speech, and the new text
 
 
-def test_a_request_goes_to_the_slot_that_holds_most_of_it(model: CsmModel) -> None:
+def test_request_is_assigned_to_the_slot_with_the_longest_cached_prefix(model: CsmModel) -> None:
     engine = Engine(model, slots=2)
     first, second = a_prompt(1, 30), a_prompt(2, 30)
     spoken(engine, [Request(first, greedy(4)), Request(second, greedy(4))])
@@ -82,13 +82,13 @@ def test_a_request_goes_to_the_slot_that_holds_most_of_it(model: CsmModel) -> No
     assert [slot.request is not None for slot in engine.slots] == [False, True]
 
 
-def test_more_requests_than_slots_are_all_spoken(model: CsmModel) -> None:
+def test_more_requests_than_slots_are_all_decoded(model: CsmModel) -> None:
     few = requests(11)
     for request, codes in zip(few, spoken(Engine(model, slots=4), few), strict=True):
         assert torch.equal(codes, alone_in_a_bucket(model, request, 4))
 
 
-def test_batches_shrink_as_rows_end(model: CsmModel) -> None:
+def test_batch_shrinks_as_rows_end(model: CsmModel) -> None:
     engine = Engine(model, slots=8)
     lengths = [3, 3, 3, 3, 3, 3, 3, 9]
     asked = [Request(a_prompt(n), replace(greedy(length), seed=n)) for n, length in enumerate(lengths)]
@@ -97,7 +97,7 @@ def test_batches_shrink_as_rows_end(model: CsmModel) -> None:
     assert torch.equal(codes[-1], spoken(Engine(model), [asked[-1]])[0])
 
 
-def test_what_follows_a_frame_is_asked_for_at_once(model: CsmModel) -> None:
+def test_next_request_is_taken_right_after_a_stop(model: CsmModel) -> None:
     """The source may answer a stop with the conversation's next turn."""
     asked = [Request(a_prompt(1), greedy(2))]
     seen: list[Frame] = []
@@ -120,20 +120,20 @@ def with_fixed_codes(model: CsmModel, codes: list[int]) -> CsmModel:
     return model
 
 
-def test_speech_ends_when_all_codebooks_but_the_last_say_so() -> None:
+def test_eos_in_all_codebooks_but_the_last_ends_speech() -> None:
     model = with_fixed_codes(ours(random_csm(Shape()))[0], [0] * 7 + [5])
     frames = list(decode(Engine(model), iter([Request(a_prompt(1), greedy(9)), None]).__next__))
     assert [frame.stop for frame in frames] == ["eos"]
     assert frames[0].codes.tolist() == [0] * 8
 
 
-def test_a_zero_in_some_codebooks_is_speech() -> None:
+def test_eos_in_some_codebooks_is_speech() -> None:
     model = with_fixed_codes(ours(random_csm(Shape()))[0], [0, 0, 0, 7, 0, 0, 0, 0])
     frames = list(decode(Engine(model), iter([Request(a_prompt(1), greedy(3)), None]).__next__))
     assert [frame.stop for frame in frames] == [None, None, "cap"]
 
 
-def test_special_ids_are_never_spoken() -> None:
+def test_special_ids_are_never_sampled() -> None:
     theirs = random_csm(Shape())
     with torch.no_grad():
         theirs.lm_head.weight[64:] *= 100
@@ -143,7 +143,7 @@ def test_special_ids_are_never_spoken() -> None:
     assert int(codes.max()) < 64
 
 
-def test_the_window_may_be_filled_to_the_last_position(model: CsmModel) -> None:
+def test_window_can_be_filled_to_the_last_position(model: CsmModel) -> None:
     positions = model.config.backbone.max_seq_len
     engine = Engine(model, slots=2)
     full = Request(a_prompt(1, positions - 6), greedy(6))
@@ -163,7 +163,7 @@ def test_the_window_may_be_filled_to_the_last_position(model: CsmModel) -> None:
         "depth_decoder.model.layers.0.self_attn.v_proj.weight",
     ],
 )
-def test_numbers_that_are_not_finite_are_told(poisoned: str) -> None:
+def test_non_finite_logits_stop_the_request(poisoned: str) -> None:
     theirs = random_csm(Shape())
     with torch.no_grad():
         theirs.get_parameter(poisoned).fill_(float("nan"))
@@ -171,7 +171,7 @@ def test_numbers_that_are_not_finite_are_told(poisoned: str) -> None:
     assert [frame.stop for frame in frames] == ["broken"]
 
 
-def test_a_broken_row_costs_its_neighbours_nothing(model: CsmModel) -> None:
+def test_broken_row_does_not_affect_others(model: CsmModel) -> None:
     """A row is poisoned through its hidden state, as a float16 overflow would."""
     engine, asked = Engine(model, slots=4), requests(4)
     for request in asked:
@@ -198,7 +198,7 @@ def test_half_precision_follows_float32_at_first(dtype: torch.dtype) -> None:
     assert got.shape == wanted.shape
 
 
-def test_whoever_stops_listening_frees_the_slots(model: CsmModel) -> None:
+def test_closing_the_generator_frees_the_slots(model: CsmModel) -> None:
     engine = Engine(model, slots=2)
     frames = decode(engine, iter([*requests(2), None]).__next__)
     next(frames)

@@ -1,4 +1,4 @@
-"""On CUDA: graphs say what eager frames say and what a CPU says, replay after replay, and nothing is captured late."""
+"""On CUDA: graphs equal eager steps and a CPU's, and nothing is captured after warm-up."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import pytest
 import torch
 from tiny import Shape, greedy, random_csm, spoken, text_rows
 
-from csm_cli.bench.quantization import logits
+from csm_cli.bench.speed import teacher_forced_logits
 from csm_cli.engine import Engine, Request, SamplingParams
 from csm_cli.engine.cuda_graph import CudaGraphRunner
-from csm_cli.engine.decode_step import DecodeShape as Bucket
+from csm_cli.engine.decode_step import DecodeShape
 from csm_cli.models.csm import CsmModel
 from csm_cli.models.csm.config import model_config
 from csm_cli.models.csm.quantization import quantize
@@ -49,7 +49,7 @@ def requests(rows: int, sampling: SamplingParams) -> list[Request]:
 
 
 @pytest.mark.parametrize("rows", [1, 2, 3, 8])
-def test_greedy_frames_are_those_of_a_cpu(theirs: Any, rows: int) -> None:
+def test_greedy_frames_equal_the_cpus(theirs: Any, rows: int) -> None:
     asked = requests(rows, greedy(FRAMES))
     wanted = spoken(Engine(on(theirs, "cpu"), rows), asked)
     for engine in (Engine(on(theirs, "cuda"), rows), eager(on(theirs, "cuda"), rows)):
@@ -58,7 +58,7 @@ def test_greedy_frames_are_those_of_a_cpu(theirs: Any, rows: int) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_graphs_say_what_eager_frames_say(theirs: Any, dtype: torch.dtype) -> None:
+def test_graphs_equal_eager_steps(theirs: Any, dtype: torch.dtype) -> None:
     model = on(theirs, "cuda", dtype)
     asked = requests(5, SamplingParams(0.9, 20, 0.8, 10, seed=0, max_frames=FRAMES))
     for got, wanted in zip(spoken(Engine(model, 4), asked), spoken(eager(model, 4), asked), strict=True):
@@ -69,27 +69,27 @@ def test_every_bucket_replays_over_poisoned_outputs(theirs: Any) -> None:
     model = on(theirs, "cuda")
     engine = Engine(model, 8)
     runner, state = engine.runner, engine.state
-    extents = sorted({runner.kv_bucket(n) for n in range(1, state.max_seq_len)}, reverse=True)
+    buckets = sorted({runner.kv_bucket(n) for n in range(1, state.max_seq_len)}, reverse=True)
     for rows in (8, 4, 2, 1):
-        for extent in extents:
-            bucket = Bucket(rows, extent, top_k=1, depth_top_k=1)
+        for kv_bucket in buckets:
+            shape = DecodeShape(rows, kv_bucket, top_k=1, depth_top_k=1)
             codes = []
             for frame in (runner._eager_step, runner._step, runner._step):
                 state.hidden.copy_(torch.linspace(-1, 1, state.hidden.numel(), device="cuda").view_as(state.hidden))
                 for layer in (*state.backbone_cache.layers, *state.depth_cache.layers):
                     layer.zero_()
-                state.positions.fill_(extent // 2)
+                state.positions.fill_(kv_bucket // 2)
                 state.codes.fill_(-7)
-                frame(bucket)
+                frame(shape)
                 codes.append((state.codes[:rows].clone(), state.hidden[:rows].clone()))
                 assert (state.codes[rows:] == -7).all()
             for got in codes[1:]:
                 assert torch.equal(got[0], codes[0][0]) and (got[0] >= 0).all()
                 torch.testing.assert_close(got[1], codes[0][1])
-    assert runner.captures == 4 * len(extents)
+    assert runner.captures == 4 * len(buckets)
 
 
-def test_nothing_is_captured_after_warming_up(theirs: Any) -> None:
+def test_nothing_is_captured_after_warm_up(theirs: Any) -> None:
     engine, sampling = Engine(on(theirs, "cuda"), 4), SamplingParams(0.9, 20, 0.8, 10, seed=0, max_frames=FRAMES)
     engine.prepare(sampling)
     prepared = engine.runner.captures
@@ -98,7 +98,7 @@ def test_nothing_is_captured_after_warming_up(theirs: Any) -> None:
     assert engine.runner.captures == prepared > 0
 
 
-def test_bfloat16_begins_as_transformers_begins(theirs: Any) -> None:
+def test_bfloat16_starts_like_transformers(theirs: Any) -> None:
     """Half precision takes other turns in the end; the first codes of most prompts are the same."""
     asked = requests(8, greedy(2))
     model = deepcopy(theirs).to("cuda", torch.bfloat16)
@@ -115,8 +115,8 @@ def test_int8_weights_change_little(theirs: Any) -> None:
     model = on(theirs, "cuda", torch.bfloat16)
     (asked,) = requests(1, greedy(FRAMES))
     (codes,) = spoken(Engine(model), [asked])
-    wanted = logits(model, asked.prompt, codes).float()
+    wanted = teacher_forced_logits(model, asked.prompt, codes).float()
     quantize(model)
-    got = logits(model, asked.prompt, codes).float()
+    got = teacher_forced_logits(model, asked.prompt, codes).float()
     assert 0 < (got - wanted).square().mean().sqrt() / wanted.std() < 0.2
     assert len(spoken(Engine(model), [asked])[0]) == FRAMES

@@ -1,4 +1,4 @@
-"""--batch-size auto: how many conversations fit."""
+"""Memory estimates for --batch-size auto."""
 
 from __future__ import annotations
 
@@ -8,20 +8,19 @@ import pytest
 import torch
 
 from csm_cli.checkpoint import open_checkpoint
-from csm_cli.engine import Engine
-from csm_cli.engine import memory_estimate as room
+from csm_cli.engine import Engine, memory_estimate
 from csm_cli.engine.memory_estimate import MAX_SLOTS_CPU, MAX_SLOTS_GPU, MemoryEstimate, free_memory
 from csm_cli.models.csm import CsmModel
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
 
-def fitting(
+def estimate(
     checkpoint: Path, monkeypatch: pytest.MonkeyPatch, free: int | None, device: torch.device
 ) -> MemoryEstimate:
     opened = open_checkpoint(str(checkpoint))
-    monkeypatch.setattr(room, "free_memory", lambda _: free)
-    return room.estimate_memory(opened.config, opened.weights.files, device, torch.float32)
+    monkeypatch.setattr(memory_estimate, "free_memory", lambda _: free)
+    return memory_estimate.estimate_memory(opened.config, opened.weights.files, device, torch.float32)
 
 
 @pytest.mark.parametrize(
@@ -34,30 +33,28 @@ def fitting(
         (0, CUDA, 1),
     ],
 )
-def test_much_memory_is_bounded_and_little_is_still_one(
+def test_slots_are_bounded_on_both_sides(
     tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, free: int | None, device: torch.device, slots: int
 ) -> None:
-    assert fitting(tiny_checkpoint, monkeypatch, free, device).slots == slots
+    assert estimate(tiny_checkpoint, monkeypatch, free, device).slots == slots
 
 
-def test_slots_are_a_power_of_two_that_fits_beside_the_weights(
-    tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_slots_are_a_power_of_two_beside_the_weights(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     weights = sum(path.stat().st_size for path in open_checkpoint(str(tiny_checkpoint)).weights.files)
-    each = fitting(tiny_checkpoint, monkeypatch, 0, CUDA).slot_bytes
-    found = fitting(tiny_checkpoint, monkeypatch, weights + round(23 * each / room.MEMORY_SHARE), CUDA)
+    each = estimate(tiny_checkpoint, monkeypatch, 0, CUDA).slot_bytes
+    found = estimate(tiny_checkpoint, monkeypatch, weights + round(23 * each / memory_estimate.MEMORY_SHARE), CUDA)
     assert found.slots == 16
     assert str(found) == f"{found.free / 1e9:.1f} GB free, {each / 1e6:.0f} MB per item"
 
 
-def test_a_slot_is_as_large_as_its_caches(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slot_size_is_that_of_its_caches(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     opened = open_checkpoint(str(tiny_checkpoint))
     engine = Engine(CsmModel(opened.config, opened.weights, CPU, torch.float32), 2)
     caches = (engine.state.backbone_cache, engine.state.depth_cache)
     each = sum(layer.nbytes for cache in caches for layer in cache.layers) / 2
-    assert fitting(tiny_checkpoint, monkeypatch, None, CPU).slot_bytes == each
+    assert estimate(tiny_checkpoint, monkeypatch, None, CPU).slot_bytes == each
 
 
-def test_this_machine_has_some_memory() -> None:
+def test_free_memory_of_this_machine() -> None:
     free = free_memory(CPU)
     assert free is None or free > 10_000_000

@@ -1,4 +1,4 @@
-"""What is played from a tape is what calling says, whatever lay in the results before."""
+"""Op replay equals calling the function, whatever the results held before."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ from tiny import Shape, ours, random_csm, spoken, text_rows
 from torch import Tensor
 from torch.nn import functional as F
 
-from csm_cli.engine import Engine, Request, SamplingParams
-from csm_cli.engine import op_replay as tape
+from csm_cli.engine import Engine, Request, SamplingParams, op_replay
 from csm_cli.engine.cuda_graph import CudaGraphRunner
 from csm_cli.engine.op_replay import OpReplay
 from csm_cli.models.csm import CsmModel
@@ -53,22 +52,22 @@ def mixed(x: Tensor, weight: Tensor, total: Tensor) -> None:
     total.masked_fill_(~(total > -torch.ones(1)), 0)
 
 
-def test_a_tape_says_what_calls_say() -> None:
+def test_replay_equals_calls() -> None:
     def start() -> tuple[Tensor, Tensor, Tensor]:
         torch.manual_seed(0)
         return torch.randn(3, 8), torch.randn(8, 8), torch.zeros(3, 1)
 
-    called, played = start(), start()
-    replay = OpReplay[str](lambda key: mixed(*played))
+    called, replayed = start(), start()
+    replay = OpReplay[str](lambda key: mixed(*replayed))
     for turn in range(6):
         mixed(*called)
         spoil(replay)
         replay("same")
-        assert all(torch.equal(a, b) for a, b in zip(called, played, strict=True)), f"call {turn}"
+        assert all(torch.equal(a, b) for a, b in zip(called, replayed, strict=True)), f"call {turn}"
     assert replay.captures == 1
 
 
-def test_views_and_numbers_are_not_taken_again() -> None:
+def test_views_and_numbers_are_not_recorded() -> None:
     x, y = torch.zeros(2, 4), torch.zeros(4)
 
     def fn(key: str) -> None:
@@ -80,7 +79,7 @@ def test_views_and_numbers_are_not_taken_again() -> None:
     assert len(replay._ops) == 2 and y.tolist() == [8.0] * 4  # the sum and the copy
 
 
-def test_only_the_last_keys_tape_is_kept() -> None:
+def test_only_the_last_keys_recording_is_kept() -> None:
     made: list[weakref.ref[Tensor]] = []
     x = torch.ones(3)
 
@@ -97,7 +96,7 @@ def test_only_the_last_keys_tape_is_kept() -> None:
     assert replay.captures == 2 and not any(ref() is not None for ref in made)
 
 
-def test_a_tape_that_would_hold_too_much_is_not_written(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_results_are_not_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[weakref.ref[Tensor]] = []
     x = torch.ones(3)
 
@@ -106,7 +105,7 @@ def test_a_tape_that_would_hold_too_much_is_not_written(monkeypatch: pytest.Monk
         made.append(weakref.ref(result))
         x.copy_(result)
 
-    monkeypatch.setattr(tape, "_MAX_BYTES", x.nbytes - 1)
+    monkeypatch.setattr(op_replay, "_MAX_BYTES", x.nbytes - 1)
     replay = OpReplay[str](fn)
     for _ in range(4):
         replay("same")
@@ -115,7 +114,7 @@ def test_a_tape_that_would_hold_too_much_is_not_written(monkeypatch: pytest.Monk
     assert not any(ref() is not None for ref in made)
 
 
-def test_a_tape_that_was_not_finished_is_not_played() -> None:
+def test_interrupted_recording_is_not_replayed() -> None:
     x, fails = torch.zeros(2), [False, True, False, False]
 
     def fn(key: str) -> None:
@@ -134,7 +133,7 @@ def test_a_tape_that_was_not_finished_is_not_played() -> None:
 
 
 @pytest.mark.parametrize("lengths", [[20], [120, 3, 110], [250, 100, 5, 9, 30]])
-def test_an_engine_with_a_tape_says_what_one_without_says(model: CsmModel, lengths: list[int]) -> None:
+def test_engine_with_replay_equals_eager_engine(model: CsmModel, lengths: list[int]) -> None:
     """Other extents and fewer rows on the way, so that tapes are written anew."""
     asked = [request(seed, length) for seed, length in enumerate(lengths)]
     plain = Engine(model, slots=len(lengths))
@@ -145,7 +144,7 @@ def test_an_engine_with_a_tape_says_what_one_without_says(model: CsmModel, lengt
     assert engine.runner.captures >= 1
 
 
-def test_a_frame_is_called_twice_and_then_played(model: CsmModel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_step_is_called_twice_and_then_replayed(model: CsmModel, monkeypatch: pytest.MonkeyPatch) -> None:
     engine, called = Engine(model), []
     head = model.head
     monkeypatch.setattr(model, "head", lambda x: (called.append(x), head(x))[1])

@@ -1,4 +1,4 @@
-"""transformers is the oracle: the same checkpoint, the same prompt, greedy, gives the same codes."""
+"""Parity: the same checkpoint and prompt give transformers' greedy codes."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def test_greedy_codes_equal_transformers(shape: Shape, turns: int) -> None:
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_a_ragged_batch_equals_transformers(shape: Shape) -> None:
+def test_ragged_batch_equals_transformers(shape: Shape) -> None:
     theirs = random_csm(shape, seed=9)
     model, _ = ours(theirs)
     given = [prompt(theirs, turns, seed=20 + turns) for turns in (2, 0, 3, 1)]

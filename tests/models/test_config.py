@@ -1,4 +1,4 @@
-"""Sizes and ids of a config.json, and what is no CSM's."""
+"""Sizes and ids of a config.json, and configs of other models."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def config(**changes: Any) -> dict[str, Any]:
 
 def test_reads_sizes_and_ids() -> None:
     model = model_config(config())
-    assert (model.codebooks, model.codes, model.vocab, model.text_vocab, model.eos) == (8, 64, 67, 260, 0)
+    assert (model.codebooks, model.codebook_size, model.vocab, model.text_vocab, model.eos) == (8, 64, 67, 260, 0)
     assert (model.backbone.layers, model.backbone.hidden, model.backbone.heads, model.backbone.kv_heads) == (
         3,
         64,
@@ -28,7 +28,7 @@ def test_reads_sizes_and_ids() -> None:
     assert (model.depth.hidden, model.depth.max_seq_len) == (48, 9)
 
 
-def test_both_spellings_of_rope_mean_the_same() -> None:
+def test_both_rope_spellings_are_equal() -> None:
     scaling = {"rope_type": "llama3", "factor": 32.0, "low_freq_factor": 0.125, "high_freq_factor": 0.5}
     scaling["original_max_position_embeddings"] = 64
     old = config(rope_parameters=None, rope_scaling=scaling, rope_theta=10000.0)
@@ -39,7 +39,7 @@ def test_both_spellings_of_rope_mean_the_same() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model_type": "llama"}, "model_type 'llama', not 'csm'"),
+        ({"model_type": "llama"}, "model_type is 'llama', not 'csm'"),
         ({"hidden_size": None}, 'no "hidden_size"'),
         ({"num_codebooks": 0}, '"num_codebooks" is 0'),
         ({"num_codebooks": 4}, "num_codebooks is 4, depth_decoder_config's is 8"),
@@ -51,7 +51,7 @@ def test_both_spellings_of_rope_mean_the_same() -> None:
         ({"codec_config": None}, 'no "codec_config"'),
     ],
 )
-def test_what_is_no_csm_is_told(changes: dict[str, Any], message: str) -> None:
+def test_other_configs_are_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(CheckpointInvalid) as caught:
         model_config(config(**changes))
     assert message in str(caught.value)

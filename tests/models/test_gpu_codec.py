@@ -1,4 +1,4 @@
-"""On CUDA: rows decoded together, in chunks and on a stream of their own sound as each alone and as on a CPU."""
+"""On CUDA: batched, chunked and asynchronous decoding equals that of single rows and a CPU's."""
 
 from __future__ import annotations
 
@@ -35,41 +35,41 @@ def difference(ours: torch.Tensor | NDArray[np.float32], theirs: torch.Tensor) -
     return float((got - wanted).abs().max() / wanted.abs().max().clamp(min=1.0))
 
 
-def test_a_gpu_decodes_as_a_cpu_does(mimi: Codec) -> None:
+def test_gpu_decodes_as_cpu(mimi: Codec) -> None:
     codes = random_codes(mimi, 30)
     assert difference(mimi.decode(codes), random_codec({}).decode(codes)) < 1e-4
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 12, 50])
-def test_decoding_in_chunks_equals_decoding_at_once(mimi: Codec, chunk: int) -> None:
+def test_chunked_decoding_equals_whole_decoding(mimi: Codec, chunk: int) -> None:
     codes = random_codes(mimi, 170)  # beyond the window of 250 positions
     decoder = mimi.decoder()
     samples = torch.cat([decoder.push(piece) for piece in codes.split(chunk)])
     assert difference(samples, mimi.decode(codes)) < 1e-4
 
 
-def together(deck: ChunkDecoder, frames: list[int]) -> list[NDArray[np.float32]]:
-    """Rows of so many frames decoded by one deck, which end where others go on."""
-    rows = [random_codes(deck.codec, count) for count in frames]
-    decoders, sounds = [deck.codec.decoder() for _ in rows], [[] for _ in rows]
+def together(chunk_decoder: ChunkDecoder, frames: list[int]) -> list[NDArray[np.float32]]:
+    """Rows of so many frames decoded by one chunk_decoder, which end where others go on."""
+    rows = [random_codes(chunk_decoder.codec, count) for count in frames]
+    decoders, sounds = [chunk_decoder.codec.decoder() for _ in rows], [[] for _ in rows]
     first = 0
     for size in CHUNKS:
         for decoder, codes, sound in zip(decoders, rows, sounds, strict=True):
             if piece := len(codes[first : first + size]):
                 last = first + size >= len(codes)
-                sound.append(deck.submit(decoder, codes[first : first + piece], last))
-        deck.flush()
+                sound.append(chunk_decoder.submit(decoder, codes[first : first + piece], last))
+        chunk_decoder.flush()
         first += size
     return [np.concatenate([chunk.samples() for chunk in sound]) for sound in sounds]
 
 
-def test_rows_together_sound_as_each_alone(mimi: Codec) -> None:
+def test_batched_rows_equal_single_rows(mimi: Codec) -> None:
     assert ChunkDecoder(mimi).deferred
     for samples, count in zip(together(ChunkDecoder(mimi), FRAMES), FRAMES, strict=True):
         assert difference(samples, mimi.decode(random_codes(mimi, count))) < 1e-4
 
 
-def test_a_stream_of_its_own_changes_nothing(mimi: Codec) -> None:
+def test_cuda_stream_equals_inline_decoding(mimi: Codec) -> None:
     """Nor do others at work beside it."""
     with torch.cuda.device(mimi.device):
         torch.cuda._sleep(ASLEEP // 40)
@@ -79,12 +79,12 @@ def test_a_stream_of_its_own_changes_nothing(mimi: Codec) -> None:
         assert difference(own, torch.from_numpy(none)) < 1e-6
 
 
-def test_nobody_waits_for_the_frames_beside_it(mimi: Codec) -> None:
-    deck = ChunkDecoder(mimi)
-    deck.submit(mimi.decoder(), random_codes(mimi, 12)).samples()  # which sets the stream up
+def test_codec_does_not_wait_for_the_model(mimi: Codec) -> None:
+    chunk_decoder = ChunkDecoder(mimi)
+    chunk_decoder.submit(mimi.decoder(), random_codes(mimi, 12)).samples()  # which sets the stream up
     torch.cuda.synchronize()
     torch.cuda._sleep(ASLEEP)
-    deck.submit(mimi.decoder(), random_codes(mimi, 12)).samples()
+    chunk_decoder.submit(mimi.decoder(), random_codes(mimi, 12)).samples()
     assert not torch.cuda.current_stream().query()
     torch.cuda.synchronize()
 
@@ -92,7 +92,7 @@ def test_nobody_waits_for_the_frames_beside_it(mimi: Codec) -> None:
 @pytest.mark.parametrize(
     "retry_policy", [RetryPolicy(), RetryPolicy(trim=True, max_retries=1), RetryPolicy(stream=True)], ids=str
 )
-def test_what_is_spoken_does_not_depend_on_time(tiny_checkpoint: Path, retry_policy: RetryPolicy) -> None:
+def test_output_does_not_depend_on_timing(tiny_checkpoint: Path, retry_policy: RetryPolicy) -> None:
     checkpoint = open_checkpoint(str(tiny_checkpoint))
     talks = [Conversation((Turn(0, f"Number {n}."), Turn(1, "And more.")), id=str(n)) for n in range(11)]
     options = GenerationOptions(temperature=1.0, max_duration=2.5, seed=1)

@@ -1,4 +1,4 @@
-"""Triton's kernels do what their PyTorch twins do: compiled on CUDA, elsewhere interpreted (TRITON_INTERPRET=1)."""
+"""Triton kernels equal the PyTorch reference: compiled on CUDA, elsewhere interpreted (TRITON_INTERPRET=1)."""
 
 from __future__ import annotations
 
@@ -7,14 +7,11 @@ import torch
 from tiny import Shape, greedy, random_csm, spoken, text_rows
 from torch import Tensor
 
-from csm_cli.engine import Engine, Request
-from csm_cli.engine import sampler as sampling
+from csm_cli.engine import Engine, Request, sampler
 from csm_cli.engine.sampler import Sampler
-from csm_cli.models.csm import AttentionMetadata, CsmModel, DecodeSlots, KVCache, KVCacheView, PrefillSlots
-from csm_cli.models.csm import transformer as stack
+from csm_cli.models.csm import AttentionMetadata, CsmModel, DecodeSlots, KVCache, KVCacheView, PrefillSlots, transformer
 from csm_cli.models.csm.config import Rope, StackConfig, model_config
-from csm_cli.models.csm.kernels import Kernels, kernels_for, triton_kernels
-from csm_cli.models.csm.kernels import reference as plain
+from csm_cli.models.csm.kernels import Kernels, kernels_for, reference, triton_kernels
 from csm_cli.models.csm.kernels.reference import LinearWeight
 from csm_cli.models.csm.quantization import Int8Weight
 from csm_cli.models.csm.transformer import Linear, RMSNorm, RopeTable
@@ -35,11 +32,11 @@ def assert_close(got: Tensor, wanted: Tensor) -> None:
     torch.testing.assert_close(got, wanted, atol=CLOSE[wanted.dtype], rtol=CLOSE[wanted.dtype])
 
 
-def norm_of(like: Tensor) -> RMSNorm:
+def norm_like(like: Tensor) -> RMSNorm:
     return RMSNorm(SIZES, like.to(HALF))  # PyTorch's
 
 
-def projections(outputs: int, inputs: int, dtype: torch.dtype) -> list[LinearWeight]:
+def linears(outputs: int, inputs: int, dtype: torch.dtype) -> list[LinearWeight]:
     """As it is and in 8 bits."""
     weight = random(outputs, inputs, dtype=dtype, seed=1) / inputs**0.5
     linear = Linear(weight)
@@ -51,15 +48,15 @@ ROWS = pytest.mark.parametrize("rows", [1, 2, 3, 5, 20, 64])
 BITS = pytest.mark.parametrize("bits", [32, 8])
 
 
-def test_only_cuda_takes_tritons() -> None:
+def test_triton_is_used_on_cuda_only() -> None:
     assert kernels_for(torch.device("cpu")) == Kernels()
 
 
 @pytest.mark.triton
-def test_more_rows_than_a_frame_has_are_pytorchs() -> None:
-    x, projection = random(65, 96), projections(40, 96, torch.float32)[0]
+def test_many_rows_fall_back_to_pytorch() -> None:
+    x, linear = random(65, 96), linears(40, 96, torch.float32)[0]
     assert torch.equal(
-        triton_kernels().norm_linear(x, norm_of(x), projection), plain.norm_linear(x, norm_of(x), projection)
+        triton_kernels().norm_linear(x, norm_like(x), linear), reference.norm_linear(x, norm_like(x), linear)
     )
 
 
@@ -67,9 +64,9 @@ def test_more_rows_than_a_frame_has_are_pytorchs() -> None:
 @DTYPES
 @ROWS
 @BITS
-def test_read(rows: int, bits: int, dtype: torch.dtype) -> None:
-    x, projection = random(2 * rows, 96, dtype=dtype)[1::2], projections(42, 96, dtype)[bits == 8]
-    assert_close(triton_kernels().norm_linear(x, norm_of(x), projection), plain.norm_linear(x, norm_of(x), projection))
+def test_norm_linear(rows: int, bits: int, dtype: torch.dtype) -> None:
+    x, linear = random(2 * rows, 96, dtype=dtype)[1::2], linears(42, 96, dtype)[bits == 8]
+    assert_close(triton_kernels().norm_linear(x, norm_like(x), linear), reference.norm_linear(x, norm_like(x), linear))
 
 
 @pytest.mark.triton
@@ -77,23 +74,23 @@ def test_read(rows: int, bits: int, dtype: torch.dtype) -> None:
 @ROWS
 @BITS
 @pytest.mark.parametrize("inputs", [40, 2200])
-def test_onto(rows: int, bits: int, inputs: int, dtype: torch.dtype) -> None:
+def test_linear_add(rows: int, bits: int, inputs: int, dtype: torch.dtype) -> None:
     x, mixed = random(rows, 96, dtype=dtype), random(rows, inputs, dtype=dtype)
-    projection = projections(96, inputs, dtype)[bits == 8]
-    assert_close(triton_kernels().linear_add(x, projection, mixed), plain.linear_add(x, projection, mixed))
+    linear = linears(96, inputs, dtype)[bits == 8]
+    assert_close(triton_kernels().linear_add(x, linear, mixed), reference.linear_add(x, linear, mixed))
 
 
 @pytest.mark.triton
 @DTYPES
 @ROWS
 @BITS
-def test_gate(rows: int, bits: int, dtype: torch.dtype) -> None:
-    x, projection = random(rows, 96, dtype=dtype), projections(2 * 75, 96, dtype)[bits == 8]
-    assert_close(triton_kernels().swiglu(x, norm_of(x), projection), plain.swiglu(x, norm_of(x), projection))
+def test_swiglu(rows: int, bits: int, dtype: torch.dtype) -> None:
+    x, linear = random(rows, 96, dtype=dtype), linears(2 * 75, 96, dtype)[bits == 8]
+    assert_close(triton_kernels().swiglu(x, norm_like(x), linear), reference.swiglu(x, norm_like(x), linear))
 
 
-PLACES = pytest.mark.parametrize(
-    "where",
+SLOTS = pytest.mark.parametrize(
+    "slots",
     [
         PrefillSlots(0, 3, 7, 8),
         PrefillSlots(1, 3, 0, 2),
@@ -105,24 +102,26 @@ PLACES = pytest.mark.parametrize(
 )
 
 
-def placed(where: PrefillSlots | DecodeSlots, like: Tensor, cache: KVCache) -> tuple[AttentionMetadata, KVCacheView]:
-    rope = RopeTable(SIZES, like).pairs[where.position_ids(DEVICE)]
-    view = where.views(cache)[0]
-    return AttentionMetadata(where.query_len, rope, where.mask(like), [view]), view
+def metadata_for(
+    slots: PrefillSlots | DecodeSlots, like: Tensor, cache: KVCache
+) -> tuple[AttentionMetadata, KVCacheView]:
+    rope = RopeTable(SIZES, like).pairs[slots.position_ids(DEVICE)]
+    view = slots.views(cache)[0]
+    return AttentionMetadata(slots.query_len, rope, slots.mask(like), [view]), view
 
 
 @pytest.mark.triton
 @DTYPES
-@PLACES
+@SLOTS
 @BITS
-def test_turn(where: PrefillSlots | DecodeSlots, bits: int, dtype: torch.dtype) -> None:
+def test_qkv_rope(slots: PrefillSlots | DecodeSlots, bits: int, dtype: torch.dtype) -> None:
     like = random(1, dtype=dtype)
-    projection = projections((6 + 2 * 2) * 24, 96, dtype)[bits == 8]
-    x = random(len(where.position_ids(DEVICE)), 96, dtype=dtype)
+    linear = linears((6 + 2 * 2) * 24, 96, dtype)[bits == 8]
+    x = random(len(slots.position_ids(DEVICE)), 96, dtype=dtype)
     caches = [KVCache(SIZES, 4, 300, like) for _ in range(2)]
     queries = [
-        turn(x, norm_of(x), projection, *placed(where, like, cache))
-        for turn, cache in zip((triton_kernels().qkv_rope, plain.qkv_rope), caches, strict=True)
+        kernel(x, norm_like(x), linear, *metadata_for(slots, like, cache))
+        for kernel, cache in zip((triton_kernels().qkv_rope, reference.qkv_rope), caches, strict=True)
     ]
     assert_close(*queries)
     assert_close(caches[0].layers[0], caches[1].layers[0])
@@ -131,13 +130,13 @@ def test_turn(where: PrefillSlots | DecodeSlots, bits: int, dtype: torch.dtype) 
 
 @pytest.mark.triton
 @DTYPES
-@PLACES
-def test_attend(where: PrefillSlots | DecodeSlots, dtype: torch.dtype) -> None:
+@SLOTS
+def test_attention(slots: PrefillSlots | DecodeSlots, dtype: torch.dtype) -> None:
     cache = KVCache(SIZES, 4, 300, random(1, dtype=dtype))
     cache.layers[0].copy_(random(*cache.layers[0].shape, dtype=dtype))
-    query = random(len(where.position_ids(DEVICE)), 6, 24, dtype=dtype)
-    place, view = placed(where, query, cache)
-    assert_close(triton_kernels().attention(query, place, view), plain.attention(query, place, view))
+    query = random(len(slots.position_ids(DEVICE)), 6, 24, dtype=dtype)
+    metadata, view = metadata_for(slots, query, cache)
+    assert_close(triton_kernels().attention(query, metadata, view), reference.attention(query, metadata, view))
 
 
 @pytest.mark.triton
@@ -145,29 +144,29 @@ def test_attend(where: PrefillSlots | DecodeSlots, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("top_ks", [(1, 1, 1), (5, 1, 20), (50, 3, 7), (0, 2, 60)], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("times", [1, 4], ids=["3 rows", "12 rows"])
-def test_draw(count: int, top_ks: tuple[int, ...], dtype: torch.dtype, times: int) -> None:
+def test_sample_top_k(count: int, top_ks: tuple[int, ...], dtype: torch.dtype, times: int) -> None:
     rows = 3 * times
-    filter_ = Sampler(rows, count, DEVICE)
-    widest = filter_.set([(0.7 + k / 100, k) for k in top_ks] * times)
-    temperature, beyond = filter_.temperature, filter_.rank_bias[:, :widest]
+    sampler_ = Sampler(rows, count, DEVICE)
+    top_k_max = sampler_.set([(0.7 + k / 100, k) for k in top_ks] * times)
+    temperature, rank_bias = sampler_.temperature, sampler_.rank_bias[:, :top_k_max]
     for seed in range(10):
         generator = torch.Generator().manual_seed(seed)
         logits = torch.stack([torch.randperm(count, generator=generator) / 16 - 3 for _ in range(rows)]).to(DEVICE)
         uniforms = torch.rand(rows, 4, generator=generator).to(DEVICE)
-        given = (logits.to(dtype), uniforms[:, 1:2], temperature, beyond, random(count, 20, seed=1))
-        for got, wanted in zip(triton_kernels().sample_top_k(*given), plain.sample_top_k(*given), strict=True):
+        given = (logits.to(dtype), uniforms[:, 1:2], temperature, rank_bias, random(count, 20, seed=1))
+        for got, wanted in zip(triton_kernels().sample_top_k(*given), reference.sample_top_k(*given), strict=True):
             assert torch.equal(got, wanted)
 
 
 @pytest.mark.triton
 @pytest.mark.parametrize("rows", [1, 9])
-def test_of_equal_logits_the_lower_code_is_likelier(rows: int) -> None:
-    filter_ = Sampler(rows, 100, DEVICE)
+def test_equal_logits_prefer_the_lower_code(rows: int) -> None:
+    sampler_ = Sampler(rows, 100, DEVICE)
     logits = torch.zeros(rows, 100, device=DEVICE)
     logits[:, 40:] = 1
     for top_k, uniform, wanted in [(1, 0.9, 40), (5, 0.0, 40), (5, 0.5, 42), (5, 0.99, 44)]:
-        widest = filter_.set([(1.0, top_k)] * rows)
-        given = (filter_.temperature, filter_.rank_bias[:, :widest], random(100, 8))
+        top_k_max = sampler_.set([(1.0, top_k)] * rows)
+        given = (sampler_.temperature, sampler_.rank_bias[:, :top_k_max], random(100, 8))
         codes, embedded = triton_kernels().sample_top_k(logits, torch.full((rows, 1), uniform, device=DEVICE), *given)
         assert codes.tolist() == [wanted] * rows and torch.equal(embedded, given[2][[wanted] * rows])
 
@@ -175,9 +174,9 @@ def test_of_equal_logits_the_lower_code_is_likelier(rows: int) -> None:
 @pytest.mark.triton
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # the interpreter's, of numpy
 @pytest.mark.parametrize("rows", [4, 9])
-def test_a_draw_from_what_is_not_finite_is_a_code(rows: int) -> None:
-    filter_ = Sampler(rows, 100, DEVICE)
-    widest = filter_.set([(1.0, 5)] * rows)
+def test_non_finite_logits_yield_a_valid_code(rows: int) -> None:
+    sampler_ = Sampler(rows, 100, DEVICE)
+    top_k_max = sampler_.set([(1.0, 5)] * rows)
     logits = random(rows, 100)
     logits[0] = float("nan")
     logits[1] = -float("nan")
@@ -185,13 +184,13 @@ def test_a_draw_from_what_is_not_finite_is_a_code(rows: int) -> None:
     logits[3, 7] = float("inf")
     table = random(100, 8)[:, :0]
     codes, _ = triton_kernels().sample_top_k(
-        logits, random(rows, 1).abs(), filter_.temperature, filter_.rank_bias[:, :widest], table
+        logits, random(rows, 1).abs(), sampler_.temperature, sampler_.rank_bias[:, :top_k_max], table
     )
     assert (codes >= 0).all() and (codes < 100).all()
 
 
 @DTYPES
-def test_rounded_weights_are_near_and_leave_rows_alone(dtype: torch.dtype) -> None:
+def test_int8_weights_are_close_and_rows_independent(dtype: torch.dtype) -> None:
     x, weight = random(5, 64, dtype=dtype), random(48, 64, dtype=dtype, seed=1)
     rounded, wanted = Int8Weight(weight), x.float() @ weight.float().T
     assert (rounded(x).float() - wanted).square().mean().sqrt() / wanted.std() < 0.015
@@ -201,15 +200,15 @@ def test_rounded_weights_are_near_and_leave_rows_alone(dtype: torch.dtype) -> No
 
 @pytest.mark.triton
 @pytest.mark.parametrize("rows", [1, 3])
-def test_frames_are_those_of_pytorch(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_engine_with_triton_equals_pytorch(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     theirs = random_csm(Shape())
     config = model_config(theirs.config.to_dict())
     generator = torch.Generator().manual_seed(0)
     ids = [torch.randint(0, 250, (10 + 60 * n,), generator=generator) for n in range(rows)]
     asked = [Request(text_rows(each, 8), greedy(2)) for each in ids]
     wanted = spoken(Engine(CsmModel(config, theirs.state_dict(), torch.device("cpu"), torch.float32), rows), asked)
-    monkeypatch.setattr(stack, "_is_cpu_float32", lambda like: False)  # weights lie as on CUDA
-    for module in (stack, sampling):
+    monkeypatch.setattr(transformer, "_is_cpu_float32", lambda like: False)  # weights lie as on CUDA
+    for module in (transformer, sampler):
         monkeypatch.setattr(module, "kernels_for", lambda device: triton_kernels())
     got = spoken(Engine(CsmModel(config, theirs.state_dict(), DEVICE, torch.float32), rows), asked)
     for each, codes in zip(got, wanted, strict=True):

@@ -123,7 +123,7 @@ def loudest_difference(ours: Tensor, theirs: Tensor) -> float:
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_decodes_as_transformers_does(pair: Callable[[str], Pair], name: str) -> None:
+def test_decoding_equals_transformers(pair: Callable[[str], Pair], name: str) -> None:
     codec, mimi = pair(name).codec, pair(name).mimi
     codes = random_codes(codec, 60)
     theirs = decoded_by_transformers(mimi, codes)
@@ -132,7 +132,7 @@ def test_decodes_as_transformers_does(pair: Callable[[str], Pair], name: str) ->
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_encodes_as_transformers_does(pair: Callable[[str], Pair], name: str) -> None:
+def test_encoding_equals_transformers(pair: Callable[[str], Pair], name: str) -> None:
     codec, mimi = pair(name).codec, pair(name).mimi
     samples = noise(61 * codec.frame_samples + 5)
     codes = codec.encode(samples)
@@ -141,7 +141,7 @@ def test_encodes_as_transformers_does(pair: Callable[[str], Pair], name: str) ->
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 3, 7, 50])
-def test_decoding_in_chunks_equals_decoding_at_once(pair: Callable[[str], Pair], chunk: int) -> None:
+def test_chunked_decoding_equals_whole_decoding(pair: Callable[[str], Pair], chunk: int) -> None:
     codec, mimi = pair("small frames").codec, pair("small frames").mimi
     codes = random_codes(codec, 120)
     decoder = codec.decoder()
@@ -151,7 +151,7 @@ def test_decoding_in_chunks_equals_decoding_at_once(pair: Callable[[str], Pair],
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_rows_together_are_each_to_the_last_bit_as_alone(pair: Callable[[str], Pair], name: str) -> None:
+def test_batched_rows_are_bit_identical(pair: Callable[[str], Pair], name: str) -> None:
     codec, mimi = pair(name).codec, pair(name).mimi
     spoken = [random_codes(codec, frames) for frames in (26, 25, 24)]
     decoders, others = [codec.decoder() for _ in spoken], [codec.decoder() for _ in spoken]
@@ -165,7 +165,7 @@ def test_rows_together_are_each_to_the_last_bit_as_alone(pair: Callable[[str], P
         assert loudest_difference(torch.cat(parts), decoded_by_transformers(mimi, codes[:24])) < 1e-5
 
 
-def test_decoding_stays_exact_past_mimis_own_window(tmp_path: Path) -> None:
+def test_decoding_past_the_attention_window(tmp_path: Path) -> None:
     made = make_pair(tmp_path, {"sliding_window": 250})
     codes = random_codes(made.codec, 300)
     decoder = made.codec.decoder()
@@ -173,7 +173,7 @@ def test_decoding_stays_exact_past_mimis_own_window(tmp_path: Path) -> None:
     assert loudest_difference(samples, decoded_by_transformers(made.mimi, codes)) < 1e-5
 
 
-def test_two_decoders_of_one_codec_do_not_disturb_each_other(pair: Callable[[str], Pair]) -> None:
+def test_decoders_of_one_codec_are_independent(pair: Callable[[str], Pair]) -> None:
     codec = pair("small frames").codec
     first, second = random_codes(codec, 9), random_codes(codec, 12)[:9]
     one, two = codec.decoder(), codec.decoder()
@@ -182,7 +182,7 @@ def test_two_decoders_of_one_codec_do_not_disturb_each_other(pair: Callable[[str
     assert loudest_difference(torch.cat([b for _, b in rounds]), codec.decode(second)) < 1e-5
 
 
-def test_rows_of_any_age_and_length_are_decoded_together(pair: Callable[[str], Pair]) -> None:
+def test_rows_of_any_age_and_length_are_batched(pair: Callable[[str], Pair]) -> None:
     """Each row as if it were alone: some begin while others go on, and one has nothing to say at times."""
     codec = pair("small frames").codec
     spoken = [random_codes(codec, frames) for frames in (90, 60, 40, 75)]
@@ -199,14 +199,14 @@ def test_rows_of_any_age_and_length_are_decoded_together(pair: Callable[[str], P
         assert loudest_difference(torch.cat(parts), codec.decode(codes)) < 1e-5
 
 
-def test_many_rows_are_computed_a_few_at_a_time(pair: Callable[[str], Pair]) -> None:
+def test_many_rows_are_decoded_in_several_batches(pair: Callable[[str], Pair]) -> None:
     codec = pair("mimi's ratios").codec
     spoken = [random_codes(codec, 20) for _ in range(7)]
     for codes, samples in zip(spoken, push_all([codec.decoder() for _ in spoken], spoken), strict=True):
         assert loudest_difference(samples, codec.decode(codes)) < 1e-5
 
 
-def test_a_wrong_row_leaves_the_others_as_they_were(pair: Callable[[str], Pair]) -> None:
+def test_invalid_row_leaves_the_others_unchanged(pair: Callable[[str], Pair]) -> None:
     codec = pair("small frames").codec
     decoders, codes = [codec.decoder(), codec.decoder()], random_codes(codec, 5)
     with pytest.raises(ValueError, match="frame 0, codebook 0"):
@@ -214,14 +214,14 @@ def test_a_wrong_row_leaves_the_others_as_they_were(pair: Callable[[str], Pair])
     assert loudest_difference(decoders[0].push(codes), codec.decode(codes)) < 1e-5
 
 
-def test_no_frames_are_no_samples(pair: Callable[[str], Pair]) -> None:
+def test_no_frames_give_no_samples(pair: Callable[[str], Pair]) -> None:
     codec = pair("small frames").codec
     assert codec.decode(random_codes(codec, 0)).shape == (0,)
 
 
 @pytest.mark.parametrize("extra", [-1, 0, 1])
 @pytest.mark.parametrize("frames", [1, 2, 51])
-def test_counts_frames_as_the_processor_of_csm_does(pair: Callable[[str], Pair], frames: int, extra: int) -> None:
+def test_frame_count_equals_csm_processor(pair: Callable[[str], Pair], frames: int, extra: int) -> None:
     codec, mimi = pair("mimi's ratios").codec, pair("mimi's ratios").mimi
     samples = noise(frames * 1920 + extra)
     codes = codec.encode(samples)
@@ -232,13 +232,13 @@ def test_counts_frames_as_the_processor_of_csm_does(pair: Callable[[str], Pair],
     assert torch.equal(codes, encoded_by_transformers(mimi, samples))
 
 
-def test_encoding_takes_any_length_down_to_one_sample(pair: Callable[[str], Pair]) -> None:
+def test_any_length_can_be_encoded(pair: Callable[[str], Pair]) -> None:
     codec, mimi = pair("small frames").codec, pair("small frames").mimi
     for length in [1, 2, 3, 11, 12, 13, 23, 25]:
         assert torch.equal(codec.encode(noise(length)), encoded_by_transformers(mimi, noise(length)))
 
 
-def test_fewer_codebooks_are_the_first_ones(pair: Callable[[str], Pair]) -> None:
+def test_fewer_codebooks_are_a_prefix(pair: Callable[[str], Pair]) -> None:
     made = pair("no projection")
     for codebooks in [1, 2, 3]:
         codec = Codec.load(made.config, made.weights, codebooks=codebooks)
@@ -248,7 +248,7 @@ def test_fewer_codebooks_are_the_first_ones(pair: Callable[[str], Pair]) -> None
         assert loudest_difference(codec.decode(codes), decoded_by_transformers(made.mimi, codes)) < 1e-5
 
 
-def test_reads_the_codec_out_of_a_saved_csm(tmp_path: Path) -> None:
+def test_codec_of_a_saved_csm_is_loaded(tmp_path: Path) -> None:
     sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     shape = {**sizes, "num_key_value_heads": 2, "num_codebooks": 4, "vocab_size": 67}
     depth = {**shape, "backbone_hidden_size": 16}
@@ -265,7 +265,7 @@ def test_reads_the_codec_out_of_a_saved_csm(tmp_path: Path) -> None:
     assert loudest_difference(ours.decode(codes), decoded_by_transformers(csm.codec_model, codes)) < 1e-5
 
 
-def test_what_only_decodes_leaves_the_encoders_weights_where_they_lie(pair: Callable[[str], Pair]) -> None:
+def test_decoding_does_not_touch_encoder_weights(pair: Callable[[str], Pair]) -> None:
     made = pair("small frames")
     codec = Codec.load(made.config, made.weights)
     name = "encoder_transformer.layers.0.mlp.fc1.weight"
@@ -276,26 +276,26 @@ def test_what_only_decodes_leaves_the_encoders_weights_where_they_lie(pair: Call
     assert torch.equal(codec.network.get_parameter(name), made.weights[name])
 
 
-def test_computes_in_float32_whatever_the_checkpoint_holds(pair: Callable[[str], Pair]) -> None:
+def test_computes_in_float32_for_any_checkpoint_dtype(pair: Callable[[str], Pair]) -> None:
     made = pair("small frames")
     codec = Codec.load(made.config, {name: tensor.bfloat16() for name, tensor in made.weights.items()})
     assert codec.decode(random_codes(codec, 3)).dtype == torch.float32
 
 
-def test_measures_come_from_the_config(pair: Callable[[str], Pair]) -> None:
+def test_rates_come_from_the_config(pair: Callable[[str], Pair]) -> None:
     codec = pair("three wide ratios").codec
     assert (codec.rate, codec.frame_samples, codec.frame_rate, codec.codebooks) == (24000, 1920, 12.5, 4)
     assert pair("longer stride").codec.frame_samples == 12 * 4
 
 
-def test_missing_keys_are_mimis_own() -> None:
+def test_missing_keys_have_mimis_defaults() -> None:
     assert codec_config({}) == codec_config(json.loads(MimiConfig().to_json_string(use_diff=False)))
 
 
 @pytest.mark.parametrize(
     ("frame", "codebook", "value"), [(0, 0, 64), (4, 3, 2050), (2, 1, -1)], ids=["first", "special id", "negative"]
 )
-def test_an_id_that_is_no_code_is_named(pair: Callable[[str], Pair], frame: int, codebook: int, value: int) -> None:
+def test_invalid_code_is_located(pair: Callable[[str], Pair], frame: int, codebook: int, value: int) -> None:
     codec = pair("small frames").codec
     decoder = codec.decoder()
     decoder.push(random_codes(codec, 10))
@@ -338,7 +338,7 @@ def test_too_many_codebooks_are_refused(pair: Callable[[str], Pair]) -> None:
         ("codebook_dim", 8),
     ],
 )
-def test_a_config_that_is_no_causal_mimi_is_refused(pair: Callable[[str], Pair], key: str, value: object) -> None:
+def test_other_codec_configs_are_refused(pair: Callable[[str], Pair], key: str, value: object) -> None:
     made = pair("small frames")
     with pytest.raises(CheckpointInvalid, match=r"^codec_config[^\n]+$"):
         Codec.load({**made.config, key: value}, made.weights)
@@ -367,13 +367,13 @@ def damaged(weights: Weights, how: str) -> Weights:
         ("codebook", "sums"),
     ],
 )
-def test_tensors_that_do_not_fit_are_named(pair: Callable[[str], Pair], how: str, message: str) -> None:
+def test_wrong_tensors_are_named(pair: Callable[[str], Pair], how: str, message: str) -> None:
     made = pair("small frames")
     with pytest.raises(CheckpointInvalid, match=message):
         Codec.load(made.config, damaged(made.weights, how))
 
 
-def test_a_codec_is_known_by_what_encodes(tiny_checkpoint: Path) -> None:
+def test_fingerprint_covers_what_encodes(tiny_checkpoint: Path) -> None:
     checkpoint = open_checkpoint(str(tiny_checkpoint))
     weights = dict(checkpoint.codec_weights)
 
@@ -385,7 +385,7 @@ def test_a_codec_is_known_by_what_encodes(tiny_checkpoint: Path) -> None:
     assert len({mark(), mark("encoder."), mark("quantizer."), mark("downsample."), mark(codebooks=4)}) == 5
 
 
-def test_waveforms_encoded_together_are_each_as_alone(pair: Callable[[str], Pair]) -> None:
+def test_batched_encoding_equals_single_encoding(pair: Callable[[str], Pair]) -> None:
     codec = pair("mimi's ratios").codec
     clips = [noise(frames * codec.frame_samples) for frames in (3, 60, 1, 17)]
     for clip, codes in zip(clips, codec.encode_batch(clips), strict=True):
@@ -393,7 +393,7 @@ def test_waveforms_encoded_together_are_each_as_alone(pair: Callable[[str], Pair
 
 
 @pytest.mark.parametrize("shape", [(0,), (2, 1920), (1921,)])
-def test_only_whole_frames_are_encoded_together(pair: Callable[[str], Pair], shape: tuple[int, ...]) -> None:
+def test_batched_encoding_needs_whole_frames(pair: Callable[[str], Pair], shape: tuple[int, ...]) -> None:
     codec = pair("mimi's ratios").codec
     with pytest.raises(ValueError, match=r"expected samples \[T \* 1920\]"):
         codec.encode_batch([torch.zeros(1920), torch.zeros(shape)])

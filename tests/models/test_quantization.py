@@ -1,4 +1,4 @@
-"""8-bit linears: close to the exact ones, row by row, and refused where they do not work."""
+"""8-bit linear layers: close to the original, rows independent, refused where unsupported."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import pytest
 import torch
 from tiny import Shape, greedy, ours, random_csm, spoken, text_rows
 
-from csm_cli.bench.quantization import logits, quantize_and_compare
-from csm_cli.bench.timing import PreparedBench
+from csm_cli.bench.speed import quantize_and_compare, teacher_forced_logits
+from csm_cli.bench.timing import BenchModel
 from csm_cli.checkpoint import open_checkpoint
 from csm_cli.engine import Engine, Request
 from csm_cli.errors import UsageError
@@ -21,7 +21,7 @@ from csm_cli.models.csm.quantization import Int8Linear, quantize
 CPU = torch.device("cpu")
 
 
-def test_a_product_is_within_the_rounding() -> None:
+def test_int8_product_is_within_rounding() -> None:
     generator = torch.Generator().manual_seed(0)
     weight, x = torch.randn(48, 64, generator=generator), torch.randn(5, 64, generator=generator)
     wanted = x @ weight.T
@@ -29,7 +29,7 @@ def test_a_product_is_within_the_rounding() -> None:
     assert error < 0.015
 
 
-def test_a_row_does_not_depend_on_its_neighbours() -> None:
+def test_rows_are_independent() -> None:
     generator = torch.Generator().manual_seed(0)
     linear, x = Int8Linear(torch.randn(48, 64, generator=generator)), torch.randn(16, 64, generator=generator)
     loud = torch.cat((x[:1], 1e4 * x[1:]))
@@ -37,27 +37,27 @@ def test_a_row_does_not_depend_on_its_neighbours() -> None:
     assert torch.equal(linear(x)[:1], linear(x[:1]))
 
 
-def test_an_outputs_weights_lie_together_however_they_were_given() -> None:
+def test_int8_weights_are_contiguous_per_output() -> None:
     """A product with them the other way is exact too, but takes twice as long."""
     weight = torch.randn(64, 48).T
     assert Int8Linear(weight).weight.is_contiguous() and not weight.is_contiguous()
 
 
-def test_rows_and_weights_of_nothing_but_zeros_give_zeros() -> None:
+def test_zeros_stay_zeros() -> None:
     assert not Int8Linear(torch.zeros(8, 16))(torch.ones(2, 16)).any()
     assert not Int8Linear(torch.ones(8, 16))(torch.zeros(2, 16)).any()
 
 
-def test_the_comparison_reads_what_was_said() -> None:
+def test_teacher_forced_logits_equal_decoding() -> None:
     """Greedy codes are the likeliest ones of the logits they were drawn from."""
     model, config = ours(random_csm(Shape()))
     rows = text_rows(torch.arange(10), config.codebooks)
     (codes,) = spoken(Engine(model), [Request(rows, greedy(12))])
-    assert torch.equal(logits(model, rows, codes).argmax(-1), codes)
+    assert torch.equal(teacher_forced_logits(model, rows, codes).argmax(-1), codes)
 
 
-def test_what_rounding_changes_is_small_but_something(tiny_checkpoint: Path) -> None:
-    ready = PreparedBench(open_checkpoint(str(tiny_checkpoint)), CPU, torch.float32)
+def test_int8_changes_little(tiny_checkpoint: Path) -> None:
+    ready = BenchModel(open_checkpoint(str(tiny_checkpoint)), CPU, torch.float32)
     changes = quantize_and_compare(ready)
     assert 0.8 < changes["codes_equal"] <= 1
     assert 0 < changes["logits_error"] < 0.2
@@ -72,16 +72,10 @@ def test_other_dtypes_are_refused() -> None:
         quantize(model)
 
 
-def test_say_takes_it_and_refuses_anything_else(csm: Callable[..., Any], tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_say_accepts_int8_only(csm: Callable[..., Any], tiny_checkpoint: Path, tmp_path: Path) -> None:
     flags = ("--model", tiny_checkpoint, "--seed", "1", "--max-duration", "0.5", "--no-trim")
     out = tmp_path / "a.wav"
     assert csm("say", "hi", "-o", out, *flags, "--quantize", "int8").code == 0
     assert out.stat().st_size > 44
     refused = csm("say", "hi", "-o", out, *flags, "--quantize", "int4")
     assert refused.code == 2 and "none or int8" in refused.err
-
-
-def test_bench_tells_what_it_changes(csm: Callable[..., Any], tiny_checkpoint: Path) -> None:
-    told = csm("bench", "decode", "--model", tiny_checkpoint, "--frames", 2, "--quantize", "int8", "--json")
-    assert told.code == 0, told.err
-    assert told.json["quantize"] == "int8" and 0.8 < told.json["codes_equal"] <= 1

@@ -14,7 +14,6 @@ import pytest
 import torch
 
 from csm_cli.audio.io import Audio, read_audio
-from csm_cli.cli import main
 from csm_cli.errors import CsmError
 from csm_cli.generation.events import Utterance
 from csm_cli.recipe import measure, voice_bench
@@ -214,12 +213,12 @@ def test_goal_includes_its_limit(value: float | None, passed: bool | None) -> No
 def test_the_command_ends_with_one_flat_json_line(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("csm_cli.cli.bench._open", lambda *_: bench(faithful))
+    monkeypatch.setattr(voice_bench, "open_voice_bench", lambda *_: bench(faithful))
     monkeypatch.setattr(voice_bench, "can_recognize", lambda: False)
-    assert main(["bench", "voice", "--only", "asset_mb,recognizer_ratio", "--sentences", "10"]) == 0
+    voice_bench.main(["--only", "asset_mb,recognizer_ratio", "--sentences", "10"])
     told = capsys.readouterr()
     assert json.loads(told.out) == {
-        "bench": "voice",
+        "bench": "bundled-voice",
         "model": "tones",
         "sentences": 10,
         "asset_mb": 0.5,
@@ -227,11 +226,11 @@ def test_the_command_ends_with_one_flat_json_line(
         "recognizer_ratio_reason": "pocketsphinx is not installed; pip install 'csm-cli[bench]'",
     }
     assert "not measured" in told.err and "[bench]" in told.err.replace("\n", "")
-    main(["bench", "voice", "--only", "asset_mb", "--json"])
-    assert capsys.readouterr().err == ""
 
 
 def test_an_unknown_figure_is_refused_with_the_list(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["bench", "voice", "--only", "loudness"]) == 2
+    with pytest.raises(SystemExit) as caught:
+        voice_bench.main(["--only", "loudness"])
+    assert caught.value.code == 2
     error = capsys.readouterr().err
     assert all(name in error for name in ("loudness", *FIGURES))

@@ -41,7 +41,7 @@ def refusal(path: Path, clobber: bool = True) -> str:
     return message
 
 
-def test_places_that_cannot_be_are_refused(tmp_path: Path) -> None:
+def test_unwritable_paths_are_refused(tmp_path: Path) -> None:
     file = tmp_path / "there"
     file.write_bytes(b"x")
     check_writable(file)
@@ -77,13 +77,13 @@ def test_folders_without_permission_are_refused(mode: int, message: str, name: s
     assert message in said and "(Permission denied)" in said
 
 
-def test_a_folder_that_not_even_root_can_write_to_is_refused(tmp_path: Path) -> None:
+def test_a_read_only_file_system_is_refused(tmp_path: Path) -> None:
     assert "the folder /proc cannot be written to" in refusal(Path("/proc/out"))
     (tmp_path / "link").symlink_to("/proc/none/out")
     assert "the folder /proc cannot be written to" in refusal(tmp_path / "link")
 
 
-def test_checking_a_place_makes_nothing(tmp_path: Path) -> None:
+def test_a_check_creates_nothing(tmp_path: Path) -> None:
     check_writable(tmp_path / "new" / "out")
     assert not list(tmp_path.iterdir())
 
@@ -128,14 +128,14 @@ def test_files_written_together_appear_together_or_not_at_all(tmp_path: Path) ->
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "new"]
 
 
-def test_a_name_leads_where_the_file_lies(tmp_path: Path) -> None:
+def test_resolved_names_follow_links(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to("file")
     (tmp_path / "circle").symlink_to("circle")
     names = [resolved_name(tmp_path / name) for name in ("file", "link", "none/../file", "other", "circle")]
     assert names[0] == names[1] == names[2] and len(set(names)) == 3
 
 
-def test_the_home_of_nobody_is_no_place_for_an_output() -> None:
+def test_the_home_of_an_unknown_user_is_refused() -> None:
     with pytest.raises(OutputRefused, match="no such user"):
         expand_path("~nobody-of-that-name/a.wav")
 
@@ -188,7 +188,7 @@ def test_equal_content_has_equal_fingerprints(tmp_path: Path) -> None:
     assert len(fingerprint("a\udcff", length=16)) == 16
 
 
-def test_the_second_is_refused_until_the_first_has_left(tmp_path: Path) -> None:
+def test_a_locked_folder_is_refused_until_released(tmp_path: Path) -> None:
     folder = tmp_path / "not" / "yet"
     with (
         exclusive_lock(folder),
@@ -200,19 +200,19 @@ def test_the_second_is_refused_until_the_first_has_left(tmp_path: Path) -> None:
         assert [path.name for path in folder.iterdir()] == [".lock"]
 
 
-def test_other_names_are_other_locks(tmp_path: Path) -> None:
+def test_locks_of_other_names_are_independent(tmp_path: Path) -> None:
     with exclusive_lock(tmp_path), exclusive_lock(tmp_path, "other.lock"):
         assert (tmp_path / "other.lock").exists()
 
 
-def test_it_is_let_go_where_the_work_fails(tmp_path: Path) -> None:
+def test_an_exception_releases_the_lock(tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError), exclusive_lock(tmp_path):
         raise ZeroDivisionError
     with exclusive_lock(tmp_path):
         pass
 
 
-def test_a_folder_that_nothing_was_put_into_is_gone_again(tmp_path: Path) -> None:
+def test_a_folder_that_stays_empty_is_removed(tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError), exclusive_lock(tmp_path / "new"):
         raise ZeroDivisionError
     assert not (tmp_path / "new").exists()
@@ -222,7 +222,7 @@ def test_a_folder_that_nothing_was_put_into_is_gone_again(tmp_path: Path) -> Non
     assert (tmp_path / "made").exists() and (tmp_path / "used" / "work").exists()
 
 
-def test_a_folder_that_cannot_be_is_told(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_created_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(OutputRefused, match="file/in: cannot be written"), exclusive_lock(tmp_path / "file" / "in"):
         pass

@@ -1,4 +1,4 @@
-"""Saved voices: what is kept, what is refused, and what is said of a clip."""
+"""Saved voices: adding, finding and removing them, the cache of codes, and warnings about clips."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def padded(samples: NDArray[np.float32], seconds: float = 1.0) -> Audio:
     return Audio(np.pad(samples, round(seconds * RATE)), RATE)
 
 
-def test_the_bundled_voices_are_there_from_the_beginning() -> None:
+def test_bundled_voices_are_listed_and_clean() -> None:
     voices = list_voices()
     assert [voice.name for voice in voices] == BUNDLED and all(voice.bundled for voice in voices)
     for voice in voices:
@@ -52,7 +52,7 @@ def test_the_bundled_voices_are_there_from_the_beginning() -> None:
         assert prepare_clip(audio, voice.info.text).warnings == ()
 
 
-def test_a_voice_is_found_as_it_was_saved(home: Path) -> None:
+def test_a_saved_voice_is_found(home: Path) -> None:
     audio = padded(speech())
     add_voice("ana", audio, WORDS)
     voice = find_voice("ana")
@@ -64,7 +64,7 @@ def test_a_voice_is_found_as_it_was_saved(home: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["", "a b", "../a", "a.wav", ".a", "-a", "ä", "a" * 65])
-def test_what_could_be_a_path_is_no_name(name: str) -> None:
+def test_a_path_is_not_a_name(name: str) -> None:
     assert not is_name(name)
     with pytest.raises(OutputRefused):
         add_voice(name, padded(speech()), WORDS)
@@ -82,7 +82,7 @@ def test_a_name_that_is_taken_is_refused_until_replaced() -> None:
         add_voice("ash", padded(speech()), WORDS, replace=True)
 
 
-def test_a_name_that_is_not_there_lists_the_near_ones() -> None:
+def test_an_unknown_name_lists_similar_voices() -> None:
     add_voice("annabel", padded(speech()), WORDS)
     with pytest.raises(VoiceNotFound, match="did you mean annabel") as caught:
         find_voice("anabel")
@@ -91,7 +91,7 @@ def test_a_name_that_is_not_there_lists_the_near_ones() -> None:
         find_voice("zzz")
 
 
-def test_a_failed_disk_leaves_the_voice_of_before(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_write_leaves_the_old_voice(monkeypatch: pytest.MonkeyPatch) -> None:
     add_voice("ana", padded(speech()), WORDS)
 
     def full(path: Path, data: bytes) -> None:
@@ -115,10 +115,10 @@ def test_a_removed_voice_leaves_nothing_behind(home: Path) -> None:
         remove_voice("ash")
 
 
-@pytest.mark.parametrize("card", ["{", "[]", '{"texts": "Hi"}'])
-def test_a_broken_card_says_what_to_do(card: str) -> None:
+@pytest.mark.parametrize("content", ["{", "[]", '{"texts": "Hi"}'])
+def test_a_broken_voice_says_what_to_do(content: str) -> None:
     voice = add_voice("ana", padded(speech()), WORDS)
-    (voice.folder / "voice.json").write_text(card)
+    (voice.folder / "voice.json").write_text(content)
     with pytest.raises(VoiceInvalid, match="and add it again"):
         find_voice("ana")
     (voice.folder / "voice.json").write_text(json.dumps({"text": "Hi"}))
@@ -152,14 +152,14 @@ def test_half_written_codes_are_encoded_again(home: Path) -> None:
         file.write_bytes(file.read_bytes()[:-7])
 
 
-def test_codes_that_cannot_be_kept_are_used_all_the_same(home: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_codes_that_cannot_be_cached_are_returned(home: Path, caplog: pytest.LogCaptureFixture) -> None:
     voice = add_voice("ana", padded(speech()), WORDS)
     (home / "codes").write_text("in the way")
     assert cached_codes(voice.audio, "a", lambda: np.full((3, 8), 1))[0, 0] == 1
     assert "are not cached" in caplog.text
 
 
-def test_silence_around_speech_goes() -> None:
+def test_silence_around_speech_is_trimmed() -> None:
     clip = prepare_clip(padded(speech(), 2.0), WORDS.text)
     assert 5.9 < clip.audio.duration < 6.4 and clip.warnings == ()
 
@@ -175,7 +175,7 @@ def test_silence_around_speech_goes() -> None:
         (speech(), WORDS.text * 5, "unusual pace"),
     ],
 )
-def test_what_may_be_wrong_with_a_clip_is_said(samples: NDArray[np.float32], text: str, warning: str) -> None:
+def test_a_poor_clip_gets_a_warning(samples: NDArray[np.float32], text: str, warning: str) -> None:
     (said,) = prepare_clip(padded(samples), text).warnings
     assert warning in said
 
@@ -189,7 +189,7 @@ def test_a_clip_without_speech_is_refused(samples: NDArray[np.float32], reason: 
 
 
 @pytest.mark.espeak
-def test_the_bundled_voices_can_be_made_again(tmp_path: Path) -> None:
+def test_the_bundled_voices_are_reproducible(tmp_path: Path) -> None:
     """In a process of its own: espeak-ng's noise goes on from what it has said before."""
     code = "import sys, pathlib, csm_cli.recipe.saved_voices as v; v.main(pathlib.Path(sys.argv[1]))"
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, timeout=120)

@@ -18,38 +18,38 @@ from csm_cli.models.csm.model import CsmModel
 _MIN_PEAK = 1e-12  # for rows that are all zero
 
 
-class Int8Linear:
-    """W8A8: a bias-free linear layer with int8 weights and activations. weight: [out, in] int8; scale: [out]."""
+class _Int8:
+    """A linear layer with int8 weights. weight: [out, in] int8, contiguous per output; scale: [out]."""
 
     def __init__(self, weight: Tensor) -> None:
-        scale = _row_scale(weight)
-        self.weight, self.scale = _round(weight, scale), scale[:, 0]
+        scale = _row_scale(weight.float())
+        # The other memory layout makes a product on a CPU take twice as long.
+        self.weight = (weight / scale).round_().to(torch.int8, memory_format=torch.contiguous_format)
+        self.scale = scale[:, 0]
 
     def __call__(self, x: Tensor) -> Tensor:
         """[N, in] to [N, out]"""
+        raise NotImplementedError
+
+    def add_to(self, residual: Tensor, x: Tensor) -> Tensor:
+        """residual [N, out] plus the output."""
+        return residual + self(x)
+
+
+class Int8Linear(_Int8):
+    """Activations in 8 bits too (W8A8)."""
+
+    def __call__(self, x: Tensor) -> Tensor:
         scale = _row_scale(x)
         sums = torch._int_mm((x / scale).round_().to(torch.int8), self.weight.T)
         return sums.float().mul_(self.scale).mul_(scale)
 
-    def add_to(self, residual: Tensor, x: Tensor) -> Tensor:
-        """residual [N, out] plus the output."""
-        return residual + self(x)
 
-
-class Int8Weight:
-    """W8A16 or W8A32: int8 weights, activations as they are. weight: [out, in] int8; scale: [out]."""
-
-    def __init__(self, weight: Tensor) -> None:
-        scale = _row_scale(weight.float())
-        self.weight, self.scale = _round(weight, scale), scale[:, 0]
+class Int8Weight(_Int8):
+    """Activations as they are."""
 
     def __call__(self, x: Tensor) -> Tensor:
-        """[N, in] to [N, out]"""
         return (F.linear(x, self.weight.to(x.dtype)) * self.scale).to(x.dtype)
-
-    def add_to(self, residual: Tensor, x: Tensor) -> Tensor:
-        """residual [N, out] plus the output."""
-        return residual + self(x)
 
 
 def quantize(model: CsmModel) -> None:
@@ -67,11 +67,6 @@ def quantize(model: CsmModel) -> None:
     for layer in (*model.backbone.layers, *model.depth.layers):
         for name in ("qkv", "out", "gate_up", "down"):
             setattr(layer, name, linear(getattr(layer, name).weight))
-
-
-def _round(weight: Tensor, scale: Tensor) -> Tensor:
-    """[out, in] int8, contiguous per output: the other layout makes a CPU's product take twice as long."""
-    return (weight / scale).round_().to(torch.int8, memory_format=torch.contiguous_format)
 
 
 def _row_scale(x: Tensor) -> Tensor:

@@ -4,35 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from csm_cli.errors import CheckpointInvalid
 
-_SIZES = {
-    "hidden_size": 512,
-    "num_filters": 64,
-    "num_residual_layers": 1,
-    "kernel_size": 7,
-    "last_kernel_size": 3,
-    "residual_kernel_size": 3,
-    "dilation_growth_rate": 2,
-    "compress": 2,
-    "codebook_size": 2048,
-    "codebook_dim": 256,
-    "vector_quantization_hidden_dimension": 256,
-    "num_quantizers": 32,
-    "num_semantic_quantizers": 1,
-    "upsample_groups": 512,
-    "num_hidden_layers": 8,
-    "intermediate_size": 2048,
-    "num_attention_heads": 8,
-    "num_key_value_heads": 8,
-    "sliding_window": 250,
-    "sampling_rate": 24000,
-}
-# Values of a causal mono codec; others would change the computation.
-_FIXED = {
+_FIXED = {  # of a causal mono codec; other values would change the computation
     "use_causal_conv": True,
     "trim_right_ratio": 1.0,
     "pad_mode": "constant",
@@ -42,22 +19,27 @@ _FIXED = {
 }
 
 
-@dataclass(frozen=True)
-class TransformerConfig:
-    """Sizes of the encoder's and the decoder's transformer; `window` counts positions, the newest included."""
+def _size(key: str, default: int, minimum: int = 1) -> Any:
+    """A field read from `key` of a codec_config, which must be an integer of at least `minimum`."""
+    return field(metadata={"key": key, "default": default, "minimum": minimum})
 
-    hidden: int
-    layers: int
-    heads: int
-    kv_heads: int
+
+@dataclass(frozen=True, kw_only=True)
+class TransformerConfig:
+    """Sizes of the encoder's and the decoder's transformer. window: positions, the newest included."""
+
+    hidden: int = _size("hidden_size", 512)
+    layers: int = _size("num_hidden_layers", 8, minimum=0)
+    heads: int = _size("num_attention_heads", 8)
+    kv_heads: int = _size("num_key_value_heads", 8)
+    intermediate: int = _size("intermediate_size", 2048)
+    window: int = _size("sliding_window", 250)
     head_dim: int
-    intermediate: int
-    window: int
     theta: float
     eps: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class CodecConfig:
     """Sizes of a Mimi.
 
@@ -65,22 +47,22 @@ class CodecConfig:
     quantizers: codebooks the checkpoint holds, the first `semantic` of them in a chain of their own.
     """
 
-    rate: int
+    rate: int = _size("sampling_rate", 24000)
+    filters: int = _size("num_filters", 64)
+    residual_layers: int = _size("num_residual_layers", 1, minimum=0)
+    kernel: int = _size("kernel_size", 7)
+    last_kernel: int = _size("last_kernel_size", 3)
+    residual_kernel: int = _size("residual_kernel_size", 3)
+    dilation_growth: int = _size("dilation_growth_rate", 2)
+    compress: int = _size("compress", 2)
+    upsample_groups: int = _size("upsample_groups", 512)
+    codebook_size: int = _size("codebook_size", 2048)
+    codebook_dim: int = _size("codebook_dim", 256)
+    quantizers: int = _size("num_quantizers", 32)
+    semantic: int = _size("num_semantic_quantizers", 1)
     ratios: tuple[int, ...]
     stride: int
-    filters: int
-    residual_layers: int
-    kernel: int
-    last_kernel: int
-    residual_kernel: int
-    dilation_growth: int
-    compress: int
     conv_shortcut: bool
-    upsample_groups: int
-    codebook_size: int
-    quantizers: int
-    semantic: int
-    codebook_dim: int
     transformer: TransformerConfig
 
     @property
@@ -101,46 +83,34 @@ def codec_config(config: Mapping[str, Any]) -> CodecConfig:
     for key, value in _FIXED.items():
         if config.get(key, value) != value:
             raise CheckpointInvalid(f"codec_config: {key} is {config[key]!r}; only {value!r} is supported")
-    sizes = {key: _size(config, key, default) for key, default in _SIZES.items()}
-    if sizes["codebook_dim"] != sizes["vector_quantization_hidden_dimension"]:
+    sizes = _read_sizes(CodecConfig, config)
+    if sizes["codebook_dim"] != config.get("vector_quantization_hidden_dimension", 256):
         raise CheckpointInvalid("codec_config: codebook_dim and vector_quantization_hidden_dimension differ")
-    if not 0 < sizes["num_semantic_quantizers"] < sizes["num_quantizers"]:
+    if not 0 < sizes["semantic"] < sizes["quantizers"]:
         raise CheckpointInvalid("codec_config: num_semantic_quantizers is not between 0 and num_quantizers")
-    ratios = _ratios(config)
-    return CodecConfig(
-        rate=sizes["sampling_rate"],
-        ratios=ratios,
-        stride=_stride(config, sizes["sampling_rate"], math.prod(ratios)),
-        filters=sizes["num_filters"],
-        residual_layers=sizes["num_residual_layers"],
-        kernel=sizes["kernel_size"],
-        last_kernel=sizes["last_kernel_size"],
-        residual_kernel=sizes["residual_kernel_size"],
-        dilation_growth=sizes["dilation_growth_rate"],
-        compress=sizes["compress"],
-        conv_shortcut=bool(config.get("use_conv_shortcut", False)),
-        upsample_groups=sizes["upsample_groups"],
-        codebook_size=sizes["codebook_size"],
-        quantizers=sizes["num_quantizers"],
-        semantic=sizes["num_semantic_quantizers"],
-        codebook_dim=sizes["codebook_dim"],
-        transformer=_transformer(config, sizes),
-    )
-
-
-def _size(config: Mapping[str, Any], key: str, default: int) -> int:
-    value = config.get(key, default)
-    minimum = 0 if key in ("num_residual_layers", "num_hidden_layers") else 1
-    if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
-        raise CheckpointInvalid(f"codec_config: {key} is {value!r}; expected an integer of at least {minimum}")
-    return value
-
-
-def _ratios(config: Mapping[str, Any]) -> tuple[int, ...]:
     ratios = config.get("upsampling_ratios") or [8, 6, 5, 4]
     if not isinstance(ratios, list | tuple) or not all(isinstance(ratio, int) and ratio > 0 for ratio in ratios):
         raise CheckpointInvalid(f"codec_config: upsampling_ratios is {ratios!r}; expected a list of positive integers")
-    return tuple(ratios)
+    return CodecConfig(
+        **sizes,
+        ratios=tuple(ratios),
+        stride=_stride(config, sizes["rate"], math.prod(ratios)),
+        conv_shortcut=bool(config.get("use_conv_shortcut", False)),
+        transformer=_transformer(config),
+    )
+
+
+def _read_sizes(cls: type[CodecConfig] | type[TransformerConfig], config: Mapping[str, Any]) -> dict[str, Any]:
+    sizes = {}
+    for each in fields(cls):
+        if not each.metadata:
+            continue
+        key, minimum = each.metadata["key"], each.metadata["minimum"]
+        value = config.get(key, each.metadata["default"])
+        if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
+            raise CheckpointInvalid(f"codec_config: {key} is {value!r}; expected an integer of at least {minimum}")
+        sizes[each.name] = value
+    return sizes
 
 
 def _stride(config: Mapping[str, Any], rate: int, hop: int) -> int:
@@ -154,23 +124,19 @@ def _stride(config: Mapping[str, Any], rate: int, hop: int) -> int:
     return stride
 
 
-def _transformer(config: Mapping[str, Any], sizes: Mapping[str, int]) -> TransformerConfig:
+def _transformer(config: Mapping[str, Any]) -> TransformerConfig:
     rope = config.get("rope_parameters") or {}
     if rope.get("rope_type", "default") != "default":
         raise CheckpointInvalid(f"codec_config: rope_type is {rope['rope_type']!r}; only default is supported")
-    hidden, heads, kv_heads = sizes["hidden_size"], sizes["num_attention_heads"], sizes["num_key_value_heads"]
+    sizes = _read_sizes(TransformerConfig, config)
+    hidden, heads, kv_heads = sizes["hidden"], sizes["heads"], sizes["kv_heads"]
     if hidden % heads or heads % kv_heads:
         raise CheckpointInvalid(
             f"codec_config: {heads} heads do not divide {hidden} channels, or {kv_heads} not {heads}"
         )
     return TransformerConfig(
-        hidden=hidden,
-        layers=sizes["num_hidden_layers"],
-        heads=heads,
-        kv_heads=kv_heads,
+        **sizes,
         head_dim=int(config.get("head_dim") or hidden // heads),
-        intermediate=sizes["intermediate_size"],
-        window=sizes["sliding_window"],
         theta=float(rope.get("rope_theta") or config.get("rope_theta") or 10000.0),
         eps=float(config.get("norm_eps", 1e-5)),
     )

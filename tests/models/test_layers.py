@@ -1,4 +1,4 @@
-"""On a CPU a row of a batch is multiplied and mapped to the last bit as it is alone."""
+"""On a CPU products and functions of a batch are bit-identical to those of single rows."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def threads() -> Iterator[Callable[[int], None]]:
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("positions", [1, 2, 3, 24, 50])
-def test_a_row_is_multiplied_as_alone(positions: int, shape: tuple[int, int]) -> None:
+def test_batched_product_is_bit_identical(positions: int, shape: tuple[int, int]) -> None:
     x, matrix, bias = operands(positions, shape)
     together = linear(x, matrix, bias)
     assert torch.equal(together, torch.cat([linear(row, matrix, bias) for row in x.split(1)]))
@@ -42,7 +42,7 @@ def test_a_row_is_multiplied_as_alone(positions: int, shape: tuple[int, int]) ->
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_the_number_of_threads_changes_no_bit(shape: tuple[int, int], threads: Callable[[int], None]) -> None:
+def test_threads_do_not_change_the_product(shape: tuple[int, int], threads: Callable[[int], None]) -> None:
     x, matrix, _ = operands(24, shape)
     found = []
     for count in (1, 2, 3):
@@ -53,9 +53,7 @@ def test_the_number_of_threads_changes_no_bit(shape: tuple[int, int], threads: C
 
 @pytest.mark.parametrize("shape", ODD, ids=str)
 @pytest.mark.parametrize("count", [1, 3, 10, 12])
-def test_sizes_unlike_mimis_are_multiplied_as_alone(
-    count: int, shape: tuple[int, int], threads: Callable[[int], None]
-) -> None:
+def test_other_sizes_are_bit_identical(count: int, shape: tuple[int, int], threads: Callable[[int], None]) -> None:
     threads(count)
     for positions in (5, 24, 42):
         x, matrix, bias = operands(positions, shape)
@@ -64,7 +62,7 @@ def test_sizes_unlike_mimis_are_multiplied_as_alone(
         torch.testing.assert_close(alone, F.linear(x, matrix, bias), rtol=1e-4, atol=1e-4)
 
 
-def test_a_function_is_applied_to_each_row() -> None:
+def test_rowwise_applies_a_function_to_each_row() -> None:
     x = torch.randn(3, 5, 7)
     seen: list[int] = []
 

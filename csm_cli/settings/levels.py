@@ -1,0 +1,107 @@
+"""The levels below flags and scripts: CSM_* variables, then ./csm.toml, then the user's config.toml."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from csm_cli.errors import ConfigInvalid, CsmError, UsageError
+from csm_cli.settings.fields import GENERATION, SETTINGS, Value
+from csm_cli.storage.paths import user_config_file
+from csm_cli.types import GenerationOptions
+
+PROJECT_FILE = Path("csm.toml")
+
+
+@dataclass(frozen=True)
+class ResolvedSetting:
+    """A value and the variable or file that set it."""
+
+    value: Value | None
+    source: str
+
+
+Level = Mapping[str, ResolvedSetting]
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """What the environment, ./csm.toml and the user's config.toml set, each on its own, the highest level first."""
+
+    levels: tuple[Level, ...] = ()
+
+    @property
+    def merged(self) -> dict[str, ResolvedSetting]:
+        """Each setting by the highest level that has it."""
+        return {name: each for level in reversed(self.levels) for name, each in level.items()}
+
+    @property
+    def generation(self) -> GenerationOptions:
+        merged = GenerationOptions()
+        for level in self.levels:
+            values = {name: each.value for name, each in level.items() if name in GENERATION}
+            merged = merged.over(GenerationOptions(**values))  # type: ignore[arg-type]  # validated
+        return merged
+
+
+def read_configuration() -> Configuration:
+    """Everything that is set; an empty variable counts as unset.
+
+    Raises:
+        ConfigInvalid: a file cannot be read, is not TOML, has an unknown key or an impossible value.
+        UsageError: a variable has an impossible value.
+    """
+    return Configuration((_environment(), _file(PROJECT_FILE), _file(user_config_file())))
+
+
+def validate(
+    values: Mapping[str, object], label: Callable[[str], str], error: type[CsmError] = UsageError
+) -> dict[str, Value]:
+    """Settings by name, converted to their types.
+
+    label: how an error names a setting.
+
+    Raises:
+        UsageError, or `error`: an impossible value.
+    """
+    if not values:
+        return {}  # and pydantic, which takes its time to load, is not needed
+    from pydantic import ValidationError
+
+    from csm_cli.settings.model import SettingsModel
+
+    try:
+        return SettingsModel.model_validate(values).model_dump(exclude_unset=True)
+    except ValidationError as problem:
+        name = str(problem.errors()[0]["loc"][0])
+        raise error(f"{label(name)} takes {SETTINGS[name].expected}, not {values[name]!r}") from None
+
+
+def _environment() -> Level:
+    found = {name: os.environ.get(_variable(name)) for name in SETTINGS}
+    values = validate({name: text for name, text in found.items() if text}, _variable)
+    return {name: ResolvedSetting(value, _variable(name)) for name, value in values.items()}
+
+
+def _variable(name: str) -> str:
+    return f"CSM_{name.upper()}"
+
+
+def _file(path: Path) -> Level:
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as problem:
+        raise ConfigInvalid(f"{path}: {getattr(problem, 'strerror', None) or problem}; fix or remove it") from problem
+    for name in table:
+        if name not in SETTINGS:
+            near = difflib.get_close_matches(name.replace("-", "_"), SETTINGS, n=2, cutoff=0.6)
+            hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(SETTINGS)}"
+            raise ConfigInvalid(f"{path}: unknown setting {name!r}; {hint}")
+    values = validate(table, lambda name: f"{path}: {name}", ConfigInvalid)
+    return {name: ResolvedSetting(value, str(path)) for name, value in values.items()}

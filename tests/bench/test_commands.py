@@ -1,0 +1,45 @@
+"""`csm bench start` and `batch-overhead`: their figures, and failures of the measured command."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import Result
+
+from csm_cli.bench import commands
+from csm_cli.errors import CsmError
+
+Csm = Callable[..., Result]
+
+
+def test_batch_overhead_reports_time_and_memory(csm: Csm, tmp_path: Path) -> None:
+    figures = csm("bench", "batch-overhead", "--count", 50, "--folder", tmp_path, "--json").json
+    assert figures["items"] == 50 and figures["cpu_ms_per_item"] > 0 and figures["peak_mb"] > 100
+    assert figures["added_bytes_per_item"] >= 0 and figures["peak_mb_10_items"] <= figures["peak_mb"]
+    assert not list(tmp_path.iterdir())
+
+
+def test_start_is_compared_with_the_minimum(csm: Csm, monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(command: list[str]) -> tuple[float, str]:
+        if "-c" in command:
+            return 2.0, ""
+        return 6.0, json.dumps({"rtf": 0.5, "duration_s": 4.0, "model": "x"})
+
+    monkeypatch.setattr(commands, "run_process", run)
+    assert csm("bench", "start", "--json").json == {
+        "bench": "start",
+        "model": "x",
+        "say_seconds": 6.0,
+        "import_torch_seconds": 2.0,
+        "decode_seconds": 2.0,
+        "times_minimum": 1.5,
+    }
+
+
+def test_start_reports_a_failure() -> None:
+    assert len(commands.SENTENCE.split()) == 10
+    with pytest.raises(CsmError, match="nothing"):
+        commands.measure_start("/nothing/there", runs=1)
