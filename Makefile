@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: demo test format voice finetune-demo bench bench-gpu clean
+.PHONY: demo test format voice teacher judges finetune-demo bench bench-gpu clean
 
 demo: $(VENV)/.installed
 	$(BIN)/csm converse samples/dialogue.yaml -o out/dialogue.wav
@@ -24,6 +24,9 @@ voice: $(VENV)/.developed runs/kokoro/kokoro-f32.onnx
 	$(BIN)/python -m csm_cli.recipe.voice $(CONFIG)
 
 # The natural teacher, and the judges, each in a venv of its own; checksums in configs/voice/teacher.txt and judge.txt.
+teacher: runs/kokoro/kokoro-f32.onnx
+judges: runs/judge/whisper-base/model.bin
+
 runs/kokoro/kokoro-f32.onnx: | $(VENV)/.developed
 	$(BIN)/python -m csm_cli.recipe.teacher runs/kokoro
 

@@ -22,6 +22,7 @@ from csm_cli.recipe.export import export_voice, plot_samples, sample_sentences, 
 from csm_cli.recipe.model import RecipeJob, model_config, train_model
 from csm_cli.recipe.natural_corpus import held_out_stems, training_stems, write_natural_corpus
 from csm_cli.recipe.plan import TeacherPlan, VoicePlan, read_plan
+from csm_cli.recipe.reference_voices import write_voices
 from csm_cli.recipe.sentences import held_out_sentences
 from csm_cli.recipe.teacher import KokoroTeacher
 from csm_cli.train.batches import Batch, collate
@@ -87,6 +88,8 @@ def _export(plan: VoicePlan, _: Path | None) -> None:
     model = CsmForConditionalGeneration.from_pretrained(plan.folder / "export-latest")
     model.codec_model = _load_codec(plan).cpu()
     export_voice(model, plan.sampling, plan.target)
+    if isinstance(plan.corpus, TeacherPlan):
+        write_voices(plan.target, list(plan.corpus.voices))
     plot_samples(sample_sentences(model, Espeak(), held_out_sentences()[:3]), plan.target / "samples.png")
 
 
