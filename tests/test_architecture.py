@@ -31,7 +31,6 @@ UNFINISHED = {
     "generation/incremental.py",
     "cli/bench.py",
     "cli/bench_train.py",
-    "settings/keys.py",
     "train/loss.py",
 }
 ROOMS = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

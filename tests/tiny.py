@@ -112,7 +112,7 @@ def greedy(frames: int) -> SamplingParams:
     return SamplingParams(temperature=0, top_k=0, depth_temperature=0, depth_top_k=0, seed=0, max_frames=frames)
 
 
-def spoken(engine: Engine, requests: list[Request]) -> list[Tensor]:
+def decode_all(engine: Engine, requests: list[Request]) -> list[Tensor]:
     """The codes [T, K] of each request, the frame that ends speech included."""
     waiting = iter(requests)
     frames: dict[Request, list[Tensor]] = {request: [] for request in requests}

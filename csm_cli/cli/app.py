@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Annotated, Any
 
 import typer
@@ -40,10 +41,13 @@ class _BriefHelp:
         command: Any = self
         everything = bool(ctx.obj and ctx.obj.get("help_all"))
         more = False
+        command.help = "\n\n".join(map(_reflowed, inspect.cleandoc(command.help or "").split("\n\n")))
         for each in command.get_params(ctx):
             if getattr(each, "is_bool_flag", False):
-                each.metavar = each.metavar or ""  # no type beside a switch, nor beside an argument
-            elif each.param_type_name == "argument":
+                each.metavar = each.metavar or ""  # no type beside a switch
+            if "-h" in each.opts:
+                each.help = "Show this help; --help-all shows all options."
+            if each.param_type_name == "argument":
                 each.display_type_rich = lambda ctx: None
             each.hidden = not everything and bool(each.rich_help_panel or each.name in _COMPLETION)
             more |= each.hidden
@@ -53,6 +57,12 @@ class _BriefHelp:
 
 
 _COMPLETION = ("install_completion", "show_completion")
+
+
+def _reflowed(paragraph: str) -> str:
+    """A paragraph without line breaks, unless its lines are indented, as those of examples are."""
+    lines = paragraph.removeprefix("\b\n").splitlines()
+    return "\n".join(lines) if any(line.startswith(" ") for line in lines) else " ".join(lines)
 
 
 class HelpCommand(_BriefHelp, TyperCommand):

@@ -128,9 +128,7 @@ def batch(
     the same command again generates only the rest.
 
     Examples:
-
       csm batch lines.jsonl -o 'out/{id}.wav'
-
       csm batch book.txt -o 'book/{index:04d}.flac' --shard 1/4
     """
     run_batch(BatchRequest(manifest, batch_size, scope, speech, output, output_options, report_path(report)))

@@ -36,12 +36,11 @@ if TYPE_CHECKING:
     from csm_cli.generation.turn_cache import RedoRequest
 
 
-def _extra(*flags: str, text: str, metavar: str | None = None) -> Any:
-    return typer.Option(*flags, metavar=metavar, help=text, rich_help_panel="Extra outputs")
+_REUSE = "Reusing turns"  # panel of the options that only --help-all shows
 
 
-def _redo(*flags: str, text: str, metavar: str | None = None) -> Any:
-    return typer.Option(*flags, metavar=metavar, help=text, rich_help_panel="Reusing turns")
+def _option(*flags: str, text: str, metavar: str | None = None, panel: str | None = None) -> Any:
+    return typer.Option(*flags, metavar=metavar, help=text, rich_help_panel=panel)
 
 
 @dataclass(frozen=True)
@@ -50,18 +49,21 @@ class ExtraOutputs:
 
     loudness: Annotated[
         float | None,
-        _extra("--loudness", metavar="LUFS", text="Loudness by EBU R128, such as -19; true peak below -1 dBTP."),
+        _option("--loudness", metavar="LUFS", text="Loudness by EBU R128, such as -19; true peak below -1 dBTP."),
     ] = None
     stems: Annotated[
-        bool, _extra("--stems", text="Write one track per speaker, as OUT.ana.wav; they add up to the whole.")
+        bool, _option("--stems", text="Write one track per speaker, as OUT.ana.wav; they add up to the whole.")
     ] = False
     turns_dir: Annotated[
-        Path | None, _extra("--turns-dir", metavar="DIR", text="Write each turn, as DIR/001-ana.wav.")
+        Path | None, _option("--turns-dir", metavar="DIR", text="Write each turn, as DIR/001-ana.wav.")
     ] = None
     subs: Annotated[
-        str | None, _extra("--subs", metavar="FORMATS", text="Write subtitles: srt, vtt, json, or several with commas.")
+        str | None,
+        _option("--subs", metavar="FORMATS", text="Write subtitles: srt, vtt, json, or several with commas."),
     ] = None
-    sidecar: Annotated[bool, _extra("--sidecar/--no-sidecar", text="Write metadata to OUT.wav.json.")] = True
+    sidecar: Annotated[
+        bool, _option("--sidecar/--no-sidecar", text="Write metadata to OUT.wav.json.", panel="Extra outputs")
+    ] = True
 
     def files(self, conversation: Conversation, track: Path | None) -> OutputFiles:
         """Raises UsageError if files belong beside a track that is not a file."""
@@ -99,17 +101,19 @@ class RedoOptions:
 
     redo: Annotated[
         str | None,
-        _redo(
+        _option(
             "--redo", metavar="TURNS", text="Generate these turns again: numbers, ids or speakers, as in 7,12-14,ana."
         ),
     ] = None
     cascade: Annotated[
-        bool, _redo("--cascade", text="Where a turn changed, generate all turns after it again too.")
+        bool, _option("--cascade", text="Where a turn changed, generate all turns after it again too.", panel=_REUSE)
     ] = False
-    fresh: Annotated[bool, _redo("--fresh", text="Generate all turns again.")] = False
+    fresh: Annotated[bool, _option("--fresh", text="Generate all turns again.", panel=_REUSE)] = False
     source: Annotated[
         str | None,
-        _redo("--from", metavar="TRACK", text="Reuse the turns of this track too, such as other/name.wav."),
+        _option(
+            "--from", metavar="TRACK", panel=_REUSE, text="Reuse the turns of this track too, such as other/name.wav."
+        ),
     ] = None
 
     def request(self, conversation: Conversation, track: Path | None) -> RedoRequest:
@@ -181,6 +185,10 @@ def converse(
     Finished turns are cached beside the track in .OUT.csm.
     The same command again generates only the turns that changed.
     After -o OUT.wav, -o OUT.flac reuses all of them.
+
+    Examples:
+      csm converse episode.yaml -o episode.wav
+      csm converse episode.yaml -o episode.wav --redo 7,12-14
     """
     from csm_cli.script import read_script
 

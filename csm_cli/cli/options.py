@@ -225,7 +225,7 @@ def _resolve(settings: Mapping[str, Setting], given: dict[str, Any], configurati
     """The values of a command's parameters; one that nothing sets is left out and has its own default."""
     typed = {name: given.pop(name) for name in settings}
     flags = validate({name: text for name, text in typed.items() if text is not None}, flag_name)
-    configuration = read_configuration()
+    configuration = read_configuration(flags)
     names = settings.keys() - set(GENERATION)
     configured = {name: each.value for name, each in configuration.merged.items() if name in names}
     return given | configured | flags | dict.fromkeys(configurations, configuration)

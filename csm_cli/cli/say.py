@@ -46,7 +46,12 @@ def say(
     live: PlaybackOptions,
     output_options: OutputOptions,
 ) -> None:
-    """Speak a text: TEXT, -f FILE or standard input."""
+    """Speak a text: TEXT, -f FILE or standard input.
+
+    Examples:
+      csm say 'Hello there.' -v ash -o hello.wav
+      csm say '[0]Who is there? [1]Only me.' --temperature 0.7 --play
+    """
     from csm_cli.script import parse_context, parse_say
 
     if text is not None and file is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,14 +48,14 @@ class Configuration:
         return merged
 
 
-def read_configuration() -> Configuration:
-    """Everything that is set; an empty variable counts as unset.
+def read_configuration(flags: Collection[str] = ()) -> Configuration:
+    """Everything that is set; an empty variable counts as unset, as does one that a flag of these names overrides.
 
     Raises:
         ConfigInvalid: a file cannot be read, is not TOML, has an unknown key or an impossible value.
         UsageError: a variable has an impossible value.
     """
-    return Configuration((_environment(), _file(PROJECT_FILE), _file(user_config_file())))
+    return Configuration((_environment(flags), _file(PROJECT_FILE), _file(user_config_file())))
 
 
 def validate(
@@ -81,8 +81,8 @@ def validate(
         raise error(f"{label(name)} takes {SETTINGS[name].expected}, not {values[name]!r}") from None
 
 
-def _environment() -> Level:
-    found = {name: os.environ.get(_variable(name)) for name in SETTINGS}
+def _environment(flags: Collection[str]) -> Level:
+    found = {name: os.environ.get(_variable(name)) for name in SETTINGS if name not in flags}
     values = validate({name: text for name, text in found.items() if text}, _variable)
     return {name: ResolvedSetting(value, _variable(name)) for name, value in values.items()}
 

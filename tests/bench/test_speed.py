@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import Result
-from tiny import Shape, greedy, random_csm, spoken, text_rows
+from tiny import Shape, decode_all, greedy, random_csm, text_rows
 
 import csm_cli.bench.timing
 from csm_cli.bench.random_checkpoint import csm_1b_config, random_checkpoint
@@ -105,7 +105,7 @@ def test_timed_engine_decodes_as_the_engine_does(bench_model: BenchModel) -> Non
     again = TimedEngine(bench_model, timed.workload)
     _, codes = timed.frames(5)
     request = Request(text_rows(again.text_ids(), 8), greedy(5))
-    assert codes[:, 0].shape == spoken(Engine(bench_model.model), [request])[0].shape
+    assert codes[:, 0].shape == decode_all(Engine(bench_model.model), [request])[0].shape
 
 
 def test_fastest_baseline_counts_per_row() -> None:

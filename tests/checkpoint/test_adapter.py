@@ -10,7 +10,7 @@ import torch
 from engine.test_parity import Prompt, prompt, reference
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
-from tiny import assert_same_codes, greedy, spoken
+from tiny import assert_same_codes, decode_all, greedy
 from torch import Tensor
 from transformers import CsmForConditionalGeneration
 
@@ -47,7 +47,7 @@ def make_adapter(base: Path, folder: Path, **options: object) -> Path:
 def by_csm(checkpoint: Checkpoint, given: Prompt) -> Tensor:
     """Greedy codes [T, K] of our engine."""
     model = CsmModel(checkpoint.config, checkpoint.weights, torch.device("cpu"), torch.float32)
-    return spoken(Engine(model), [Request(given.rows, greedy(FRAMES))])[0]
+    return decode_all(Engine(model), [Request(given.rows, greedy(FRAMES))])[0]
 
 
 def by_transformers(model: CsmForConditionalGeneration, given: Prompt) -> Tensor:

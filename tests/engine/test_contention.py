@@ -85,8 +85,8 @@ def test_hint_is_printed_once_and_only_where_it_helps(
     hint = "OMP_NUM_THREADS=1 csm"
     assert crowded(*say).err.count(hint) == 1
     assert crowded("batch", tmp_path / "lines.txt", "-o", tmp_path / "{id}.wav", *given).err.count(hint) == 1
-    told = crowded(*say, "--json")
-    assert told.json["status"] == "ok" and hint in told.err
+    result = crowded(*say, "--json")
+    assert result.json["status"] == "ok" and hint in result.err
     assert hint not in crowded(*say, "-q").err
     monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
     assert hint not in crowded(*say).err

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from recorder import Recorder
-from tiny import Shape, ours, random_csm, spoken, text_rows
+from tiny import Shape, decode_all, ours, random_csm, text_rows
 from torch import Tensor
 
 from csm_cli.engine import Engine, Request, SamplingParams
@@ -42,46 +42,46 @@ def engine_with_graphs(model: CsmModel, slots: int, steps: int = 1) -> tuple[Eng
 
 @pytest.mark.parametrize(("rows", "context"), [(1, 20), (2, 120), (4, 300), (8, 100)])
 def test_replay_over_poisoned_results_equals_a_call(model: CsmModel, rows: int, context: int) -> None:
-    asked = [request(n, context + n) for n in range(rows)]
+    submitted = [request(n, context + n) for n in range(rows)]
     engine, recorder = engine_with_graphs(model, rows)
-    for wanted, got in zip(spoken(Engine(model, rows), asked), spoken(engine, asked), strict=True):
-        assert torch.equal(wanted, got)
+    for expected, got in zip(decode_all(Engine(model, rows), submitted), decode_all(engine, submitted), strict=True):
+        assert torch.equal(expected, got)
     assert recorder.captured >= 1
 
 
 def test_prompts_of_one_bucket_share_a_capture(model: CsmModel) -> None:
     engine, recorder = engine_with_graphs(model, 2)
-    spoken(engine, [request(1, 20), request(2, 30)])
+    decode_all(engine, [request(1, 20), request(2, 30)])
     before = recorder.captured
     for seed in (3, 5, 7):
-        spoken(engine, [request(seed, 20 + seed), request(seed + 1, 40)])
+        decode_all(engine, [request(seed, 20 + seed), request(seed + 1, 40)])
     assert recorder.captured == before == engine.runner.captures
 
 
 def test_capturing_preserves_the_rows(model: CsmModel) -> None:
     engine, _ = engine_with_graphs(model, 2)
-    asked = [request(1, 20), request(2, 30)]
-    for each in asked:
+    submitted = [request(1, 20), request(2, 30)]
+    for each in submitted:
         engine.admit(each)
     engine.prepare(SAMPLED)
     prepared = engine.runner.captures
-    frames: dict[Request, list[Tensor]] = {each: [] for each in asked}
+    frames: dict[Request, list[Tensor]] = {each: [] for each in submitted}
     while engine.busy:
         for frame in engine.step():
             frames[frame.request].append(frame.codes)
-    for each, wanted in zip(asked, spoken(Engine(model, 2), asked), strict=True):
-        assert torch.equal(torch.stack(frames[each]), wanted)
+    for each, expected in zip(submitted, decode_all(Engine(model, 2), submitted), strict=True):
+        assert torch.equal(torch.stack(frames[each]), expected)
     assert prepared == engine.runner.captures == 2 * (engine.state.kv_capacity // KV_BUCKET_STEP)
 
 
 @pytest.mark.parametrize("steps", [2, 4, 5])
 def test_frames_after_the_end_are_dropped(model: CsmModel, steps: int) -> None:
     """Rows of other lengths, more of them than slots, and turns that go on where the last one ended."""
-    asked = [request(n, 10 + 7 * n, frames=n + 1) for n in range(7)]
+    submitted = [request(n, 10 + 7 * n, frames=n + 1) for n in range(7)]
     engine = Engine(model, 4)
     engine.runner.steps_per_sync = steps
-    wanted = spoken(Engine(model, 4), asked)
-    for got, codes in zip(spoken(engine, asked), wanted, strict=True):
+    expected = decode_all(Engine(model, 4), submitted)
+    for got, codes in zip(decode_all(engine, submitted), expected, strict=True):
         assert len(got) == len(codes) and torch.equal(got, codes)
 
 
@@ -89,7 +89,7 @@ def test_steps_may_end_at_the_last_position(model: CsmModel) -> None:
     engine = Engine(model)
     engine.runner.steps_per_sync = 4
     full = request(1, model.config.backbone.max_seq_len - 6, frames=6)
-    assert torch.equal(spoken(engine, [full])[0], spoken(Engine(model), [full])[0])
+    assert torch.equal(decode_all(engine, [full])[0], decode_all(Engine(model), [full])[0])
 
 
 def test_while_waiting_is_called_between_launch_and_sync(model: CsmModel) -> None:
@@ -105,7 +105,7 @@ def test_synchronizing_inside_a_step_is_refused(model: CsmModel, monkeypatch: py
     embed = model.embed_frames
     monkeypatch.setattr(model, "embed_frames", lambda codes: embed(codes * int(codes.sum() >= 0)))
     with pytest.raises(AssertionError, match="item"):
-        spoken(engine, [request(1, 5)])
+        decode_all(engine, [request(1, 5)])
 
 
 def test_kv_bucket_follows_the_context(model: CsmModel) -> None:
@@ -137,6 +137,6 @@ def test_compiled_steps_equal_eager_steps() -> None:
     if " " in torch.__path__[0]:  # refused there, as the test above has it
         return
     generator = torch.Generator().manual_seed(1)
-    asked = [Request(text_rows(torch.randint(0, 250, (20,), generator=generator), 2), SAMPLED)]
-    (wanted,), (got,) = spoken(Engine(small), asked), spoken(Engine(small, compile=True), asked)
-    assert torch.equal(wanted, got)
+    submitted = [Request(text_rows(torch.randint(0, 250, (20,), generator=generator), 2), SAMPLED)]
+    (expected,), (got,) = decode_all(Engine(small), submitted), decode_all(Engine(small, compile=True), submitted)
+    assert torch.equal(expected, got)

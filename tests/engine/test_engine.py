@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny import Shape, frame_rows, greedy, ours, random_csm, spoken, text_rows
+from tiny import Shape, decode_all, frame_rows, greedy, ours, random_csm, text_rows
 from torch import Tensor
 
 from csm_cli.engine import Engine, Frame, Request, SamplingParams, decode
@@ -34,19 +34,19 @@ def requests(count: int) -> list[Request]:
 def alone_in_a_bucket(model: CsmModel, request: Request, rows: int) -> Tensor:
     """The request's codes when every other row of the batch speaks the same short text."""
     others = [Request(a_prompt(999, 5), replace(greedy(SAMPLED.max_frames), seed=1)) for _ in range(rows - 1)]
-    return spoken(Engine(model, slots=rows), [*others, request])[-1]
+    return decode_all(Engine(model, slots=rows), [*others, request])[-1]
 
 
 def test_rows_are_independent(model: CsmModel) -> None:
-    together = spoken(Engine(model, slots=8), requests(8))
+    together = decode_all(Engine(model, slots=8), requests(8))
     for request, codes in zip(requests(8), together, strict=True):
         assert torch.equal(alone_in_a_bucket(model, request, 8), codes)
 
 
 def test_single_rows_equal_batched_rows(model: CsmModel) -> None:
     """Matrix kernels differ in the last bit between batch sizes, so a draw may rarely fall on the other side."""
-    together = spoken(Engine(model, slots=8), requests(100))
-    alone = [spoken(Engine(model), [request])[0] for request in requests(100)]
+    together = decode_all(Engine(model, slots=8), requests(100))
+    alone = [decode_all(Engine(model), [request])[0] for request in requests(100)]
     same = sum(torch.equal(a, b) for a, b in zip(together, alone, strict=True))
     print(f"{same} of 100 utterances identical alone and among 8")
     assert same >= 98
@@ -57,8 +57,8 @@ def test_cached_prefix_equals_a_new_prefill(model: CsmModel) -> None:
     kept, past = Engine(model), torch.empty(0, 9, dtype=torch.int64)
     for turn in range(4):
         prompt = torch.cat((past, a_prompt(turn, 12)))
-        (codes,) = spoken(kept, [Request(prompt, greedy(15))])
-        (anew,) = spoken(Engine(model), [Request(prompt, greedy(15))])
+        (codes,) = decode_all(kept, [Request(prompt, greedy(15))])
+        (anew,) = decode_all(Engine(model), [Request(prompt, greedy(15))])
         assert torch.equal(codes, anew), f"turn {turn}"
         past = torch.cat((prompt, frame_rows(codes)))
 
@@ -68,43 +68,43 @@ def test_next_turn_prefills_only_new_positions(model: CsmModel, monkeypatch: pyt
     embed = model.embed_prompt
     monkeypatch.setattr(model, "embed_prompt", lambda rows: (lengths.append(len(rows)), embed(rows))[1])
     prompt = a_prompt(0, 40)
-    (codes,) = spoken(engine, [Request(prompt, greedy(10))])
+    (codes,) = decode_all(engine, [Request(prompt, greedy(10))])
     assert len(codes) == 10
-    spoken(engine, [Request(torch.cat((prompt, frame_rows(codes), a_prompt(1, 7))), greedy(5))])
+    decode_all(engine, [Request(torch.cat((prompt, frame_rows(codes), a_prompt(1, 7))), greedy(5))])
     assert lengths == [40, 1 + 7]  # the frame that ends the speech, and the new text
 
 
 def test_request_is_assigned_to_the_slot_with_the_longest_cached_prefix(model: CsmModel) -> None:
     engine = Engine(model, slots=2)
     first, second = a_prompt(1, 30), a_prompt(2, 30)
-    spoken(engine, [Request(first, greedy(4)), Request(second, greedy(4))])
+    decode_all(engine, [Request(first, greedy(4)), Request(second, greedy(4))])
     engine.admit(Request(torch.cat((second, a_prompt(3, 5))), greedy(4)))
     assert [slot.request is not None for slot in engine.slots] == [False, True]
 
 
 def test_more_requests_than_slots_are_all_decoded(model: CsmModel) -> None:
     few = requests(11)
-    for request, codes in zip(few, spoken(Engine(model, slots=4), few), strict=True):
+    for request, codes in zip(few, decode_all(Engine(model, slots=4), few), strict=True):
         assert torch.equal(codes, alone_in_a_bucket(model, request, 4))
 
 
 def test_batch_shrinks_as_rows_end(model: CsmModel) -> None:
     engine = Engine(model, slots=8)
     lengths = [3, 3, 3, 3, 3, 3, 3, 9]
-    asked = [Request(a_prompt(n), replace(greedy(length), seed=n)) for n, length in enumerate(lengths)]
-    codes = spoken(engine, asked)
+    submitted = [Request(a_prompt(n), replace(greedy(length), seed=n)) for n, length in enumerate(lengths)]
+    codes = decode_all(engine, submitted)
     assert list(map(len, codes)) == lengths
-    assert torch.equal(codes[-1], spoken(Engine(model), [asked[-1]])[0])
+    assert torch.equal(codes[-1], decode_all(Engine(model), [submitted[-1]])[0])
 
 
 def test_next_request_is_taken_right_after_a_stop(model: CsmModel) -> None:
     """The source may answer a stop with the conversation's next turn."""
-    asked = [Request(a_prompt(1), greedy(2))]
+    submitted = [Request(a_prompt(1), greedy(2))]
     seen: list[Frame] = []
-    for frame in decode(Engine(model), lambda: asked.pop() if asked else None):
+    for frame in decode(Engine(model), lambda: submitted.pop() if submitted else None):
         seen.append(frame)
         if frame.stop and len(seen) < 6:
-            asked.append(Request(a_prompt(len(seen)), greedy(2)))
+            submitted.append(Request(a_prompt(len(seen)), greedy(2)))
     assert [frame.stop for frame in seen] == [None, "cap"] * 3
 
 
@@ -139,7 +139,7 @@ def test_special_ids_are_never_sampled() -> None:
         theirs.lm_head.weight[64:] *= 100
         theirs.depth_decoder.codebooks_head.weight[:, :, 64:] *= 100
     model = ours(theirs)[0]
-    codes = torch.cat(spoken(Engine(model), requests(2)))
+    codes = torch.cat(decode_all(Engine(model), requests(2)))
     assert int(codes.max()) < 64
 
 
@@ -147,9 +147,9 @@ def test_window_can_be_filled_to_the_last_position(model: CsmModel) -> None:
     positions = model.config.backbone.max_seq_len
     engine = Engine(model, slots=2)
     full = Request(a_prompt(1, positions - 6), greedy(6))
-    (codes,) = spoken(engine, [full])
+    (codes,) = decode_all(engine, [full])
     assert len(codes) == 6
-    assert len(spoken(engine, [Request(a_prompt(2), greedy(3))])[0]) == 3  # beside the idle full row
+    assert len(decode_all(engine, [Request(a_prompt(2), greedy(3))])[0]) == 3  # beside the idle full row
     with pytest.raises(ValueError, match="exceed the window"):
         engine.admit(Request(a_prompt(1, positions - 6), greedy(7)))
 
@@ -173,18 +173,18 @@ def test_non_finite_logits_stop_the_request(poisoned: str) -> None:
 
 def test_broken_row_does_not_affect_others(model: CsmModel) -> None:
     """A row is poisoned through its hidden state, as a float16 overflow would."""
-    engine, asked = Engine(model, slots=4), requests(4)
-    for request in asked:
+    engine, submitted = Engine(model, slots=4), requests(4)
+    for request in submitted:
         engine.admit(request)
     engine.state.hidden[1] = float("nan")
-    frames: dict[Request, list[Tensor]] = {request: [] for request in asked}
+    frames: dict[Request, list[Tensor]] = {request: [] for request in submitted}
     while engine.busy:
         for frame in engine.step():
             frames[frame.request].append(frame.codes)
-    assert frames.pop(asked[1])[0].tolist() == [-1] * 8
+    assert frames.pop(submitted[1])[0].tolist() == [-1] * 8
     for request, codes in frames.items():
         assert torch.equal(torch.stack(codes), alone_in_a_bucket(model, request, 4))
-    assert torch.equal(spoken(engine, requests(4))[1], spoken(Engine(model, slots=4), requests(4))[1])
+    assert torch.equal(decode_all(engine, requests(4))[1], decode_all(Engine(model, slots=4), requests(4))[1])
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -193,9 +193,9 @@ def test_half_precision_follows_float32_at_first(dtype: torch.dtype) -> None:
     model, config = ours(theirs)
     half = CsmModel(config, theirs.state_dict(), torch.device("cpu"), dtype)
     request = Request(a_prompt(4, 20), greedy(20))
-    wanted, got = spoken(Engine(model), [request])[0], spoken(Engine(half), [request])[0]
-    assert torch.equal(wanted[0, :1], got[0, :1])
-    assert got.shape == wanted.shape
+    expected, got = decode_all(Engine(model), [request])[0], decode_all(Engine(half), [request])[0]
+    assert torch.equal(expected[0, :1], got[0, :1])
+    assert got.shape == expected.shape
 
 
 def test_closing_the_generator_frees_the_slots(model: CsmModel) -> None:
@@ -204,4 +204,4 @@ def test_closing_the_generator_frees_the_slots(model: CsmModel) -> None:
     next(frames)
     frames.close()
     assert not engine.busy
-    assert torch.equal(spoken(engine, requests(1))[0], spoken(Engine(model, slots=2), requests(1))[0])
+    assert torch.equal(decode_all(engine, requests(1))[0], decode_all(Engine(model, slots=2), requests(1))[0])

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import Shape, greedy, random_csm, spoken, text_rows
+from tiny import Shape, decode_all, greedy, random_csm, text_rows
 
 from csm_cli.bench.speed import teacher_forced_logits
 from csm_cli.engine import Engine, Request, SamplingParams
@@ -20,7 +20,7 @@ from csm_cli.models.csm.quantization import quantize
 
 pytestmark = pytest.mark.gpu
 FRAMES = 12
-SPECIAL = [64, 65, 66]  # ids that are never spoken
+SPECIAL = [64, 65, 66]  # ids that are never decode_all
 GREEDY: dict[str, Any] = {"do_sample": False, "depth_decoder_do_sample": False}
 GREEDY |= {"suppress_tokens": SPECIAL, "depth_decoder_suppress_tokens": SPECIAL}
 
@@ -50,19 +50,21 @@ def requests(rows: int, sampling: SamplingParams) -> list[Request]:
 
 @pytest.mark.parametrize("rows", [1, 2, 3, 8])
 def test_greedy_frames_equal_the_cpus(theirs: Any, rows: int) -> None:
-    asked = requests(rows, greedy(FRAMES))
-    wanted = spoken(Engine(on(theirs, "cpu"), rows), asked)
+    submitted = requests(rows, greedy(FRAMES))
+    expected = decode_all(Engine(on(theirs, "cpu"), rows), submitted)
     for engine in (Engine(on(theirs, "cuda"), rows), eager(on(theirs, "cuda"), rows)):
-        for got, codes in zip(spoken(engine, asked), wanted, strict=True):
+        for got, codes in zip(decode_all(engine, submitted), expected, strict=True):
             assert torch.equal(got, codes)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_graphs_equal_eager_steps(theirs: Any, dtype: torch.dtype) -> None:
     model = on(theirs, "cuda", dtype)
-    asked = requests(5, SamplingParams(0.9, 20, 0.8, 10, seed=0, max_frames=FRAMES))
-    for got, wanted in zip(spoken(Engine(model, 4), asked), spoken(eager(model, 4), asked), strict=True):
-        assert torch.equal(got, wanted)
+    submitted = requests(5, SamplingParams(0.9, 20, 0.8, 10, seed=0, max_frames=FRAMES))
+    for got, expected in zip(
+        decode_all(Engine(model, 4), submitted), decode_all(eager(model, 4), submitted), strict=True
+    ):
+        assert torch.equal(got, expected)
 
 
 def test_every_bucket_replays_over_poisoned_outputs(theirs: Any) -> None:
@@ -94,29 +96,31 @@ def test_nothing_is_captured_after_warm_up(theirs: Any) -> None:
     engine.prepare(sampling)
     prepared = engine.runner.captures
     for count in (1, 4, 7):
-        spoken(engine, requests(count, sampling))
+        decode_all(engine, requests(count, sampling))
     assert engine.runner.captures == prepared > 0
 
 
 def test_bfloat16_starts_like_transformers(theirs: Any) -> None:
     """Half precision takes other turns in the end; the first codes of most prompts are the same."""
-    asked = requests(8, greedy(2))
+    submitted = requests(8, greedy(2))
     model = deepcopy(theirs).to("cuda", torch.bfloat16)
     same = 0
-    for request, got in zip(asked, spoken(Engine(on(theirs, "cuda", torch.bfloat16), 8), asked), strict=True):
+    for request, got in zip(
+        submitted, decode_all(Engine(on(theirs, "cuda", torch.bfloat16), 8), submitted), strict=True
+    ):
         ids = request.prompt[None, :, -1].cuda()
-        wanted = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=2, **GREEDY)
-        same += int((wanted[0, 0].cpu() == got[0]).sum())
+        expected = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=2, **GREEDY)
+        same += int((expected[0, 0].cpu() == got[0]).sum())
     assert same > 0.75 * 8 * 8
 
 
 @pytest.mark.triton
 def test_int8_weights_change_little(theirs: Any) -> None:
     model = on(theirs, "cuda", torch.bfloat16)
-    (asked,) = requests(1, greedy(FRAMES))
-    (codes,) = spoken(Engine(model), [asked])
-    wanted = teacher_forced_logits(model, asked.prompt, codes).float()
+    (submitted,) = requests(1, greedy(FRAMES))
+    (codes,) = decode_all(Engine(model), [submitted])
+    expected = teacher_forced_logits(model, submitted.prompt, codes).float()
     quantize(model)
-    got = teacher_forced_logits(model, asked.prompt, codes).float()
-    assert 0 < (got - wanted).square().mean().sqrt() / wanted.std() < 0.2
-    assert len(spoken(Engine(model), [asked])[0]) == FRAMES
+    got = teacher_forced_logits(model, submitted.prompt, codes).float()
+    assert 0 < (got - expected).square().mean().sqrt() / expected.std() < 0.2
+    assert len(decode_all(Engine(model), [submitted])[0]) == FRAMES

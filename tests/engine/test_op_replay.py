@@ -10,7 +10,7 @@ from functools import partial
 import pytest
 import torch
 from recorder import tensors
-from tiny import Shape, ours, random_csm, spoken, text_rows
+from tiny import Shape, decode_all, ours, random_csm, text_rows
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -135,12 +135,12 @@ def test_interrupted_recording_is_not_replayed() -> None:
 @pytest.mark.parametrize("lengths", [[20], [120, 3, 110], [250, 100, 5, 9, 30]])
 def test_engine_with_replay_equals_eager_engine(model: CsmModel, lengths: list[int]) -> None:
     """Other extents and fewer rows on the way, so that tapes are written anew."""
-    asked = [request(seed, length) for seed, length in enumerate(lengths)]
+    submitted = [request(seed, length) for seed, length in enumerate(lengths)]
     plain = Engine(model, slots=len(lengths))
     plain.runner._step = CudaGraphRunner(plain.runner._eager_step, (), None)
     engine = Engine(model, slots=len(lengths))
-    for wanted, got in zip(spoken(plain, asked), spoken(engine, asked), strict=True):
-        assert torch.equal(wanted, got)
+    for expected, got in zip(decode_all(plain, submitted), decode_all(engine, submitted), strict=True):
+        assert torch.equal(expected, got)
     assert engine.runner.captures >= 1
 
 
@@ -148,5 +148,5 @@ def test_step_is_called_twice_and_then_replayed(model: CsmModel, monkeypatch: py
     engine, called = Engine(model), []
     head = model.head
     monkeypatch.setattr(model, "head", lambda x: (called.append(x), head(x))[1])
-    (codes,) = spoken(engine, [request(1, 20)])
+    (codes,) = decode_all(engine, [request(1, 20)])
     assert len(called) == 2 < len(codes)

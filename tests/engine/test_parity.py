@@ -14,11 +14,11 @@ from tiny import (
     SPECIALS,
     Shape,
     assert_same_codes,
+    decode_all,
     frame_rows,
     greedy,
     ours,
     random_csm,
-    spoken,
     text_rows,
 )
 from torch import Tensor
@@ -104,7 +104,7 @@ def test_greedy_codes_equal_transformers(shape: Shape, turns: int) -> None:
     theirs = random_csm(shape, seed=turns)
     model, _ = ours(theirs)
     given = prompt(theirs, turns, seed=turns)
-    (codes,) = spoken(Engine(model), [Request(given.rows, greedy(FRAMES))])
+    (codes,) = decode_all(Engine(model), [Request(given.rows, greedy(FRAMES))])
     assert len(codes) == FRAMES
     assert len(codes.unique(dim=0)) > 5, "a model that repeats itself shows nothing"
     assert_same_codes(f"{turns} turns", codes, reference(theirs, [given])[0])
@@ -115,10 +115,10 @@ def test_ragged_batch_equals_transformers(shape: Shape) -> None:
     theirs = random_csm(shape, seed=9)
     model, _ = ours(theirs)
     given = [prompt(theirs, turns, seed=20 + turns) for turns in (2, 0, 3, 1)]
-    wanted = reference(theirs, given)
-    got = spoken(Engine(model, slots=4), [Request(p.rows, greedy(FRAMES)) for p in given])
+    expected = reference(theirs, given)
+    got = decode_all(Engine(model, slots=4), [Request(p.rows, greedy(FRAMES)) for p in given])
     for row, codes in enumerate(got):
-        assert_same_codes(f"row {row}", codes, wanted[row])
+        assert_same_codes(f"row {row}", codes, expected[row])
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)

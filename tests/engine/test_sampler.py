@@ -25,14 +25,14 @@ def test_temperature_zero_is_greedy() -> None:
 
 def test_frequencies_follow_the_softmax() -> None:
     logits = [1.0, 0.0, -1.0, 2.0]
-    wanted = (torch.tensor(logits) / 0.7).softmax(-1)
-    torch.testing.assert_close(frequencies(logits, 0.7, top_k=0), wanted, atol=1e-3, rtol=0)
+    expected = (torch.tensor(logits) / 0.7).softmax(-1)
+    torch.testing.assert_close(frequencies(logits, 0.7, top_k=0), expected, atol=1e-3, rtol=0)
 
 
 def test_top_k_excludes_other_codes() -> None:
-    wanted = torch.tensor([1.0, 2.0]).softmax(-1)
+    expected = torch.tensor([1.0, 2.0]).softmax(-1)
     got = frequencies([1.0, 0.0, -1.0, 2.0], 1.0, top_k=2)
-    torch.testing.assert_close(got, torch.tensor([wanted[0], 0, 0, wanted[1]]), atol=1e-3, rtol=0)
+    torch.testing.assert_close(got, torch.tensor([expected[0], 0, 0, expected[1]]), atol=1e-3, rtol=0)
 
 
 def test_top_k_beyond_the_codebook_keeps_all() -> None:

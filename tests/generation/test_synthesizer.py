@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tiny import decode_all as engine_codes
 from tiny import greedy
-from tiny import spoken as engine_codes
 
 import csm_cli.generation.synthesizer
 from csm_cli.audio.io import Audio

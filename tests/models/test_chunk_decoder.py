@@ -79,8 +79,8 @@ def test_rows_on_a_cpu_are_batched_and_bit_identical(codec: Codec, monkeypatch: 
     assert lengths == [[5, 5, 5, 5], [5], [9], [6]]
     for codes, sound in zip(spoken, sounds, strict=True):
         alone = codec.decoder()
-        wanted = [alone.push(part) for part in (codes[:5], codes[5:])]
-        assert np.array_equal(sound, torch.cat(wanted).numpy())
+        expected = [alone.push(part) for part in (codes[:5], codes[5:])]
+        assert np.array_equal(sound, torch.cat(expected).numpy())
 
 
 def test_invalid_code_is_reported_when_samples_are_requested(codec: Codec) -> None:

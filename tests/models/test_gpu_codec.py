@@ -30,9 +30,9 @@ def mimi() -> Codec:
 
 def difference(ours: torch.Tensor | NDArray[np.float32], theirs: torch.Tensor) -> float:
     """As a part of full scale: random weights are loud."""
-    got, wanted = torch.as_tensor(ours).cpu(), theirs.cpu()
-    assert got.shape == wanted.shape
-    return float((got - wanted).abs().max() / wanted.abs().max().clamp(min=1.0))
+    got, expected = torch.as_tensor(ours).cpu(), theirs.cpu()
+    assert got.shape == expected.shape
+    return float((got - expected).abs().max() / expected.abs().max().clamp(min=1.0))
 
 
 def test_gpu_decodes_as_cpu(mimi: Codec) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny import Shape, greedy, random_csm, spoken, text_rows
+from tiny import Shape, decode_all, greedy, random_csm, text_rows
 from torch import Tensor
 
 from csm_cli.engine import Engine, Request, sampler
@@ -27,9 +27,9 @@ def random(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Te
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(DEVICE, dtype)
 
 
-def assert_close(got: Tensor, wanted: Tensor) -> None:
-    assert got.dtype == wanted.dtype
-    torch.testing.assert_close(got, wanted, atol=CLOSE[wanted.dtype], rtol=CLOSE[wanted.dtype])
+def assert_close(got: Tensor, expected: Tensor) -> None:
+    assert got.dtype == expected.dtype
+    torch.testing.assert_close(got, expected, atol=CLOSE[expected.dtype], rtol=CLOSE[expected.dtype])
 
 
 def norm_like(like: Tensor) -> RMSNorm:
@@ -154,8 +154,8 @@ def test_sample_top_k(count: int, top_ks: tuple[int, ...], dtype: torch.dtype, t
         logits = torch.stack([torch.randperm(count, generator=generator) / 16 - 3 for _ in range(rows)]).to(DEVICE)
         uniforms = torch.rand(rows, 4, generator=generator).to(DEVICE)
         given = (logits.to(dtype), uniforms[:, 1:2], temperature, rank_bias, random(count, 20, seed=1))
-        for got, wanted in zip(triton_kernels().sample_top_k(*given), reference.sample_top_k(*given), strict=True):
-            assert torch.equal(got, wanted)
+        for got, expected in zip(triton_kernels().sample_top_k(*given), reference.sample_top_k(*given), strict=True):
+            assert torch.equal(got, expected)
 
 
 @pytest.mark.triton
@@ -164,11 +164,11 @@ def test_equal_logits_prefer_the_lower_code(rows: int) -> None:
     sampler_ = Sampler(rows, 100, DEVICE)
     logits = torch.zeros(rows, 100, device=DEVICE)
     logits[:, 40:] = 1
-    for top_k, uniform, wanted in [(1, 0.9, 40), (5, 0.0, 40), (5, 0.5, 42), (5, 0.99, 44)]:
+    for top_k, uniform, expected in [(1, 0.9, 40), (5, 0.0, 40), (5, 0.5, 42), (5, 0.99, 44)]:
         top_k_max = sampler_.set([(1.0, top_k)] * rows)
         given = (sampler_.temperature, sampler_.rank_bias[:, :top_k_max], random(100, 8))
         codes, embedded = triton_kernels().sample_top_k(logits, torch.full((rows, 1), uniform, device=DEVICE), *given)
-        assert codes.tolist() == [wanted] * rows and torch.equal(embedded, given[2][[wanted] * rows])
+        assert codes.tolist() == [expected] * rows and torch.equal(embedded, given[2][[expected] * rows])
 
 
 @pytest.mark.triton
@@ -192,8 +192,8 @@ def test_non_finite_logits_yield_a_valid_code(rows: int) -> None:
 @DTYPES
 def test_int8_weights_are_close_and_rows_independent(dtype: torch.dtype) -> None:
     x, weight = random(5, 64, dtype=dtype), random(48, 64, dtype=dtype, seed=1)
-    rounded, wanted = Int8Weight(weight), x.float() @ weight.float().T
-    assert (rounded(x).float() - wanted).square().mean().sqrt() / wanted.std() < 0.015
+    rounded, expected = Int8Weight(weight), x.float() @ weight.float().T
+    assert (rounded(x).float() - expected).square().mean().sqrt() / expected.std() < 0.015
     loud = torch.cat((x[:1], 1000 * x[1:]))
     assert torch.equal(rounded(loud)[:1], rounded(x)[:1])
 
@@ -205,11 +205,13 @@ def test_engine_with_triton_equals_pytorch(rows: int, monkeypatch: pytest.Monkey
     config = model_config(theirs.config.to_dict())
     generator = torch.Generator().manual_seed(0)
     ids = [torch.randint(0, 250, (10 + 60 * n,), generator=generator) for n in range(rows)]
-    asked = [Request(text_rows(each, 8), greedy(2)) for each in ids]
-    wanted = spoken(Engine(CsmModel(config, theirs.state_dict(), torch.device("cpu"), torch.float32), rows), asked)
+    submitted = [Request(text_rows(each, 8), greedy(2)) for each in ids]
+    expected = decode_all(
+        Engine(CsmModel(config, theirs.state_dict(), torch.device("cpu"), torch.float32), rows), submitted
+    )
     monkeypatch.setattr(transformer, "_is_cpu_float32", lambda like: False)  # weights lie as on CUDA
     for module in (transformer, sampler):
         monkeypatch.setattr(module, "kernels_for", lambda device: triton_kernels())
-    got = spoken(Engine(CsmModel(config, theirs.state_dict(), DEVICE, torch.float32), rows), asked)
-    for each, codes in zip(got, wanted, strict=True):
+    got = decode_all(Engine(CsmModel(config, theirs.state_dict(), DEVICE, torch.float32), rows), submitted)
+    for each, codes in zip(got, expected, strict=True):
         assert torch.equal(each, codes)

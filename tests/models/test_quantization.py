@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import Shape, greedy, ours, random_csm, spoken, text_rows
+from tiny import Shape, decode_all, greedy, ours, random_csm, text_rows
 
 from csm_cli.bench.speed import quantize_and_compare, teacher_forced_logits
 from csm_cli.bench.timing import BenchModel
@@ -24,8 +24,8 @@ CPU = torch.device("cpu")
 def test_int8_product_is_within_rounding() -> None:
     generator = torch.Generator().manual_seed(0)
     weight, x = torch.randn(48, 64, generator=generator), torch.randn(5, 64, generator=generator)
-    wanted = x @ weight.T
-    error = (Int8Linear(weight)(x) - wanted).square().mean().sqrt() / wanted.std()
+    expected = x @ weight.T
+    error = (Int8Linear(weight)(x) - expected).square().mean().sqrt() / expected.std()
     assert error < 0.015
 
 
@@ -52,7 +52,7 @@ def test_teacher_forced_logits_equal_decoding() -> None:
     """Greedy codes are the likeliest ones of the logits they were drawn from."""
     model, config = ours(random_csm(Shape()))
     rows = text_rows(torch.arange(10), config.codebooks)
-    (codes,) = spoken(Engine(model), [Request(rows, greedy(12))])
+    (codes,) = decode_all(Engine(model), [Request(rows, greedy(12))])
     assert torch.equal(teacher_forced_logits(model, rows, codes).argmax(-1), codes)
 
 
