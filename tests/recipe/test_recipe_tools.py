@@ -11,6 +11,7 @@ import pytest
 from csm_cli.errors import CsmError
 from csm_cli.recipe import judge, teacher
 from csm_cli.recipe.judge import JudgedRecording, Judges, question_rise
+from csm_cli.recipe.judge_worker import pitch_figures
 from csm_cli.recipe.teacher import KokoroTeacher, TeacherRequest
 from csm_cli.recipe.tool_environment import REQUIREMENTS, ToolEnvironment
 
@@ -70,6 +71,19 @@ def test_the_judges_figures(tools: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 def test_a_question_counts_where_the_teachers_rises() -> None:
     rise, fall, quiet = (JudgedRecording(3.0, 2.0, figure, {}) for figure in (4.0, -2.0, None))
     assert question_rise([rise, fall, rise, quiet], [rise, rise, fall, quiet]) == (1, 2)
+
+
+@pytest.mark.parametrize(("octaves", "rise"), [(0.0, 0.0), (0.5, 1.2), (-0.5, -1.2)])
+def test_pitch_figures_of_a_glide(octaves: float, rise: float) -> None:
+    time = np.arange(16_000) / 16_000  # a second, its pitch changing by `octaves`
+    phase = 2 * np.pi * np.cumsum(150 * 2 ** (octaves * time)) / 16_000
+    found = pitch_figures(sum(np.sin(k * phase) / k for k in range(1, 9)).astype(np.float32) * 0.2)
+    assert found["pitch_rise"] == pytest.approx(rise, abs=0.6)
+    assert found["pitch_spread"] == pytest.approx(12 * abs(octaves) / 12**0.5, abs=0.4)
+
+
+def test_a_pitch_that_is_not_there() -> None:
+    assert pitch_figures(np.zeros(8000, np.float32)) == {"pitch_spread": None, "pitch_rise": None}
 
 
 def test_a_failing_worker_and_missing_tools_are_told(tools: Path) -> None:
