@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: demo test format voice teacher judges finetune-demo bench bench-gpu clean
+.PHONY: demo test test-slow format voice teacher judges finetune-demo bench bench-gpu clean
 
 demo: $(VENV)/.installed
 	$(BIN)/csm converse samples/dialogue.yaml -o out/dialogue.wav
@@ -12,7 +12,11 @@ test: $(VENV)/.developed
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
+
+# The tests of over about 10 CPU seconds, which `make test` leaves out.
+test-slow: $(VENV)/.developed
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m slow -n 2
 
 format: $(VENV)/.developed
 	$(BIN)/ruff format .

@@ -113,7 +113,8 @@ class Diagnostic:
 class ScriptInvalid(InputError):
     """All diagnostics of a script or manifest, sorted by location. Of very many, the first are kept.
 
-    count: how many there are; None: as many as `diagnostics`.
+    They are also notes of the exception, so that a traceback shows them. count: how many there are; None: as many as
+    `diagnostics`.
     """
 
     outcome = "nothing was generated"
@@ -123,6 +124,8 @@ class ScriptInvalid(InputError):
         self.count = len(diagnostics) if count is None else count
         first = f", the first {len(self.diagnostics)} are above" if self.count > len(self.diagnostics) else ""
         super().__init__(f"{self.count} error{'s' if self.count != 1 else ''}{first}; {self.outcome}")
+        for each in self.diagnostics:
+            self.add_note(": ".join(filter(None, (each.location, each.path, each.message))))
 
 
 class NotReady(ScriptInvalid):

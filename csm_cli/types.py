@@ -100,6 +100,11 @@ class Turn:
     gain: float = 0.0
     options: GenerationOptions = field(default_factory=GenerationOptions)
 
+    @property
+    def label(self) -> str:
+        """The speaker as stems, subtitles and messages name it."""
+        return self.name or str(self.speaker)
+
 
 @dataclass(frozen=True)
 class Conversation:

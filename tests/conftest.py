@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import ctypes.util
-import json
 import logging
 import os
 import shutil
-import signal
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
 from types import SimpleNamespace
@@ -18,47 +15,21 @@ from typing import Any
 
 import numpy as np
 import pytest
-import soundfile
 import torch
-from tiny import AUDIO, AUDIO_EOS, BOS, EOS, Shape, random_csm
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import CsmForConditionalGeneration
+from helpers.audio import write_tone
+from helpers.run import Result
+from helpers.tiny import Shape, random_csm, save_checkpoint
 
 from csm_cli.cli import main
 from csm_cli.engine.contention import ContentionMonitor
 from csm_cli.models.csm.kernels import has_triton
 from csm_cli.recipe.sentences import WORD_LIST
 
-pytest_plugins = ["fakehub"]
-
-TOKENS = {"<|begin_of_text|>": BOS, "<|end_of_text|>": EOS, "<|AUDIO|>": AUDIO, "<|audio_eos|>": AUDIO_EOS}
+pytest_plugins = ["helpers.fakehub"]
 
 
-def byte_tokenizer() -> Tokenizer:
-    """One token a byte, and the special tokens after them."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE({char: index for index, char in enumerate(alphabet)}, []))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.add_special_tokens(list(TOKENS))
-    assert {token: tokenizer.token_to_id(token) for token in TOKENS} == TOKENS
-    return tokenizer
-
-
-def save_checkpoint(model: CsmForConditionalGeneration, folder: Path) -> Path:
-    """A whole checkpoint in transformers format: greedy by default, so that tests repeat."""
-    generator = torch.Generator().manual_seed(0)
-    for name, buffer in model.codec_model.named_buffers():
-        if name.endswith("embed_sum"):  # zero as transformers makes them: every code would sound the same
-            buffer.normal_(generator=generator)
-    model.save_pretrained(folder)
-    byte_tokenizer().save(str(folder / "tokenizer.json"))
-    generation = {"do_sample": False, "depth_decoder_do_sample": False}
-    (folder / "generation_config.json").write_text(json.dumps(generation))
-    return folder
-
-
-def lacking() -> dict[str, str]:
-    """Markers whose tests need what is not here, and what that is."""
+def missing_tools() -> dict[str, str]:
+    """Markers whose tests cannot run here, and why."""
     needs = {
         "chromium": (bool(shutil.which("chromium")), "chromium is not installed"),
         "espeak": (
@@ -75,8 +46,8 @@ def lacking() -> dict[str, str]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Some tests need what using csm does not: espeak-ng for the voice's training, a browser for reports, a GPU."""
-    for marker, reason in lacking().items():
+    """Skips tests that need espeak-ng, a browser or a GPU where these are missing."""
+    for marker, reason in missing_tools().items():
         for item in items:
             if item.get_closest_marker(marker):
                 item.add_marker(pytest.mark.skip(reason=reason))
@@ -89,26 +60,13 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def mute_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A CSM whose every code is 0, which ends each turn before its first frame."""
+def silent_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A CSM that generates only code 0, so that each turn ends before its first frame."""
     model = random_csm(Shape())
     with torch.no_grad():
         model.lm_head.weight.zero_()
         model.depth_decoder.codebooks_head.weight.zero_()
-    return save_checkpoint(model, tmp_path_factory.mktemp("mute"))
-
-
-@dataclass(frozen=True)
-class Result:
-    """What one call of the command line did."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.out)
+    return save_checkpoint(model, tmp_path_factory.mktemp("silent"))
 
 
 @pytest.fixture(autouse=True)
@@ -117,11 +75,6 @@ def home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPat
     folder = tmp_path_factory.mktemp("home")
     monkeypatch.setenv("CSM_HOME", str(folder))
     return folder
-
-
-def allow_sigint() -> None:
-    """`preexec_fn` of children that get SIGINT: those of a suite started in the background would ignore it."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 @pytest.fixture
@@ -148,7 +101,7 @@ def csm(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> C
 
 
 @pytest.fixture
-def heard(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+def played_audio(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """A sounddevice whose only device keeps what is played: `chunks` at `rate`.
 
     missing: there is none; gate: sound waits for it, once it has `begun`; missing_on_write: it goes away.
@@ -190,14 +143,6 @@ def heard(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     module = SimpleNamespace(OutputStream=OutputStream, PortAudioError=PortAudioError, query_devices=query_devices)
     monkeypatch.setitem(sys.modules, "sounddevice", module)
     return played
-
-
-def write_tone(path: Path, seconds: float = 0.5, rate: int = 24000) -> Path:
-    """A second voice for context: a soft sine."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    samples = 0.1 * np.sin(np.arange(round(seconds * rate)) * 0.1)
-    soundfile.write(path, samples.astype(np.float32), rate)
-    return path
 
 
 @pytest.fixture

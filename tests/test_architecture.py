@@ -23,6 +23,7 @@ FLOORS = [
     ["data"],
     ["train"],
     ["bench"],
+    ["api"],
     ["cli"],
     ["recipe", "__main__"],
 ]

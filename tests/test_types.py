@@ -6,7 +6,7 @@ import itertools
 from dataclasses import fields, replace
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from csm_cli.types import GenerationOptions, Turn, resolve_options, turn_seed
@@ -61,6 +61,7 @@ OPTIONS = st.builds(
 )
 
 
+@settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)  # a busy machine
 @given(st.tuples(OPTIONS, OPTIONS, OPTIONS, OPTIONS))
 def test_the_highest_level_that_sets_a_value_wins(levels: tuple[GenerationOptions, ...]) -> None:
     merged = resolve(*levels)
@@ -70,6 +71,7 @@ def test_the_highest_level_that_sets_a_value_wins(levels: tuple[GenerationOption
         assert getattr(merged, field.name) == (getattr(setting[0], field.name) if setting else None)
 
 
+@settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)  # a busy machine
 @given(OPTIONS, OPTIONS, OPTIONS)
 def test_levels_can_be_merged_in_any_order(
     first: GenerationOptions, second: GenerationOptions, third: GenerationOptions

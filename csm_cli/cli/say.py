@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -13,8 +12,8 @@ from csm_cli.cli.live_audio import PlaybackOptions
 from csm_cli.cli.options import OutputFile, OutputOptions, SynthesisFlags, voice_names
 from csm_cli.cli.output_files import OutputFiles
 from csm_cli.cli.synthesis import RunRequest, check_outputs, make_job, run_conversation
-from csm_cli.errors import InputError, ModelNotFound, UsageError
-from csm_cli.types import Conversation, Turn
+from csm_cli.errors import InputError, UsageError
+from csm_cli.types import Conversation
 
 
 def say(
@@ -52,7 +51,7 @@ def say(
       csm say 'Hello there.' -v ash -o hello.wav
       csm say '[0]Who is there? [1]Only me.' --temperature 0.7 --play
     """
-    from csm_cli.script import parse_context, parse_say
+    from csm_cli.script import parse_context, parse_say, parse_voice, recording_path
 
     if text is not None and file is not None:
         raise UsageError("a text and -f both given; keep one")
@@ -62,9 +61,9 @@ def say(
     if not from_stdin:
         text = _require_text(read_text(file) if file else text)
     inputs = [Path(file).expanduser()] if file and not from_stdin else []
-    if recording := _recording_path(voice or ""):
+    if recording := recording_path(voice or ""):
         inputs.append(recording.with_suffix(".txt"))
-    context_turns = [_voice_turn(voice, speaker)] if voice else []
+    context_turns = [parse_voice(voice, speaker)] if voice else []
     context_turns += [parse_context(each) for each in context or ()]
     inputs += [turn.recording.path for turn in context_turns if turn.recording]
     files = OutputFiles(output.file, audio_format=live.format)
@@ -97,38 +96,3 @@ def _require_text(text: str | None) -> str:
     if not (text or "").strip():
         raise UsageError("no text to say; the text is empty")
     return str(text)
-
-
-def _voice_turn(voice: str, speaker: int) -> Turn:
-    """The context turn that gives `speaker` a saved voice, or the voice of a recording.
-
-    Raises:
-        ModelNotFound: no such file, or no transcript for it.
-        VoiceNotFound: neither a file nor a saved voice.
-    """
-    from csm_cli.script import parse_context
-    from csm_cli.voices import find_voice, is_name
-
-    path = _recording_path(voice)
-    if path is None and "=" in voice:
-        return parse_context(f"[{speaker}]{voice}")
-    if path is None and is_name(voice):
-        return find_voice(voice).turn(speaker, str(speaker))
-    if path is None:
-        raise ModelNotFound(
-            f"no voice {voice!r}; name a recording, with its transcript in a .txt beside it or as FILE=TEXT"
-        )
-    transcript = path.with_suffix(".txt")
-    if not transcript.exists():
-        raise ModelNotFound(
-            f"{path}: its transcript is missing; write it to {transcript.name} beside it or give FILE=TEXT"
-        )
-    return parse_context(f"[{speaker}]{path}={read_text(str(transcript))}")
-
-
-def _recording_path(voice: str) -> Path | None:
-    """The file that `-v` names, None if it is not a file."""
-    with suppress(OSError, RuntimeError):  # a name too long for a file; unknown user in ~user
-        path = Path(voice).expanduser()
-        return path if path.is_file() else None
-    return None

@@ -25,6 +25,7 @@ from csm_cli.generation.prompt import PromptBuilder
 from csm_cli.generation.take import TakeBuilder, concatenate, worst_stop
 from csm_cli.generation.verification import Recognizer, apply_transcription
 from csm_cli.models.csm import CsmModel
+from csm_cli.models.csm.quantization import quantize
 from csm_cli.models.mimi import ChunkDecoder, Codec
 from csm_cli.types import Conversation, GenerationOptions, Recording, RetryPolicy, Turn
 from csm_cli.voices import cached_codes
@@ -35,14 +36,26 @@ MAX_CACHED_RECORDINGS = 256  # bounds memory in a long batch whose items have th
 
 
 class Synthesizer:
-    """A checkpoint loaded on one device; generates up to `slots` conversations at a time. compile: as for `Engine`."""
+    """A checkpoint loaded on one device; generates up to `slots` conversations at a time.
+
+    compile: as for `Engine`. int8: with 8-bit weights.
+    """
 
     def __init__(
-        self, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, slots: int = 1, compile: bool = False
+        self,
+        checkpoint: Checkpoint,
+        device: torch.device,
+        dtype: torch.dtype,
+        slots: int = 1,
+        compile: bool = False,
+        int8: bool = False,
     ) -> None:
         self.checkpoint = checkpoint
         self.prompt_builder = PromptBuilder(checkpoint.tokenizer_file, checkpoint.config)
-        self.engine = Engine(CsmModel(checkpoint.config, checkpoint.weights, device, dtype), slots, compile)
+        model = CsmModel(checkpoint.config, checkpoint.weights, device, dtype)
+        if int8:
+            quantize(model)
+        self.engine = Engine(model, slots, compile)
         self.device = device
         self._codes: dict[Recording, Tensor] = {}  # most recently used last
 
@@ -139,18 +152,22 @@ class _Run:
     def events(self, conversations: Iterable[Conversation]) -> Iterator[Event]:
         waiting = (ConversationState(each, self._defaults, self._limits) for each in conversations)
         loop = decode_loop(self._synth.engine, lambda: self._next_request(waiting), self._chunk_decoder.flush)
-        for frames in loop:
-            for frame in frames:
-                if frame.request in self._active:
-                    self._add_frame(frame)
-            if self._ended:
-                self._chunk_decoder.flush()  # of all ended takes, before waiting for any
-            for ended in self._ended:
-                self._finish_take(ended)
-            self._ended.clear()
-            while self._events:
-                yield self._events.popleft()
-        yield from self._events
+        try:
+            for frames in loop:
+                for frame in frames:
+                    if frame.request in self._active:
+                        self._add_frame(frame)
+                if self._ended:
+                    self._chunk_decoder.flush()  # of all ended takes, before waiting for any
+                for ended in self._ended:
+                    self._finish_take(ended)
+                self._ended.clear()
+                while self._events:
+                    yield self._events.popleft()
+            yield from self._events
+        finally:  # the caller may stop early: the slots are free for the next call
+            for request in self._active:
+                self._synth.engine.cancel(request)
 
     def _next_request(self, waiting: Iterator[ConversationState]) -> Request | None:
         """The request for the next take: of a conversation in progress, else the first of a new one."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from csm_cli.errors import Diagnostic, ScriptInvalid, UsageError
-from csm_cli.script.files import AudioLookup
+from csm_cli.errors import Diagnostic, ModelNotFound, ScriptInvalid, UsageError
+from csm_cli.script.files import AudioLookup, read_text
 from csm_cli.script.source import MAX_TEXT_CHARS, text_problem
 from csm_cli.types import Recording, Turn
 
@@ -74,3 +75,38 @@ def parse_context(flag: str) -> Turn:
     if problem:
         raise ScriptInvalid([Diagnostic(name, 0, 0, "context", problem)])
     return Turn(speaker=int(tag[1]), text=text, name=tag[1], recording=Recording(path))
+
+
+def parse_voice(voice: str, speaker: int) -> Turn:
+    """The context turn that gives `speaker` a saved voice, or the voice of a recording: `NAME` or `FILE[=TEXT]`.
+
+    Raises:
+        ModelNotFound: no such file, or no transcript for it.
+        VoiceNotFound: neither a file nor a saved voice.
+        ScriptInvalid: the file is not audio, or its transcript cannot be used.
+    """
+    from csm_cli.voices import find_voice, is_name
+
+    path = recording_path(voice)
+    if path is None and "=" in voice:
+        return parse_context(f"[{speaker}]{voice}")
+    if path is None and is_name(voice):
+        return find_voice(voice).turn(speaker, str(speaker))
+    if path is None:
+        raise ModelNotFound(
+            f"no voice {voice!r}; name a recording, with its transcript in a .txt beside it or as FILE=TEXT"
+        )
+    transcript = path.with_suffix(".txt")
+    if not transcript.exists():
+        raise ModelNotFound(
+            f"{path}: its transcript is missing; write it to {transcript.name} beside it or give FILE=TEXT"
+        )
+    return parse_context(f"[{speaker}]{path}={read_text(transcript).strip()}")
+
+
+def recording_path(voice: str) -> Path | None:
+    """The file that a voice names; None if it is not a file."""
+    with suppress(OSError, RuntimeError):  # a name too long for a file; unknown user in ~user
+        path = Path(voice).expanduser()
+        return path if path.is_file() else None
+    return None

@@ -59,6 +59,8 @@ class TrainableModel:
         if settings.gradient_checkpointing:  # transformers 5.23 renames it
             enable = getattr(self.model, "activation_checkpointing_enable", None)
             (enable or self.model.gradient_checkpointing_enable)({"use_reentrant": False})
+            # With an adapter, transformers makes embeddings require gradients, which its depth decoder writes into.
+            self.model.disable_input_require_grads()
 
     def save(self, folder: Path) -> None:
         """Writes the adapter, or the whole checkpoint in transformers' format. Raises as `write_checkpoint`."""

@@ -20,7 +20,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from conftest import Result, allow_sigint, write_tone
+from helpers.audio import write_tone
+from helpers.run import Result, allow_sigint
 
 Csm = Callable[..., Result]
 RUN = "-c", "import sys; from csm_cli.cli import main; sys.exit(main())"
@@ -91,6 +92,7 @@ def kill_in_the_middle(fork_server: subprocess.Popen[str], arguments: list[str],
     assert "over" in lines
 
 
+@pytest.mark.slow
 def test_a_run_killed_repeatedly_ends_with_the_same_files(csm: Csm, tiny_checkpoint: Path, tmp_path: Path) -> None:
     path, folder = manifest(tmp_path, COUNT), tmp_path / "killed"
     arguments = batch(tiny_checkpoint, path, folder)
@@ -170,14 +172,14 @@ def test_a_clock_that_runs_backwards_changes_nothing(
     assert files[0] == files[1]
 
 
-def test_an_empty_item_fails_alone(csm: Csm, mute_checkpoint: Path, tmp_path: Path, tone: Path) -> None:
+def test_an_empty_item_fails_alone(csm: Csm, silent_checkpoint: Path, tmp_path: Path, tone: Path) -> None:
     lines = [
         {"id": "mute", "speaker": 0, "text": "Hello."},
         {"id": "recorded", "turns": [{"speaker": 0, "text": "Hello.", "audio": tone.name}]},
     ]
     path = tmp_path / "lines.jsonl"
     path.write_text("\n".join(map(json.dumps, lines)))
-    result = csm(*batch(mute_checkpoint, path, tmp_path / "out"), "--batch-size", 2)
+    result = csm(*batch(silent_checkpoint, path, tmp_path / "out"), "--batch-size", 2)
     assert result.code == 5 and result.out == f"{tmp_path / 'out' / 'recorded.wav'}\n"
     (failure,) = [line for line in result.err.splitlines() if line.startswith("csm: mute: turn 1")]
     assert failure.count("came out empty") == 1, "greedy, every other take would be the same"

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import Result
+from helpers.run import Result
 
 from csm_cli.bench import commands
 from csm_cli.errors import CsmError

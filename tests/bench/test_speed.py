@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import Result
-from tiny import Shape, decode_all, greedy, random_csm, text_rows
+from helpers.run import Result
+from helpers.tiny import Shape, decode_all, greedy, random_csm, text_rows
 
 import csm_cli.bench.timing
 from csm_cli.bench.random_checkpoint import csm_1b_config, random_checkpoint
@@ -77,9 +77,9 @@ def test_workload_beyond_the_context_window_is_refused(bench_model: BenchModel) 
         TimedEngine(bench_model, Workload(1, 500, 13))
 
 
-def test_speech_does_not_end_early(mute_checkpoint: Path) -> None:
+def test_speech_does_not_end_early(silent_checkpoint: Path) -> None:
     """Even if every code is 0, both sides decode the requested number of frames."""
-    checkpoint = open_checkpoint(str(mute_checkpoint))
+    checkpoint = open_checkpoint(str(silent_checkpoint))
     timed = TimedEngine(BenchModel(checkpoint, CPU, torch.float32), Workload(1, 5, 6))
     assert len(timed.frames(6)[0]) == 6
     assert len(Baseline(checkpoint, CPU, torch.float32).frames(timed.text_ids(), timed.sampling(7))) == 6

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import Result
+from helpers.run import Result
 
 from csm_cli.bench import train
 from csm_cli.bench.timing import peak_memory_mb

@@ -9,7 +9,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
-from conftest import Result
+from helpers.run import Result
 
 from csm_cli.audio.io import Audio
 from csm_cli.bench import voice
@@ -62,8 +62,8 @@ def test_wrong_transcripts_count_by_their_words(csm: Csm, tiny_checkpoint: Path)
 
 
 @pytest.mark.usefixtures("recognizer")
-def test_silence_has_no_pitch(csm: Csm, mute_checkpoint: Path) -> None:
-    figures = run(csm, mute_checkpoint, 1).json
+def test_silence_has_no_pitch(csm: Csm, silent_checkpoint: Path) -> None:
+    figures = run(csm, silent_checkpoint, 1).json
     assert figures["pitch_spread_semitones"] is None
 
 

@@ -6,18 +6,15 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
-from engine.test_parity import Prompt, prompt, reference
-from peft import LoraConfig, PeftModel, get_peft_model
+from helpers.adapters import by_csm, by_transformers, make_adapter
+from helpers.parity import prompt
+from helpers.tiny import assert_same_codes
+from peft import PeftModel
 from safetensors.torch import load_file, save_file
-from tiny import assert_same_codes, decode_all, greedy
-from torch import Tensor
 from transformers import CsmForConditionalGeneration
 
-from csm_cli.checkpoint import Checkpoint, open_checkpoint
-from csm_cli.engine import Engine, Request
+from csm_cli.checkpoint import open_checkpoint
 from csm_cli.errors import CheckpointInvalid, CsmError, ModelNotFound
-from csm_cli.models.csm import CsmModel
 
 # peft asks transformers in words that are going out of use
 pytestmark = [
@@ -25,33 +22,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`:UserWarning"),
     pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers`:UserWarning"),
 ]
-
-FRAMES = 12
-ENDS = r"(?:.*\.)?(?:q_proj|down_proj|lm_head|inputs_embeds_projector)"
-
-
-def make_adapter(base: Path, folder: Path, **options: object) -> Path:
-    """A random adapter as peft writes it; its codec part is there and does nothing."""
-    model = CsmForConditionalGeneration.from_pretrained(base)
-    config = LoraConfig(**{"r": 4, "lora_alpha": 12, "target_modules": ENDS, **options})
-    adapted = get_peft_model(model, config)
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for name, parameter in adapted.named_parameters():
-            if "lora_" in name and "codec_model" not in name:
-                parameter.normal_(std=0.3, generator=generator)
-    adapted.save_pretrained(folder)
-    return folder
-
-
-def by_csm(checkpoint: Checkpoint, given: Prompt) -> Tensor:
-    """Greedy codes [T, K] of our engine."""
-    model = CsmModel(checkpoint.config, checkpoint.weights, torch.device("cpu"), torch.float32)
-    return decode_all(Engine(model), [Request(given.rows, greedy(FRAMES))])[0]
-
-
-def by_transformers(model: CsmForConditionalGeneration, given: Prompt) -> Tensor:
-    return reference(model, [given])[0]
 
 
 @pytest.mark.parametrize(

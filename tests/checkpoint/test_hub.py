@@ -12,7 +12,7 @@ from pathlib import Path
 
 import huggingface_hub
 import pytest
-from fakehub import COMMIT, ID, FakeHub, dead_server
+from helpers.fakehub import COMMIT, ID, FakeHub, dead_server
 
 from csm_cli.checkpoint import open_checkpoint
 from csm_cli.errors import CheckpointInvalid, ModelError, ModelGated, ModelNotFound, ModelOffline, OutputFailed

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.tiny import LLAMA3, Shape, random_csm
 from safetensors.torch import load_file, save_file
-from tiny import LLAMA3, Shape, random_csm
 from torch import Tensor
 from transformers import CsmForConditionalGeneration
 

@@ -8,16 +8,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from original import (
+from helpers.original import (
     BACKBONE_DIM,
-    BACKBONE_HEAD,
     BOOKS,
+    CONFIG,
     DECODER_DIM,
-    DECODER_HEAD,
     HEADS,
     INNER,
     KV_HEADS,
     LAYERS,
+    MIMI,
     TEXT_VOCAB,
     VOCAB,
     Weights,
@@ -35,19 +35,6 @@ from csm_cli.checkpoint import load as loading
 from csm_cli.checkpoint.find import LocalFolder
 from csm_cli.errors import CheckpointInvalid
 from csm_cli.models.csm import CsmModel, PrefillSlots
-
-CONFIG = {
-    "backbone_flavor": "tiny",
-    "decoder_flavor": "tiny",
-    "backbone_head_dim": BACKBONE_HEAD,
-    "decoder_head_dim": DECODER_HEAD,
-    "text_vocab_size": TEXT_VOCAB,
-    "audio_vocab_size": VOCAB,
-    "audio_num_codebooks": BOOKS,
-}
-MIMI = {"num_filters": 4, "num_residual_layers": 0, "hidden_size": 32, "num_hidden_layers": 1, "head_dim": 16}
-MIMI |= {"num_attention_heads": 2, "num_key_value_heads": 2, "intermediate_size": 32, "codebook_dim": 16}
-MIMI |= {"vector_quantization_hidden_dimension": 16, "codebook_size": 32, "num_quantizers": 4, "upsample_groups": 32}
 
 
 @pytest.fixture(scope="module")

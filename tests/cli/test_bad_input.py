@@ -13,7 +13,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import soundfile
-from conftest import Result, write_tone
+from helpers.audio import write_tone
+from helpers.run import Result
 
 Csm = Callable[..., Result]
 
@@ -77,8 +78,8 @@ def test_unwritable_outputs_are_rejected_before_the_model_is_looked_up(csm: Csm,
     assert "loading" not in result.err and "opening" not in result.err
 
 
-def test_no_output(csm: Csm, heard: SimpleNamespace) -> None:
-    heard.missing = True
+def test_no_output(csm: Csm, played_audio: SimpleNamespace) -> None:
+    played_audio.missing = True
     assert_one_line(csm("say", "Hi"), 2, "add -o out.wav")
 
 

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
-from conftest import Result, write_tone
+from helpers.audio import write_tone
+from helpers.run import Result
 
 Csm = Callable[..., Result]
 
@@ -86,8 +87,8 @@ def test_a_failed_item_is_one_line_and_the_rest_go_on(csm: Csm, tiny_checkpoint:
     assert [record["status"] for record in told if record["id"] == "bad"] == ["failed"]
 
 
-def test_exit_code_is_1_if_all_items_fail(csm: Csm, mute_checkpoint: Path, tmp_path: Path) -> None:
-    result = run(csm, mute_checkpoint, manifest(tmp_path, item("a"), item("b")), tmp_path / "{id}.wav")
+def test_exit_code_is_1_if_all_items_fail(csm: Csm, silent_checkpoint: Path, tmp_path: Path) -> None:
+    result = run(csm, silent_checkpoint, manifest(tmp_path, item("a"), item("b")), tmp_path / "{id}.wav")
     assert result.code == 1 and result.err.count("came out empty") == 2 and not list(tmp_path.glob("*.wav"))
 
 
@@ -266,10 +267,10 @@ def test_a_retry_uses_seeds_not_tried_yet(csm: Csm, tiny_checkpoint: Path, tmp_p
 
 @pytest.mark.parametrize(("flags", "failures"), [(["--fail-fast"], 1), (["--max-failures", 2], 2), ([], 4)])
 def test_a_run_stops_after_the_allowed_failures(
-    csm: Csm, mute_checkpoint: Path, tmp_path: Path, flags: list[object], failures: int
+    csm: Csm, silent_checkpoint: Path, tmp_path: Path, flags: list[object], failures: int
 ) -> None:
     path = manifest(tmp_path, *(item(name) for name in "abcd"))
-    result = run(csm, mute_checkpoint, path, tmp_path / "{id}.wav", "--batch-size", 1, *flags)
+    result = run(csm, silent_checkpoint, path, tmp_path / "{id}.wav", "--batch-size", 1, *flags)
     assert result.code == 1 and result.err.count("came out empty") == failures == len(results(tmp_path))
     assert ("were not tried" in result.err) is (failures < 4)
 

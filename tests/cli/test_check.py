@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import Result
+from helpers.run import Result
 
 Csm = Callable[..., Result]
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
-from conftest import Result
+from helpers.run import Result
 from numpy.typing import NDArray
 
 from csm_cli.generation.take import Take, TakeBuilder
@@ -106,9 +106,9 @@ def test_a_dry_run_checks_the_output_that_is_named(csm: Csm, script: Path, tmp_p
 
 
 def test_nothing_is_written_where_a_turn_comes_out_empty(
-    csm: Csm, mute_checkpoint: Path, script: Path, tmp_path: Path
+    csm: Csm, silent_checkpoint: Path, script: Path, tmp_path: Path
 ) -> None:
-    result = csm("converse", script, "--model", mute_checkpoint, "-o", tmp_path / "a.wav")
+    result = csm("converse", script, "--model", silent_checkpoint, "-o", tmp_path / "a.wav")
     assert result.code == 1 and 'turn 1 (ana: "Hello.") came out empty' in result.err
     assert not (tmp_path / "a.wav").exists()
 

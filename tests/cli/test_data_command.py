@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from conftest import Result
+from helpers.run import Result
 
 from csm_cli.data.store import open_store
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from conftest import Result
+from helpers.run import Result
 
 Csm = Callable[..., Result]
 
@@ -22,7 +22,7 @@ def test_says_what_there_is(csm: Csm) -> None:
 
 
 def test_says_what_is_the_users_own(
-    csm: Csm, home: Path, heard: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+    csm: Csm, home: Path, played_audio: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CSM_SEED", "3")
     found = csm("doctor", "--json").json
@@ -33,7 +33,7 @@ def test_says_what_is_the_users_own(
         "config": str(home / "config.toml"),
         "set": ["seed by CSM_SEED"],
     }
-    heard.missing = True
+    played_audio.missing = True
     (home / "config.toml").write_text("seeds = 3")
     found = csm("doctor", "--json").json
     assert "no sound device" in found["playing"]["error"] and "did you mean seed" in found["yours"]["error"]

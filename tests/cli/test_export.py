@@ -9,13 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from checkpoint.test_adapter import by_csm, by_transformers, make_adapter
-from checkpoint.test_sesame import CONFIG, MIMI
-from conftest import Result, byte_tokenizer, save_checkpoint
-from engine.test_parity import Prompt
-from original import original_weights
+from helpers.adapters import by_csm, by_transformers, make_adapter
+from helpers.original import CONFIG, MIMI, original_weights
+from helpers.parity import Prompt
+from helpers.run import Result
+from helpers.tiny import Shape, assert_same_codes, byte_tokenizer, random_csm, save_checkpoint, text_rows
 from safetensors.torch import load_file, save_file
-from tiny import Shape, assert_same_codes, random_csm, text_rows
 from transformers import CsmForConditionalGeneration, MimiConfig, MimiModel
 
 from csm_cli.checkpoint import open_checkpoint

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import soundfile
-from conftest import Result
+from helpers.run import Result
 from numpy.typing import NDArray
 
 from csm_cli.cli import live_audio as live
@@ -52,25 +52,25 @@ def same(streamed: list[NDArray[np.float32]], path: Path) -> bool:
     return np.array_equal(np.clip(integers(quieter), -32768, 32767), written)
 
 
-def test_what_is_written_is_played_too(say: Csm, heard: SimpleNamespace, tmp_path: Path) -> None:
+def test_what_is_written_is_played_too(say: Csm, played_audio: SimpleNamespace, tmp_path: Path) -> None:
     assert say("--play", "-o", tmp_path / "a.wav").code == 0
-    assert heard.rate == 24000 and same(heard.chunks, tmp_path / "a.wav")
+    assert played_audio.rate == 24000 and same(played_audio.chunks, tmp_path / "a.wav")
 
 
-def test_without_an_output_it_is_played(say: Csm, heard: SimpleNamespace, tmp_path: Path) -> None:
+def test_without_an_output_it_is_played(say: Csm, played_audio: SimpleNamespace, tmp_path: Path) -> None:
     result = say()
     assert result.code == 0 and not result.out and "0.8 s played" in result.err
-    assert sum(map(len, heard.chunks)) == 10 * FRAME and say("--json").json["output"] is None
+    assert sum(map(len, played_audio.chunks)) == 10 * FRAME and say("--json").json["output"] is None
 
 
-def test_a_stream_is_played_while_it_is_decoded(say: Csm, heard: SimpleNamespace, tmp_path: Path) -> None:
+def test_a_stream_is_played_while_it_is_decoded(say: Csm, played_audio: SimpleNamespace, tmp_path: Path) -> None:
     result = say("--stream", "--play", "-o", tmp_path / "a.wav")
     assert result.code == 0 and "without retries, trimming" in result.err
     assert "first audio after" in result.err
-    assert same(heard.chunks, tmp_path / "a.wav")
+    assert same(played_audio.chunks, tmp_path / "a.wav")
 
 
-def test_a_streamed_take_is_that_of_no_trim(say: Csm, heard: SimpleNamespace, tmp_path: Path) -> None:
+def test_a_streamed_take_is_that_of_no_trim(say: Csm, played_audio: SimpleNamespace, tmp_path: Path) -> None:
     say("--stream", "--play", "-o", tmp_path / "a.wav")
     say("--no-trim", "-o", tmp_path / "b.wav")
     streamed, whole = (integers(soundfile.read(tmp_path / name)[0]) for name in ("a.wav", "b.wav"))
@@ -98,27 +98,27 @@ def converse(csm: Csm, tiny_checkpoint: Path, tone: Path, tmp_path: Path) -> Csm
     return call
 
 
-def test_a_stream_of_a_dialogue_is_its_track(converse: Csm, heard: SimpleNamespace, tmp_path: Path) -> None:
+def test_a_stream_of_a_dialogue_is_its_track(converse: Csm, played_audio: SimpleNamespace, tmp_path: Path) -> None:
     assert converse(0.1, "--stream", "--play", "-o", tmp_path / "a.wav").code == 0
-    assert same(heard.chunks, tmp_path / "a.wav")
+    assert same(played_audio.chunks, tmp_path / "a.wav")
 
 
-def test_overlapping_turns_cannot_be_streamed(converse: Csm, heard: SimpleNamespace) -> None:
+def test_overlapping_turns_cannot_be_streamed(converse: Csm, played_audio: SimpleNamespace) -> None:
     result = converse(-0.1, "--stream", "--play")
-    assert result.code == 2 and "turn 3 overlaps" in result.err and not heard.chunks
+    assert result.code == 2 and "turn 3 overlaps" in result.err and not played_audio.chunks
 
 
-def test_a_stream_waits_for_no_loudness(converse: Csm, heard: SimpleNamespace) -> None:
+def test_a_stream_waits_for_no_loudness(converse: Csm, played_audio: SimpleNamespace) -> None:
     result = converse(0.1, "--stream", "--loudness", "-19")
-    assert result.code == 2 and "--loudness" in result.err and not heard.chunks
+    assert result.code == 2 and "--loudness" in result.err and not played_audio.chunks
     assert len(result.err.splitlines()) == 1
 
 
-def test_a_stream_plays_again_what_is_kept(converse: Csm, heard: SimpleNamespace, tmp_path: Path) -> None:
+def test_a_stream_plays_again_what_is_kept(converse: Csm, played_audio: SimpleNamespace, tmp_path: Path) -> None:
     run = (0.1, "--stream", "--play", "-o", tmp_path / "a.wav")
     converse(*run)
-    heard.chunks.clear()
-    assert "all turns are reused" in converse(*run).err and same(heard.chunks, tmp_path / "a.wav")
+    played_audio.chunks.clear()
+    assert "all turns are reused" in converse(*run).err and same(played_audio.chunks, tmp_path / "a.wav")
 
 
 def test_a_format_holds_for_stems_and_not_for_turns(converse: Csm, tmp_path: Path) -> None:
@@ -129,12 +129,12 @@ def test_a_format_holds_for_stems_and_not_for_turns(converse: Csm, tmp_path: Pat
 
 
 def test_raw_samples_are_piped_as_they_are_decoded(
-    tiny_checkpoint: Path, heard: SimpleNamespace, capfdbinary: pytest.CaptureFixture[bytes]
+    tiny_checkpoint: Path, played_audio: SimpleNamespace, capfdbinary: pytest.CaptureFixture[bytes]
 ) -> None:
     run = ["say", "Hi", "--model", str(tiny_checkpoint), "--max-duration", "0.8", "--play"]
     assert main([*run, "-o", "-", "--format", "pcm"]) == 0
     piped = np.frombuffer(capfdbinary.readouterr().out, "<i2")
-    assert np.array_equal(piped, np.clip(integers(np.concatenate(heard.chunks)), -32768, 32767))
+    assert np.array_equal(piped, np.clip(integers(np.concatenate(played_audio.chunks)), -32768, 32767))
 
 
 def test_a_stream_and_a_file_hold_the_same_samples(tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes]) -> None:
@@ -181,17 +181,24 @@ def test_a_format_counts_over_the_suffix(
         (["--stream", "--takes", "2"], "--takes"),
     ],
 )
-def test_contradicting_options_are_refused(say: Csm, heard: SimpleNamespace, flags: list[str], message: str) -> None:
+def test_contradicting_options_are_refused(
+    say: Csm, played_audio: SimpleNamespace, flags: list[str], message: str
+) -> None:
     result = say(*flags)
-    assert result.code == 2 and message in result.err and "loading" not in result.err and not heard.chunks
+    assert result.code == 2 and message in result.err and "loading" not in result.err and not played_audio.chunks
 
 
 @pytest.mark.parametrize("flags", [[], ["--play", "-o", "a.wav"], ["--stream"]])
 @pytest.mark.parametrize("reason", ["device", "portaudio", "package"])
 def test_where_nothing_can_be_played_it_says_what_to_do(
-    say: Csm, heard: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, flags: list[str], reason: str
+    say: Csm,
+    played_audio: SimpleNamespace,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    flags: list[str],
+    reason: str,
 ) -> None:
-    heard.missing = reason == "device"
+    played_audio.missing = reason == "device"
     if reason == "package":
         monkeypatch.setitem(sys.modules, "sounddevice", None)
     elif reason == "portaudio":

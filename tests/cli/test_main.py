@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import Result, allow_sigint
+from helpers.run import Result, allow_sigint
 
 from csm_cli import __version__
 from csm_cli.cli import main

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import Result, save_checkpoint
-from fakehub import COMMIT, ID, FakeHub, dead_server
-from tiny import Shape, random_csm
+from helpers.fakehub import COMMIT, ID, FakeHub, dead_server
+from helpers.run import Result
+from helpers.tiny import Shape, random_csm, save_checkpoint
 
 Csm = Callable[..., Result]
 

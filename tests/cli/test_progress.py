@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import Result
+from helpers.run import Result
 
 from csm_cli.audio.io import Audio
 from csm_cli.cli.console import emit_path

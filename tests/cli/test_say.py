@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from conftest import Result, write_tone
+from helpers.audio import write_tone
+from helpers.run import Result
 
 from csm_cli.cli import main
 from csm_cli.generation.take import Take, TakeBuilder
@@ -184,8 +185,8 @@ def test_an_unused_transcript_file_may_be_replaced(say: Csm, tmp_path: Path, ton
     assert say("Hi", "-v", f"{tone}=Words.", "--format", "wav", "-o", tone.with_suffix(".txt")).code == 0
 
 
-def test_a_missing_text_is_said_before_a_missing_output(say: Csm, heard: SimpleNamespace) -> None:
-    heard.missing = True
+def test_a_missing_text_is_reported_before_a_missing_output(say: Csm, played_audio: SimpleNamespace) -> None:
+    played_audio.missing = True
     result = say("")
     assert result.code == 2 and "no text to say" in result.err and "output" not in result.err
 
@@ -197,8 +198,8 @@ def test_standard_input_is_not_read_for_a_refused_output(
     assert say("-", "-o", tmp_path).code == 2 and sys.stdin.read() == "Hello there."
 
 
-def test_an_empty_take_fails_and_writes_nothing(csm: Csm, mute_checkpoint: Path, tmp_path: Path) -> None:
-    result = csm("say", "Hi", "--model", mute_checkpoint, "-o", tmp_path / "a.wav")
+def test_an_empty_take_fails_and_writes_nothing(csm: Csm, silent_checkpoint: Path, tmp_path: Path) -> None:
+    result = csm("say", "Hi", "--model", silent_checkpoint, "-o", tmp_path / "a.wav")
     assert result.code == 1 and "came out empty" in result.err and not (tmp_path / "a.wav").exists()
 
 
@@ -279,10 +280,10 @@ LONG = "One is here. Two is here. Three is here."
 
 
 @pytest.fixture
-def parted(csm: Csm, mute_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> Csm:
+def parted(csm: Csm, silent_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> Csm:
     """Every take is five frames of a tone, whatever the model says."""
     monkeypatch.setattr("csm_cli.generation.synthesizer.TakeBuilder", Tone)
-    return lambda *arguments: csm("say", "--model", mute_checkpoint, "--seed", 7, *arguments)
+    return lambda *arguments: csm("say", "--model", silent_checkpoint, "--seed", 7, *arguments)
 
 
 class Tone(TakeBuilder):

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from conftest import Result
+from helpers.run import Result
+from helpers.training import examples, store
 from safetensors.torch import load_file
-from train.test_run import examples, store
 
 from csm_cli.cli.train import TrainingReporter
 from csm_cli.train.run import StepDone

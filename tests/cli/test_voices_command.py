@@ -12,9 +12,9 @@ from types import SimpleNamespace
 
 import pytest
 import soundfile
-from conftest import Result, save_checkpoint
-from tiny import Shape, random_csm
-from voices.test_voices import RATE, WORDS, speech
+from helpers.audio import RATE, WORDS, speech
+from helpers.run import Result
+from helpers.tiny import Shape, random_csm, save_checkpoint
 
 from csm_cli.models.mimi import Codec
 
@@ -203,9 +203,10 @@ def test_a_shell_completes_the_names(add: Csm, home: Path, shell: str, typed: st
     assert done.stdout.split() == ["ash", "ana"] and not done.stderr
 
 
-def test_voices_play_plays_the_clip(csm: Csm, heard: SimpleNamespace) -> None:
+def test_voices_play_plays_the_clip(csm: Csm, played_audio: SimpleNamespace) -> None:
     assert csm("voices", "play", "ash").code == 0
     assert (
-        heard.rate == RATE
-        and sum(map(len, heard.chunks)) == soundfile.info(csm("voices", "show", "ash", "--json").json["audio"]).frames
+        played_audio.rate == RATE
+        and sum(map(len, played_audio.chunks))
+        == soundfile.info(csm("voices", "show", "ash", "--json").json["audio"]).frames
     )

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import soundfile
-from conftest import Result
+from helpers.run import Result
 from pyarrow.parquet import ParquetFile, write_table
 
 from csm_cli.data.checks import ClipLimits, UnsuitableClip, check_clip

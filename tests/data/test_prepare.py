@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,12 +14,13 @@ import pytest
 import soundfile
 import torch
 from filelock import FileLock
+from helpers.datasets import chunks
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from csm_cli.audio.io import read_audio
 from csm_cli.checkpoint import Checkpoint, open_checkpoint
-from csm_cli.data.dataset import DatasetChunk, DroppedClip, SpeakerNumbers, TrainingClip, TrainingConversation
+from csm_cli.data.dataset import DroppedClip, SpeakerNumbers, TrainingClip, TrainingConversation
 from csm_cli.data.prepare import (
     Encoder,
     EncodingConfig,
@@ -30,7 +30,6 @@ from csm_cli.data.prepare import (
     is_held_out,
     split_turns,
 )
-from csm_cli.data.readers import RowReader, find_datasets, read_datasets, split_chunks
 from csm_cli.data.store import CodedTurn, Example, open_store
 from csm_cli.errors import InputError, NothingToLearn, OutputFailed, UsageError
 from csm_cli.models.mimi import Codec
@@ -55,10 +54,6 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def config(tiny_checkpoint: Path) -> EncodingConfig:
     return EncodingConfig(str(tiny_checkpoint), device="cpu", held_out=0.3)
-
-
-def chunks(dataset: Path, clips: int = 2) -> Iterator[DatasetChunk]:
-    return split_chunks(read_datasets(find_datasets([dataset]), RowReader(SpeakerNumbers())), clips)
 
 
 def run(dataset: Path, folder: Path, config: EncodingConfig, workers: int = 1) -> list[PrepareProgress]:
@@ -113,6 +108,7 @@ def test_interrupted_run_resumes(dataset: Path, tmp_path: Path, config: Encoding
     assert contents(tmp_path / "store") == contents(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_workers_make_the_same_store(dataset: Path, tmp_path: Path, config: EncodingConfig) -> None:
     one, two = run(dataset, tmp_path / "one", config), run(dataset, tmp_path / "two", config, workers=2)
     assert one == two and contents(tmp_path / "one") == contents(tmp_path / "two")
@@ -166,7 +162,7 @@ def test_nothing_usable_leaves_a_complete_store(dataset: Path, tmp_path: Path, c
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from data.test_prepare import chunks
+from helpers.datasets import chunks
 from csm_cli.data.dataset import SpeakerNumbers
 from csm_cli.data.prepare import EncodingConfig, Preparation
 import csm_cli.data.store as store
@@ -315,8 +311,8 @@ def test_split_turns_repeat_the_last_turns_as_context() -> None:
     ]
 
 
-def test_codec_digest_depends_on_the_codec_only(tiny_checkpoint: Path, mute_checkpoint: Path) -> None:
-    tiny, mute = (open_checkpoint(str(folder)) for folder in (tiny_checkpoint, mute_checkpoint))
+def test_codec_digest_depends_on_the_codec_only(tiny_checkpoint: Path, silent_checkpoint: Path) -> None:
+    tiny, mute = (open_checkpoint(str(folder)) for folder in (tiny_checkpoint, silent_checkpoint))
     assert codec_digest(tiny) == codec_digest(mute)  # another model, the same codec
     fewer = replace(tiny, config=replace(tiny.config, codebooks=tiny.config.codebooks - 1))
     changed = replace(tiny, codec_weights=_scaled(tiny))

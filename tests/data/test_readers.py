@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from conftest import write_tone
+from helpers.audio import write_tone
 
 from csm_cli.data.dataset import DatasetChunk, DroppedClip, SpeakerNumbers, TrainingClip, TrainingConversation
 from csm_cli.data.readers import RowReader, find_datasets, read_datasets, split_chunks

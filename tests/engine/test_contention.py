@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import Result
-from tiny import Shape, greedy, ours, random_csm, text_rows
+from helpers.run import Result
+from helpers.tiny import Shape, greedy, ours, random_csm, text_rows
 
 from csm_cli.engine import Engine, Request, decode_loop
 from csm_cli.engine.contention import ContentionMonitor

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from recorder import Recorder
-from tiny import Shape, decode_all, ours, random_csm, text_rows
+from helpers.recorder import Recorder
+from helpers.tiny import Shape, decode_all, ours, random_csm, text_rows
 from torch import Tensor
 
 from csm_cli.engine import Engine, Request, SamplingParams
@@ -131,6 +131,7 @@ def test_compile_is_refused_if_torch_has_a_path_with_spaces(monkeypatch: pytest.
         Engine(small, compile=True)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_compiled_steps_equal_eager_steps() -> None:
     small = ours(random_csm(Shape(codebooks=2)))[0]

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny import Shape, decode_all, frame_rows, greedy, ours, random_csm, text_rows
+from helpers.tiny import Shape, decode_all, frame_rows, greedy, ours, random_csm, text_rows
 from torch import Tensor
 
 from csm_cli.engine import Engine, Frame, Request, SamplingParams, decode
@@ -43,6 +43,7 @@ def test_rows_are_independent(model: CsmModel) -> None:
         assert torch.equal(alone_in_a_bucket(model, request, 8), codes)
 
 
+@pytest.mark.slow
 def test_single_rows_equal_batched_rows(model: CsmModel) -> None:
     """Matrix kernels differ in the last bit between batch sizes, so a draw may rarely fall on the other side."""
     together = decode_all(Engine(model, slots=8), requests(100))

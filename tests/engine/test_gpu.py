@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import Shape, decode_all, greedy, random_csm, text_rows
+from helpers.tiny import Shape, decode_all, greedy, random_csm, text_rows
 
 from csm_cli.bench.speed import teacher_forced_logits
 from csm_cli.engine import Engine, Request, SamplingParams

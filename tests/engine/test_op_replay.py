@@ -9,8 +9,8 @@ from functools import partial
 
 import pytest
 import torch
-from recorder import tensors
-from tiny import Shape, decode_all, ours, random_csm, text_rows
+from helpers.recorder import tensors
+from helpers.tiny import Shape, decode_all, ours, random_csm, text_rows
 from torch import Tensor
 from torch.nn import functional as F
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.tiny import assert_same_codes
 from safetensors import safe_open
-from tiny import assert_same_codes
 from transformers import AutoProcessor, CsmForConditionalGeneration
 
 from csm_cli.checkpoint import open_checkpoint

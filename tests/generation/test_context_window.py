@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import write_tone
-from tiny import frame_rows, text_rows
+from helpers.audio import write_tone
+from helpers.tiny import frame_rows, text_rows
 
 from csm_cli.checkpoint import read_checkpoint_config
 from csm_cli.generation.context_window import (

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny import frame_rows, text_rows
+from helpers.tiny import frame_rows, text_rows
 from torch import Tensor
 
 from csm_cli.errors import PromptTooLong

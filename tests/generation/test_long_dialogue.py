@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
-from conftest import Result
+from helpers.run import Result
 
 from csm_cli.audio.loudness import loudness, true_peak
 from csm_cli.cli import main

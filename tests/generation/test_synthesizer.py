@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny import decode_all as engine_codes
-from tiny import greedy
+from helpers.tiny import decode_all as engine_codes
+from helpers.tiny import greedy
 
 import csm_cli.generation.synthesizer
 from csm_cli.audio.io import Audio
@@ -205,8 +205,8 @@ def test_a_text_too_long_for_the_window_fails(synth: Synthesizer) -> None:
     assert isinstance(failure.error, PromptTooLong)
 
 
-def test_a_model_without_speech_gives_an_empty_utterance(mute_checkpoint: Path) -> None:
-    synth = Synthesizer(open_checkpoint(str(mute_checkpoint)), CPU, torch.float32)
+def test_a_model_without_speech_gives_an_empty_utterance(silent_checkpoint: Path) -> None:
+    synth = Synthesizer(open_checkpoint(str(silent_checkpoint)), CPU, torch.float32)
     (utterance,) = utterances_of(list(synth.speak([conversation("Hello.")], GenerationOptions(seed=1))))
     assert (utterance.stop, len(utterance.audio.samples)) == ("empty", 0)
 

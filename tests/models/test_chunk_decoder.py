@@ -8,8 +8,8 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 import torch
+from helpers.tiny import Shape, random_codec, random_codes
 from numpy.typing import NDArray
-from tiny import Shape, random_codec, random_codes
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 

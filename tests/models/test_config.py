@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from tiny import Shape
+from helpers.tiny import Shape
 
 from csm_cli.errors import CheckpointInvalid
 from csm_cli.models.csm.config import Rope, model_config

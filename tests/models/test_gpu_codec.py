@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers.tiny import random_codec, random_codes
 from numpy.typing import NDArray
-from tiny import random_codec, random_codes
 
 from csm_cli.checkpoint import open_checkpoint
 from csm_cli.generation.events import Event, FrameProgress, Utterance

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny import Shape, decode_all, greedy, random_csm, text_rows
+from helpers.tiny import Shape, decode_all, greedy, random_csm, text_rows
 from torch import Tensor
 
 from csm_cli.engine import Engine, Request, sampler

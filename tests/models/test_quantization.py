@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import Shape, decode_all, greedy, ours, random_csm, text_rows
+from helpers.tiny import Shape, decode_all, greedy, ours, random_csm, text_rows
 
 from csm_cli.bench.speed import quantize_and_compare, teacher_forced_logits
 from csm_cli.bench.timing import BenchModel

@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from helpers.voice_model import BACKBONE, CODEC, DEPTH
 from transformers import CsmForConditionalGeneration
 
 from csm_cli.recipe.codes import GUIDE, VOICE, CodedUtterance, ConversationMixer, CorpusTurn, conversation_row
@@ -17,24 +18,6 @@ from csm_cli.recipe.plan import ModelPlan, StagePlan
 from csm_cli.train.batches import Batch, collate
 from csm_cli.train.loss import LossModule
 
-CODEC = {
-    "hidden_size": 16,
-    "num_filters": 2,
-    "num_residual_layers": 0,
-    "upsampling_ratios": [8, 10, 12],
-    "upsample_groups": 16,
-    "num_quantizers": 4,
-    "codebook_size": 512,
-    "codebook_dim": 8,
-    "vector_quantization_hidden_dimension": 8,
-    "num_hidden_layers": 1,
-    "intermediate_size": 16,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 2,
-}
-STACK = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16}
-BACKBONE = {"hidden_size": 32, "num_hidden_layers": 2, "intermediate_size": 48, **STACK}
-DEPTH = {"hidden_size": 24, "num_hidden_layers": 1, "intermediate_size": 32, **STACK}
 STAGES = (StagePlan("all", until=60, max_frames=20, dialogues=0.0, voices=1),)
 PLAN = ModelPlan(
     STAGES, tokens=80, learning_rate=3e-3, backbone=BACKBONE, depth=DEPTH, warmup_steps=5, guided_layers=(1,)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from recipe.test_model import BACKBONE, CODEC, DEPTH
+from helpers.voice_model import BACKBONE, CODEC, DEPTH
 from safetensors.torch import load_file
 from transformers import AutoProcessor, CsmForConditionalGeneration
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import Result, write_tone
+from helpers.audio import write_tone
+from helpers.run import Result
 
 from csm_cli.audio.subtitles import Cue, srt, vtt
 from csm_cli.errors import ScriptInvalid

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from engine.test_parity import prompt
-from tiny import AUDIO, AUDIO_EOS, EOS, Shape, random_csm
+from helpers.parity import prompt
+from helpers.tiny import AUDIO, AUDIO_EOS, EOS, Shape, random_csm
 from torch import Tensor
 from transformers import CsmForConditionalGeneration
 

@@ -11,38 +11,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from accelerate import Accelerator
-from conftest import save_checkpoint
+from helpers.tiny import BOS, Shape, random_csm, save_checkpoint
+from helpers.training import BOOKS, examples, store, write_gradients
 from safetensors.torch import load_file
-from tiny import BOS, Shape, random_csm
 from transformers import CsmForConditionalGeneration
 
 from csm_cli.checkpoint import open_checkpoint
-from csm_cli.data.prepare import codec_digest
-from csm_cli.data.store import CodecIdentity, CodedTurn, Example, StoreWriter, open_store
+from csm_cli.data.store import CodedTurn, Example, open_store
 from csm_cli.errors import InputError, TrainingFailed, UsageError
 from csm_cli.generation.prompt import PromptBuilder
-from csm_cli.train.batches import BatchSpec, ExampleSampler, LossMask, collate
-from csm_cli.train.loss import LossModule
+from csm_cli.train.batches import BatchSpec, ExampleSampler, LossMask
 from csm_cli.train.run import CheckpointSaved, EvaluationDone, StepDone, TrainingEvent, TrainingRun
 from csm_cli.train.settings import TrainSettings
-from csm_cli.train.trainer import OptimizerConfig, Trainer
-
-BOOKS = 8
-
-
-def examples(count: int = 14) -> list[Example]:
-    generator = torch.Generator().manual_seed(0)
-
-    def turn(speaker: int, length: int, trained: bool = True) -> CodedTurn:
-        return CodedTurn(
-            speaker, "Well, so." * (1 + length % 2), torch.randint(1, 64, (length, BOOKS), generator=generator), trained
-        )
-
-    return [
-        Example(f"item-{index:02}", (turn(0, 3 + index % 5, False), turn(1, 4 + index % 3)), held_out=index % 5 == 4)
-        for index in range(count)
-    ]
 
 
 @pytest.fixture(scope="session")
@@ -147,7 +127,9 @@ def test_random_weights_in_other_sizes(settings: TrainSettings) -> None:
     assert (found.backbone.layers, found.backbone.hidden, found.depth.layers) == (1, 32, 1)
 
 
-def test_gradient_checkpointing_changes_no_loss(settings: TrainSettings) -> None:
+@pytest.mark.parametrize("lora", [None, {"rank": 2}], ids=["full", "lora"])
+def test_gradient_checkpointing_changes_no_loss(settings: TrainSettings, lora: dict[str, object] | None) -> None:
+    settings = changed(settings, lora=lora)
     plain = losses(TrainingRun(settings, device="cpu").events())
     checkpointed = changed(settings, gradient_checkpointing=True, output=settings.output + "-checkpointed")
     torch.testing.assert_close(
@@ -186,13 +168,6 @@ def test_non_finite_loss_stops_with_step_and_example(settings: TrainSettings, da
     with pytest.raises(TrainingFailed, match=r"step 1: the loss is not finite at item-\d\d"):
         list(run.events())
     assert not (settings.output_folder / "last").exists()
-
-
-def store(folder: Path, model: Path, *made: Example, books: int = BOOKS) -> Path:
-    writer = StoreWriter(folder, CodecIdentity(codec_digest(open_checkpoint(str(model))), books, 12.5))
-    writer.write(0, made)
-    writer.finish(1)
-    return folder
 
 
 def test_unusable_data_is_named(settings: TrainSettings, tmp_path: Path) -> None:
@@ -244,28 +219,12 @@ TWO = """
 import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
-from train.test_run import write_gradients
+from helpers.training import write_gradients
 write_gradients(Path(sys.argv[2]))
 """
 
 
-def write_gradients(folder: Path) -> None:
-    """Saves the gradients of all processes' batches, from process 0."""
-    accelerator = Accelerator(cpu=True)
-    model = random_csm(Shape())
-    model.codec_model = torch.nn.Identity()
-    trainer = Trainer(LossModule(model), OptimizerConfig(steps=1, learning_rate=1e-3), accelerator)
-    world, rank = accelerator.num_processes, accelerator.process_index
-    rows = torch.load(folder / "rows.pt", weights_only=False)
-    shares = [collate(rows[start : start + 2]) for start in range(0, len(rows), 2)]
-    if world == 1:  # the same rows in half as many batches, twice as large
-        shares = [collate(rows[start : start + 4]) for start in range(0, len(rows), 4)]
-    trainer.compute_gradients(shares[rank::world], {})
-    if accelerator.is_main_process:
-        gradients = {name: p.grad for name, p in trainer.parameters.items() if p.grad is not None}
-        torch.save(gradients, folder / f"gradients-{world}.pt")
-
-
+@pytest.mark.slow
 def test_two_processes_have_the_gradients_of_one_with_twice_the_batch(
     data: Path, tiny_checkpoint: Path, tmp_path: Path
 ) -> None:

@@ -21,9 +21,9 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from conftest import Result
+from helpers.run import Result
+from helpers.training import examples, store
 from safetensors.torch import load_file
-from train.test_run import examples, store
 
 from csm_cli.checkpoint import open_checkpoint
 from csm_cli.data.store import CodedTurn, Example
@@ -127,6 +127,7 @@ def fork_server() -> Iterator[Callable[[Path, Path, int], tuple[int, Callable[[]
             parent.kill()
 
 
+@pytest.mark.slow
 def test_killed_repeatedly_it_ends_like_an_uninterrupted_run(configured: Callable[..., Path], tmp_path: Path) -> None:
     whole, killed, chance = tmp_path / "whole", tmp_path / "killed", random.Random(0)
     with fork_server() as train:
@@ -334,6 +335,7 @@ def start(config: Path, rank: int, port: int, log: Path) -> subprocess.Popen[byt
         return subprocess.Popen(command, env=environment, stderr=stderr)
 
 
+@pytest.mark.slow
 def test_where_one_of_two_processes_is_killed_the_other_reports_it(
     csm: Csm, configured: Callable[..., Path], tmp_path: Path
 ) -> None:

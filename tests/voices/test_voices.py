@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+from helpers.audio import RATE, WORDS, speech
 from numpy.typing import NDArray
 
 from csm_cli.audio.io import Audio, read_audio
@@ -26,17 +27,7 @@ from csm_cli.voices import (
     voices_folder,
 )
 
-RATE = 24000
-WORDS = VoiceInfo("The market opens early in the morning, and we buy bread and apples there.", "CC0", "a test")
 BUNDLED = ["ash", "birch", "cedar", "dune"]
-
-
-def speech(seconds: float = 6.0, level: float = 0.3, noise: float = 0.0) -> NDArray[np.float32]:
-    """Syllables of a tone, with pauses between them."""
-    time = np.arange(round(seconds * RATE)) / RATE
-    spoken = (np.sin(2 * np.pi * 2 * time) > -0.3) * np.sin(2 * np.pi * 220 * time) * level
-    random = np.random.default_rng(0).normal(size=len(time)) * noise
-    return (spoken + random).astype(np.float32)
 
 
 def padded(samples: NDArray[np.float32], seconds: float = 1.0) -> Audio:

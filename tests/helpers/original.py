@@ -121,3 +121,23 @@ def conversation() -> Tensor:
             rows[:, -1] = torch.randint(0, TEXT_VOCAB, (length,), generator=generator)
         parts.append(rows)
     return torch.cat(parts)
+
+
+CONFIG = {
+    "backbone_flavor": "tiny",
+    "decoder_flavor": "tiny",
+    "backbone_head_dim": BACKBONE_HEAD,
+    "decoder_head_dim": DECODER_HEAD,
+    "text_vocab_size": TEXT_VOCAB,
+    "audio_vocab_size": VOCAB,
+    "audio_num_codebooks": BOOKS,
+}
+
+
+MIMI = {"num_filters": 4, "num_residual_layers": 0, "hidden_size": 32, "num_hidden_layers": 1, "head_dim": 16}
+
+
+MIMI |= {"num_attention_heads": 2, "num_key_value_heads": 2, "intermediate_size": 32, "codebook_dim": 16}
+
+
+MIMI |= {"vector_quantization_hidden_dimension": 16, "codebook_size": 32, "num_quantizers": 4, "upsample_groups": 32}

@@ -15,7 +15,7 @@ from typing import Any
 
 import huggingface_hub
 import pytest
-from tiny import Shape, random_csm
+from helpers.tiny import Shape, random_csm
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 ID = "someone/voice"

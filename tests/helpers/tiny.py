@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
 from transformers import CsmConfig, CsmForConditionalGeneration
 
@@ -141,3 +144,29 @@ def assert_same_codes(name: str, got: Tensor, wanted: Tensor) -> None:
     if len(differs):
         frame, codebook = differs[0].tolist()
         pytest.fail(f"{name}: frame {frame}, codebook {codebook}: {got[frame, codebook]} != {wanted[frame, codebook]}")
+
+
+TOKENS = {"<|begin_of_text|>": BOS, "<|end_of_text|>": EOS, "<|AUDIO|>": AUDIO, "<|audio_eos|>": AUDIO_EOS}
+
+
+def byte_tokenizer() -> Tokenizer:
+    """One token a byte, and the special tokens after them."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE({char: index for index, char in enumerate(alphabet)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.add_special_tokens(list(TOKENS))
+    assert {token: tokenizer.token_to_id(token) for token in TOKENS} == TOKENS
+    return tokenizer
+
+
+def save_checkpoint(model: CsmForConditionalGeneration, folder: Path) -> Path:
+    """A whole checkpoint in transformers format: greedy by default, so that tests repeat."""
+    generator = torch.Generator().manual_seed(0)
+    for name, buffer in model.codec_model.named_buffers():
+        if name.endswith("embed_sum"):  # zero as transformers makes them: every code would sound the same
+            buffer.normal_(generator=generator)
+    model.save_pretrained(folder)
+    byte_tokenizer().save(str(folder / "tokenizer.json"))
+    generation = {"do_sample": False, "depth_decoder_do_sample": False}
+    (folder / "generation_config.json").write_text(json.dumps(generation))
+    return folder
