@@ -18,7 +18,7 @@ import numpy as np
 from csm_cli.recipe.alignment import align_words
 from csm_cli.recipe.corpus import FRAME, RATE, CorpusUtterance, load_shard, shard_stems
 from csm_cli.recipe.dialogue_sentences import teacher_texts
-from csm_cli.recipe.teacher import RecordedTeacher, TeacherRequest, read_recorded
+from csm_cli.recipe.teacher import TeacherRequest, read_recorded, recorded_shards
 from csm_cli.storage.files import atomic_file, write_atomically
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ _STRESS = "ˈˌ"
 def write_natural_corpus(folder: Path, plan: TeacherPlan, teacher: Teacher) -> None:
     """Writes the shards that are not there yet: recorded ones first, then what the teacher speaks."""
     folder.mkdir(parents=True, exist_ok=True)
-    recorded = [shard for source in plan.recorded for shard in RecordedTeacher(source).shards]
+    recorded = [shard for source in plan.recorded for shard in recorded_shards(source)]
     for index, shard in enumerate(recorded):
         if not (folder / f"{index:03}.json").exists():
             write_shard(folder / f"{index:03}", read_recorded(shard), plan)

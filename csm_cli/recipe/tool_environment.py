@@ -10,6 +10,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,8 +64,9 @@ class ToolEnvironment:
         command = [str(self.python), str(worker), *arguments]
         with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
             assert process.stdin and process.stdout
-            process.stdin.write(json.dumps(request))
-            process.stdin.close()
+            with suppress(BrokenPipeError):  # a worker that failed early; its exit code says so below
+                process.stdin.write(json.dumps(request))
+                process.stdin.close()
             yield from (json.loads(line) for line in process.stdout if line.startswith("{"))
         if process.returncode:
             raise CsmError(f"{worker.name} failed with exit code {process.returncode}")
