@@ -260,8 +260,7 @@ def load(
     torch.compile. offline: use cached files only. slots: texts that `say_all` generates at a time.
 
     Raises:
-        ModelError: not found, gated, offline or invalid. DeviceError: no such device, or out of memory. UsageError:
-            invalid arguments.
+        ModelError: not found, gated, offline or invalid. DeviceError: no such device. UsageError: invalid arguments.
 
     Example:
         model = csm_cli.load("sesame/csm-1b", device="cuda")
@@ -270,7 +269,7 @@ def load(
     place = pick_device(device)  # before gigabytes are downloaded
     names = [None if each is None else str(each) for each in (model, revision, adapter)]
     checkpoint = open_checkpoint(*names, offline=offline)
-    return Model(Synthesizer(checkpoint, place, pick_dtype(dtype, place), slots, compile, quantize == "int8"))
+    return Model(Synthesizer(checkpoint, place, pick_dtype(dtype, place), slots, compile, int8=quantize == "int8"))
 
 
 def mix(turns: Sequence[Speech], *, tail: float = 0.0, loudness: float | None = None) -> Speech:

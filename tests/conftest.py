@@ -21,7 +21,7 @@ from helpers.run import Result
 from helpers.tiny import Shape, random_csm, save_checkpoint
 
 from csm_cli.cli import main
-from csm_cli.engine.contention import ContentionMonitor
+from csm_cli.engine.scheduler import ContentionMonitor
 from csm_cli.models.csm.kernels import has_triton
 from csm_cli.recipe.sentences import WORD_LIST
 

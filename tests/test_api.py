@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
-from conftest import Result
+from helpers.run import Result
 
 import csm_cli
 
@@ -124,15 +125,14 @@ def test_mix_reaches_a_loudness_and_refuses_nothing(model: csm_cli.Model) -> Non
 def test_a_stream_is_the_untrimmed_take_in_chunks(model: csm_cli.Model) -> None:
     chunks = list(model.stream("Hello there.", **OPTIONS))
     assert len(chunks) > 1 and all(chunk.dtype == np.float32 for chunk in chunks)
-    streamed, said = np.concatenate(chunks), model.say("Hello there.", trim=False, **OPTIONS).samples
-    assert np.allclose(streamed / max(1.0, np.abs(streamed).max()), said, atol=1e-6)  # a track is within full scale
+    streamed, spoken = np.concatenate(chunks), model.say("Hello there.", trim=False, **OPTIONS).samples
+    assert np.allclose(streamed / max(1.0, np.abs(streamed).max()), spoken, atol=1e-6)  # a track is within full scale
 
 
 def test_a_stream_that_is_not_read_to_its_end_frees_the_model(model: csm_cli.Model) -> None:
     stream = model.stream("Hello there.", **OPTIONS)
     next(stream)
     stream.close()  # type: ignore[attr-defined]
-    assert not model._synthesizer.engine.busy
     assert model.say("Hello.", **OPTIONS).duration == 0.4
 
 
@@ -155,12 +155,12 @@ def test_an_unknown_option_is_a_type_error(model: csm_cli.Model) -> None:
         model.say("Hello.", temprature=1)  # type: ignore[call-arg]
 
 
-def test_errors_are_the_packages_own(model: csm_cli.Model, mute_checkpoint: Path, tmp_path: Path) -> None:
+def test_errors_are_the_packages_own(model: csm_cli.Model, silent_checkpoint: Path, tmp_path: Path) -> None:
     with pytest.raises(csm_cli.ScriptInvalid, match="1 error") as invalid:
         model.converse({"turns": [{"speaker": "ana"}]})
     assert "text" in "".join(invalid.value.__notes__)
     with pytest.raises(csm_cli.GenerationFailed, match=r'turn 1 \(0: "Hello."\) came out empty'):
-        csm_cli.load(mute_checkpoint, device="cpu").say("Hello.", seed=1)
+        csm_cli.load(silent_checkpoint, device="cpu").say("Hello.", seed=1)
     with pytest.raises(csm_cli.ModelNotFound):
         csm_cli.load(tmp_path / "none", offline=True)
     with pytest.raises(csm_cli.VoiceNotFound):
@@ -175,3 +175,19 @@ def test_the_bundled_voice_speaks() -> None:
     model = csm_cli.load(device="cpu")
     speech = model.say("Good morning.", voice="ash", seed=1)
     assert speech.stop == "eos" and 0.5 < speech.duration < 5 and not speech.warnings
+
+
+DOCS = (Path(__file__).parents[1] / "docs" / "python.md").read_text(encoding="utf-8")
+
+
+def test_the_examples_of_the_docs_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All blocks in order, as one program."""
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"```python\n(.*?)```", DOCS, re.DOTALL)
+    assert len(blocks) >= 6
+    names: dict[str, Any] = {}
+    for block in blocks:
+        exec(block, names)
+    written = {path.name: soundfile.info(path).duration for path in tmp_path.iterdir()}
+    assert set(written) == {"morning.wav", "line-1.flac", "line-2.flac", "dialogue.wav"}
+    assert all(0.5 < duration < 15 for duration in written.values())

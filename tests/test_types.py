@@ -33,7 +33,7 @@ def resolve(*levels: GenerationOptions) -> GenerationOptions:
         (GenerationOptions(depth_top_k=1), GenerationOptions(0.6, 50, 0.4, 1)),
     ],
 )
-def test_what_is_set_overrides_what_was_published(given: GenerationOptions, wanted: GenerationOptions) -> None:
+def test_set_options_override_published_ones(given: GenerationOptions, wanted: GenerationOptions) -> None:
     assert given.over(PUBLISHED) == wanted
 
 

@@ -28,7 +28,7 @@ FIELDS = ("id", "index", "speaker", "shard")
 class BatchItem:
     """A row of the manifest and its output: `path`; `file` is its path below the ledger's folder.
 
-    fingerprint: equal where the result would be (see `Fingerprinter`); empty until known.
+    fingerprint: equal where the result would be (see `with_fingerprint`); empty until known.
     """
 
     conversation: Conversation
@@ -88,87 +88,68 @@ class OutputPattern:
 
 def file_name(turn: Turn) -> str:
     """A turn's speaker as part of a file name; characters that not every system allows become underscores."""
-    return re.sub(r"[^\w-]", "_", turn.name or str(turn.speaker))
+    return re.sub(r"[^\w-]", "_", turn.label)
 
 
-class OutputNames:
-    """Checks that every output can be written, belongs to one item, and is no input of the batch.
+def check_outputs(items: Iterable[BatchItem], inputs: Iterable[Path] = ()) -> Iterator[BatchItem]:
+    """Passes all items on, then raises the first problem found with their outputs.
 
     Only hashes of names are stored, so that memory stays small. inputs: files read besides the items' recordings.
+
+    Raises:
+        InputError: two items have the same output.
+        UsageError: an output is read by this batch.
+        OutputRefused: an output cannot be written.
     """
+    from csm_cli.audio.io import check_output
 
-    def __init__(self, inputs: Iterable[Path] = ()) -> None:
-        self._outputs: set[int] = set()
-        self._inputs = {hash(resolved_name(path)) for path in inputs}
-        self._error: CsmError | None = None
-
-    def add(self, item: BatchItem) -> None:
-        from csm_cli.audio.io import check_output
-
+    outputs: set[int] = set()
+    read = {hash(resolved_name(path)) for path in inputs}
+    problem: CsmError | None = None
+    for item in items:
         output = hash(resolved_name(item.path))
         turns = (*item.conversation.context, *item.conversation.turns)
         recordings = {hash(resolved_name(turn.recording.path)): turn.recording.path for turn in turns if turn.recording}
-        self._inputs.update(recordings)
+        read.update(recordings)
         try:
-            if output in self._outputs:
+            if output in outputs:
                 raise InputError(f'"{item.id}" and an earlier row have the same output {item.path}; put {{id}} into -o')
             check_output(item.path)
-            if replaced := recordings.keys() & self._outputs:
+            if replaced := recordings.keys() & outputs:
                 path = recordings[min(replaced)]
                 raise UsageError(f'"{item.id}" reads {path}, which an earlier row would replace; name another -o')
-            if output in self._inputs:
+            if output in read:
                 raise UsageError(f'"{item.id}" would replace {item.path}, which this batch reads; name another -o')
         except CsmError as error:
-            self._error = self._error or error
-        self._outputs.add(output)
-
-    def raise_first_error(self) -> None:
-        """Raises the first problem found.
-
-        Raises:
-            InputError: two items have the same output.
-            UsageError: an output is read by this batch.
-            OutputRefused: an output cannot be written.
-        """
-        if self._error:
-            raise self._error
+            problem = problem or error
+        outputs.add(output)
+        yield item
+    if problem:
+        raise problem
 
 
-class Fingerprinter:
-    """Gives items their fingerprints and seeds.
+def with_fingerprint(item: BatchItem, setup: SynthesisSetup) -> BatchItem:
+    """`item` with its fingerprint, and with all its seeds: those of the command line included.
 
     A fingerprint covers id, text, speakers, the bytes of recordings, options, checkpoint, schema and the output's name.
     The seed of an item without one is derived from all of these but the name.
     """
-
-    def __init__(self, setup: SynthesisSetup) -> None:
-        self._setup = setup
-
-    def mark(self, item: BatchItem) -> BatchItem:
-        """`item` with its fingerprint, and with all its seeds: those of the command line included."""
-        conversation, setup = item.conversation, self._setup
-        sound = fingerprint(
-            SCHEMA,
-            conversation.id,
-            setup.content(),
-            [conversation.tail, conversation.loudness],
-            [setup.turn_content(turn, {}) for turn in conversation.context],
-            [[turn.gap, turn.gain, asdict(setup.options(conversation, turn))] for turn in conversation.turns],
-            [setup.turn_content(turn, conversation.lexicon) for turn in conversation.turns],
-        )
-        if setup.flags.seed is not None:
-            conversation = _with_seed(conversation, setup.flags.seed)
-        elif conversation.defaults.seed is None:
-            defaults = replace(conversation.defaults, seed=int(sound[:8], 16) >> 1)
-            conversation = replace(conversation, defaults=defaults)
-        return replace(item, conversation=conversation, fingerprint=fingerprint(sound, item.file))
-
-
-def with_untried_seeds(item: BatchItem, entry: LedgerEntry | None) -> BatchItem:
-    """`item` with seeds after those that failed in earlier runs, if any."""
-    if entry is None or entry.fingerprint != item.fingerprint or entry.last_seed < 0:
-        return item
-    return replace(item, conversation=_with_seed(item.conversation, entry.last_seed + 1))
+    conversation = item.conversation
+    sound = fingerprint(
+        SCHEMA,
+        conversation.id,
+        setup.content(),
+        [conversation.tail, conversation.loudness],
+        [setup.turn_content(turn, {}) for turn in conversation.context],
+        [[turn.gap, turn.gain, asdict(setup.options(conversation, turn))] for turn in conversation.turns],
+        [setup.turn_content(turn, conversation.lexicon) for turn in conversation.turns],
+    )
+    if setup.flags.seed is not None:
+        conversation = _with_seed(conversation, setup.flags.seed)
+    elif conversation.defaults.seed is None:
+        defaults = replace(conversation.defaults, seed=int(sound[:8], 16) >> 1)
+        conversation = replace(conversation, defaults=defaults)
+    return replace(item, conversation=conversation, fingerprint=fingerprint(sound, item.file))
 
 
 def _with_seed(conversation: Conversation, seed: int) -> Conversation:
@@ -213,15 +194,6 @@ class Shard:
         return islice(items, self.index - 1, None, self.count)
 
 
-@dataclass(frozen=True)
-class Selection:
-    """force: also items that are done; retry_failed: only items that failed before; limit: at most so many."""
-
-    force: bool = False
-    retry_failed: bool = False
-    limit: int | None = None
-
-
 @dataclass
 class Counts:
     """How many items there are, how many are done by earlier runs, how many are selected, and their characters."""
@@ -233,22 +205,29 @@ class Counts:
 
 
 def select_items(
-    items: Iterable[BatchItem], entries: Mapping[str, LedgerEntry], selection: Selection, counts: Counts | None = None
+    items: Iterable[BatchItem],
+    entries: Mapping[str, LedgerEntry],
+    counts: Counts,
+    force: bool = False,
+    retry_failed: bool = False,
+    limit: int | None = None,
 ) -> Iterator[BatchItem]:
     """The items to generate; `counts` is complete when all are consumed.
 
-    An item is done if it is ok in the ledger with the same fingerprint and its file exists.
+    An item is done if it is ok in the ledger with the same fingerprint and its file exists. force: also items that are
+    done. retry_failed: only items that failed before, with seeds after those that failed. limit: at most so many.
     """
-    counts = counts or Counts()
     for item in items:
         counts.total += 1
         entry = entries.get(item.id)
-        done = entry and (entry.status, entry.fingerprint) == ("ok", item.fingerprint) and item.path.exists()
-        if done and not selection.force:
+        is_same = entry is not None and entry.fingerprint == item.fingerprint
+        if not force and entry and is_same and entry.status == "ok" and item.path.exists():
             counts.done += 1
-        elif selection.retry_failed and (entry is None or entry.status != "failed"):
+        elif retry_failed and (entry is None or entry.status != "failed"):
             continue
-        elif selection.limit is None or counts.selected < selection.limit:
+        elif limit is None or counts.selected < limit:
             counts.selected += 1
             counts.chars += item.chars
-            yield with_untried_seeds(item, entry) if selection.retry_failed else item
+            if retry_failed and entry and is_same and entry.last_seed >= 0:
+                item = replace(item, conversation=_with_seed(item.conversation, entry.last_seed + 1))
+            yield item

@@ -14,9 +14,8 @@ import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
-from io import BufferedRandom
 from pathlib import Path
 from queue import Empty, Queue
 from typing import Any
@@ -48,6 +47,7 @@ class LedgerEntry:
 class Ledger:
     """The ledger of a folder, locked by this process until it is closed or the process ends.
 
+    Lines are written in order by a thread, all waiting ones with one fsync; after an OSError nothing more is written.
     entries: by item id, as of opening.
 
     Raises:
@@ -71,7 +71,10 @@ class Ledger:
                 self.entries[name] = _entry(record, self.entries.get(name))
             self._cut_unfinished_line()
             self._resources = stack.pop_all()
-        self._writer = GroupCommitWriter(self._file)
+        self._queue: Queue[tuple[bytes, Path | None] | None] = Queue()  # a line and its audio; None ends the thread
+        self._error: OSError | None = None
+        self._thread = threading.Thread(target=self._write_lines, name="ledger", daemon=True)
+        self._thread.start()
 
     def append(self, record: Mapping[str, Any], audio: Path | None = None) -> None:
         """Appends a finished item, whose file is `audio`; both are on disk within moments.
@@ -79,30 +82,23 @@ class Ledger:
         Raises:
             OutputFailed: the disk is full or failed; an unfinished line is removed at the next opening.
         """
+        self._raise_error()
         line = json.dumps({"schema": SCHEMA, **record}, ensure_ascii=False)
-        with self._disk_errors():
-            self._writer.write(PendingRecord(line.encode("utf-8", "surrogateescape") + b"\n", audio))
+        self._queue.put((line.encode("utf-8", "surrogateescape") + b"\n", audio))
 
     def flush(self) -> None:
         """Waits until all appended lines are on disk. Raises as `append`."""
-        with self._disk_errors():
-            self._writer.flush()
+        self._queue.join()
+        self._raise_error()
 
     def close(self) -> None:
         """Flushes, and releases the lock. Raises as `append`."""
-        try:
-            with self._disk_errors():
-                self._writer.close()
-        finally:
-            self._resources.close()
-
-    @contextmanager
-    def _disk_errors(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            problem = f"{error.filename or self.path}: {error.strerror}"
-            raise OutputFailed(f"{problem}; make room and run again to go on") from error
+        self._queue.put(None)
+        self._thread.join()
+        with suppress(OSError):  # of a line that could not be written; its error is raised below
+            self._file.close()
+        self._resources.close()
+        self._raise_error()
 
     def __enter__(self) -> Ledger:
         return self
@@ -113,13 +109,6 @@ class Ledger:
         except OutputFailed:
             if kind is None:
                 raise
-
-    def _cut_unfinished_line(self) -> None:
-        self._file.seek(0)
-        complete = sum(len(line) for line in self._file if line.endswith(b"\n"))
-        if complete < self._file.seek(0, os.SEEK_END):
-            _LOG.warning("%s: its last line was unfinished and is removed", self.path)
-            self._file.truncate(complete)
 
     def records(self) -> Iterator[LedgerRecord]:
         """Every result, oldest first.
@@ -151,58 +140,20 @@ class Ledger:
         last = {str(record["id"]): number for number, record in enumerate(self.records())}
         return (record for number, record in enumerate(self.records()) if last[str(record["id"])] == number)
 
-
-def _entry(record: Mapping[str, Any], before: LedgerEntry | None) -> LedgerEntry:
-    fingerprint = str(record.get("fingerprint", ""))
-    last_seed = max(record.get("seeds_tried") or (), default=-1)
-    if before and before.fingerprint == fingerprint:
-        last_seed = max(last_seed, before.last_seed)
-    return LedgerEntry(sys.intern(str(record["status"])), fingerprint, last_seed)
-
-
-@dataclass(frozen=True)
-class PendingRecord:
-    """A line, and the file that has to be on disk before it."""
-
-    line: bytes
-    file: Path | None = None
-
-
-class GroupCommitWriter:
-    """Appends lines to an open file in a thread, in order, all waiting ones with one fsync.
-
-    After an OSError nothing more is written, and every call raises it.
-    """
-
-    def __init__(self, file: BufferedRandom) -> None:
-        self._file = file
-        self._queue: Queue[PendingRecord | None] = Queue()  # None ends the thread
-        self._error: OSError | None = None
-        self._thread = threading.Thread(target=self._run, name="ledger", daemon=True)
-        self._thread.start()
-
-    def write(self, record: PendingRecord) -> None:
-        self._raise_error()
-        self._queue.put(record)
-
-    def flush(self) -> None:
-        """Waits until all lines are on disk."""
-        self._queue.join()
-        self._raise_error()
-
-    def close(self) -> None:
-        """Flushes, and closes the file."""
-        self._queue.put(None)
-        self._thread.join()
-        with suppress(OSError):  # of a line that could not be written; its error is raised below
-            self._file.close()
-        self._raise_error()
+    def _cut_unfinished_line(self) -> None:
+        self._file.seek(0)
+        complete = sum(len(line) for line in self._file if line.endswith(b"\n"))
+        if complete < self._file.seek(0, os.SEEK_END):
+            _LOG.warning("%s: its last line was unfinished and is removed", self.path)
+            self._file.truncate(complete)
 
     def _raise_error(self) -> None:
         if self._error:
-            raise self._error
+            problem = f"{self._error.filename or self.path}: {self._error.strerror}"
+            raise OutputFailed(f"{problem}; make room and run again to go on") from self._error
 
-    def _run(self) -> None:
+    def _write_lines(self) -> None:
+        """The thread: writes all waiting lines, each after its audio is on disk."""
         with ThreadPoolExecutor(_FLUSH_THREADS) as pool:
             while True:
                 group = [self._queue.get()]
@@ -212,8 +163,8 @@ class GroupCommitWriter:
                 records = [each for each in group if each]
                 if records and not self._error:
                     try:
-                        list(pool.map(_flush_file, {each.file for each in records if each.file}))
-                        self._file.writelines(each.line for each in records)
+                        list(pool.map(_flush_file, {audio for _, audio in records if audio}))
+                        self._file.writelines(line for line, _ in records)
                         self._file.flush()
                         os.fsync(self._file.fileno())
                     except OSError as error:
@@ -222,6 +173,14 @@ class GroupCommitWriter:
                     self._queue.task_done()
                 if None in group:
                     return
+
+
+def _entry(record: LedgerRecord, before: LedgerEntry | None) -> LedgerEntry:
+    fingerprint = str(record.get("fingerprint", ""))
+    last_seed = max(record.get("seeds_tried") or (), default=-1)
+    if before and before.fingerprint == fingerprint:
+        last_seed = max(last_seed, before.last_seed)
+    return LedgerEntry(sys.intern(str(record["status"])), fingerprint, last_seed)
 
 
 def _flush_file(file: Path) -> None:
@@ -256,7 +215,10 @@ def merge_ledgers(folders: Sequence[Path], target: Path) -> tuple[int, int]:
             raise InputError(f"{folder} has no {LEDGER}; name folders that csm batch has written to")
         with Ledger(folder) as ledger:
             found += ((folder, record) for record in ledger.latest())
-    merged = {str(record["id"]): (folder, record) for folder, record in sorted(found, key=_is_ok)}
+    merged = {
+        str(record["id"]): (folder, record)
+        for folder, record in sorted(found, key=lambda each: each[1]["status"] == "ok")
+    }
     owners: dict[str, str] = {}
     for name, (_, record) in merged.items():
         owner = owners.setdefault(record["file"], name) if record["status"] == "ok" else name
@@ -280,7 +242,3 @@ def merge_ledgers(folders: Sequence[Path], target: Path) -> tuple[int, int]:
                 ledger.append(record | {"output": str(copy)})
     ok = sum(record["status"] == "ok" for _, record in merged.values())
     return ok, len(merged) - ok
-
-
-def _is_ok(found: tuple[Path, LedgerRecord]) -> bool:
-    return str(found[1]["status"]) == "ok"

@@ -27,7 +27,6 @@ from csm_cli.models.mimi.config import codec_config
 from csm_cli.types import Conversation, GenerationOptions, RetryPolicy
 
 SENTENCE = "The old clock on the wall has stopped again today."
-_IMPORT_TORCH = [sys.executable, "-c", "import torch"]
 _STUB_SECONDS = 0.4  # of audio per item
 _FEW_ITEMS = 10
 
@@ -43,7 +42,7 @@ def measure_start(model: str | None, runs: int = 3) -> dict[str, Any]:
     imports, totals, decodes = [], [], []
     options = ["--model", model] if model else []
     for _ in range(runs):
-        imports.append(run_process(_IMPORT_TORCH)[0])
+        imports.append(run_process([sys.executable, "-c", "import torch"])[0])
         with tempfile.TemporaryDirectory() as folder:
             output = str(Path(folder) / "out.wav")
             command = [sys.executable, "-m", "csm_cli", "say", SENTENCE, "--seed", "1", "--json", "-o", output]

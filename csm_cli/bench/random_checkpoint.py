@@ -44,24 +44,30 @@ def silence_logs() -> None:
 
 def random_checkpoint(config: CsmConfig) -> Checkpoint:
     """A checkpoint without a tokenizer. Its weights are drawn, always the same, each time they are read."""
-    fields: dict[str, Any] = config.to_dict()
-    sizes = model_config(fields)
+    from safetensors.torch import load_file
+    from transformers import MimiModel
+
+    config_json: dict[str, Any] = config.to_dict()
+    sizes = model_config(config_json)
     shapes = expected_shapes(sizes)
     drawn = {name: StoredTensor(shape, partial(_draw, name, shape), _NO_FILE) for name, shape in shapes.items()}
 
-    def stored(tensor: Tensor) -> StoredTensor:
-        return StoredTensor(tuple(tensor.shape), lambda: tensor, _NO_FILE)
-
-    codec = {name: stored(tensor) for name, tensor in _codec_weights(config).items()}
+    with TemporaryDirectory() as folder:  # Mimi as transformers initializes it, by its on-disk names
+        MimiModel(config.codec_config).save_pretrained(folder)
+        codec = load_file(Path(folder) / "model.safetensors")
     return Checkpoint(
         name=RANDOM_MODEL,
         config=sizes,
-        codec_config=fields["codec_config"],
+        codec_config=config_json["codec_config"],
         weights=CheckpointWeights(drawn | {DEPTH_TABLE: drawn[BACKBONE_TABLE]}),
-        codec_weights=CheckpointWeights(codec),
+        codec_weights=CheckpointWeights(
+            {name: StoredTensor(tuple(each.shape), each.clone, _NO_FILE) for name, each in codec.items()}
+        ),
         tokenizer_file=_NO_FILE,
+        soft_limit=0,
         defaults=GenerationOptions(temperature=0.9, top_k=50),
         revision=None,
+        config_json=config_json,
     )
 
 
@@ -82,14 +88,3 @@ def _draw(name: str, shape: tuple[int, ...]) -> Tensor:
     generator = torch.Generator().manual_seed(crc32(name.encode()))
     block = torch.empty(min(size, _BLOCK_SIZE)).normal_(std=0.02, generator=generator)
     return block.repeat(-(-size // len(block)))[:size].view(shape)
-
-
-def _codec_weights(config: CsmConfig) -> dict[str, Tensor]:
-    """A Mimi as transformers initializes it, by the on-disk names that saving it yields."""
-    from safetensors.torch import load_file
-    from transformers import MimiModel
-
-    with TemporaryDirectory() as folder:
-        MimiModel(config.codec_config).save_pretrained(folder)
-        weights: dict[str, Tensor] = load_file(Path(folder) / "model.safetensors")
-    return weights

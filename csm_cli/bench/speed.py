@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from csm_cli.bench.roofline import bandwidth, frame_bytes
+from csm_cli.bench.baselines import Baseline, bandwidth, frame_bytes
 from csm_cli.bench.timing import BenchModel, TimedEngine, Workload, clock, peak_memory_mb
 from csm_cli.engine import Engine, decode
-from csm_cli.models.csm import CsmModel, PrefillSlots
-from csm_cli.models.csm.quantization import quantize
+from csm_cli.models.csm.kv_cache import PrefillSlots
+from csm_cli.models.csm.model import CsmModel
 
 _ROUND_FRAMES = 10  # short rounds, so that other load on the machine affects both sides alike
 _WARM_UP_FRAMES = 3
@@ -29,8 +29,6 @@ def measure_decode(bench: BenchModel, workload: Workload, log: Callable[[str], N
     """The engine and transformers' `generate` in alternating rounds on the same weights, and the roofline."""
     from torch._dynamo.utils import counters
 
-    from csm_cli.bench.transformers_baseline import Baseline
-
     timed = TimedEngine(bench, workload, compile)
 
     def captures() -> int:
@@ -42,20 +40,18 @@ def measure_decode(bench: BenchModel, workload: Workload, log: Callable[[str], N
         timed.frames(_WARM_UP_FRAMES)
     captured = captures() - captured
     log("loading transformers ...")
-    eager = Baseline(bench.checkpoint, bench.device, bench.dtype)
-    baselines = {"eager": eager}
-    if bench.device.type == "cuda":  # only there transformers compiles its forward pass for a static cache
-        baselines["static"] = eager.with_static_cache()
-    for baseline in baselines.values():
-        baseline.frames(timed.text_ids(), timed.sampling(_WARM_UP_FRAMES))
+    baseline = Baseline(bench.checkpoint, bench.device, bench.dtype)
+    modes = ("eager", "static") if bench.device.type == "cuda" else ("eager",)
+    for mode in modes:
+        baseline.frames(bench.request(workload.context, _WARM_UP_FRAMES), mode)
     log(f"decoding {workload.frames} frames on each side ...")
     engine_seconds: list[float] = []
-    baseline_seconds: dict[str, list[float]] = {name: [] for name in baselines}
+    baseline_seconds: dict[str, list[float]] = {mode: [] for mode in modes}
     while len(engine_seconds) < workload.frames:
         count = min(_ROUND_FRAMES, workload.frames - len(engine_seconds))
         engine_seconds += timed.frames(count)[0]
-        for name, baseline in baselines.items():
-            baseline_seconds[name] += baseline.frames(timed.text_ids(), timed.sampling(count + 1))
+        for mode in modes:
+            baseline_seconds[mode] += baseline.frames(bench.request(workload.context, count + 1), mode)
     _, codes = timed.frames(min(_ROUND_FRAMES, workload.frames))
     frame, codec = median(engine_seconds), median(timed.codec_frame(codes) for _ in range(_REPEATS))
     total, config = timed.total_frame(frame, codec), bench.checkpoint.config
@@ -72,9 +68,7 @@ def measure_decode(bench: BenchModel, workload: Workload, log: Callable[[str], N
         "audio_seconds_per_second": workload.batch / rtf,
         "roofline_ms_per_frame": 1e3 * roofline,
         "times_roofline": frame / roofline,
-        **compare_baselines(
-            {name: median(seconds) for name, seconds in baseline_seconds.items()}, frame / workload.batch
-        ),
+        **compare_baselines({name: median(each) for name, each in baseline_seconds.items()}, frame / workload.batch),
         "first_audio_ms": 1e3 * median(timed.first_audio() for _ in range(_REPEATS)),
         "captures_after_warmup": captured,
         "peak_memory_mb": peak,
@@ -160,12 +154,11 @@ def quantize_and_compare(bench: BenchModel, frames: int = _COMPARED_FRAMES) -> d
     codes_equal: the share of likeliest codes that stay the same. logits_error: root mean square error of the logits
     over their standard deviation.
     """
-    workload = Workload(1, _COMPARED_CONTEXT, min(frames, _COMPARED_FRAMES))
-    request = bench.request(workload, seed=1)
+    request = bench.request(_COMPARED_CONTEXT, min(frames, _COMPARED_FRAMES))
     requests = iter([request])
     codes = torch.stack([frame.codes for frame in decode(Engine(bench.model), lambda: next(requests, None))])
     before = teacher_forced_logits(bench.model, request.prompt, codes)
-    quantize(bench.model)
+    bench.model.quantize()
     after = teacher_forced_logits(bench.model, request.prompt, codes)
     equal = (before.argmax(-1) == after.argmax(-1)).float().mean()
     error = (after - before).square().mean().sqrt() / before.std()
@@ -183,7 +176,7 @@ def teacher_forced_logits(model: CsmModel, prompt: Tensor, codes: Tensor) -> Ten
     hidden = hidden[0, -count - 1 : -1]  # [T, hidden]
     inputs = [table[codes[:, index]] for index, table in enumerate(model.depth_tables)]
     depth_inputs = torch.stack((model.projector(hidden), *inputs), 1)  # [T, K, depth hidden]
-    books = depth_inputs.shape[1]
-    mixed = model.depth(depth_inputs, model.depth.new_cache(count, books), PrefillSlots(0, count, 0, books))
+    codebooks = depth_inputs.shape[1]
+    mixed = model.depth(depth_inputs, model.depth.new_cache(count, codebooks), PrefillSlots(0, count, 0, codebooks))
     depth_logits = [head(mixed[:, index + 1]) for index, head in enumerate(model.depth_heads)]
     return torch.stack((model.head(hidden), *depth_logits), 1)

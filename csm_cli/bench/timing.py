@@ -7,21 +7,19 @@ import sys
 import time
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import count
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from csm_cli.checkpoint import Checkpoint
 from csm_cli.engine import Engine, Request, SamplingParams
 from csm_cli.errors import UsageError
 from csm_cli.generation.take import TakeBuilder, TakeSpec, chunk_frames
-from csm_cli.models.csm import CsmModel
+from csm_cli.models.csm.model import CsmModel
 from csm_cli.models.mimi import ChunkDecoder, Codec
-
-if TYPE_CHECKING:
-    from csm_cli.checkpoint import Checkpoint
 
 _WARM_UP_FRAMES = 5
 _UTTERANCES = 3
@@ -69,25 +67,19 @@ class BenchModel:
         self.checkpoint, self.device, self.dtype = checkpoint, device, dtype
         self.model = CsmModel(checkpoint.config, checkpoint.weights, device, dtype)
         self.model.config = replace(checkpoint.config, eos=-1)  # equals no code
+        self._seeds = count(1)
 
     @cached_property
     def codec(self) -> Codec:
         checkpoint, codebooks = self.checkpoint, self.checkpoint.config.codebooks
         return Codec.load(checkpoint.codec_config, checkpoint.codec_weights, self.device, codebooks)
 
-    def text_ids(self, length: int, seed: int) -> Tensor:
-        """[S] random text ids."""
-        return torch.randint(0, _MAX_TEXT_ID, (length,), generator=torch.Generator().manual_seed(seed))
-
-    def sampling(self, frames: int, seed: int) -> SamplingParams:
-        """The checkpoint's default sampling."""
-        return SamplingParams(*self.checkpoint.defaults.sampling, seed, frames)
-
-    def request(self, workload: Workload, seed: int) -> Request:
-        """A random prompt of one row."""
-        prompt = torch.full((workload.context, self.checkpoint.config.codebooks + 1), -1)
-        prompt[:, -1] = self.text_ids(workload.context, seed)
-        return Request(prompt, self.sampling(workload.frames, seed))
+    def request(self, context: int, frames: int) -> Request:
+        """`context` positions of random text, others each time, sampled by the checkpoint's defaults."""
+        seed = next(self._seeds)
+        prompt = torch.full((context, self.checkpoint.config.codebooks + 1), -1)
+        prompt[:, -1] = torch.randint(0, _MAX_TEXT_ID, (context,), generator=torch.Generator().manual_seed(seed))
+        return Request(prompt, SamplingParams(*self.checkpoint.defaults.sampling, seed, frames))
 
 
 class TimedEngine:
@@ -105,18 +97,17 @@ class TimedEngine:
             )
         self.bench, self.workload = bench, workload
         self.engine = Engine(bench.model, workload.batch, compile)
-        self._seed = 0
-        self.engine.prepare(self.sampling(workload.frames))
+        self.engine.prepare(bench.request(workload.context, workload.frames).sampling)
         self.codec_frame(self.frames(min(_WARM_UP_FRAMES, workload.frames))[1])
 
-    def frames(self, count: int) -> tuple[list[float], Tensor]:
-        """Seconds of each of `count` frames of the whole batch, and the codes [T, B, K]."""
+    def frames(self, length: int) -> tuple[list[float], Tensor]:
+        """Seconds of each of `length` frames of the whole batch, and the codes [T, B, K]."""
         self.engine.release()
         for _ in range(self.workload.batch):
-            self.engine.admit(self.request(count))
+            self.engine.admit(self.bench.request(self.workload.context, length))
         seconds: list[float] = []
         codes: list[Tensor] = []
-        while len(seconds) < count:
+        while len(seconds) < length:
             start = synchronized_now(self.bench.device)
             frames = self.engine.step()
             elapsed = synchronized_now(self.bench.device) - start
@@ -129,7 +120,7 @@ class TimedEngine:
         """Seconds from a new prompt to the samples of its first frame."""
         self.engine.release()
         start = synchronized_now(self.bench.device)
-        self.engine.admit(self.request(2))
+        self.engine.admit(self.bench.request(self.workload.context, 2))
         codec = self.bench.codec
         ChunkDecoder(codec).submit(codec.decoder(), self.engine.step()[0].codes[None]).samples()
         return synchronized_now(self.bench.device) - start
@@ -158,7 +149,7 @@ class TimedEngine:
         self.engine.release()
         chunk_decoder, builders = self._chunk_decoder(), {}
         for _ in range(self.workload.batch):
-            request = self.request(self.workload.frames)
+            request = self.bench.request(self.workload.context, self.workload.frames)
             builders[request] = TakeBuilder(chunk_decoder, TakeSpec("", 0))
             self.engine.admit(request)
         start = synchronized_now(self.bench.device)
@@ -173,16 +164,3 @@ class TimedEngine:
 
     def _chunk_decoder(self) -> ChunkDecoder:
         return ChunkDecoder(self.bench.codec, rows=self.workload.batch)
-
-    def text_ids(self) -> Tensor:
-        """[S] random text ids, different ones each time."""
-        self._seed += 1
-        return self.bench.text_ids(self.workload.context, self._seed)
-
-    def sampling(self, frames: int) -> SamplingParams:
-        return self.bench.sampling(frames, self._seed)
-
-    def request(self, frames: int) -> Request:
-        """A new random prompt."""
-        self._seed += 1
-        return self.bench.request(replace(self.workload, frames=frames), self._seed)

@@ -7,22 +7,19 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from csm_cli.bench.random_checkpoint import silence_logs
 from csm_cli.bench.timing import peak_memory_mb
-from csm_cli.checkpoint import open_checkpoint
+from csm_cli.checkpoint import Checkpoint, open_checkpoint
 from csm_cli.data.store import CodedTurn, Example
 from csm_cli.generation.prompt import PromptBuilder
 from csm_cli.models.mimi import Codec
+from csm_cli.models.mimi.config import codec_config
 from csm_cli.train.batches import LossMask, apply_loss_mask, collate, example_row
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from csm_cli.checkpoint import Checkpoint
 
 _TEXT = "The quick brown fox jumps over the lazy dog, and nobody minds at all."
 _LEARNING_RATE = 1e-5
@@ -41,7 +38,7 @@ class TrainWorkload:
 def measure(model: str | None, workload: TrainWorkload) -> dict[str, Any]:
     """Median seconds of alternating steps, and the peak memory of each side in a process of its own."""
     silence_logs()
-    sides = {"csm_cli": csm_cli_step(model, workload), "transformers": transformers_step(model, workload)}
+    sides = {name: make_step(model, workload) for name, make_step in _SIDES.items()}
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(workload.steps + 1):
         for name, step in sides.items():
@@ -74,12 +71,10 @@ def csm_cli_step(model: str | None, workload: TrainWorkload) -> Callable[[], Non
 
     settings = TrainSettings(data="-", output="-", model=model, steps=10**6)
     trainable = TrainableModel(settings)
-    encoded = examples(trainable.checkpoint, workload)
     prompt_builder = PromptBuilder(trainable.checkpoint.tokenizer_file, trainable.checkpoint.config)
-    rows = [example_row(each, prompt_builder) for each in encoded]
-    trainer = Trainer(
-        LossModule(trainable.model), OptimizerConfig(10**6, _LEARNING_RATE, ema_decay=0.0), Accelerator(cpu=True)
-    )
+    rows = [example_row(each, prompt_builder) for each in examples(trainable.checkpoint, workload)]
+    optimizer = OptimizerConfig(10**6, _LEARNING_RATE, ema_decay=0.0)
+    trainer = Trainer(LossModule(trainable.model), optimizer, Accelerator(cpu=True))
     random = np.random.default_rng(0)
 
     def step() -> None:
@@ -109,20 +104,18 @@ def transformers_step(model: str | None, workload: TrainWorkload) -> Callable[[]
     return step
 
 
+_SIDES = {"csm_cli": csm_cli_step, "transformers": transformers_step}
+
+
 def _noise(checkpoint: Checkpoint, workload: TrainWorkload) -> Tensor:
     """[B, samples]"""
-    codec = _codec(checkpoint)
-    return 0.1 * torch.randn(
-        workload.batch, workload.frames * codec.frame_samples, generator=torch.Generator().manual_seed(0)
-    )
-
-
-def _codec(checkpoint: Checkpoint) -> Codec:
-    return Codec.load(checkpoint.codec_config, checkpoint.codec_weights, codebooks=checkpoint.config.codebooks)
+    length = workload.frames * codec_config(checkpoint.codec_config).frame_samples
+    return 0.1 * torch.randn(workload.batch, length, generator=torch.Generator().manual_seed(0))
 
 
 def examples(checkpoint: Checkpoint, workload: TrainWorkload) -> list[Example]:
-    codec = _codec(checkpoint)
+    """The conversations as training reads them, encoded once."""
+    codec = Codec.load(checkpoint.codec_config, checkpoint.codec_weights, codebooks=checkpoint.config.codebooks)
     codes = [codec.encode(samples) for samples in _noise(checkpoint, workload)]
     return [Example(str(number), (CodedTurn(0, _TEXT, each),)) for number, each in enumerate(codes)]
 
@@ -153,7 +146,7 @@ def peak_of_process(side: str, model: str | None, workload: TrainWorkload) -> fl
 def _run_steps(side: str, model: str | None, workload: TrainWorkload, threads: int) -> float:
     torch.set_num_threads(threads)
     silence_logs()
-    step = (csm_cli_step if side == "csm_cli" else transformers_step)(model, workload)
+    step = _SIDES[side](model, workload)
     for _ in range(_MEMORY_STEPS):
         step()
     return peak_memory_mb(torch.device("cpu"))

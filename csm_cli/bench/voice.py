@@ -6,18 +6,16 @@ from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import mean, median
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 
+from csm_cli.audio.io import Audio
 from csm_cli.generation.events import ConversationFailed, Utterance
+from csm_cli.generation.synthesizer import Synthesizer
 from csm_cli.generation.verification import Recognizer, compare
 from csm_cli.types import Conversation, GenerationOptions, RetryPolicy, Turn
-
-if TYPE_CHECKING:
-    from csm_cli.audio.io import Audio
-    from csm_cli.generation.synthesizer import Synthesizer
 
 HELD_OUT_FILE = Path(__file__).with_name("held_out.txt")
 _SEED = 1000

@@ -13,20 +13,12 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from csm_cli.checkpoint.find import find_source, require_file
-from csm_cli.checkpoint.weights import (
-    BACKBONE_TABLE,
-    DEPTH_TABLE,
-    StoredTensor,
-    TensorMap,
-    read_json,
-    read_weights,
-)
+from csm_cli.checkpoint.weights import BACKBONE_TABLE, DEPTH_TABLE, StoredTensor, TensorMap, read_json, read_weights
 from csm_cli.errors import CheckpointInvalid
+from csm_cli.models.csm.config import Json
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from csm_cli.models.csm.config import Json
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."

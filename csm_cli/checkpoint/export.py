@@ -6,21 +6,18 @@ import json
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
+from csm_cli.checkpoint.load import Checkpoint
 from csm_cli.checkpoint.sesame import CODEC_FILE, sesame_config, sesame_tensors
 from csm_cli.errors import OutputFailed, OutputRefused
 from csm_cli.storage.files import replace_folder
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     import torch
     from torch import Tensor
 
-    from csm_cli.checkpoint.load import Checkpoint
-
-FORMATS = ("transformers", "original")
 _SESAME_KEYS = ("_flavor", "backbone_head_dim", "decoder_head_dim", "audio_vocab_size", "audio_num_codebooks")
 _CONFIG_FILES = ("config.json", "adapter_config.json")
 _DROPPED_KEYS = ("transformers_weights", "transformers_version", "torch_dtype", "_name_or_path")
@@ -30,12 +27,12 @@ def write_checkpoint(
     checkpoint: Checkpoint,
     processor: Mapping[str, Path],
     folder: Path,
-    form: str = "transformers",
+    to: Literal["transformers", "original"] = "transformers",
     dtype: torch.dtype | None = None,
 ) -> None:
     """Writes weights, config.json and the files of `processor`, by name (see `processor_files`).
 
-    form: one of FORMATS. dtype: of the model's weights; None leaves them as they are.
+    to: the format. dtype: of the model's weights; None leaves them as they are.
 
     transformers' format holds the audio table under both its names and `tie_word_embeddings: false`, which every
     release since 5.0 loads, with one table or two.
@@ -52,15 +49,15 @@ def write_checkpoint(
     with replace_checkpoint(folder) as fresh:
         for name, path in processor.items():
             shutil.copyfile(path, fresh / name)
-        if form == "original":
+        if to == "original":
             save_tensors(dict(sesame_tensors(weights, checkpoint.config)), fresh / "model.safetensors")
-            write_json(fresh / "config.json", sesame_config(checkpoint.config, config))
+            config = sesame_config(checkpoint.config, config)
             save_tensors(checkpoint.codec_weights, fresh / CODEC_FILE)
         else:
             codec = {f"codec_model.{name}": tensor for name, tensor in checkpoint.codec_weights.items()}
             save_tensors(weights | codec, fresh / "model.safetensors")
-            plain = {name: value for name, value in config.items() if not name.endswith(_SESAME_KEYS)}
-            write_json(fresh / "config.json", plain)
+            config = {name: value for name, value in config.items() if not name.endswith(_SESAME_KEYS)}
+        (fresh / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 @contextmanager
@@ -99,10 +96,6 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
     except SafetensorError as error:
         raise OutputFailed(f"{path}: could not be written ({error}); make room and run again") from error
     path.chmod(0o644)
-
-
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def _config_dtype(checkpoint: Checkpoint, weights: Mapping[str, Tensor], dtype: torch.dtype | None) -> str:

@@ -8,7 +8,7 @@ import json
 import re
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,7 +24,7 @@ from csm_cli.errors import (
 )
 
 if TYPE_CHECKING:
-    from huggingface_hub import HFCacheInfo
+    from huggingface_hub import CachedRevisionInfo, HFCacheInfo
 
 OFFICIAL, MIRROR, MIMI = "sesame/csm-1b", "unsloth/csm-1b", "kyutai/mimi"
 BUNDLED = "bundled voice"
@@ -70,10 +70,12 @@ class HubRepository:
 
     def find(self, file: str) -> Path | None:
         """The file's path in the cache, downloaded if needed; None if the repository has no such file."""
-        from huggingface_hub import errors
+        from huggingface_hub import errors, hf_hub_download
 
+        if self._unreachable is None:
+            self._unreachable = not self._is_reachable()
         try:
-            return self._download(file)
+            path = Path(hf_hub_download(self.name, file, revision=self.revision, local_files_only=self._unreachable))
         except errors.LocalEntryNotFoundError as problem:
             self._unreachable = True
             if not self._found_any:
@@ -81,16 +83,6 @@ class HubRepository:
             return None
         except errors.EntryNotFoundError:
             return None
-
-    def _download(self, file: str) -> Path:
-        from huggingface_hub import errors, hf_hub_download
-
-        if self._unreachable is None:
-            self._unreachable = not self._is_reachable()
-        try:
-            found = hf_hub_download(self.name, file, revision=self.revision, local_files_only=self._unreachable)
-        except errors.EntryNotFoundError:
-            raise
         except errors.GatedRepoError as problem:
             mirror = f"; {MIRROR} is the same model without a gate" if self.name == OFFICIAL else ""
             licence = f"accept its licence at https://huggingface.co/{self.name}"
@@ -104,7 +96,6 @@ class HubRepository:
                 raise OutputFailed(f"no room for {self.name}: make room, or set HF_HOME to a larger disk") from problem
             reason = (str(problem).splitlines() or [type(problem).__name__])[0]
             raise ModelOffline(f"{file} of {self.name} could not be downloaded: {reason}") from problem
-        path = Path(found)
         self._found_any, self.revision = True, path.parent.name  # snapshots/<commit>/<file>
         return path
 
@@ -150,32 +141,22 @@ def find_source(model: str | None, revision: str | None = None, offline: bool = 
         ModelNotFound: nothing by that name; the message has similar names.
         UsageError: a revision for a local checkpoint.
     """
-    folder = _local_folder(model)
-    if folder is None:
-        return HubRepository(str(model), revision, offline)
-    if revision is not None:
-        raise UsageError(f"--revision belongs to a Hugging Face id, and {folder.name} is a local checkpoint")
-    return replace(folder, offline=offline)
-
-
-def _local_folder(model: str | None) -> LocalFolder | None:
-    """The folder that `model` names; None if it can only be a Hugging Face id."""
-    if model is None:
-        path = Path(str(resources.files("csm_cli") / "assets" / "voice"))
-        if not path.is_dir():
-            hint = f"name a model, as in --model {MIRROR}"
-            raise ModelNotFound(f"the bundled voice is missing from this installation; {hint}")
-        return LocalFolder(path, BUNDLED)
-    path = Path(model)
+    name, weights = BUNDLED if model is None else model, None
+    folder = Path(str(resources.files("csm_cli") / "assets" / "voice")) if model is None else Path(model)
     with suppress(OSError, RuntimeError):  # a name too long for a file; the home of an unknown user
-        path = path.expanduser()
-        if model and path.is_dir():
-            return LocalFolder(path, model)
-        if path.is_file():
-            return LocalFolder(path.parent, model, weights=path.name)
-    if not _REPOSITORY.fullmatch(model) or path.suffix in _WEIGHT_SUFFIXES:
+        folder = folder.expanduser() if model else folder
+        if folder.is_file():
+            folder, weights = folder.parent, folder.name
+        if model != "" and folder.is_dir():
+            if revision is not None:
+                raise UsageError(f"--revision belongs to a Hugging Face id, and {name} is a local checkpoint")
+            return LocalFolder(folder, name, weights, offline=offline)
+    if model is None:
+        hint = f"name a model, as in --model {MIRROR}"
+        raise ModelNotFound(f"the bundled voice is missing from this installation; {hint}")
+    if not _REPOSITORY.fullmatch(model) or folder.suffix in _WEIGHT_SUFFIXES:
         raise _unknown_model(model)
-    return None
+    return HubRepository(model, revision, offline)
 
 
 def _unknown_model(model: str, note: str = "") -> ModelNotFound:
@@ -187,71 +168,56 @@ def _unknown_model(model: str, note: str = "") -> ModelNotFound:
     return ModelNotFound(f"{model!r} is neither a local checkpoint nor a Hugging Face id{note}{hint}")
 
 
-@dataclass(frozen=True)
-class CachedSnapshot:
-    """One commit of a repository in the cache. folder: its files; size: their bytes, shared ones counted too."""
-
-    name: str
-    revision: str
-    refs: tuple[str, ...]
-    folder: Path
-    size: int
-    modified: float
-
-
-def list_cached() -> list[CachedSnapshot]:
-    """The cached commits of CSMs and of their codec, by name, the newest of each first."""
+def list_cached() -> list[tuple[str, CachedRevisionInfo]]:
+    """The cached commits of CSMs and of their codec with their repositories, by name, the newest of each first."""
     from huggingface_hub.errors import CacheNotFound
 
     try:
-        repositories = [each for each in _scan_cache().repos if each.repo_type == "model"]
+        repositories = _scan_cache().repos
     except CacheNotFound:  # nothing was ever downloaded
         return []
     found = [
-        CachedSnapshot(
-            name=repository.repo_id,
-            revision=revision.commit_hash,
-            refs=tuple(sorted(revision.refs)),
-            folder=revision.snapshot_path,
-            size=revision.size_on_disk,
-            modified=revision.last_modified,
-        )
+        (repository.repo_id, commit)
         for repository in repositories
-        for revision in repository.revisions
-        if _is_csm_or_codec(repository.repo_id, revision.snapshot_path)
+        for commit in repository.revisions
+        if repository.repo_type == "model" and _is_csm_or_codec(repository.repo_id, commit.snapshot_path)
     ]
-    return sorted(found, key=lambda each: (each.name, -each.modified))
+    return sorted(found, key=lambda each: (each[0], -each[1].last_modified))
 
 
-def find_cached(name: str, revision: str | None = None) -> list[CachedSnapshot]:
+def find_cached(name: str, revision: str | None = None) -> list[CachedRevisionInfo]:
     """The cached commits of a repository, or those of `revision`, the beginning of a commit or a branch.
 
     Raises:
         ModelNotFound: none is cached; the message has similar names.
     """
-    every = list_cached()
-    own = [each for each in every if each.name == name]
-    wanted = [each for each in own if revision is None or each.revision.startswith(revision) or revision in each.refs]
+    cached = list_cached()
+    own = [commit for repository, commit in cached if repository == name]
+    wanted = [
+        commit
+        for commit in own
+        if revision is None or commit.commit_hash.startswith(revision) or revision in commit.refs
+    ]
     if wanted:
         return wanted
     if own:
         raise ModelNotFound(f"{name} is cached, but not its revision {revision!r}; see `csm models list`")
-    similar = difflib.get_close_matches(name, sorted({each.name for each in every}), n=2, cutoff=0.6)
+    similar = difflib.get_close_matches(name, sorted({repository for repository, _ in cached}), n=2, cutoff=0.6)
     hint = f"did you mean {' or '.join(similar)}?" if similar else f"fetch it with `csm models pull {name}`"
     raise ModelNotFound(f"{name!r} is not in the cache; {hint}")
 
 
-def remove_cached(snapshots: Sequence[CachedSnapshot]) -> int:
+def remove_cached(commits: Sequence[CachedRevisionInfo]) -> int:
     """Removes commits from the cache; returns the number of bytes freed.
 
     Raises:
         OutputFailed: a file could not be removed.
     """
-    strategy = _scan_cache().delete_revisions(*(each.revision for each in snapshots))
+    strategy = _scan_cache().delete_revisions(*(each.commit_hash for each in commits))
     strategy.execute()
-    for each in snapshots:  # the hub's client only logs what it could not remove
-        if each.folder.exists():
-            raise OutputFailed(f"{each.folder}: could not be removed; check its owner and permissions")
+    for each in commits:  # the hub's client only logs what it could not remove
+        if each.snapshot_path.exists():
+            raise OutputFailed(f"{each.snapshot_path}: could not be removed; check its owner and permissions")
     return int(strategy.expected_freed_size)
 
 

@@ -4,22 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 from csm_cli.checkpoint.adapter import merge_adapter
 from csm_cli.checkpoint.find import MIMI, MIRROR, HubRepository, Source, find_source, require_file
 from csm_cli.checkpoint.sesame import CODEC_FILE, convert_sesame, is_sesame_format, transformers_config
 from csm_cli.checkpoint.weights import CheckpointWeights, TensorMap, check_shapes, read_json, read_weights
 from csm_cli.errors import CheckpointInvalid
-from csm_cli.models.csm.config import ModelConfig, model_config
+from csm_cli.models.csm.config import Json, ModelConfig, model_config
 from csm_cli.settings import validate
 from csm_cli.storage.fingerprint import Fingerprint
 from csm_cli.types import GenerationOptions
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from csm_cli.models.csm.config import Json
 
 _CODEC_PREFIX = "codec_model."
 _WEIGHT_FILES = (
@@ -56,24 +52,19 @@ class CheckpointConfig:
 
 
 @dataclass(frozen=True)
-class Checkpoint:
+class Checkpoint(CheckpointConfig):
     """A checkpoint whose tensors have been checked by name and shape, and are read when accessed.
 
     weights: by transformers' on-disk names; the audio table under both its names. codec_weights: the codec's, without
     the `codec_model.` prefix, not checked here. defaults: the options of its generation_config.json. revision: the
-    commit on Hugging Face, None for a local checkpoint. soft_limit: as in `CheckpointConfig`. config_json: config.json
-    as transformers reads it.
+    commit on Hugging Face, None for a local checkpoint. config_json: config.json as transformers reads it.
     """
 
-    name: str
-    config: ModelConfig
     codec_config: Json
     weights: CheckpointWeights
     codec_weights: CheckpointWeights
-    tokenizer_file: Path
     defaults: GenerationOptions
     revision: str | None
-    soft_limit: int = 0
     config_json: Json = field(default_factory=dict)
 
     @cached_property
@@ -104,8 +95,7 @@ def read_checkpoint_config(
     if "model_type" in config:
         tokenizer = require_file(source, "tokenizer.json")
         return CheckpointConfig(source.name, _model_config(source, config), tokenizer, _soft_limit(source))
-    whole = open_checkpoint(model, revision, offline=offline)
-    return CheckpointConfig(whole.name, whole.config, whole.tokenizer_file, whole.soft_limit)
+    return open_checkpoint(model, revision, offline=offline)
 
 
 def open_checkpoint(

@@ -7,21 +7,25 @@ published conversion of csm-1b.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from csm_cli.checkpoint.weights import BACKBONE, BACKBONE_TABLE, DEPTH, DEPTH_TABLE, match_tensors
+from csm_cli.checkpoint.weights import (
+    BACKBONE,
+    BACKBONE_TABLE,
+    DEPTH,
+    DEPTH_TABLE,
+    StoredTensor,
+    TensorMap,
+    match_tensors,
+)
 from csm_cli.errors import CheckpointInvalid
-from csm_cli.models.csm.config import Rope
+from csm_cli.models.csm.config import Json, ModelConfig, Rope
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
-
     from torch import Tensor
-
-    from csm_cli.checkpoint.weights import StoredTensor, TensorMap
-    from csm_cli.models.csm.config import Json, ModelConfig
 
 CODEC_FILE = "codec.safetensors"
 """The codec beside Sesame's tensors, which do not include it. An addition of csm-cli; other readers ignore it."""
@@ -29,14 +33,8 @@ CODEC_FILE = "codec.safetensors"
 _HEAD_SIZES = {"llama-1B": 64, "llama-100M": 128}
 _FLAVORS = {"llama-1B": (16, 32, 8, 2048, 8192), "llama-100M": (4, 8, 2, 1024, 8192)}
 """Layers, heads, key-value heads, hidden and intermediate size."""
-_ROPE: dict[str, Any] = {"rope_type": "llama3", "rope_theta": 500000.0, "factor": 32.0}
-_BACKBONE_ROPE = {**_ROPE, "low_freq_factor": 0.125, "high_freq_factor": 0.5, "original_max_position_embeddings": 1024}
-_DEPTH_ROPE = {
-    **_ROPE,
-    "low_freq_factor": 0.001953125,
-    "high_freq_factor": 0.0078125,
-    "original_max_position_embeddings": 16,
-}
+_BACKBONE_ROPE = Rope(500000.0, 32.0, 0.125, 0.5, 1024)
+_DEPTH_ROPE = Rope(500000.0, 32.0, 0.001953125, 0.0078125, 16)
 _POSITIONS = 2048
 _TEXT_IDS = {"audio_token_id": 128002, "audio_eos_token_id": 128003}
 
@@ -126,14 +124,7 @@ def _check_rope(config: ModelConfig) -> None:
     from csm_cli.models.csm.transformer import inverse_frequencies
 
     for stack, rope in ((config.backbone, _BACKBONE_ROPE), (config.depth, _DEPTH_ROPE)):
-        csm_1b = Rope(
-            float(rope["rope_theta"]),
-            float(rope["factor"]),
-            float(rope["low_freq_factor"]),
-            float(rope["high_freq_factor"]),
-            int(rope["original_max_position_embeddings"]),
-        )
-        wanted, found = (inverse_frequencies(each, stack.head_dim) for each in (csm_1b, stack.rope))
+        wanted, found = (inverse_frequencies(each, stack.head_dim) for each in (rope, stack.rope))
         if not wanted.allclose(found, rtol=1e-5, atol=0):
             raise CheckpointInvalid("the model's RoPE is not csm-1b's, which Sesame's format requires")
 
@@ -172,7 +163,7 @@ def transformers_config(config: Json, stored: TensorMap, codec: Json) -> dict[st
         "model_type": "csm",
         **_stack_config(stored, "backbone", _head_dim(config, "backbone", "llama-1B")),
         "max_position_embeddings": _POSITIONS,
-        "rope_parameters": _BACKBONE_ROPE,
+        "rope_parameters": _rope_parameters(_BACKBONE_ROPE),
         "num_codebooks": codebooks,
         "vocab_size": vocab,
         "text_vocab_size": text[0],
@@ -181,11 +172,22 @@ def transformers_config(config: Json, stored: TensorMap, codec: Json) -> dict[st
         "depth_decoder_config": {
             **depth,
             "max_position_embeddings": codebooks + 1,
-            "rope_parameters": _DEPTH_ROPE,
+            "rope_parameters": _rope_parameters(_DEPTH_ROPE),
             "num_codebooks": codebooks,
             "vocab_size": vocab,
             "backbone_hidden_size": text[1],
         },
+    }
+
+
+def _rope_parameters(rope: Rope) -> Json:
+    return {
+        "rope_type": "llama3",
+        "rope_theta": rope.theta,
+        "factor": rope.factor,
+        "low_freq_factor": rope.low_freq_factor,
+        "high_freq_factor": rope.high_freq_factor,
+        "original_max_position_embeddings": rope.original_max_seq_len,
     }
 
 

@@ -7,17 +7,15 @@ import pickle
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from csm_cli.checkpoint.find import Source, require_file
 from csm_cli.errors import CheckpointInvalid
+from csm_cli.models.csm.config import ModelConfig, StackConfig
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from torch import Tensor
-
-    from csm_cli.models.csm.config import ModelConfig, StackConfig
 
 BACKBONE, DEPTH = "backbone_model", "depth_decoder.model"
 BACKBONE_TABLE = f"{BACKBONE}.embed_tokens.embed_audio_tokens.weight"

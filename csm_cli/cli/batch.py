@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import islice
@@ -12,28 +12,24 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from csm_cli.batch import (
-    LEDGER,
+from csm_cli.batch.items import (
     BatchItem,
     Counts,
-    Fingerprinter,
-    Ledger,
-    OutputNames,
     OutputPattern,
-    Selection,
     Shard,
+    check_outputs,
     select_items,
+    with_fingerprint,
 )
+from csm_cli.batch.ledger import LEDGER, Ledger, merge_ledgers
 from csm_cli.cli.console import emit_json, emit_path, log_line, warn
 from csm_cli.cli.options import OutputFile, OutputOptions, SynthesisFlags
 from csm_cli.cli.output_files import ReportFile, report_path
 from csm_cli.cli.progress import ProgressMeter, show_progress
 from csm_cli.cli.summary import (
-    audio_tags,
     contention_hint,
     conversation_record,
     describe_utterance,
-    speaker_label,
     summarize,
     turn_warnings,
 )
@@ -50,6 +46,7 @@ from csm_cli.cli.synthesis import (
 from csm_cli.errors import BatchPartlyFailed, CsmError, GenerationFailed, OutputFailed, UsageError
 from csm_cli.generation.events import ConversationFailed
 from csm_cli.generation.fingerprint import SynthesisSetup
+from csm_cli.generation.track import audio_tags
 from csm_cli.report import format_count
 from csm_cli.storage.files import MAX_CACHED_FOLDERS, remove_temp_files, write_atomically
 from csm_cli.types import Conversation
@@ -57,7 +54,6 @@ from csm_cli.types import Conversation
 if TYPE_CHECKING:
     from csm_cli.checkpoint import Checkpoint
     from csm_cli.generation.synthesizer import Synthesizer
-    from csm_cli.script import Manifest
 
 _MAX_BATCH_SIZE = 1024
 
@@ -85,27 +81,8 @@ class BatchScope:
         typer.Option("--max-failures", metavar="N", min=1, help="Stop after N failures.", rich_help_panel="Failures"),
     ] = None
 
-    @property
-    def selection(self) -> Selection:
-        return Selection(self.force, self.retry_failed, self.limit)
-
-    @property
-    def failures_allowed(self) -> float:
-        """The number of failures that ends the run."""
-        return 1 if self.fail_fast else self.max_failures or float("inf")
-
-
-@dataclass(frozen=True)
-class BatchRequest:
-    """All arguments of a batch."""
-
-    manifest: str
-    batch_size: str
-    scope: BatchScope
-    speech: SynthesisFlags
-    output: OutputFile
-    output_options: OutputOptions
-    report: Path | None = None
+    def select(self, items: Iterable[BatchItem], ledger: Ledger, counts: Counts) -> Iterator[BatchItem]:
+        return select_items(items, ledger.entries, counts, self.force, self.retry_failed, self.limit)
 
 
 def batch(
@@ -131,7 +108,7 @@ def batch(
       csm batch lines.jsonl -o 'out/{id}.wav'
       csm batch book.txt -o 'book/{index:04d}.flac' --shard 1/4
     """
-    run_batch(BatchRequest(manifest, batch_size, scope, speech, output, output_options, report_path(report)))
+    run_batch(manifest, batch_size, scope, speech, output, output_options, report_path(report))
 
 
 def merge(
@@ -143,8 +120,6 @@ def merge(
 
     csm batch can go on there as if one run had generated it all.
     """
-    from csm_cli.batch import merge_ledgers
-
     target = output.expanduser()
     ok, failed = merge_ledgers([folder.expanduser() for folder in folders], target)
     if not quiet:
@@ -153,7 +128,14 @@ def merge(
 
 
 def run_batch(
-    request: BatchRequest, load: Callable[[SynthesisJob, Checkpoint], Synthesizer] = open_synthesizer
+    manifest_name: str,
+    batch_size: str,
+    scope: BatchScope,
+    speech: SynthesisFlags,
+    output: OutputFile,
+    output_options: OutputOptions,
+    report: Path | None = None,
+    load: Callable[[SynthesisJob, Checkpoint], Synthesizer] = open_synthesizer,
 ) -> None:
     """Runs a batch; every row is checked before anything is loaded. load: makes the synthesizer.
 
@@ -162,39 +144,47 @@ def run_batch(
         InputError, UsageError: outputs that collide, are inputs or cannot be written, or impossible options.
         BatchPartlyFailed, GenerationFailed: some items failed, or all.
     """
+    from csm_cli.audio.io import check_output
     from csm_cli.script import Manifest
 
-    scope, quiet = request.scope, request.output_options.quiet
     shard = Shard.read(scope.shard, os.environ) if scope.shard else Shard()
-    batch_size = _batch_size(request.batch_size)
-    if not request.output.output or request.output.path is None:
+    slots = _batch_size(batch_size)
+    if not output.output or output.path is None:
         raise UsageError("batch writes files; name them as in -o 'out/{id}.wav'")
-    pattern = OutputPattern(request.output.output, shard.index)
-    job = make_job((), request.speech, request.output_options)
-    manifest = Manifest(request.manifest)
-    counts = _check_manifest(manifest, pattern, shard)
+    pattern = OutputPattern(output.output, shard.index)
+    job = make_job((), speech, output_options)
+    manifest = Manifest(manifest_name)
+    counts = Counts()  # of a shard that is selected whole
+    checked = check_outputs(pattern.items(manifest.checked()), [manifest.path] if manifest.path else ())
+    for number, item in enumerate(checked):
+        if number % shard.count == shard.index - 1:
+            counts.total, counts.chars = counts.total + 1, counts.chars + item.chars
+    counts.selected = counts.total
     checkpoint = find_checkpoint(job)
-    fingerprinter = Fingerprinter(SynthesisSetup(checkpoint, job.flags, job.retry_policy, request.speech.verify))
+    setup = SynthesisSetup(checkpoint, job.flags, job.retry_policy, speech.verify)
 
     def items() -> Iterator[BatchItem]:
-        return map(fingerprinter.mark, shard.of(pattern.items(with_settings(manifest, request.speech))))
+        return (with_fingerprint(each, setup) for each in shard.of(pattern.items(with_settings(manifest, speech))))
 
     with Ledger(pattern.folder) as ledger:
-        if ledger.entries or request.output.no_clobber or scope.selection != Selection():
-            counts = _count_selection(items(), ledger, scope.selection, request.output.no_clobber)
+        if ledger.entries or output.no_clobber or scope.retry_failed or scope.limit:
+            counts = Counts()
+            for item in scope.select(items(), ledger, counts):
+                if output.no_clobber:
+                    check_output(item.path, clobber=False)
         job = replace(job, flags=replace(job.flags, seed=None))  # the items have their seeds
-        run = BatchRun(job, ledger, counts, scope.failures_allowed)
+        run = BatchRun(job, ledger, counts, 1 if scope.fail_fast else scope.max_failures or float("inf"))
         if counts.selected:
-            slots = batch_size or _auto_batch_size(job, checkpoint)
+            slots = slots or _auto_batch_size(job, checkpoint)
             job = replace(job, slots=min(slots, counts.selected))
-            selected = select_items(items(), ledger.entries, scope.selection)
-            run.generate(islice(selected, counts.selected), load(job, checkpoint))
-        elif not quiet:
+            selected = islice(scope.select(items(), ledger, Counts()), counts.selected)
+            run.generate(selected, load(job, checkpoint))
+        elif not output_options.quiet:
             log_line(f"nothing to speak; {run.summary()}")
-        if request.report:
+        if report:
             from csm_cli.report.page import write_batch_report
 
-            write_batch_report(request.report, ledger.latest, ledger.path)
+            write_batch_report(report, ledger.latest, ledger.path)
     run.raise_failures()
 
 
@@ -213,31 +203,6 @@ def _auto_batch_size(job: SynthesisJob, checkpoint: Checkpoint) -> int:
     if not job.output_options.quiet:
         log_line(f"up to {estimate.slots} items at once (--batch-size auto: {estimate})")
     return estimate.slots
-
-
-def _check_manifest(manifest: Manifest, pattern: OutputPattern, shard: Shard) -> Counts:
-    """Checks all rows and outputs; returns the counts of a shard that is selected whole. Raises as `run_batch`."""
-    names = OutputNames([manifest.path] if manifest.path else ())
-    counts = Counts()
-    for number, item in enumerate(pattern.items(manifest.checked())):
-        names.add(item)
-        if number % shard.count == shard.index - 1:
-            counts.total += 1
-            counts.chars += item.chars
-    names.raise_first_error()
-    counts.selected = counts.total
-    return counts
-
-
-def _count_selection(items: Iterator[BatchItem], ledger: Ledger, selection: Selection, no_clobber: bool) -> Counts:
-    """Raises OutputRefused if `no_clobber` and the output of a selected item exists."""
-    from csm_cli.audio.io import check_output
-
-    counts = Counts()
-    for item in select_items(items, ledger.entries, selection, counts):
-        if no_clobber:
-            check_output(item.path, clobber=False)
-    return counts
 
 
 class BatchRun:
@@ -295,9 +260,6 @@ class BatchRun:
             self._remove_temp_files(item.path.parent)
             yield item.conversation
 
-    def _progress(self) -> str:
-        return f"{self._counts.done + self._written + self._failed} of {self._counts.total}"
-
     def _write(self, item: BatchItem, finished: FinishedConversation, synth: Synthesizer) -> None:
         from csm_cli.audio.io import encode_audio
 
@@ -310,11 +272,13 @@ class BatchRun:
             self._record_failure(item, error, [])
             return
         record = conversation_record(finished, str(item.path), synth.checkpoint, str(synth.device))
+        del record["rtf"]  # items are decoded together: the time of one says nothing about its own cost
         self._ledger.append(record | {"file": item.file, "fingerprint": item.fingerprint}, item.path)
         self._written += 1
         if not self._quiet:
+            done = self._counts.done + self._written + self._failed
             for utterance in finished.utterances:
-                log_line(f"[{self._progress()}] {item.id}: {describe_utterance(utterance)}")
+                log_line(f"[{done} of {self._counts.total}] {item.id}: {describe_utterance(utterance, batched=True)}")
         for warning in turn_warnings(finished):
             warn(f"{item.id}: {warning}")
         if self._job.output_options.json:
@@ -323,7 +287,7 @@ class BatchRun:
             emit_path(item.path)
 
     def _record_failure(self, item: BatchItem, error: CsmError, seeds: list[int]) -> None:
-        turns = [{"speaker": speaker_label(turn), "text": turn.text} for turn in item.conversation.turns]
+        turns = [{"speaker": turn.label, "text": turn.text} for turn in item.conversation.turns]
         record: dict[str, Any] = {"id": item.id, "status": "failed", "output": None, "error": str(error)}
         record |= {"seeds_tried": seeds, "turns": turns}
         self._ledger.append(record | {"fingerprint": item.fingerprint})

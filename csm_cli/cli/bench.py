@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from csm_cli.cli.batch import BatchRequest, BatchScope, run_batch
+from csm_cli.cli.batch import BatchScope, run_batch
 from csm_cli.cli.console import configure_logging, emit_json, log_line
 from csm_cli.cli.options import OutputFile, OutputOptions, SynthesisFlags
 from csm_cli.settings import setting
@@ -92,7 +92,6 @@ def _speed(options: SpeedOptions, rows: int, measure: Callable[[BenchModel, Work
     from csm_cli.bench.timing import BenchModel, Workload
     from csm_cli.device import pick_device, pick_dtype
 
-    configure_logging(OutputOptions(json=options.json))
     _logger(options.json)(f"loading {options.model or 'the bundled voice'} ...")
     device = pick_device(options.device)
     model = BenchModel(open_for_bench(options.model), device, pick_dtype(options.dtype, device))
@@ -110,7 +109,7 @@ def start(
     """Time of `csm say` in a cold process, compared with importing torch and decoding alone."""
     from csm_cli.bench.commands import measure_start
 
-    configure_logging(OutputOptions(json=json))
+    _logger(json)(f"starting {runs} processes of each kind ...")
     _print_figures(measure_start(model, runs), json)
 
 
@@ -125,9 +124,8 @@ def batch_overhead(
     def run_manifest(manifest: Path) -> None:
         output = OutputFile(str(manifest.with_suffix("") / "{id}.wav"))
         quiet = OutputOptions(quiet=True)
-        request = BatchRequest(str(manifest), "8", BatchScope(), SynthesisFlags(), output, quiet)
         with Path(os.devnull).open("w") as null, redirect_stdout(null):
-            run_batch(request, make_stub)
+            run_batch(str(manifest), "8", BatchScope(), SynthesisFlags(), output, quiet, load=make_stub)
 
     def make_stub(job: SynthesisJob, checkpoint: Checkpoint) -> Synthesizer:
         return StubSynthesizer(checkpoint)
@@ -154,7 +152,6 @@ def voice(
     from csm_cli.generation.synthesizer import Synthesizer
     from csm_cli.generation.verification import WhisperRecognizer
 
-    configure_logging(OutputOptions(json=json))
     recognizer, log = WhisperRecognizer(verify_model), _logger(json)
     log(f"loading {model or 'the bundled voice'} ...")
     where = pick_device(device)
@@ -172,7 +169,6 @@ def train(
     """Training steps compared with plain transformers, which encodes its audio in every step, on the same batch."""
     from csm_cli.bench.train import TrainWorkload, measure
 
-    configure_logging(OutputOptions(json=json))
     _logger(json)(f"loading {model or 'the bundled voice'} ...")
     _print_figures(measure(model, TrainWorkload(batch, frames, steps)), json)
 
@@ -182,6 +178,8 @@ for command in (decode, batch, context, start, batch_overhead, voice, train):
 
 
 def _logger(json: bool) -> Callable[[str], None]:
+    """Writes progress to standard error unless only JSON is wanted."""
+    configure_logging(OutputOptions(json=json))
     return (lambda line: None) if json else log_line
 
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from enum import Enum
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -12,17 +11,12 @@ from csm_cli.cli.console import emit_json, log_line
 from csm_cli.errors import Diagnostic, NotReady, ScriptInvalid, UsageError
 
 
-class SchemaKind(Enum):
-    script = "script"
-    batch = "batch"
-
-
 def check(
     files: Annotated[
         list[str] | None, typer.Argument(metavar="FILE", help="Scripts and manifests; - is standard input.")
     ] = None,
     schema: Annotated[
-        SchemaKind | None,
+        Literal["script", "batch"] | None,
         typer.Option("--schema", help="Print the JSON Schema of scripts or of batch lines, for editors."),
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the results as JSON on standard output.")] = False,
@@ -36,7 +30,7 @@ def check(
     from csm_cli.script import json_schema, read_either
 
     if schema:
-        emit_json(json_schema(schema.value))
+        emit_json(json_schema(schema))
         return
     if not files:
         raise UsageError("no file to check; name scripts or manifests")

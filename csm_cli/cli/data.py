@@ -28,34 +28,22 @@ _LINES_PER_REASON = 5  # of dropped clips, without --all
 _NO_MATPLOTLIB = 'matplotlib is not installed; pip install "csm-cli[train]"'
 
 
-def _selection(*flags: str, help: str, **more: Any) -> Any:
-    return typer.Option(*flags, help=help, rich_help_panel="Clips", **more)
+def _option(metavar: str | None, help: str, *flags: str, **more: Any) -> Any:
+    return typer.Option(*flags, metavar=metavar, help=help, rich_help_panel="Clips", **more)
 
 
 @dataclass(frozen=True)
 class DataSelection:
     """How datasets are read, and which clips are dropped."""
 
-    format: Annotated[
-        str, _selection("--format", help="auto, conversation, audiofolder, nemo or ljspeech.", metavar="NAME")
-    ] = "auto"
-    text_column: Annotated[
-        str | None, _selection("--text-column", help="Column of the transcript; default: text.", metavar="NAME")
-    ] = None
-    default_speaker: Annotated[
-        int, _selection("--default-speaker", help="Speaker number of unlabelled clips.", metavar="N", min=0, max=999)
-    ] = 0
-    min_duration: Annotated[float, _selection("--min-duration", help="Drop shorter clips.", metavar="SEC", min=0)] = 0.2
-    max_duration: Annotated[float, _selection("--max-duration", help="Drop longer clips.", metavar="SEC", min=0)] = 30.0
-    max_silence: Annotated[
-        float, _selection("--max-silence", help="Drop clips with a longer silence.", metavar="SEC", min=0)
-    ] = 2.0
-    min_rate: Annotated[
-        int, _selection("--min-rate", help="Drop files with a lower sample rate.", metavar="HZ", min=1)
-    ] = 8000
-    all: Annotated[bool, _selection("--all", help="Report every dropped clip, not only the first 5 per reason.")] = (
-        False
-    )
+    format: Annotated[str, _option("NAME", "auto, conversation, audiofolder, nemo or ljspeech.")] = "auto"
+    text_column: Annotated[str | None, _option("NAME", "Column of the transcript; default: text.")] = None
+    default_speaker: Annotated[int, _option("N", "Speaker number of unlabelled clips.", min=0, max=999)] = 0
+    min_duration: Annotated[float, _option("SEC", "Drop shorter clips.", min=0)] = 0.2
+    max_duration: Annotated[float, _option("SEC", "Drop longer clips.", min=0)] = 30.0
+    max_silence: Annotated[float, _option("SEC", "Drop clips with a longer silence.", min=0)] = 2.0
+    min_rate: Annotated[int, _option("HZ", "Drop files with a lower sample rate.", min=1)] = 8000
+    all: Annotated[bool, _option(None, "Report every dropped clip, not only the first 5 per reason.", "--all")] = False
 
     @property
     def limits(self) -> ClipLimits:

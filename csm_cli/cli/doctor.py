@@ -1,4 +1,4 @@
-"""csm doctor: what this machine can do."""
+"""csm doctor: devices, libraries, folders and settings of this machine."""
 
 from __future__ import annotations
 
@@ -19,26 +19,35 @@ from csm_cli.storage.paths import user_config_file
 _PACKAGES = ("transformers", "huggingface_hub", "tokenizers", "safetensors", "numpy", "soundfile", "librosa")
 
 
-def doctor(
-    json: Annotated[bool, typer.Option("--json", help="The same as JSON.")] = False,
-) -> None:
-    """Say what this machine can do."""
-    found = {
+def doctor(json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+    """Show devices, libraries, folders and settings of this machine."""
+    installed = {package: _version(package) for package in _PACKAGES}
+    report = {
         "csm": __version__,
         "python": f"{platform.python_version()} ({sys.executable})",
         "system": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
         "torch": _torch(),
-        "packages": {name: _version(name) for name in _PACKAGES},
-        "sound": _sound(),
-        "playing": _player(),
-        "voice": _voice(),
-        "yours": _yours(),
+        "packages": installed,
+        "audio": _audio(),
+        "playback": _playback(),
+        "voice": _bundled_voice(),
+        "user": _user(),
         "hub": _hub(),
     }
     if json:
-        emit_json(found)
-    else:
-        _print(found)
+        emit_json(report)
+        return
+    for name, value in report.items():
+        for index, (key, detail) in enumerate(value.items() if isinstance(value, dict) else [("", value)]):
+            text = (", ".join(map(str, detail)) or "none") if isinstance(detail, list) else detail
+            emit(f"{name if index == 0 else '':<10} {f'{key}: ' if key else ''}{text}")
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "missing"
 
 
 def _torch() -> dict[str, Any]:
@@ -58,22 +67,15 @@ def _torch() -> dict[str, Any]:
     }
 
 
-def _version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return "missing"
-
-
-def _sound() -> dict[str, Any]:
+def _audio() -> dict[str, Any]:
     try:
         import soundfile
     except Exception as error:  # a missing libsndfile is an OSError, a missing package an ImportError
         return {"error": f"cannot be imported: {error}; install libsndfile"}
-    return {"libsndfile": soundfile.__libsndfile_version__, "reads": sorted(soundfile.available_formats())}
+    return {"libsndfile": soundfile.__libsndfile_version__, "formats": sorted(soundfile.available_formats())}
 
 
-def _player() -> dict[str, Any]:
+def _playback() -> dict[str, Any]:
     from csm_cli.audio.playback import device_name
 
     try:
@@ -82,22 +84,7 @@ def _player() -> dict[str, Any]:
         return {"error": str(error)}
 
 
-def _yours() -> dict[str, Any]:
-    """What is set and saved in the user's own folders."""
-    from csm_cli.settings import read_configuration
-    from csm_cli.voices import list_voices, voices_folder
-
-    found: dict[str, Any] = {"voices": str(voices_folder())}
-    try:
-        found["saved"] = [voice.name for voice in list_voices() if not voice.bundled]
-        found["config"] = str(user_config_file())
-        found["set"] = [f"{name} by {setting.source}" for name, setting in read_configuration().merged.items()]
-    except CsmError as error:
-        found["error"] = str(error)
-    return found
-
-
-def _voice() -> dict[str, Any]:
+def _bundled_voice() -> dict[str, Any]:
     folder = Path(str(resources.files("csm_cli") / "assets" / "voice"))
     files = [path for path in folder.rglob("*") if path.is_file()] if folder.is_dir() else []
     if not files:
@@ -105,6 +92,21 @@ def _voice() -> dict[str, Any]:
     size = round(sum(path.stat().st_size for path in files) / 1e6, 1)
     card = folder / "README.md"
     return {"folder": str(folder), "mb": size, "card": str(card) if card.exists() else "none"}
+
+
+def _user() -> dict[str, Any]:
+    """Folders, saved voices and settings of the user."""
+    from csm_cli.settings import read_configuration
+    from csm_cli.voices.store import list_voices, voices_folder
+
+    user: dict[str, Any] = {"voices": str(voices_folder())}
+    try:
+        user["saved"] = [voice.name for voice in list_voices() if not voice.bundled]
+        user["config"] = str(user_config_file())
+        user["settings"] = [f"{name} from {value.source}" for name, value in read_configuration().merged.items()]
+    except CsmError as error:
+        user["error"] = str(error)
+    return user
 
 
 def _hub() -> dict[str, Any]:
@@ -117,13 +119,3 @@ def _hub() -> dict[str, Any]:
         "token": "present" if get_token() else "absent",
         "offline": bool(constants.HF_HUB_OFFLINE),
     }
-
-
-def _print(found: dict[str, Any]) -> None:
-    for name, value in found.items():
-        if not isinstance(value, dict):
-            emit(f"{name:<10} {value}")
-            continue
-        for index, (key, detail) in enumerate(value.items()):
-            text = (", ".join(map(str, detail)) or "none") if isinstance(detail, list) else detail
-            emit(f"{name if index == 0 else '':<10} {key}: {text}")

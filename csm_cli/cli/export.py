@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -13,9 +13,6 @@ from csm_cli.cli.options import OutputOptions
 from csm_cli.errors import OutputRefused, UsageError
 from csm_cli.settings import setting
 from csm_cli.storage.paths import resolved_name
-
-if TYPE_CHECKING:
-    import torch
 
 
 @dataclass(frozen=True)
@@ -30,27 +27,12 @@ class ExportOptions:
     adapter: Annotated[str | None, setting("adapter")] = None
     revision: Annotated[str | None, setting("revision")] = None
     offline: Annotated[bool, setting("offline")] = False
-    to: Annotated[str, typer.Option(metavar="transformers|original", help="original: Sesame's own format.")] = (
+    to: Annotated[Literal["transformers", "original"], typer.Option(help="original: Sesame's own format.")] = (
         "transformers"
     )
     dtype: Annotated[str, typer.Option(metavar="NAME", help="float32, bfloat16 or float16; unchanged if unset.")] = (
         "auto"
     )
-
-    def torch_dtype(self) -> torch.dtype | None:
-        """The dtype of the weights to write, None to leave them unchanged.
-
-        Raises:
-            UsageError: unknown format or dtype.
-        """
-        from csm_cli.checkpoint.export import FORMATS
-        from csm_cli.device import DTYPES, as_torch
-
-        if self.to not in FORMATS:
-            raise UsageError(f"--to takes {' or '.join(FORMATS)}, not {self.to!r}")
-        if self.dtype != "auto" and self.dtype not in DTYPES:
-            raise UsageError(f'unknown dtype "{self.dtype}"; use {", ".join(DTYPES)}, or leave it out')
-        return None if self.dtype == "auto" else as_torch(self.dtype)
 
 
 def export(
@@ -67,12 +49,14 @@ def export(
     configure_logging(OutputOptions(quiet=quiet))
     if no_clobber and output.exists():
         raise OutputRefused(f"{output}: exists already; leave out --no-clobber to replace it")
-    dtype = options.torch_dtype()
-    if not quiet:
-        log_line(f"reading {options.model or 'the bundled voice'} ...")
     from csm_cli.checkpoint import open_checkpoint, processor_files
     from csm_cli.checkpoint.export import write_checkpoint
+    from csm_cli.device import as_torch, check_names
 
+    check_names("auto", options.dtype)
+    dtype = None if options.dtype == "auto" else as_torch(options.dtype)
+    if not quiet:
+        log_line(f"reading {options.model or 'the bundled voice'} ...")
     model, revision, offline = options.model, options.revision, options.offline
     checkpoint = open_checkpoint(model, revision, options.adapter, offline=offline)
     if resolved_name(output.expanduser()) in {resolved_name(file.parent) for file in checkpoint.weights.files}:

@@ -6,6 +6,7 @@ import time
 from typing import Annotated
 
 import typer
+from rich.filesize import decimal
 
 from csm_cli.cli.console import configure_logging, emit, emit_json, log_line
 from csm_cli.cli.options import OutputOptions
@@ -30,17 +31,17 @@ def list_(json: Json = False) -> None:
     if json:
         emit_json(
             [
-                {"id": each.name, "revision": each.revision, "refs": list(each.refs)}
-                | {"folder": str(each.folder), "bytes": each.size}
-                for each in cached
+                {"id": name, "revision": commit.commit_hash, "refs": sorted(commit.refs)}
+                | {"folder": str(commit.snapshot_path), "bytes": commit.size_on_disk}
+                for name, commit in cached
             ]
         )
         return
-    width = max([len(each.name) for each in cached] + [len("bundled voice")])
+    width = max(len(name) for name in ("bundled voice", *(name for name, _ in cached)))
     emit(f"{'bundled voice':<{width}}  the default without --model")
-    for each in cached:
-        day = time.strftime("%Y-%m-%d", time.localtime(each.modified))
-        emit(f"{each.name:<{width}}  {_format_size(each.size):>8}  {each.revision[:8]}  {day}  {', '.join(each.refs)}")
+    for name, commit in cached:
+        size, day = decimal(commit.size_on_disk), time.strftime("%Y-%m-%d", time.localtime(commit.last_modified))
+        emit(f"{name:<{width}}  {size:>8}  {commit.commit_hash[:8]}  {day}  {', '.join(sorted(commit.refs))}")
 
 
 @models.command()
@@ -67,7 +68,7 @@ def where(
     from csm_cli.checkpoint.find import LocalFolder, find_cached, find_source
 
     source = find_source(id, revision, offline=True)
-    emit(str(source.path if isinstance(source, LocalFolder) else find_cached(source.name, revision)[0].folder))
+    emit(str(source.path if isinstance(source, LocalFolder) else find_cached(source.name, revision)[0].snapshot_path))
 
 
 @models.command()
@@ -75,14 +76,6 @@ def rm(id: Id, revision: Revision = None) -> None:
     """Remove a checkpoint from the cache, or one revision of it."""
     from csm_cli.checkpoint.find import find_cached, remove_cached
 
-    snapshots = find_cached(id, revision)
-    freed = remove_cached(snapshots)
-    log_line(f"{id} removed: {', '.join(each.revision[:8] for each in snapshots)}; {_format_size(freed)} freed")
-
-
-def _format_size(size: float) -> str:
-    for unit in ("B", "kB", "MB"):
-        if size < 1000:
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1000
-    return f"{size:.1f} GB"
+    commits = find_cached(id, revision)
+    freed = decimal(remove_cached(commits))
+    log_line(f"{id} removed: {', '.join(each.commit_hash[:8] for each in commits)}; {freed} freed")

@@ -144,7 +144,7 @@ class OutputFile:
 
 def voice_names(incomplete: str) -> list[str]:
     """Completes the names of saved voices in the shell."""
-    from csm_cli.voices import list_voices
+    from csm_cli.voices.store import list_voices
 
     try:
         return [voice.name for voice in list_voices() if voice.name.startswith(incomplete)]

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from csm_cli import __version__
-from csm_cli.batch import file_name
-from csm_cli.cli.summary import SIDECAR_SCHEMA, audio_tags, speaker_label
+from csm_cli.batch.items import file_name
+from csm_cli.cli.summary import SIDECAR_SCHEMA
 from csm_cli.errors import OutputRefused, UsageError
+from csm_cli.generation.track import audio_tags
 from csm_cli.storage.files import check_writable
 from csm_cli.storage.paths import expand_path, resolved_name
 from csm_cli.types import Conversation, Turn
@@ -89,11 +90,11 @@ class OutputFiles:
         for index, path in enumerate(self.turns):
             yield path, encode_audio(path, track.turn(index), audio_tags([utterances[index]], checkpoint, title))
         for speaker, audio in track.stems().items() if self.stems else ():
-            own = [each for each in utterances if speaker_label(each.turn) == speaker]
+            own = [each for each in utterances if each.turn.label == speaker]
             path, tags = self.stems[speaker], audio_tags(own, checkpoint, speaker)
             yield path, encode_audio(path, audio, tags, self.audio_format)
         cues = [
-            Cue(span.start + segment.start, span.start + segment.end, speaker_label(each.turn), segment.text)
+            Cue(span.start + segment.start, span.start + segment.end, each.turn.label, segment.text)
             for span, each in zip(track.spans, utterances, strict=True)
             for segment in each.segments or (Segment(each.turn.text, 0.0, span.end - span.start),)
         ]
@@ -153,7 +154,7 @@ def turn_records(turns: Sequence[Turn]) -> list[dict[str, Any]]:
     return [
         {
             "id": turn.id or None,
-            "speaker": speaker_label(turn),
+            "speaker": turn.label,
             "text": turn.text,
             "audio": str(turn.recording.path) if turn.recording else None,
             "gap": turn.gap,
@@ -173,13 +174,13 @@ def stem_files(conversation: Conversation, track: Path) -> dict[str, Path]:
     stems: dict[str, Path] = {}
     used: set[str] = set()
     for turn in conversation.turns:
-        if speaker_label(turn) in stems:
+        if turn.label in stems:
             continue
         plain = file_name(turn)
         numbered = (f"{plain}-{count}" for count in range(2, len(used) + 3))
         name = next(each for each in (plain, *numbered) if each.casefold() not in used)
         used.add(name.casefold())
-        stems[speaker_label(turn)] = track.with_name(f"{track.stem}.{name}{track.suffix}")
+        stems[turn.label] = track.with_name(f"{track.stem}.{name}{track.suffix}")
     return stems
 
 

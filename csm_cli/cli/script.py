@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import math
 import shlex
-from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -22,14 +21,6 @@ Example: csm script convert episode.srt -o episode.yaml"""
 script = typer.Typer(name="script", help=_HELP, no_args_is_help=True)
 
 
-class ScriptFormat(Enum):
-    dia = "dia"
-    vibevoice = "vibevoice"
-    higgs = "higgs"
-    srt = "srt"
-    vtt = "vtt"
-
-
 @script.callback(help=_HELP)
 def group() -> None:
     pass
@@ -42,7 +33,8 @@ def convert_file(
         str, typer.Option("-o", "--output", metavar="FILE", help="Script to write, in YAML; - is standard output.")
     ] = "-",
     source_format: Annotated[
-        ScriptFormat | None, typer.Option("--from", help="Format of the file; detected if not given.")
+        Literal["dia", "vibevoice", "higgs", "srt", "vtt"] | None,
+        typer.Option("--from", help="Format of the file; detected if not given."),
     ] = None,
     no_clobber: Annotated[bool, typer.Option("--no-clobber", help="Refuse to replace an existing file.")] = False,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Print only the path of the output.")] = False,
@@ -60,7 +52,7 @@ def convert_file(
         if source != "-" and resolved_name(path) == resolved_name(Path(source)):
             raise UsageError(f"{path} is the input and would be replaced; choose another -o")
     folder = path.parent if path else Path()
-    data = convert(source, source_format.value if source_format else None, folder)
+    data = convert(source, source_format, folder)
     conversation = script_from(data, folder, source)
     text = _to_yaml(data)
     if path is None:

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from csm_cli import __version__
 from csm_cli.errors import GenerationFailed
 from csm_cli.generation.events import Utterance
-from csm_cli.report import format_count, format_ranges
+from csm_cli.report import format_count
 from csm_cli.types import Turn
 
 if TYPE_CHECKING:
-    from csm_cli.audio.io import Tags
     from csm_cli.audio.mix import TrackSpan
     from csm_cli.checkpoint import Checkpoint
     from csm_cli.cli.progress import ProgressMeter
@@ -35,15 +32,10 @@ _STOP_TEXTS = {
 }
 
 
-def speaker_label(turn: Turn) -> str:
-    """The speaker as stems, subtitles and messages name it."""
-    return turn.name or str(turn.speaker)
-
-
 def turn_title(turn: Turn, number: int) -> str:
     """A turn as messages name it."""
     text = " ".join(turn.text.split())
-    return f'turn {number} ({speaker_label(turn)}: "{text[:40]}{"..." if len(text) > 40 else ""}")'
+    return f'turn {number} ({turn.label}: "{text[:40]}{"..." if len(text) > 40 else ""}")'
 
 
 def conversation_record(
@@ -94,7 +86,7 @@ def _turn_record(utterance: Utterance, span: TrackSpan) -> dict[str, Any]:
     return {
         "number": utterance.number,
         "id": turn.id or None,
-        "speaker": speaker_label(turn),
+        "speaker": turn.label,
         "text": turn.text,
         "start_s": round(span.start, 3),
         "end_s": round(span.end, 3),
@@ -112,21 +104,6 @@ def _turn_record(utterance: Utterance, span: TrackSpan) -> dict[str, Any]:
             for segment in utterance.segments
         ],
     }
-
-
-def audio_tags(utterances: Sequence[Utterance], checkpoint: Checkpoint, title: str = "") -> Tags:
-    """The metadata of an audio file: that it is synthetic, the model and the seeds."""
-    from csm_cli.audio.io import Tags
-
-    synthetic = [each for each in utterances if each.stop != "recorded"]
-    # only the last part of a local path: files are shared, and paths are private
-    model = f"{checkpoint.name} at {checkpoint.revision}" if checkpoint.revision else Path(checkpoint.name).name
-    comment = f"synthetic speech; model: {model}; seed: {format_ranges(each.seed for each in synthetic)}"
-    if not synthetic:
-        comment = "recordings; no speech in this file was synthesized"
-    elif len(synthetic) < len(utterances):
-        comment += f"; {len(utterances) - len(synthetic)} of {len(utterances)} turns are recordings"
-    return Tags(f"csm-cli {__version__}", comment, title)
 
 
 def turn_warnings(finished: FinishedConversation) -> list[str]:
@@ -152,8 +129,11 @@ def faulty_turn_error(utterance: Utterance) -> GenerationFailed:
     )
 
 
-def describe_utterance(utterance: Utterance) -> str:
-    """One line on a finished turn, such as `3/8 ben: Really?  [1.20 s, complete, seed 7, RTF 0.50]`."""
+def describe_utterance(utterance: Utterance, batched: bool = False) -> str:
+    """One line on a finished turn, such as `3/8 ben: Really?  [1.20 s, complete, seed 7, RTF 0.50]`.
+
+    batched: decoded together with other items, whose time cannot be told apart; the line has no RTF then.
+    """
     details = [f"{utterance.audio.duration:.2f} s"]
     details.append(_STOP_TEXTS["cached" if utterance.cached else utterance.stop])
     if len(utterance.segments) > 1:
@@ -162,14 +142,14 @@ def describe_utterance(utterance: Utterance) -> str:
         details.append(f"{len(utterance.takes)} takes")
     if utterance.stop != "recorded":
         details.append(f"seed {utterance.seed}")
-    if utterance.stop != "recorded" and not utterance.cached:
+    if utterance.stop != "recorded" and not utterance.cached and not batched:
         details.append(f"RTF {utterance.seconds / utterance.audio.duration:.2f}")
     text = " ".join(utterance.turn.text.split())
     if len(text) > _MAX_TEXT_CHARS:
         text = f"{text[: _MAX_TEXT_CHARS - 4].rstrip()} ..."
     total = len(utterance.conversation.turns)
     number = f"{utterance.number}/{total} " if total > 1 else ""
-    return f"{number}{speaker_label(utterance.turn)}: {text}  [{', '.join(details)}]"
+    return f"{number}{utterance.turn.label}: {text}  [{', '.join(details)}]"
 
 
 def summarize(meter: ProgressMeter, model: str, device: object) -> str:

@@ -15,18 +15,17 @@ from csm_cli.cli.options import OutputFile, OutputOptions, SynthesisFlags
 from csm_cli.cli.output_files import OutputFiles, sidecar_record
 from csm_cli.cli.progress import ProgressMeter, show_progress
 from csm_cli.cli.summary import (
-    audio_tags,
     contention_hint,
     context_summary,
     conversation_record,
     describe_utterance,
     faulty_turn_error,
-    speaker_label,
     summarize,
     turn_warnings,
 )
 from csm_cli.errors import CsmError, GenerationFailed, UsageError
 from csm_cli.generation.events import AudioChunk, ConversationFailed, Event, FrameProgress, Utterance
+from csm_cli.generation.track import audio_tags, mix_utterances
 from csm_cli.report import format_count, format_ranges
 from csm_cli.storage.files import write_together
 from csm_cli.types import Conversation, GenerationOptions, RetryPolicy
@@ -126,17 +125,14 @@ def pick_device_and_dtype(speech: SynthesisFlags) -> tuple[torch.device, torch.d
 
 def open_synthesizer(job: SynthesisJob, checkpoint: Checkpoint | None = None) -> Synthesizer:
     """Loads the model."""
-    int8 = job.speech.quantize == "int8"
     checkpoint = checkpoint or find_checkpoint(job)
     if not job.output_options.quiet:
         log_line(f"loading {job.speech.model or 'the bundled voice'} ...")
     from csm_cli.generation.synthesizer import Synthesizer
 
-    synth = Synthesizer(checkpoint, *pick_device_and_dtype(job.speech), job.slots, job.speech.compile)
-    if int8:
-        from csm_cli.models.csm.quantization import quantize
-
-        quantize(synth.engine.model)
+    speech = job.speech
+    device, dtype = pick_device_and_dtype(speech)
+    synth = Synthesizer(checkpoint, device, dtype, job.slots, speech.compile, int8=speech.quantize == "int8")
     _ = synth.codec  # loaded here, so that it does not count as time of synthesis
     return synth
 
@@ -162,8 +158,6 @@ def collect_turns(
 
     A turn without a good take is a failure. A failed conversation yields nothing more.
     """
-    from csm_cli.audio.mix import TrackClip, mix
-
     unfinished: dict[str, list[Utterance]] = {}
     failed: set[str] = set()
     for event in events:
@@ -185,11 +179,7 @@ def collect_turns(
         yield event
         if len(utterances) == len(conversation.turns):
             del unfinished[conversation.id]
-            clips = [
-                TrackClip(each.audio.samples, each.turn.gap, each.turn.gain, speaker_label(each.turn))
-                for each in utterances
-            ]
-            track = mix(clips, utterances[0].audio.rate, conversation.tail, conversation.loudness)
+            track = mix_utterances(utterances, conversation.tail, conversation.loudness)
             yield FinishedConversation(conversation, tuple(utterances), track)
 
 

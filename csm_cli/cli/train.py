@@ -32,11 +32,11 @@ _SMOOTHING = 0.9  # of the losses and speeds shown
 
 @dataclass(frozen=True)
 class BaseModelOptions:
-    """The model where CONFIG names none, and the device."""
+    """The base model and the device."""
 
     model: Annotated[
         str | None,
-        setting("model", help="Base model where CONFIG names none; default: the bundled voice."),
+        setting("model", help="Base model instead of CONFIG's; default: CONFIG's, else the bundled voice."),
     ] = None
     revision: Annotated[str | None, setting("revision")] = None
     device: Annotated[
@@ -47,6 +47,7 @@ class BaseModelOptions:
 
 
 def train(
+    context: typer.Context,
     config: Annotated[
         Path, typer.Argument(metavar="CONFIG.yaml", help="Training settings; configs/finetune has examples.")
     ],
@@ -62,7 +63,8 @@ def train(
       accelerate launch -m csm_cli train configs/finetune/full.yaml    # several GPUs or machines
     """
     configure_logging(OutputOptions(quiet=quiet))
-    run = _open_run(config, quiet, base)
+    typed = {name for name in ("model", "revision") if _is_typed(context, name)}
+    run = _open_run(config, quiet, base, typed)
     with _stop_requests() as requests, TrainingReporter(run.settings.steps, quiet or not run.is_main) as reporter:
         for event in run.events(lambda: bool(requests)):
             reporter.report(event)
@@ -75,8 +77,13 @@ def train(
         emit_path(best if best.is_dir() else run.folder / "last")
 
 
-def _open_run(config: Path, quiet: bool, base: BaseModelOptions) -> TrainingRun:
-    """Checks settings, libraries and data before a model is loaded.
+def _is_typed(context: typer.Context, name: str) -> bool:
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
+def _open_run(config: Path, quiet: bool, base: BaseModelOptions, typed: set[str]) -> TrainingRun:
+    """Checks settings, libraries and data before a model is loaded. typed: options that take precedence over CONFIG.
 
     Raises:
         SettingsInvalid: the settings. UsageError: a library is not installed. InputError: no data, or it is damaged.
@@ -84,9 +91,13 @@ def _open_run(config: Path, quiet: bool, base: BaseModelOptions) -> TrainingRun:
     from csm_cli.train.settings import read_train_settings
 
     settings = read_train_settings(config)
-    if settings.model is None:
-        revision = settings.revision or base.revision
+    if "model" in typed:
+        settings = settings.model_copy(update={"model": base.model, "revision": base.revision})
+    elif settings.model is None:
+        revision = base.revision if "revision" in typed else settings.revision or base.revision
         settings = settings.model_copy(update={"model": base.model, "revision": revision})
+    elif "revision" in typed:
+        settings = settings.model_copy(update={"revision": base.revision})
     for library, purpose in {"accelerate": "training", **({"peft": "LoRA"} if settings.lora else {})}.items():
         if find_spec(library) is None:
             raise UsageError(f'{purpose} needs {library}, which is not installed; pip install "csm-cli[train]"')

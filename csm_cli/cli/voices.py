@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -13,9 +13,16 @@ from csm_cli.cli.options import OutputOptions, voice_names
 from csm_cli.cli.say import read_text
 from csm_cli.errors import AudioUnreadable, InputError, UsageError
 from csm_cli.settings import setting
-
-if TYPE_CHECKING:
-    from csm_cli.voices import SavedVoice, VoiceInfo
+from csm_cli.voices.store import (
+    SavedVoice,
+    VoiceInfo,
+    add_voice,
+    cached_codes,
+    check_name,
+    find_voice,
+    list_voices,
+    remove_voice,
+)
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="A saved voice.", autocompletion=voice_names)]
 Names = Annotated[list[str], typer.Argument(metavar="NAME...", help="Saved voices.", autocompletion=voice_names)]
@@ -25,8 +32,8 @@ voices = typer.Typer(name="voices", help="Add, list, show, play and remove saved
 
 
 @dataclass(frozen=True)
-class ClipOptions:
-    """The part of the recording to save, its transcript, licence and source."""
+class AddOptions:
+    """The part of the recording to save, its transcript, licence and source, and how it is saved."""
 
     text: Annotated[str | None, typer.Option("--text", metavar="TEXT", help="Transcript of the clip.")] = None
     text_file: Annotated[
@@ -39,11 +46,13 @@ class ClipOptions:
     source: Annotated[str, typer.Option("--source", metavar="TEXT", help="Where the clip is from.")] = ""
     start: Annotated[float | None, typer.Option("--start", metavar="SEC", help="Start of the voice in CLIP.")] = None
     end: Annotated[float | None, typer.Option("--end", metavar="SEC", help="End of the voice in CLIP.")] = None
+    model: Annotated[str | None, setting("model", help="Model whose codec encodes the clip.")] = None
+    replace: Annotated[bool, typer.Option("--replace", help="Replace a voice of this name.")] = False
+    offline: Annotated[bool, setting("offline")] = False
 
     def voice_info(self, clip: Path) -> VoiceInfo:
         """Raises UsageError where the transcript is given twice or missing; InputError where it is unusable."""
         from csm_cli.script.source import text_problem
-        from csm_cli.voices import VoiceInfo
 
         if self.text is not None and self.text_file is not None:
             raise UsageError("--text and --text-file both given; keep one")
@@ -59,50 +68,36 @@ class ClipOptions:
         return VoiceInfo(text, self.license, self.source)
 
 
-@dataclass(frozen=True)
-class AddOptions:
-    """How the voice is saved."""
-
-    model: Annotated[
-        str | None,
-        setting("model", help="Model whose codec encodes the clip."),
-    ] = None
-    replace: Annotated[bool, typer.Option("--replace", help="Replace a voice of this name.")] = False
-    offline: Annotated[bool, setting("offline")] = False
-
-
 def add(
     name: Annotated[str, typer.Argument(metavar="NAME", help="Letters, digits, - and _.")],
     clip: Annotated[Path, typer.Argument(metavar="CLIP", help="A recording of 5 to 15 s by one speaker.")],
     *,
-    clip_options: ClipOptions,
-    add_options: AddOptions,
+    options: AddOptions,
     output_options: OutputOptions,
 ) -> None:
     """Save a recording as a voice: trimmed, at the model's sample rate, encoded once."""
-    from csm_cli.voices import add_voice, cached_codes, check_name, prepare_clip
-
     configure_logging(output_options)
-    check_name(name, add_options.replace)
-    info = clip_options.voice_info(clip)
+    check_name(name, options.replace)
+    info = options.voice_info(clip)
     import torch
 
     from csm_cli.audio.io import read_audio
     from csm_cli.checkpoint import open_checkpoint
     from csm_cli.models.mimi import Codec
+    from csm_cli.voices.clip import prepare_clip
 
-    checkpoint = open_checkpoint(add_options.model, offline=add_options.offline)
+    checkpoint = open_checkpoint(options.model, offline=options.offline)
     codec = Codec.load(checkpoint.codec_config, checkpoint.codec_weights, "cpu", checkpoint.config.codebooks)
-    recording = read_audio(clip, codec.rate, clip_options.start, clip_options.end)
+    recording = read_audio(clip, codec.rate, options.start, options.end)
     try:
-        prepared = prepare_clip(recording, info.text)
+        speech, warnings = prepare_clip(recording, info.text)
     except AudioUnreadable as error:
         raise AudioUnreadable(f"{clip}: {error}") from error
-    for warning in prepared.warnings:
+    for warning in warnings:
         warn(f"{clip}: {warning}")
     if not info.license:
         warn(f"{clip}: no --license; note the terms, or whose consent, under which this voice may be used")
-    voice = add_voice(name, prepared.audio, info, add_options.replace)
+    voice = add_voice(name, speech, info, options.replace)
     samples = torch.from_numpy(read_audio(voice.audio, codec.rate).samples)  # as saved: rounded to 16 bits
     cached_codes(voice.audio, codec.fingerprint, lambda: codec.encode(samples).numpy())
     if output_options.json:
@@ -110,14 +105,12 @@ def add(
         return
     emit_path(voice.audio)
     if not output_options.quiet:
-        log_line(f"voice {name} saved, {prepared.audio.duration:.1f} s; use it with: csm say -v {name} ...")
+        log_line(f"voice {name} saved, {speech.duration:.1f} s; use it with: csm say -v {name} ...")
 
 
 @voices.command(name="list")
 def list_(json: Json = False) -> None:
     """List all saved voices."""
-    from csm_cli.voices import list_voices
-
     records = [_record(voice) for voice in list_voices()]
     if json:
         emit_json(records)
@@ -131,8 +124,6 @@ def list_(json: Json = False) -> None:
 @voices.command()
 def show(name: Name, json: Json = False) -> None:
     """Show one voice: transcript, licence, source and file."""
-    from csm_cli.voices import find_voice
-
     record = _record(find_voice(name))
     if json:
         emit_json(record)
@@ -146,7 +137,6 @@ def play(name: Name) -> None:
     """Play a voice's clip."""
     from csm_cli.audio.io import probe, read_audio
     from csm_cli.audio.playback import open_player
-    from csm_cli.voices import find_voice
 
     voice = find_voice(name)
     rate = probe(voice.audio).rate
@@ -157,8 +147,6 @@ def play(name: Name) -> None:
 @voices.command()
 def rm(names: Names) -> None:
     """Remove saved voices."""
-    from csm_cli.voices import find_voice, remove_voice
-
     for name in names:
         find_voice(name)  # nothing is removed if one name is misspelled
     for name in names:

@@ -161,8 +161,8 @@ class DatasetCounts:
     @property
     def by_reason(self) -> dict[str, tuple[int, float]]:
         """Dropped clips and their seconds for each reason that occurred, in the order of REASONS."""
-        found = {reason: [clip.seconds for clip in self.dropped if clip.reason == reason] for reason in REASONS}
-        return {reason: (len(seconds), sum(seconds)) for reason, seconds in found.items() if seconds}
+        by_reason = {reason: [clip.seconds for clip in self.dropped if clip.reason == reason] for reason in REASONS}
+        return {reason: (len(seconds), sum(seconds)) for reason, seconds in by_reason.items() if seconds}
 
     def to_json(self) -> dict[str, Any]:
         return {

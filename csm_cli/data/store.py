@@ -150,14 +150,6 @@ class Store:
         self._numbers = np.concatenate(numbers)  # of each example in its shard
         self.lengths: NDArray[np.int32] = np.concatenate(lengths)
 
-    @property
-    def codebooks(self) -> int:
-        return self.codec.codebooks
-
-    @property
-    def frame_rate(self) -> float:
-        return self.codec.frame_rate
-
     def __len__(self) -> int:
         return len(self.lengths)
 
@@ -171,7 +163,7 @@ class Store:
         return open_store, (self._folder, self._held_out)
 
     def _open_shard(self, number: int) -> _Shard:
-        return _Shard(self._folder, number, self.codebooks)
+        return _Shard(self._folder, number, self.codec.codebooks)
 
 
 def open_store(folder: Path, held_out: bool = False) -> Store:

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from csm_cli.engine.sampler import SampleFn, Sampler
-from csm_cli.models.csm import AttentionMetadata, CsmModel, DecodeSlots, KVCacheView, PrefillSlots
+from csm_cli.models.csm.kv_cache import AttentionMetadata, DecodeSlots, KVCacheView, PrefillSlots
+from csm_cli.models.csm.model import CsmModel
 
 KV_BUCKET_STEP = 128
 INVALID_CODE = -1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -49,17 +48,10 @@ def free_memory(device: torch.device) -> int | None:
     """Available bytes of a device; on a CPU Linux's MemAvailable, within the control group's limit."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    with suppress(OSError):
-        match = re.search(r"^MemAvailable: +(\d+) kB", Path("/proc/meminfo").read_text(), re.MULTILINE)
-        if match:
-            return min(int(match[1]) * 1024, _control_group_free())
-    return None
-
-
-def _control_group_free() -> int:
-    folder = Path("/sys/fs/cgroup")
-    try:
-        limit, used = ((folder / f"memory.{name}").read_text().strip() for name in ("max", "current"))
-        return int(limit) - int(used) if limit != "max" else 1 << 62
-    except (OSError, ValueError):
-        return 1 << 62
+    free = []
+    with suppress(OSError, IndexError):
+        free.append(int(Path("/proc/meminfo").read_text().split("MemAvailable:")[1].split()[0]) * 1024)
+        with suppress(OSError, ValueError):  # no control group, or a limit of "max"
+            limit, used = (int(Path(f"/sys/fs/cgroup/memory.{name}").read_text()) for name in ("max", "current"))
+            free.append(limit - used)
+    return min(free, default=None)

@@ -10,11 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from csm_cli.engine.cuda_graph import CudaCapture, CudaGraphRunner
 from csm_cli.engine.decode_step import KV_BUCKET_STEP, DecodeShape, DecodeState, DecodeViews, decode_step
-from csm_cli.engine.op_replay import OpReplay
+from csm_cli.engine.replay import CudaCapture, CudaGraphRunner, OpReplay
 from csm_cli.errors import UsageError
-from csm_cli.models.csm import CsmModel
+from csm_cli.models.csm.model import CsmModel
 
 # On CUDA each synchronization costs the time of a few launches. A row that has ended runs on for at most this many
 # steps less one, which are dropped.
@@ -32,23 +31,23 @@ class ModelRunner:
     def __init__(self, model: CsmModel, state: DecodeState, compile: bool) -> None:
         on_cuda = model.device.type == "cuda"
         self.steps_per_sync = CUDA_STEPS_PER_SYNC if on_cuda else 1
-        self._coarse_buckets = on_cuda or compile  # each bucket costs a capture or a compilation
+        self.coarse_buckets = on_cuda or compile  # each bucket costs a capture or a compilation
         self._model, self._state = model, state
         self._views: dict[DecodeShape, DecodeViews] = {}
-        self._step: OpReplay[DecodeShape] | CudaGraphRunner[DecodeShape] = OpReplay(self._eager_step)
+        self.step: OpReplay[DecodeShape] | CudaGraphRunner[DecodeShape] = OpReplay(self.eager_step)
         if compile or model.device.type != "cpu":
-            step = _compiled_step(model, state) if compile else self._eager_step
+            step = _compiled_step(model, state) if compile else self.eager_step
             preserved = (state.hidden, state.positions, state.codes)
-            self._step = CudaGraphRunner(step, preserved, CudaCapture(model.device) if on_cuda else None)
+            self.step = CudaGraphRunner(step, preserved, CudaCapture(model.device) if on_cuda else None)
 
     @property
     def captures(self) -> int:
-        return self._step.captures
+        return self.step.captures
 
     def kv_bucket(self, length: int) -> int:
         """How many cache positions are attended to for `length` of them: rounded up, in steps or in doublings."""
         bucket = KV_BUCKET_STEP
-        if self._coarse_buckets:
+        if self.coarse_buckets:
             bucket = max(_MIN_COARSE_BUCKET, 1 << (length - 1).bit_length())
         return min(-(-length // bucket) * bucket, self._state.kv_capacity)
 
@@ -57,7 +56,7 @@ class ModelRunner:
         longest = self._state.max_seq_len + self.steps_per_sync
         buckets = {self.kv_bucket(length) for length in range(1, longest + 1)}
         for bucket in sorted(buckets, reverse=True):
-            self._step.prepare(DecodeShape(rows, bucket, top_k, depth_top_k))
+            self.step.prepare(DecodeShape(rows, bucket, top_k, depth_top_k))
 
     def run(self, shape: DecodeShape, uniforms: Tensor, while_waiting: Callable[[], None]) -> Tensor:
         """Codes [T, B, K] on the CPU of T steps with uniforms [T, B, K]; synchronizes with the device once.
@@ -69,12 +68,12 @@ class ModelRunner:
         codes = torch.empty(on_device.shape, dtype=state.codes.dtype, device=on_device.device)
         for step_uniforms, step_codes in zip(on_device, codes, strict=True):
             state.uniforms[:rows] = step_uniforms
-            self._step(shape)
+            self.step(shape)
             step_codes.copy_(state.codes[:rows])
         while_waiting()
         return codes.cpu()
 
-    def _eager_step(self, shape: DecodeShape) -> None:
+    def eager_step(self, shape: DecodeShape) -> None:
         if shape not in self._views:
             self._views[shape] = self._state.views(self._model, shape)
         decode_step(self._model, self._state, self._views[shape])
@@ -90,10 +89,7 @@ def _compiled_step(model: CsmModel, state: DecodeState) -> Callable[[DecodeShape
     if on_cpu and not shutil.which(os.environ.get("CXX", "g++")):
         raise UsageError("--compile needs a C++ compiler; install g++ or omit --compile")
     if on_cpu and " " in torch.__path__[0]:
-        path = torch.__path__[0]
-        raise UsageError(
-            f"--compile: torch is installed in {path}, and the linker rejects a path with spaces; omit --compile"
-        )
+        raise UsageError(f"--compile: the linker rejects {torch.__path__[0]}, a path with spaces; omit --compile")
 
     def step(rows: int, kv_bucket: int, top_k: int, depth_top_k: int) -> None:
         decode_step(model, state, state.views(model, DecodeShape(rows, kv_bucket, top_k, depth_top_k)))

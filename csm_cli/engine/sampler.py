@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from csm_cli.models.csm.kernels import kernels_for
-from csm_cli.models.csm.kernels.reference import SampleTopK
 
 FRAMES_PER_DRAW = 64
+
+SampleFn = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+"""Logits [B, V] and uniforms [B, 1] to codes [B] and their embeddings from a table [V, hidden]."""
 
 
 class Uniforms:
@@ -55,17 +56,5 @@ class Sampler:
 
     def bind(self, rows: int, top_k: int) -> SampleFn:
         """The sampling function of the first rows. top_k: the largest of theirs."""
-        return SampleFn(self.temperature[:rows], self.rank_bias[:rows, :top_k], self._sample_top_k)
-
-
-@dataclass(frozen=True)
-class SampleFn:
-    """Samples codes for some rows. temperature: [B, 1]; rank_bias: [B, k]."""
-
-    temperature: Tensor
-    rank_bias: Tensor
-    sample_top_k: SampleTopK
-
-    def __call__(self, logits: Tensor, uniform: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits [B, V] and uniforms [B, 1] to codes [B] and their embeddings from a table [V, hidden]."""
-        return self.sample_top_k(logits, uniform, self.temperature, self.rank_bias, table)
+        temperature, rank_bias = self.temperature[:rows], self.rank_bias[:rows, :top_k]
+        return lambda logits, uniform, table: self._sample_top_k(logits, uniform, temperature, rank_bias, table)

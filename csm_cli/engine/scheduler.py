@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from csm_cli.engine.contention import ContentionMonitor
 from csm_cli.engine.decode_step import INVALID_CODE, DecodeShape, DecodeState
 from csm_cli.engine.requests import Frame, Request, SamplingParams
 from csm_cli.engine.runner import ModelRunner
 from csm_cli.engine.sampler import Uniforms
-from csm_cli.models.csm import CsmModel, PrefillSlots
+from csm_cli.models.csm.kv_cache import PrefillSlots
+from csm_cli.models.csm.model import CsmModel
+
+_MIN_CPU_SHARE = 0.8  # of the wall time; a thread that waits for the others spins, so it has nearly all if undisturbed
+_MIN_MEASURED_STEPS = 10
 
 IDLE_SAMPLING = SamplingParams(temperature=0, top_k=1, depth_temperature=0, depth_top_k=1, seed=0, max_frames=0)
 
@@ -35,7 +40,7 @@ def decode_loop(
     """
     try:
         while True:
-            while not engine.full and (request := next_request()):
+            while len(engine.busy) < len(engine.slots) and (request := next_request()):
                 engine.admit(request)
             if not engine.busy:
                 return
@@ -44,6 +49,40 @@ def decode_loop(
             yield frames
     finally:
         engine.release()
+
+
+class ContentionMonitor:
+    """Compares the wall time of decode steps with the CPU time of the thread that runs them.
+
+    Where several threads share each operator, one that loses its processor to another program delays them all.
+    """
+
+    def __init__(self) -> None:
+        self._steps = 0
+        self._seconds = self._lost = 0.0
+        self._worst = (0.0, 0.0)  # lost and wall seconds of the step that lost most
+
+    @contextmanager
+    def measure_step(self) -> Iterator[None]:
+        wall, cpu = time.perf_counter(), time.thread_time()
+        yield
+        self.add(time.perf_counter() - wall, time.thread_time() - cpu)
+
+    def add(self, seconds: float, cpu_seconds: float) -> None:
+        lost = seconds - cpu_seconds
+        self._steps += 1
+        self._seconds += seconds
+        self._lost += lost
+        self._worst = max(self._worst, (lost, seconds))
+
+    @property
+    def detected(self) -> bool:
+        """Whether other programs took a good part of the processor. Meaningless if a GPU does the work.
+
+        The worst step is left out: it may have waited for a disk or been stopped at a terminal.
+        """
+        lost, seconds = self._lost - self._worst[0], self._seconds - self._worst[1]
+        return self._steps >= _MIN_MEASURED_STEPS and lost > (1 - _MIN_CPU_SHARE) * seconds
 
 
 class Slot:
@@ -67,10 +106,6 @@ class Slot:
         length = min(len(cached), len(prompt))
         return int((cached[:length] == prompt[:length]).all(-1).long().cumprod(0).sum())
 
-    def assign(self, request: Request) -> None:
-        self.prompt, self.frames, self.request = request.prompt, [], request
-        self.uniforms = Uniforms(request.sampling.seed, request.prompt.shape[1] - 1)
-
 
 class Engine:
     """A model with `slots` rows of KV cache.
@@ -93,10 +128,6 @@ class Engine:
         """The slots that serve a request."""
         return [index for index, slot in enumerate(self.slots) if slot.request]
 
-    @property
-    def full(self) -> bool:
-        return len(self.busy) == len(self.slots)
-
     @torch.inference_mode()
     def admit(self, request: Request) -> None:
         """Prefills a request into the free slot whose cache already holds most of it. One must be free.
@@ -114,7 +145,8 @@ class Engine:
         positions = PrefillSlots(index, index + 1, start, len(prompt))
         embedded = self.model.embed_prompt(prompt[start:].to(self.model.device))[None]
         self.state.hidden[index] = self.model.backbone(embedded, self.state.backbone_cache, positions)[0, -1]
-        slot.assign(request)
+        slot.prompt, slot.request = prompt, request
+        slot.uniforms = Uniforms(request.sampling.seed, self.model.config.codebooks)
         self._shape = None
 
     @torch.inference_mode()

@@ -24,11 +24,10 @@ from csm_cli.generation.events import AudioChunk, ConversationFailed, Event, Fra
 from csm_cli.generation.prompt import PromptBuilder
 from csm_cli.generation.take import TakeBuilder, concatenate, worst_stop
 from csm_cli.generation.verification import Recognizer, apply_transcription
-from csm_cli.models.csm import CsmModel
-from csm_cli.models.csm.quantization import quantize
+from csm_cli.models.csm.model import CsmModel
 from csm_cli.models.mimi import ChunkDecoder, Codec
 from csm_cli.types import Conversation, GenerationOptions, Recording, RetryPolicy, Turn
-from csm_cli.voices import cached_codes
+from csm_cli.voices.store import cached_codes
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +53,7 @@ class Synthesizer:
         self.prompt_builder = PromptBuilder(checkpoint.tokenizer_file, checkpoint.config)
         model = CsmModel(checkpoint.config, checkpoint.weights, device, dtype)
         if int8:
-            quantize(model)
+            model.quantize()
         self.engine = Engine(model, slots, compile)
         self.device = device
         self._codes: dict[Recording, Tensor] = {}  # most recently used last

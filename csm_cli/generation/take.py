@@ -91,7 +91,7 @@ class TakeBuilder:
     def __init__(self, chunk_decoder: ChunkDecoder, spec: TakeSpec) -> None:
         self._chunk_decoder, self._codec, self._spec = chunk_decoder, chunk_decoder.codec, spec
         self._stream = chunk_decoder.codec.decoder()
-        self._frames: list[Tensor] = []
+        self.frames: list[Tensor] = []
         self._submitted = 0  # frames passed to the decoder
         self._next_submit = chunk_frames(0, self._codec.frame_rate)  # submit at so many frames
         self._pending: deque[PendingChunk] = deque()  # submitted, not yet analysed
@@ -103,15 +103,15 @@ class TakeBuilder:
         self._early_stop: str | None = None  # the reason, if frames were dropped
 
     def __len__(self) -> int:
-        return len(self._frames)
+        return len(self.frames)
 
     def add_frame(self, codes: Tensor) -> str | None:
         """Adds a frame [K]; returns a stop reason if the take should end here, or where it was last analysed."""
-        repeated = bool(self._frames) and torch.equal(codes, self._frames[-1])
+        repeated = bool(self.frames) and torch.equal(codes, self.frames[-1])
         self._repeats = self._repeats + 1 if repeated else 1
-        self._frames.append(codes)
+        self.frames.append(codes)
         stuck = self._repeats >= self._max_repeats
-        if not stuck and len(self._frames) < self._next_submit:
+        if not stuck and len(self.frames) < self._next_submit:
             return None
         if stuck or self._spec.stream or not self._chunk_decoder.deferred:
             self._submit()
@@ -128,7 +128,7 @@ class TakeBuilder:
 
     def finish_frames(self) -> None:
         """Submits the last frames, so that they can be decoded together with those of other takes."""
-        if self._submitted < len(self._frames):
+        if self._submitted < len(self.frames):
             self._submit(last=True)
 
     def finish(self, stop: str) -> Take:
@@ -136,16 +136,18 @@ class TakeBuilder:
         self.finish_frames()
         reason = self._analyse()
         stop = self._early_stop or (reason if reason and stop == "eos" else stop)
-        kept = self._trimmed_length(stop) if self._spec.trim else len(self)
-        codes = torch.stack(self._frames[:kept]) if kept else torch.empty(0, self._codec.codebooks, dtype=torch.int64)
-        samples = np.concatenate((np.zeros(0, np.float32), *self._samples))[: kept * self._codec.frame_samples]
-        fault, spec = self._fault(stop, kept), self._spec
-        return Take(codes, samples, stop if kept else "empty", spec.seed, fault, spec.chunk_number)
+        length = self._trimmed_length(stop) if self._spec.trim else len(self)
+        codes = (
+            torch.stack(self.frames[:length]) if length else torch.empty(0, self._codec.codebooks, dtype=torch.int64)
+        )
+        samples = np.concatenate((np.zeros(0, np.float32), *self._samples))[: length * self._codec.frame_samples]
+        fault, spec = self._fault(stop, length), self._spec
+        return Take(codes, samples, stop if length else "empty", spec.seed, fault, spec.chunk_number)
 
     def _submit(self, last: bool = False) -> None:
-        codes = torch.stack(self._frames[self._submitted :])
+        codes = torch.stack(self.frames[self._submitted :])
         self._pending.append(self._chunk_decoder.submit(self._stream, codes, last))
-        self._submitted = len(self._frames)
+        self._submitted = len(self.frames)
         self._next_submit = self._submitted + chunk_frames(self._submitted, self._codec.frame_rate)
 
     def _analyse(self) -> str | None:
@@ -159,15 +161,15 @@ class TakeBuilder:
             if chunk.is_last or not self._spec.trim:
                 continue
             analysed, silent = len(self._levels), self._final_silence(self._levels)
-            stuck = self._repeats >= self._max_repeats and analysed == len(self._frames) and not silent
+            stuck = self._repeats >= self._max_repeats and analysed == len(self.frames) and not silent
             if not stuck and silent < self._frame_count(SILENCE_SECONDS):
                 continue
             reason = "repeat" if stuck else "silence"
-            if analysed < len(self._frames):
+            if analysed < len(self.frames):
                 self._early_stop = reason
                 self._pending.clear()
                 self._submitted = analysed
-                del self._frames[analysed:]
+                del self.frames[analysed:]
             return reason
         return None
 
@@ -182,17 +184,17 @@ class TakeBuilder:
             return 0
         return len(self) - max(0, silent - self._frame_count(FINAL_PAUSE_SECONDS)) if stop == "silence" else len(self)
 
-    def _fault(self, stop: str, kept: int) -> str:
+    def _fault(self, stop: str, length: int) -> str:
         frame_rate = self._codec.frame_rate
-        if not kept:
-            return "came out silent" if self._frames else "came out empty"
+        if not length:
+            return "came out silent" if self.frames else "came out empty"
         if not self._spec.trim or (stop == "cap" and self._spec.capped):
             return ""
         if stop == "cap":
-            return f"had not ended after {kept / frame_rate:.1f} s"
+            return f"had not ended after {length / frame_rate:.1f} s"
         if stop == "repeat":
-            return f"got stuck on one sound after {kept / frame_rate:.1f} s"
-        speech_seconds = (kept - self._final_silence(self._levels[:kept])) / frame_rate
+            return f"got stuck on one sound after {length / frame_rate:.1f} s"
+        speech_seconds = (length - self._final_silence(self._levels[:length])) / frame_rate
         letters = sum(char.isalnum() for char in self._spec.text)
         too_short = speech_seconds < letters / MAX_LETTERS_PER_SECOND
         return f"broke off after {speech_seconds:.1f} s" if too_short else ""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from csm_cli import __version__
 from csm_cli.generation.events import Utterance
+from csm_cli.report import format_ranges
 
 if TYPE_CHECKING:
     from csm_cli.audio.io import Tags
@@ -36,14 +37,3 @@ def audio_tags(utterances: Sequence[Utterance], checkpoint: Checkpoint, title: s
     elif len(synthetic) < len(utterances):
         comment += f"; {len(utterances) - len(synthetic)} of {len(utterances)} turns are recordings"
     return Tags(f"csm-cli {__version__}", comment, title)
-
-
-def format_ranges(numbers: Iterable[int]) -> str:
-    """Numbers in their order, consecutive ones as a range: 1-3, 7."""
-    ranges: list[list[int]] = []
-    for number in numbers:
-        if ranges and number == ranges[-1][-1] + 1:
-            ranges[-1] = [ranges[-1][0], number]
-        else:
-            ranges.append([number])
-    return ", ".join("-".join(map(str, each)) for each in ranges)

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from csm_cli.recipe.codec import export_codec
+from csm_cli.recipe.codec import export_codec, log_figures, mean_figures
 from csm_cli.recipe.codec_crops import CorpusCrops
 from csm_cli.recipe.discriminators import Discriminators
 from csm_cli.recipe.natural_corpus import training_stems
 from csm_cli.recipe.spectral import mel_distance, spectral_loss
-from csm_cli.train.history import log_figures, mean_figures, save_state
+from csm_cli.train.history import save_state
 
 if TYPE_CHECKING:
     from pathlib import Path

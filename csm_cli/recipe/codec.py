@@ -22,10 +22,10 @@ from csm_cli.recipe.quantizer import QuantizerTrainer, reserve_code_zero
 from csm_cli.recipe.spectral import mel_distance, spectral_loss
 from csm_cli.storage.files import replace_folder
 from csm_cli.train.batches import IGNORE
-from csm_cli.train.history import log_figures, mean_figures, plot_history, save_state
+from csm_cli.train.history import append_figures, plot_history, save_state
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from torch import Tensor
@@ -38,6 +38,18 @@ _HELD_OUT_FRAMES, _HELD_OUT_ROWS, _HELD_OUT_BATCHES = 48, 3, 2
 _KMEANS_VECTORS = 24_000
 _WARM_UP = 100
 _LAST_LEARNING_RATE = 0.05  # of the full one
+
+
+def log_figures(folder: Path, step: int, split: str, figures: Mapping[str, float]) -> None:
+    """Appends figures to `folder/history.jsonl` and logs them."""
+    _LOG.info(
+        "%s %d %s: %s", folder.name, step, split, " ".join(f"{key} {value:.3f}" for key, value in figures.items())
+    )
+    append_figures(folder, step, split, figures)
+
+
+def mean_figures(records: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    return {name: sum(record[name] for record in records) / len(records) for name in records[0]}
 
 
 def build_codec(shape: dict[str, Any]) -> MimiModel:

@@ -33,30 +33,34 @@ def grow_codec(voice: Path, shape: dict[str, Any]) -> MimiModel:
     model.decoder.upsample.load_state_dict(source.decoder.upsample.state_dict())
     for chain in _CHAINS:
         for projection in ("input_proj", "output_proj"):
-            mine, theirs = (getattr(getattr(each.quantizer, chain), projection) for each in (model, source))
-            mine.load_state_dict(theirs.state_dict())
+            own, other = (getattr(getattr(each.quantizer, chain), projection) for each in (model, source))
+            own.load_state_dict(other.state_dict())
     reserve_code_zero(model)
     return model
 
 
-def _copy_convolutions(mine: Any, theirs: Any) -> None:
-    plain = [layer for layer in mine.layers if type(layer).__name__ != _RESIDUAL]
-    for layer, source in zip(plain, (each for each in theirs.layers if type(each).__name__ != _RESIDUAL), strict=True):
-        layer.load_state_dict(source.state_dict())
-    blocks = [layer for layer in mine.layers if type(layer).__name__ == _RESIDUAL]
-    sources = [layer for layer in theirs.layers if type(layer).__name__ == _RESIDUAL]
+def _copy_convolutions(target: Any, source: Any) -> None:
+    (plain, blocks), (source_plain, source_blocks) = _split_layers(target), _split_layers(source)
+    for layer, other in zip(plain, source_plain, strict=True):
+        layer.load_state_dict(other.state_dict())
     for index, block in enumerate(blocks):
-        if len(sources) == len(blocks):
-            block.load_state_dict(sources[index].state_dict())
+        if len(source_blocks) == len(blocks):
+            block.load_state_dict(source_blocks[index].state_dict())
         else:
             block.block[-1].conv.weight.zero_()
             block.block[-1].conv.bias.zero_()
 
 
-def _copy_transformer(mine: Any, theirs: Any) -> None:
-    for index, layer in enumerate(mine.layers):
-        if index < len(theirs.layers):
-            layer.load_state_dict(theirs.layers[index].state_dict())
+def _split_layers(stack: Any) -> tuple[list[Any], list[Any]]:
+    """(layers without residual blocks, residual blocks)."""
+    blocks = [layer for layer in stack.layers if type(layer).__name__ == _RESIDUAL]
+    return [layer for layer in stack.layers if type(layer).__name__ != _RESIDUAL], blocks
+
+
+def _copy_transformer(target: Any, source: Any) -> None:
+    for index, layer in enumerate(target.layers):
+        if index < len(source.layers):
+            layer.load_state_dict(source.layers[index].state_dict())
         else:
             layer.self_attn_layer_scale.scale.zero_()
             layer.mlp_layer_scale.scale.zero_()

@@ -119,7 +119,7 @@ class Judges:
 
 def question_rise(voice: Sequence[JudgedRecording], teacher: Sequence[JudgedRecording]) -> tuple[int, int]:
     """(questions that rise at the end in both, of the teacher's that do)."""
-    rising = [mine.rises for mine, theirs in zip(voice, teacher, strict=True) if theirs.rises]
+    rising = [own.rises for own, reference in zip(voice, teacher, strict=True) if reference.rises]
     return sum(rising), len(rising)
 
 

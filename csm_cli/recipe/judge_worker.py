@@ -25,6 +25,7 @@ _WINDOW, _GAP = 27.0, 0.5  # seconds
 _SPELLINGS = {"neighbour": "neighbor", "grey": "gray", "colour": "color"}
 _PITCH_HOP = 0.016  # seconds
 _RISE_FRAMES = 9  # voiced ones at the end, against as many before them
+_SPREAD_FRAMES = 10
 
 
 def judge(folder: Path, request: dict[str, Any]) -> dict[str, Any]:
@@ -107,11 +108,10 @@ def pitch_figures(samples: Any) -> dict[str, float | None]:
         samples, fmin=60, fmax=420, sr=_RATE, frame_length=1024, hop_length=hop, resolution=0.4
     )
     semitones = 12 * np.log2(pitch[voiced & ~np.isnan(pitch)])
-    if len(semitones) < 2 * _RISE_FRAMES:
-        return {"pitch_spread": None, "pitch_rise": None}
+    spread = float(semitones.std()) if len(semitones) > _SPREAD_FRAMES else None
     last, before = semitones[-_RISE_FRAMES:], semitones[-2 * _RISE_FRAMES : -_RISE_FRAMES]
-    rise = float(np.median(last) - np.median(before))
-    return {"pitch_spread": float((semitones - np.median(semitones)).std()), "pitch_rise": rise}
+    rise = float(np.median(last) - np.median(before)) if len(before) == _RISE_FRAMES else None
+    return {"pitch_spread": spread, "pitch_rise": rise}
 
 
 def _load(path: str) -> Any:

@@ -59,8 +59,8 @@ def at_least_one_frame(samples: Samples) -> Samples:
 
 def nearest(take: Samples, references: Sequence[Features]) -> int:
     """Index of the reference nearest to `take`, by MFCC and dynamic time warping."""
-    mine = acoustic_features(at_least_one_frame(take))
-    return int(np.argmin([dtw_distance(mine, reference) for reference in references]))
+    features = acoustic_features(at_least_one_frame(take))
+    return int(np.argmin([dtw_distance(features, reference) for reference in references]))
 
 
 def voice_print(take: Samples) -> Features:

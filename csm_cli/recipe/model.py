@@ -16,9 +16,10 @@ from transformers import AttentionInterface, AttentionMaskInterface, CsmConfig
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from csm_cli.recipe.codec import log_figures, mean_figures
 from csm_cli.recipe.codes import AUDIO, AUDIO_EOS, BEGIN, GUIDE, TEXT_VOCAB, VOICE, ConversationMixer
 from csm_cli.train.batches import IGNORE, LossMask
-from csm_cli.train.history import log_figures, mean_figures, save_state
+from csm_cli.train.history import save_state
 from csm_cli.train.loss import LossModule
 from csm_cli.train.trainer import OptimizerConfig, Trainer
 

@@ -10,7 +10,8 @@ import numpy as np
 
 from csm_cli.audio.io import Audio
 from csm_cli.recipe.corpus import RATE, VOICES, Espeak, render_voice
-from csm_cli.voices import VoiceInfo, prepare_clip, save_voice
+from csm_cli.voices.clip import prepare_clip
+from csm_cli.voices.store import VoiceInfo, save_voice
 
 _LOG = logging.getLogger(__name__)
 
@@ -30,11 +31,11 @@ def main(folder: Path | None = None) -> None:
     for name, (voice, text) in BUNDLED.items():
         _, samples = render_voice(espeak, text, voice)
         espeak_voice = VOICES[voice]
-        clip = prepare_clip(Audio(samples.astype(np.float32) / np.float32(32768), RATE), text)
+        clip, _ = prepare_clip(Audio(samples.astype(np.float32) / np.float32(32768), RATE), text)
         speed = f"{espeak_voice.rate} words a minute"
         source = f"espeak-ng, {espeak_voice.name}, {speed}, pitch {espeak_voice.pitch}, range {espeak_voice.range}"
-        save_voice(root / name, clip.audio, VoiceInfo(text, "Apache-2.0; synthetic speech", source))
-        _LOG.info("%s: %.1f s", name, clip.audio.duration)
+        save_voice(root / name, clip, VoiceInfo(text, "Apache-2.0; synthetic speech", source))
+        _LOG.info("%s: %.1f s", name, clip.duration)
 
 
 if __name__ == "__main__":

@@ -29,16 +29,16 @@ def spectral_loss(output: Tensor, target: Tensor) -> Tensor:
     """
     terms = [_envelope_distance(output, target)]
     for fft, bands in _MEL_BANDS.items():
-        mine, theirs = magnitude(output, fft), magnitude(target, fft)
-        terms.append(_MEL_WEIGHTS[fft] * _mel_distance(mine, theirs, fft, bands))
+        estimate, reference = magnitude(output, fft), magnitude(target, fft)
+        terms.append(_MEL_WEIGHTS[fft] * _mel_distance(estimate, reference, fft, bands))
         if fft >= 512:
-            convergence = (mine - theirs).norm(dim=(1, 2)) / theirs.norm(dim=(1, 2)).clamp(min=0.01)
+            convergence = (estimate - reference).norm(dim=(1, 2)) / reference.norm(dim=(1, 2)).clamp(min=0.01)
             terms.append(convergence.mean())
         if fft == 512:
-            terms.append(0.5 * _log_distance(mine, theirs))
+            terms.append(0.5 * _log_distance(estimate, reference))
         if fft >= 1024:
             bins = int(fft * _HARMONICS_BELOW / RATE)
-            terms.append(_log_distance(mine[:, :bins], theirs[:, :bins]))
+            terms.append(_log_distance(estimate[:, :bins], reference[:, :bins]))
     return torch.stack(terms).sum() / 4
 
 
@@ -57,8 +57,8 @@ def magnitude(samples: Tensor, fft: int) -> Tensor:
 
 
 def _envelope_distance(output: Tensor, target: Tensor) -> Tensor:
-    mine, theirs = (_envelope(each) for each in (output, target))
-    return _mel_distance(mine, theirs, _ENVELOPE_FFT, _ENVELOPE_BANDS)
+    estimate, reference = (_envelope(each) for each in (output, target))
+    return _mel_distance(estimate, reference, _ENVELOPE_FFT, _ENVELOPE_BANDS)
 
 
 def _envelope(samples: Tensor) -> Tensor:
@@ -66,13 +66,13 @@ def _envelope(samples: Tensor) -> Tensor:
     return F.avg_pool1d(power, _ENVELOPE_MEAN, _ENVELOPE_MEAN // 2).clamp(min=1e-10).sqrt()
 
 
-def _log_distance(mine: Tensor, theirs: Tensor) -> Tensor:
-    return F.l1_loss(mine.clamp(min=_FLOOR).log10(), theirs.clamp(min=_FLOOR).log10())
+def _log_distance(estimate: Tensor, reference: Tensor) -> Tensor:
+    return F.l1_loss(estimate.clamp(min=_FLOOR).log10(), reference.clamp(min=_FLOOR).log10())
 
 
-def _mel_distance(mine: Tensor, theirs: Tensor, fft: int, bands: int) -> Tensor:
-    filters = _filters(fft, bands).to(mine.device)
-    return _log_distance(filters @ mine, filters @ theirs)
+def _mel_distance(estimate: Tensor, reference: Tensor, fft: int, bands: int) -> Tensor:
+    filters = _filters(fft, bands).to(estimate.device)
+    return _log_distance(filters @ estimate, filters @ reference)
 
 
 @cache

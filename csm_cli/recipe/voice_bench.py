@@ -175,14 +175,14 @@ class VoiceBench:
 
     def pitch_spread(self) -> Measured:
         """Mean deviation of pitch within a sentence, in semitones."""
-        theirs = self._judged_teacher.pitch_spread
-        return self._judged.pitch_spread, f"the teacher's: {'-' if theirs is None else f'{theirs:.2f}'}"
+        reference = self._judged_teacher.pitch_spread
+        return self._judged.pitch_spread, f"the teacher's: {'-' if reference is None else f'{reference:.2f}'}"
 
     def question_rise(self) -> Measured:
         """Share of questions whose pitch rises at the end, of those for which the teacher's does."""
         places = [index for index, text in enumerate(self._texts) if text.endswith("?")]
-        mine, theirs = ([each.recordings[place] for place in places] for each in (self._judged, self._judged_teacher))
-        rising, of = question_rise(mine, theirs)
+        own, teacher = ([each.recordings[place] for place in places] for each in (self._judged, self._judged_teacher))
+        rising, of = question_rise(own, teacher)
         return (rising / of if of else None), f"{rising} of {of} that the teacher raises, of {len(places)} questions"
 
     def similarity(self) -> Measured:

@@ -14,7 +14,6 @@ from typing import Any
 from csm_cli.errors import Diagnostic, ScriptInvalid
 from csm_cli.script.files import STDIN, read_text
 
-FORMATS = ("dia", "vibevoice", "higgs", "srt", "vtt")
 _TAGS = {
     "dia": re.compile(r"\[(S\d{1,3})\]"),
     "higgs": re.compile(r"\[(SPEAKER_?\d{1,3})\]", re.IGNORECASE),
@@ -37,20 +36,20 @@ MAX_JOINED_CHARS = 200  # of the cues of one turn
 
 @dataclass(frozen=True)
 class _ImportedTurn:
-    """line: its number in the file. start, end: seconds, if known. audio: the file of a recorded turn."""
+    """line: its number in the file. start, end: seconds; both 0 if unknown. audio: the file of a recorded turn."""
 
     line: int
     speaker: str
     text: str
-    start: float | None = None
-    end: float | None = None
+    start: float = 0.0
+    end: float = 0.0
     audio: str = ""
 
 
 def convert(path: str, source_format: str | None = None, folder: Path = Path()) -> dict[str, Any]:
     """A dialogue in another format as the data of a script to be written to `folder`; `-` is standard input.
 
-    source_format: one of `FORMATS`; None to detect it.
+    source_format: dia, vibevoice, higgs, srt or vtt; None to detect it.
 
     Raises:
         ScriptInvalid: the file cannot be read, or is not in this or any known format.
@@ -99,9 +98,9 @@ def _detect_format(path: str, text: str) -> str:
 
 def _script_turns(turns: Sequence[_ImportedTurn]) -> Iterator[dict[str, Any]]:
     """Entries of `turns`; if times are known, with the silence or overlap between turns."""
-    end: float | None = None
+    end = 0.0
     for turn in turns:
-        if turn.start is not None and end is not None:
+        if end:
             yield {"speaker": turn.speaker, "text": turn.text, "offset": round(turn.start - end, 3)}
         else:
             if turn.start:
@@ -177,17 +176,23 @@ def _read_cues(path: str, text: str) -> list[_ImportedTurn]:
             cues.append(_parse_cue(path, number, times, " ".join(below)))
     if not cues:
         raise _invalid(path, 1, "there are no cues (00:00:01,000 --> 00:00:02,000)")
-    cues.sort(key=lambda cue: cue.start or 0.0)
+    cues.sort(key=lambda cue: cue.start)
     names = [_CUE_NAME.match(cue.text) for cue in cues]
     turns: list[_ImportedTurn] = []
     for cue, name in zip(cues, names, strict=True):
         if name and not cue.speaker and (all(names) or name[1].isupper()):
             cue = replace(cue, speaker=name[1], text=cue.text[name.end() :].removeprefix("- "))
         cue = replace(cue, speaker=cue.speaker or _DEFAULT_SPEAKER)
-        if turns and _is_same_sentence(turns[-1], cue):
-            last = turns.pop()
-            cue = replace(last, text=f"{last.text} {cue.text}", end=max(last.end or 0.0, cue.end or 0.0))
-        turns.append(cue)
+        last = turns[-1] if turns else replace(cue, speaker="")
+        if (
+            last.speaker == cue.speaker
+            and cue.start - last.end <= MAX_CUE_GAP
+            and len(last.text) + len(cue.text) < MAX_JOINED_CHARS
+            and not _SENTENCE_END.search(last.text)
+        ):
+            turns[-1] = replace(last, text=f"{last.text} {cue.text}", end=max(last.end, cue.end))
+        else:
+            turns.append(cue)
     return turns
 
 
@@ -204,15 +209,6 @@ def _parse_cue(path: str, line: int, times: re.Match[str], content: str) -> _Imp
     if not text:
         raise _invalid(path, line, "expected text below the times, got nothing")
     return _ImportedTurn(line, html.unescape(voice[1]).strip() if voice else "", text, start, end)
-
-
-def _is_same_sentence(last: _ImportedTurn, cue: _ImportedTurn) -> bool:
-    return (
-        last.speaker == cue.speaker
-        and (cue.start or 0.0) - (last.end or 0.0) <= MAX_CUE_GAP
-        and len(last.text) + len(cue.text) < MAX_JOINED_CHARS
-        and not _SENTENCE_END.search(last.text)
-    )
 
 
 def _invalid(path: str, line: int, message: str) -> ScriptInvalid:

@@ -11,6 +11,7 @@ from csm_cli.errors import Diagnostic, ModelNotFound, ScriptInvalid, UsageError
 from csm_cli.script.files import AudioLookup, read_text
 from csm_cli.script.source import MAX_TEXT_CHARS, text_problem
 from csm_cli.types import Recording, Turn
+from csm_cli.voices.store import find_voice, is_name
 
 _TAG = re.compile(r"(?:^|(?<=\s))\[([0-9]{1,3})\]")
 
@@ -85,8 +86,6 @@ def parse_voice(voice: str, speaker: int) -> Turn:
         VoiceNotFound: neither a file nor a saved voice.
         ScriptInvalid: the file is not audio, or its transcript cannot be used.
     """
-    from csm_cli.voices import find_voice, is_name
-
     path = recording_path(voice)
     if path is None and "=" in voice:
         return parse_context(f"[{speaker}]{voice}")

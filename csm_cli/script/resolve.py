@@ -1,17 +1,166 @@
-"""Validated entries of scripts and manifests to conversations."""
+"""Validated entries of scripts and manifests to conversations: speakers, voices, recordings and turns."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from csm_cli.errors import Diagnostic, ModelError, ScriptInvalid
 from csm_cli.script import schema
+from csm_cli.script.files import read_text
 from csm_cli.script.inline import split_tags
-from csm_cli.script.source import INVALID, Keys, Source, format_path, quoted
-from csm_cli.script.speakers import SpeakerTable, number_of, read_speakers, resolve_recording, voice_turn
-from csm_cli.script.validate import validate_entry, validate_turn
-from csm_cli.types import Conversation, GenerationOptions, Turn
+from csm_cli.script.source import INVALID, Keys, Source, format_path, quoted, text_problem
+from csm_cli.script.validate import suggestion, validate_entry, validate_turn
+from csm_cli.types import Conversation, GenerationOptions, Recording, Turn
+from csm_cli.voices.store import find_voice, is_name
+
+MAX_SPEAKERS = 1000
+_NUMBER = re.compile(r"[+-]?\d[\d.]*")
+_SYSTEM_ROLES = ("system", "developer")
+_HEADER_FIELDS = {"csm", "title", "speakers", "defaults", "lexicon"}
+_LINE_FIELDS = {"turns", "messages", "text", "input"}
+
+
+def number_of(name: str) -> int | None:
+    """The speaker id that a name from 0 to 999 means; None for every other name."""
+    return int(name) if re.fullmatch(r"[0-9]{1,3}", name) else None
+
+
+@dataclass(frozen=True)
+class SpeakerTable:
+    """The speakers of one script or manifest.
+
+    entries: of the `speakers` section, None for an invalid one; empty if the file has no such section. ids: the
+    number the model reads for each name; without a section it grows as names are used. voices: the prompt of each
+    speaker that has a voice. known: False if a section could not be parsed; then no name is checked.
+    """
+
+    entries: Mapping[str, schema.SpeakerFields | None] = field(default_factory=dict)
+    ids: dict[str, int] = field(default_factory=dict)
+    voices: Mapping[str, Turn] = field(default_factory=dict)
+    known: bool = True
+
+    def id_of(self, name: str) -> int | None:
+        """The number the model reads for `name`; None if it has none."""
+        return self.ids.get(name) if self.entries else self.ids.get(name, number_of(name))
+
+    def assign_ids(self, names: Iterable[str]) -> None:
+        """Without a `speakers` section: gives each new name the lowest id that neither a name nor a number has."""
+        if self.entries or not self.known:
+            return
+        names = dict.fromkeys(names)
+        new = [name for name in names if name not in self.ids and name.strip() and not _NUMBER.fullmatch(name)]
+        taken = {*self.ids.values(), *(number_of(name) for name in names)} if new else set()
+        free = (number for number in range(MAX_SPEAKERS) if number not in taken)
+        self.ids.update(zip(new, free, strict=False))
+
+    def problem(self, name: str) -> str:
+        """Why `name` cannot be the speaker of a turn; empty if it can or if its entry has a diagnostic already."""
+        if not self.known or name in self.entries or (not self.entries and self.id_of(name) is not None):
+            return ""
+        if self.entries:
+            guess = suggestion(name, self.entries) if len(self.entries) > 8 else None
+            hint = f'did you mean "{guess}"?' if guess else "speakers: " + ", ".join(list(self.entries)[:8])
+            return f"{quoted(name)} is not declared; {hint}"
+        if not name.strip() or _NUMBER.fullmatch(name):
+            return f"expected a name or a number from 0 to {MAX_SPEAKERS - 1}, got {quoted(name)}"
+        return f"{quoted(name)} is one speaker too many; at most {MAX_SPEAKERS} are possible"
+
+
+def read_speakers(source: Source, speakers: Mapping[str, object]) -> SpeakerTable:
+    """The table of a `speakers` section. Entries without an id get the lowest free ids, in order."""
+    if not speakers:
+        source.add_error(("speakers",), "expected at least one speaker; remove the section to have ids assigned")
+    if len(speakers) > MAX_SPEAKERS:
+        source.add_error(("speakers",), f"expected at most {MAX_SPEAKERS} speakers, got {len(speakers)}")
+        return SpeakerTable(known=False)
+    entries = {
+        name: validate_entry(schema.SpeakerFields, source, entry, ("speakers", name))
+        for name, entry in speakers.items()
+    }
+    owners: dict[int, str] = {}
+    ids: dict[str, int] = {}
+    for name, entry in entries.items():
+        if name in schema.TURN_FIELDS or not name.strip():
+            source.add_error(("speakers", name), "cannot be the name of a speaker; choose another", at_key=True)
+        if entry is None:
+            continue
+        number = number_of(name) if entry.id is None else entry.id
+        if number is not None:
+            ids[name] = number
+            owner = owners.setdefault(number, name)
+            if owner != name:
+                source.add_error(("speakers", name, "id"), f"{number} is the id of {quoted(owner)} too")
+        elif _NUMBER.fullmatch(name):
+            message = f"a number as a name must be from 0 to {MAX_SPEAKERS - 1}; add an id"
+            source.add_error(("speakers", name), message, at_key=True)
+    free = (number for number in range(MAX_SPEAKERS) if number not in owners)
+    ids |= {name: next(free) for name, entry in entries.items() if entry and name not in ids}
+    voices = {
+        name: voice_turn(source, entry, (ids[name], name), ("speakers", name))
+        for name, entry in entries.items()
+        if entry
+    }
+    return SpeakerTable(entries, ids, {name: turn for name, turn in voices.items() if turn})
+
+
+def resolve_recording(
+    source: Source, audio: str, path: Keys, start: float | None = None, end: float | None = None
+) -> Recording | None:
+    """The audio file named at `path`, from `start` to `end` seconds; None and a diagnostic if it cannot be used."""
+    file = source.files.find(audio)
+    if file is None:
+        hint = "; download it first" if "://" in audio else ""
+        source.add_error(path, f"no such file: {audio}{hint}")
+        return None
+    problem = source.files.problem(file, start, end)
+    if problem:
+        source.diagnostics.append(Diagnostic(audio, 0, 0, format_path(path), problem))
+        return None
+    return Recording(file, start, end)
+
+
+def voice_turn(
+    source: Source, entry: schema.SpeakerFields | schema.ManifestLine, speaker: tuple[int, str], path: Keys
+) -> Turn | None:
+    """The voice prompt of the entry at `path` as a past turn of its speaker (id and name); None without a voice."""
+    text_path = (*path, "voice_text")
+    if entry.voice is None:
+        if entry.voice_text is not None:
+            source.add_error(text_path, 'has no effect without "voice"')
+        return None
+    if is_name(entry.voice) and source.files.find(entry.voice) is None:
+        try:
+            voice = find_voice(entry.voice)
+        except ModelError as error:
+            source.add_error((*path, "voice"), str(error))
+            return None
+        if entry.voice_text is not None:
+            source.add_error(text_path, "has no effect on a saved voice, which has its own text; remove it")
+        return voice.turn(*speaker)
+    recording = resolve_recording(source, entry.voice, (*path, "voice"))
+    if recording is None:
+        return None
+    text = entry.voice_text
+    if text is None:
+        text_path = (*path, "voice")
+        transcript = recording.path.with_suffix(".txt")
+        if not transcript.exists():
+            message = f'its text is missing; write it in "voice_text" or in {transcript.name} beside the audio'
+            source.add_error(text_path, message)
+            return None
+        try:
+            text = read_text(transcript)
+        except ScriptInvalid as invalid:
+            source.diagnostics.extend(invalid.diagnostics)
+            return None
+    problem = text_problem(text) if text.strip() else "the text of the voice is empty"
+    if problem:
+        source.add_error(text_path, problem)
+        return None
+    return Turn(speaker=speaker[0], text=text.strip(), name=speaker[1], recording=recording)
 
 
 @dataclass(frozen=True)
@@ -28,40 +177,16 @@ class ManifestHeader:
 
 
 UNKNOWN_HEADER = ManifestHeader(SpeakerTable(known=False))  # the first line, perhaps a header, could not be parsed
-_HEADER_FIELDS = {"csm", "title", "speakers", "defaults", "lexicon"}
-_LINE_FIELDS = {"turns", "messages", "text", "input"}
 
 
 @dataclass(frozen=True)
 class ParsedTurn:
-    """A turn as data, the same for every way to write it.
-
-    path: of the entry; paths: of the fields that diagnostics name. audio: the file of a recorded turn, with the part
-    from `start` to `end` in seconds. pause: seconds of silence written before the turn.
-    """
+    """A validated entry. path, paths: of it and of its fields in the data. pause: seconds of silence written before."""
 
     path: Keys
     paths: Mapping[str, Keys]
-    speaker: str
-    text: str
-    audio: str | None = None
-    start: float | None = None
-    end: float | None = None
-    id: str = ""
-    offset: float | None = None
+    entry: schema.SpokenEntry | schema.ContextEntry
     pause: float = 0.0
-    gain: float = 0.0
-    options: GenerationOptions = field(default_factory=GenerationOptions)
-    is_context: bool = False
-
-
-@dataclass(frozen=True)
-class ParsedTurns:
-    """final_pause: seconds of silence after the last turn. has_errors: some entries could not be parsed."""
-
-    turns: tuple[ParsedTurn, ...] = ()
-    final_pause: float = 0.0
-    has_errors: bool = False
 
 
 def is_header(data: object) -> bool:
@@ -123,49 +248,54 @@ def _resolve_dialogue(source: Source, outline: Any, base: ManifestHeader, name: 
     if outline.turns is not None and outline.messages is not None:
         source.add_error(("messages",), 'cannot be used with "turns"; keep one', at_key=True)
     if outline.messages is not None and outline.turns is None:
-        parsed = _parse_messages(source, outline.messages)
+        parsed, tail = _parse_messages(source, outline.messages, header.speakers), 0.0
     else:
-        parsed = _parse_turns(source, outline.turns or ())
-    _assign_ids(source, header, (*context, *parsed.turns))
-    _check_ids_are_unique(source, parsed.turns)
+        parsed, tail = _parse_turns(source, outline.turns or ())
+    _assign_ids(source, header, (*context, *parsed))
+    _check_ids_are_unique(source, parsed)
     turns: list[Turn] = []
     included_context: list[Turn] = []
     is_first = True
-    for index, each in enumerate(parsed.turns):
+    for index, each in enumerate(parsed):
         turn = _resolve_turn(source, each, header.speakers, index)
-        if each.is_context:
+        if isinstance(each.entry, schema.ExcludedEntry):
             if not is_first:
                 source.add_error((*each.path, "include"), "context must come before the first other turn")
             included_context += [turn] if turn else []
             continue
-        gap = each.pause + (each.offset if each.offset is not None else 0.0 if is_first else header.gap)
+        offset = getattr(each.entry, "offset", None)
+        gap = each.pause + (offset if offset is not None else 0.0 if is_first else header.gap)
         if is_first and gap < 0:
             source.add_error((*each.path, "offset"), f"the first turn has no turn before it to overlap by {-gap:g} s")
         is_first = False
         turns += [replace(turn, gap=gap)] if turn else []
-    if is_first and not parsed.has_errors:
+    if is_first and not any(each.path.startswith(("turns[", "messages[")) for each in source.diagnostics):
         source.add_error(("messages" if outline.messages else "turns",), "there are no turns to speak")
     recorded = _context_turns(source, context, header.speakers) + tuple(included_context)
-    return _conversation(header, name, turns, recorded, tail=parsed.final_pause)
+    return _conversation(header, name, turns, recorded, tail=tail)
 
 
 def _resolve_text(source: Source, line: schema.ManifestLine, header: ManifestHeader, name: str) -> Conversation:
     """A manifest line with one text."""
     context = _parse_context(source, line.context)
-    paths = {"speaker": _field_path(source.data, "speaker", ()), "text": _field_path(source.data, "text", ())}
-    parsed = ParsedTurn((), paths, line.speaker or "", line.text, gain=line.gain or 0.0, options=line.options())
     declared = list(header.speakers.entries)
     if line.speaker is not None:
-        parts = [parsed]
+        parts = [(line.speaker, line.text)]
     elif len(declared) > 1:
         source.add_error(("speaker",), "missing; speakers: " + ", ".join(declared))
         parts = []
     elif declared:
-        parts = [replace(parsed, speaker=declared[0])]
+        parts = [(declared[0], line.text)]
     else:
-        parts = [replace(parsed, speaker=str(tag.speaker), text=tag.text) for tag in split_tags(line.text, 0)]
-    _assign_ids(source, header, (*context, *parts))
-    turns = [turn for part in parts if (turn := _resolve_turn(source, part, header.speakers))]
+        parts = [(str(tag.speaker), tag.text) for tag in split_tags(line.text, 0)]
+    paths = {field: _field_path(source.data, field, ()) for field in ("speaker", "text")}
+    fields = dict(line) | {"id": None}
+    parsed = [
+        ParsedTurn((), paths, schema.SpokenEntry.model_construct(**fields | {"speaker": speaker, "text": text}))
+        for speaker, text in parts
+    ]
+    _assign_ids(source, header, (*context, *parsed))
+    turns = [turn for each in parsed if (turn := _resolve_turn(source, each, header.speakers))]
     speakers = {(turn.speaker, turn.name) for turn in turns}
     voice = None
     if line.voice is not None and len(speakers) > 1:
@@ -199,55 +329,41 @@ def _conversation(
     )
 
 
-def _parse_turns(source: Source, entries: Sequence[Any]) -> ParsedTurns:
+def _parse_turns(source: Source, entries: Sequence[Any]) -> tuple[list[ParsedTurn], float]:
+    """The valid entries of `turns`, and seconds of silence after the last one."""
     turns: list[ParsedTurn] = []
-    pause, has_errors = 0.0, False
+    pause = 0.0
     for index, entry in enumerate(entries):
-        model = None if entry is INVALID else validate_turn(source, entry, ("turns", index))
+        path: Keys = ("turns", index)
+        model = None if entry is INVALID else validate_turn(source, entry, path)
         if isinstance(model, schema.PauseEntry):
             pause += model.pause
             continue
-        if model is None:
-            has_errors = True
-        else:
-            turns.append(_parse_turn(model, entry, ("turns", index), pause))
+        if isinstance(model, schema.ShortEntry):
+            speaker, text = next(iter(model.root.items()))
+            spoken = schema.SpokenEntry.model_construct(speaker=speaker, text=text)
+            turns.append(ParsedTurn(path, dict.fromkeys(("speaker", "text"), (*path, speaker)), spoken, pause))
+        elif model is not None:
+            turns.append(_parsed_turn(model, entry, path, pause))
         pause = 0.0
-    return ParsedTurns(tuple(turns), pause, has_errors)
+    return turns, pause
 
 
-def _parse_context(source: Source, entries: Sequence[Any] | None) -> tuple[ParsedTurn, ...]:
+def _parse_context(source: Source, entries: Sequence[Any] | None) -> list[ParsedTurn]:
     turns = []
     for index, entry in enumerate(entries or ()):
         model = validate_entry(schema.ContextEntry, source, entry, ("context", index))
         if model is not None:
-            turns.append(_parse_turn(model, entry, ("context", index)))
+            turns.append(_parsed_turn(model, entry, ("context", index)))
     _check_ids_are_unique(source, turns)
-    return tuple(turns)
+    return turns
 
 
-def _parse_turn(model: Any, entry: object, path: Keys, pause: float = 0.0) -> ParsedTurn:
-    if isinstance(model, schema.ShortEntry):
-        name, text = next(iter(model.root.items()))
-        return ParsedTurn(path, dict.fromkeys(("speaker", "text"), (*path, name)), name, text, pause=pause)
-    is_spoken = isinstance(model, schema.SpokenEntry)
-    return ParsedTurn(
-        path=path,
-        paths={name: _field_path(entry, name, path) for name in schema.ALIASES},
-        speaker=model.speaker,
-        text=model.text,
-        audio=None if is_spoken else model.audio,
-        start=None if is_spoken else model.start,
-        end=None if is_spoken else model.end,
-        id=model.id or "",
-        offset=getattr(model, "offset", None),
-        pause=pause,
-        gain=getattr(model, "gain", None) or 0.0,
-        options=model.options() if is_spoken else GenerationOptions(),
-        is_context=isinstance(model, schema.ExcludedEntry),
-    )
+def _parsed_turn(model: Any, entry: object, path: Keys, pause: float = 0.0) -> ParsedTurn:
+    return ParsedTurn(path, {name: _field_path(entry, name, path) for name in schema.ALIASES}, model, pause)
 
 
-def _parse_messages(source: Source, entries: Sequence[Any]) -> ParsedTurns:
+def _parse_messages(source: Source, entries: Sequence[Any], speakers: SpeakerTable) -> list[ParsedTurn]:
     """The entries of `messages`; those with audio before the first without are context."""
     turns: list[ParsedTurn] = []
     is_context = True
@@ -257,20 +373,27 @@ def _parse_messages(source: Source, entries: Sequence[Any]) -> ParsedTurns:
         if message is None:
             continue
         role, content = (*path, "role"), (*path, "content")
-        if isinstance(message.content, str):
-            is_context = False
-            turns.append(ParsedTurn(path, {"speaker": role, "text": content}, message.role, message.content))
+        if message.role in _SYSTEM_ROLES and message.role not in speakers.entries:
+            source.add_error(role, "a system prompt cannot be spoken; remove this message")
             continue
-        texts = [(at, item.text) for at, item in enumerate(message.content) if isinstance(item, schema.TextItem)]
-        clips = [(at, item.path) for at, item in enumerate(message.content) if isinstance(item, schema.AudioItem)]
+        items = message.content if isinstance(message.content, list) else []
+        texts = [((*content, at, "text"), item.text) for at, item in enumerate(items) if item.type == "text"]
+        clips = [((*content, at, "path"), item.path) for at, item in enumerate(items) if item.type == "audio"]
+        if isinstance(message.content, str):
+            texts = [(content, message.content)]
         if len(texts) != 1 or len(clips) > 1:
             source.add_error(content, f"expected one text and at most one audio, got {len(texts)} and {len(clips)}")
             continue
-        (text_index, text), (clip_index, clip) = texts[0], clips[0] if clips else (0, None)
-        is_context = is_context and clip is not None
-        paths = {"speaker": role, "text": (*content, text_index, "text"), "audio": (*content, clip_index, "path")}
-        turns.append(ParsedTurn(path, paths, message.role, text, audio=clip, is_context=is_context))
-    return ParsedTurns(tuple(turns), has_errors=len(turns) < len(entries))
+        is_context = is_context and bool(clips)
+        text_path, text = texts[0]
+        paths = {"speaker": role, "text": text_path}
+        fields: dict[str, Any] = {"speaker": message.role, "text": text}
+        kind: type[schema.SpokenEntry | schema.ContextEntry] = schema.SpokenEntry
+        if clips:
+            kind = schema.ExcludedEntry if is_context else schema.RecordedEntry
+            paths["audio"], fields["audio"] = clips[0]
+        turns.append(ParsedTurn(path, paths, kind.model_construct(**fields)))
+    return turns
 
 
 def _context_turns(source: Source, parsed: Iterable[ParsedTurn], speakers: SpeakerTable) -> tuple[Turn, ...]:
@@ -279,48 +402,47 @@ def _context_turns(source: Source, parsed: Iterable[ParsedTurn], speakers: Speak
 
 def _resolve_turn(source: Source, parsed: ParsedTurn, speakers: SpeakerTable, index: int = 0) -> Turn | None:
     """The turn without its gap; None if speaker or audio are invalid. index: of the turn in its dialogue."""
-    paths = parsed.paths
-    if problem := speakers.problem(parsed.speaker):
+    entry, paths = parsed.entry, parsed.paths
+    if problem := speakers.problem(entry.speaker):
         source.add_error(paths["speaker"], problem, at_key=paths["speaker"] == paths["text"])
-    if not parsed.text.strip():
+    if not entry.text.strip():
         source.add_error(paths["text"], "expected text, got nothing")
-    recording = None
-    if parsed.audio is not None:
-        recording = resolve_recording(source, parsed.audio, paths["audio"], parsed.start, parsed.end)
-    number = speakers.id_of(parsed.speaker)
-    if number is None or (parsed.audio is not None and recording is None):
+    recording, options = None, GenerationOptions()
+    if isinstance(entry, schema.ContextEntry):
+        recording = resolve_recording(source, entry.audio, paths["audio"], entry.start, entry.end)
+    number = speakers.id_of(entry.speaker)
+    if number is None or (isinstance(entry, schema.ContextEntry) and recording is None):
         return None
-    gain, options = parsed.gain, parsed.options
-    entry = speakers.entries.get(parsed.speaker)
-    if entry:
-        gain += entry.gain or 0.0
-    if entry and recording is None:
-        defaults = entry.options()
+    declared = speakers.entries.get(entry.speaker)
+    gain = (getattr(entry, "gain", None) or 0.0) + ((declared.gain or 0.0) if declared else 0.0)
+    if isinstance(entry, schema.SpokenEntry):
+        defaults = declared.options() if declared else GenerationOptions()
         if defaults.seed is not None:  # each turn gets its own
             defaults = replace(defaults, seed=(defaults.seed + index) % 2**63)
-        options = options.over(defaults)
-    return Turn(number, parsed.text.rstrip("\r\n"), parsed.speaker, parsed.id, recording, gain=gain, options=options)
+        options = entry.options().over(defaults)
+    text = entry.text.rstrip("\r\n")
+    return Turn(number, text, entry.speaker, entry.id or "", recording, gain=gain, options=options)
 
 
 def _assign_ids(source: Source, header: ManifestHeader, parsed: Sequence[ParsedTurn]) -> None:
     """Gives names ids where the file declares no speakers; a number must not mean the same speaker as a name."""
     speakers = header.speakers
-    names = [*(turn.name for turn in header.context), *(turn.speaker for turn in parsed)]
+    names = [*(turn.name for turn in header.context), *(turn.entry.speaker for turn in parsed)]
     speakers.assign_ids(names)
     owners = {speakers.id_of(name): name for name in names if number_of(name) is None}
     for turn in parsed:
-        owner = None if speakers.entries else owners.get(number_of(turn.speaker))
-        if owner and number_of(turn.speaker) is not None:
-            message = f'{turn.speaker} is the id that {quoted(owner)} got in this file; declare ids in "speakers"'
+        number = number_of(turn.entry.speaker)
+        if number is not None and not speakers.entries and (owner := owners.get(number)):
+            message = f'{turn.entry.speaker} is the id that {quoted(owner)} got in this file; declare ids in "speakers"'
             source.add_error(turn.paths["speaker"], message)
 
 
 def _check_ids_are_unique(source: Source, turns: Sequence[ParsedTurn]) -> None:
     owners: dict[str, ParsedTurn] = {}
     for turn in turns:
-        owner = owners.setdefault(turn.id, turn)
-        if turn.id and owner is not turn:
-            source.add_error(turn.paths["id"], f"{quoted(turn.id)} is the id of {format_path(owner.path)} too")
+        if turn.entry.id and (owner := owners.setdefault(turn.entry.id, turn)) is not turn:
+            message = f"{quoted(turn.entry.id)} is the id of {format_path(owner.path)} too"
+            source.add_error(turn.paths["id"], message)
 
 
 def _field_path(entry: object, name: str, path: Keys) -> Keys:

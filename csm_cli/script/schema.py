@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 from pydantic import (
-    AfterValidator,
     AliasChoices,
     BaseModel,
     BeforeValidator,
@@ -18,7 +17,6 @@ from pydantic import (
     TypeAdapter,
     WithJsonSchema,
 )
-from pydantic_core import PydanticCustomError
 
 from csm_cli import types
 from csm_cli.settings import GENERATION
@@ -44,12 +42,6 @@ def _int_to_text(value: object) -> object:
     return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
-def _at_most_an_hour(seconds: float) -> float:
-    if seconds > 3600:
-        raise PydanticCustomError("expected", "expected {words}", {"words": "at most 3600 seconds"})
-    return seconds
-
-
 def _with_aliases(name: str) -> Any:
     return Field(validation_alias=AliasChoices(name, *ALIASES[name]))
 
@@ -63,7 +55,6 @@ TextField = Annotated[str, expecting("text")]
 WordField = Annotated[
     str, Field(pattern=r"\S"), expecting("a word"), WithJsonSchema({"type": "string", "pattern": r"\S"})
 ]
-TitleField = Annotated[str, BeforeValidator(_int_to_text), expecting("text")]
 SpeakerName = Annotated[_Label, expecting("the name or number of a speaker")]
 ItemId = Annotated[
     _Label,
@@ -73,7 +64,7 @@ ItemId = Annotated[
 ]
 FilePath = Annotated[str, Field(min_length=1), expecting("the path of a file")]
 TimeField = Annotated[float, Field(ge=0), _FINITE, expecting("seconds >= 0")]
-PauseSeconds = Annotated[float, Field(ge=0), _FINITE, expecting("seconds >= 0"), AfterValidator(_at_most_an_hour)]
+PauseSeconds = Annotated[float, Field(ge=0, le=3600), _FINITE, expecting("seconds from 0 to 3600")]
 OffsetSeconds = Annotated[float, Field(ge=-3600, le=3600), _FINITE, expecting("seconds from -3600 to 3600")]
 GainDb = Annotated[float, Field(ge=-60, le=60), _FINITE, expecting("decibels from -60 to 60")]
 LoudnessLufs = Annotated[float, Field(ge=-70, le=-5), _FINITE, expecting("loudness in LUFS from -70 to -5")]
@@ -251,7 +242,7 @@ class _Outline(_Fields):
     """The fields of a script; their entries are validated one by one later."""
 
     csm: FormatVersion = "1"
-    title: TitleField | None = None
+    title: Annotated[str, BeforeValidator(_int_to_text), expecting("text")] | None = None
     defaults: SkipValidation[ScriptDefaults | None] = None
     lexicon: SkipValidation[Lexicon | None] = None
     speakers: dict[str, SkipValidation[SpeakerFields]] | None = None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -32,12 +31,12 @@ def validate_entry(model: type[M], source: Source, data: object, path: Keys) -> 
     checked in the same run.
     """
     kind = "excluded" if model is schema.ContextEntry else ""
-    return _validate(model.model_validate, source, _Entry(data, path, frozenset(model.model_fields), kind))
+    return _validate(model.model_validate, source, data, path, frozenset(model.model_fields), kind)
 
 
 def validate_turn(source: Source, data: object, path: Keys) -> Any:
     """One entry of `turns` as the model of its kind, like `validate_entry`."""
-    return _validate(schema.TURN.validate_python, source, _Entry(data, path, schema.TURN_FIELDS, "spoken"))
+    return _validate(schema.TURN.validate_python, source, data, path, schema.TURN_FIELDS, "spoken")
 
 
 def suggestion(name: object, names: Iterable[str]) -> str | None:
@@ -45,65 +44,55 @@ def suggestion(name: object, names: Iterable[str]) -> str | None:
     return next(iter(difflib.get_close_matches(str(name), sorted(names), n=1, cutoff=0.6)), None)
 
 
-@dataclass(frozen=True)
-class _Entry:
-    """Data to validate. fields: the names it may have. kind: of turn; empty for what is no turn."""
-
-    data: object
-    path: Keys
-    fields: frozenset[str]
-    kind: str
-
-    @property
-    def is_short_form(self) -> bool:
-        """Whether it names speaker and text as `speaker: text`, beside other fields."""
-        names = self.data if isinstance(self.data, Mapping) else {}
-        is_long = any(alias in names for name in ("speaker", "text") for alias in (name, *schema.ALIASES[name]))
-        return bool(self.kind) and not is_long and any(name not in schema.TURN_FIELDS for name in names)
-
-
-def _validate(validate: Callable[[object], T], source: Source, entry: _Entry) -> T | None:
+def _validate(
+    validate: Callable[[object], T], source: Source, data: object, path: Keys, fields: frozenset[str], kind: str
+) -> T | None:
+    """fields: the names that `data` may have. kind: of turn; empty for what is no turn."""
     try:
-        return validate(entry.data)
+        return validate(data)
     except ValidationError as invalid:
         errors: list[Any] = invalid.errors(include_url=False)
-    misspelled = {suggestion(error["loc"][-1], entry.fields) for error in errors if error["type"] == "extra_forbidden"}
-    if misspelled and entry.is_short_form:
+    is_short_form = bool(kind) and isinstance(data, Mapping) and _is_short_form(data)
+    misspelled = {suggestion(error["loc"][-1], fields) for error in errors if error["type"] == "extra_forbidden"}
+    if misspelled and is_short_form:
         misspelled |= {"speaker", "text"}
     invalid_fields: set[str | int] = set()
     for error in errors:
-        path = tuple(key for key in error["loc"] if not str(key).startswith(schema.TAG) and key != schema.KEY)
-        kind = next((str(key)[1:] for key in error["loc"] if str(key).startswith(schema.TAG)), entry.kind)
-        invalid_fields.update(path[:1])
+        inner = tuple(key for key in error["loc"] if not str(key).startswith(schema.TAG) and key != schema.KEY)
+        tag = next((str(key)[1:] for key in error["loc"] if str(key).startswith(schema.TAG)), kind)
+        invalid_fields.update(inner[:1])
         if error["type"] == "extra_forbidden":
-            source.add_error((*entry.path, *path), _unknown_field(path, kind, entry), at_key=True)
+            message = "unknown field" if len(inner) > 1 else _unknown_field(str(inner[-1]), tag, fields, is_short_form)
+            source.add_error((*path, *inner), message, at_key=True)
         elif error["type"] != "missing":
-            source.add_error((*entry.path, *path), _wrong_value(error, kind))
-        elif path[-1] not in misspelled:
-            source.add_error((*entry.path, *path), _missing_field(path[-1], kind))
-    if not invalid_fields or not isinstance(entry.data, Mapping):
+            source.add_error((*path, *inner), _wrong_value(error, tag))
+        elif inner[-1] not in misspelled:
+            source.add_error((*path, *inner), _missing_field(inner[-1], tag))
+    if not invalid_fields or not isinstance(data, Mapping):
         return None
     try:
-        return validate({name: value for name, value in entry.data.items() if name not in invalid_fields})
+        return validate({name: value for name, value in data.items() if name not in invalid_fields})
     except ValidationError:
         return None
 
 
-def _unknown_field(path: Keys, kind: str, entry: _Entry) -> str:
-    name = str(path[-1])
-    if len(path) > 1:
-        return "unknown field"
+def _is_short_form(entry: Mapping[Any, Any]) -> bool:
+    """Whether a turn names speaker and text as `speaker: text`, beside other fields."""
+    is_long = any(alias in entry for name in ("speaker", "text") for alias in (name, *schema.ALIASES[name]))
+    return not is_long and any(name not in schema.TURN_FIELDS for name in entry)
+
+
+def _unknown_field(name: str, kind: str, fields: frozenset[str], is_short_form: bool) -> str:
     for field, aliases in schema.ALIASES.items():
-        if name in aliases and field in entry.fields:
+        if name in aliases and field in fields:
             return f'means the same as "{field}"; keep one'
-    if name in GENERATION and "defaults" in entry.fields:
+    if name in GENERATION and "defaults" in fields:
         return 'unknown field; put it in "defaults"'
     if name in schema.TURN_FIELDS and kind in _TURN_KINDS:
         return f"has no effect on {_TURN_KINDS[kind]}"
-    guess = suggestion(name, entry.fields)
-    if guess is not None:
+    if guess := suggestion(name, fields):
         return f'unknown field; did you mean "{guess}"?'
-    hint = '; a turn with other fields needs "speaker" and "text"' if entry.is_short_form else ""
+    hint = '; a turn with other fields needs "speaker" and "text"' if is_short_form else ""
     return f"unknown field{hint}"
 
 

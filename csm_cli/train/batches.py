@@ -169,9 +169,9 @@ class ExampleSampler:
     def __init__(self, store: Store, prompts: PromptBuilder, spec: BatchSpec, codebooks: int) -> None:
         if not len(store):
             raise InputError("the training data holds no examples; dropped.jsonl in its folder has the reasons")
-        if store.codebooks != codebooks:
+        if store.codec.codebooks != codebooks:
             raise InputError(
-                f"the data has {store.codebooks} codebooks, the model {codebooks}; prepare it with this --model"
+                f"the data has {store.codec.codebooks} codebooks, the model {codebooks}; prepare it with this --model"
             )
         self._store, self._prompts, self._spec = store, prompts, spec
         self.lengths = np.array([self._checked_length(index) for index in range(len(store))], np.int64)  # positions

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import logging
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -12,10 +11,9 @@ from csm_cli.errors import OutputFailed, UsageError
 from csm_cli.storage.files import atomic_file, write_atomically
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
     from pathlib import Path
 
-_LOG = logging.getLogger(__name__)
 _NOT_FIGURES = {"step", "split", "time"}
 _HISTORY = "history.jsonl"
 
@@ -78,14 +76,6 @@ def append_figures(folder: Path, step: int, split: str, figures: Mapping[str, fl
         raise OutputFailed(f"{path} could not be written {reason}") from problem
 
 
-def log_figures(folder: Path, step: int, split: str, figures: Mapping[str, float]) -> None:
-    """Appends figures to `folder/history.jsonl` and logs them."""
-    _LOG.info(
-        "%s %d %s: %s", folder.name, step, split, " ".join(f"{key} {value:.3f}" for key, value in figures.items())
-    )
-    append_figures(folder, step, split, figures)
-
-
 def _read_history(path: Path) -> list[dict[str, Any]]:
     """Records up to the first line that a killed process has left incomplete."""
     records = []
@@ -95,10 +85,6 @@ def _read_history(path: Path) -> list[dict[str, Any]]:
         except ValueError:
             break
     return records
-
-
-def mean_figures(records: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    return {name: sum(record[name] for record in records) / len(records) for name in records[0]}
 
 
 def plot_history(folder: Path) -> None:

@@ -91,7 +91,7 @@ class TrainingRun:
         self._prompts = PromptBuilder(checkpoint.tokenizer_file, config)
         data = Path(settings.data).expanduser()
         store, self._held_out = open_store(data), open_store(data, held_out=True)
-        if store.codebooks == config.codebooks and store.codec.digest != codec_digest(checkpoint):
+        if store.codec.codebooks == config.codebooks and store.codec.digest != codec_digest(checkpoint):
             problem = f"the data was prepared for another codec than {checkpoint.name}'s"
             raise InputError(f"{problem}; run csm data prepare with this --model")
         spec = BatchSpec(settings.batch_tokens, config.backbone.max_seq_len, settings.seed)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from csm_cli.audio.io import Audio
@@ -23,16 +22,8 @@ _CLIPPED_LEVEL, _CLIPPED_SHARE = 0.98, 1e-3
 _LETTERS_PER_SECOND = (3.0, 30.0)
 
 
-@dataclass(frozen=True, eq=False)
-class PreparedClip:
-    """Speech without the silence around it, and warnings for the user."""
-
-    audio: Audio
-    warnings: tuple[str, ...]
-
-
-def prepare_clip(audio: Audio, text: str) -> PreparedClip:
-    """A clip of the recording `audio`, whose transcript is `text`.
+def prepare_clip(audio: Audio, text: str) -> tuple[Audio, list[str]]:
+    """The speech of a recording without the silence around it, and warnings for the user. text: its transcript.
 
     Raises:
         AudioUnreadable: silence, or less than a second of speech.
@@ -46,7 +37,7 @@ def prepare_clip(audio: Audio, text: str) -> PreparedClip:
     trimmed = Audio(audio.samples[max(0, first - margin) : last + margin], audio.rate)
     if trimmed.duration < MIN_SECONDS:
         raise AudioUnreadable(f"the clip holds {trimmed.duration:.1f} s of speech; 5 to 15 s make a good voice")
-    return PreparedClip(trimmed, tuple(_warnings(trimmed, text)))
+    return trimmed, list(_warnings(trimmed, text))
 
 
 def _levels(audio: Audio) -> NDArray[np.float32]:

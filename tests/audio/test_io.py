@@ -46,7 +46,7 @@ def diagnostic(path: Path, **options: float) -> str:
         ("mp3", None, 5e-2),
     ],
 )
-def test_reads_what_libsndfile_reads(tmp_path: Path, suffix: str, subtype: str | None, error: float) -> None:
+def test_reads_the_formats_of_libsndfile(tmp_path: Path, suffix: str, subtype: str | None, error: float) -> None:
     path = written(tmp_path / f"tone.{suffix}", tone(), subtype=subtype)
     audio = read_audio(path, RATE)
     assert (audio.rate, audio.samples.dtype, len(audio.samples)) == (RATE, np.float32, RATE // 2)

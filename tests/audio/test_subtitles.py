@@ -17,7 +17,7 @@ def test_subrip() -> None:
     )
 
 
-def test_webvtt_escapes_what_it_would_read_as_markup() -> None:
+def test_webvtt_escapes_markup() -> None:
     assert vtt(CUES) == (
         "WEBVTT\n\n00:00:00.000 --> 00:00:02.000\n<v ana>Hello.\n"
         "\n01:01:01.000 --> 01:01:02.500\n<v ben>A &lt;b&gt; &amp; so on --&gt; there\n"

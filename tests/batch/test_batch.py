@@ -8,21 +8,12 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from csm_cli.batch import (
-    BatchItem,
-    Counts,
-    Fingerprinter,
-    Ledger,
-    LedgerEntry,
-    OutputPattern,
-    Selection,
-    Shard,
-    merge_ledgers,
-    select_items,
-)
+from csm_cli.batch.items import BatchItem, Counts, OutputPattern, Shard, select_items, with_fingerprint
+from csm_cli.batch.ledger import Ledger, LedgerEntry, merge_ledgers
 from csm_cli.checkpoint import Checkpoint, open_checkpoint
 from csm_cli.errors import InputError, UsageError
 from csm_cli.generation.fingerprint import SynthesisSetup
@@ -78,7 +69,9 @@ def test_a_file_that_is_not_a_ledger_is_left_unchanged(tmp_path: Path, line: str
 
 
 def test_a_process_has_the_lock_until_it_ends(tmp_path: Path) -> None:
-    code = "import pathlib, csm_cli.batch; held = csm_cli.batch.Ledger(pathlib.Path()); print('held'); input()"
+    code = (
+        "import pathlib; from csm_cli.batch.ledger import Ledger; held = Ledger(pathlib.Path()); print('held'); input()"
+    )
     command = [sys.executable, "-uc", code]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=tmp_path) as holder:
         assert holder.stdout and holder.stdout.readline()
@@ -144,16 +137,16 @@ def test_an_item_is_done_if_ok_unchanged_and_present(tmp_path: Path) -> None:
         "4": LedgerEntry("ok", "f"),
     }
 
-    def selected(selection: Selection) -> tuple[str, int, int]:
+    def selected(**scope: Any) -> tuple[str, int, int]:
         counts = Counts()
-        names = "".join(item.id for item in select_items(made, entries, selection, counts))
+        names = "".join(item.id for item in select_items(made, entries, counts, **scope))
         assert counts.total == 5 and counts.selected == len(names)
         return names, counts.done, counts.chars
 
-    assert selected(Selection()) == ("1234", 1, 12)
-    assert selected(Selection(limit=3)) == ("123", 1, 9)
-    assert selected(Selection(retry_failed=True)) == ("2", 1, 3)
-    assert selected(Selection(force=True)) == ("01234", 0, 15)
+    assert selected() == ("1234", 1, 12)
+    assert selected(limit=3) == ("123", 1, 9)
+    assert selected(retry_failed=True) == ("2", 1, 3)
+    assert selected(force=True) == ("01234", 0, 15)
 
 
 def test_a_retried_item_goes_on_after_the_seeds_that_failed(tmp_path: Path) -> None:
@@ -169,12 +162,12 @@ def test_a_retried_item_goes_on_after_the_seeds_that_failed(tmp_path: Path) -> N
         entries = ledger.entries
     assert entries == {"a": LedgerEntry("failed", "f", 9), "b": LedgerEntry("failed", "new", -1)}
 
-    def seeds_of(selection: Selection, fingerprint: str) -> list[int | None]:
-        (found,) = select_items([replace(item, fingerprint=fingerprint)], entries, selection)
+    def seeds_of(fingerprint: str, retry_failed: bool) -> list[int | None]:
+        (found,) = select_items([replace(item, fingerprint=fingerprint)], entries, Counts(), retry_failed=retry_failed)
         return [found.conversation.defaults.seed, *(turn.options.seed for turn in found.conversation.turns)]
 
-    assert seeds_of(Selection(retry_failed=True), "f") == [10, None, None]
-    assert seeds_of(Selection(retry_failed=True), "changed") == seeds_of(Selection(), "f") == [1, 1, None]
+    assert seeds_of("f", True) == [10, None, None]
+    assert seeds_of("changed", True) == seeds_of("f", False) == [1, 1, None]
 
 
 @pytest.mark.parametrize("schema", [None, 1, 3])
@@ -197,7 +190,7 @@ def checkpoint(tiny_checkpoint: Path) -> Checkpoint:
 def mark(
     checkpoint: Checkpoint, item: BatchItem, flags: GenerationOptions | None = None, trim: bool = False
 ) -> BatchItem:
-    return Fingerprinter(SynthesisSetup(checkpoint, flags or GenerationOptions(), RetryPolicy(trim))).mark(item)
+    return with_fingerprint(item, SynthesisSetup(checkpoint, flags or GenerationOptions(), RetryPolicy(trim)))
 
 
 CONVERSATION = Conversation((Turn(0, "Hi."),), id="a")
@@ -233,7 +226,7 @@ def test_flags_and_the_output_name_change_the_fingerprint(checkpoint: Checkpoint
         mark(checkpoint, item, GenerationOptions(temperature=0.5)),
         mark(checkpoint, item, trim=True),
         mark(checkpoint, replace(item, file="a.flac")),
-        *(Fingerprinter(setup).mark(item) for setup in setups),
+        *(with_fingerprint(item, setup) for setup in setups),
     ]
     assert len({each.fingerprint for each in marks}) == 4 + len(setups)
 
@@ -314,7 +307,7 @@ def test_shards_are_merged_and_merged_again(tmp_path: Path) -> None:
     assert [line["output"] for line in lines if line["id"] == "a"] == [str(tmp_path / "all" / "a.wav")]
 
 
-def test_what_cannot_be_merged_is_refused(tmp_path: Path) -> None:
+def test_folders_that_cannot_be_merged_are_refused(tmp_path: Path) -> None:
     one = written(tmp_path / "one", result("a"))
     with pytest.raises(InputError, match=r"has no results\.jsonl"):
         merge_ledgers([one, tmp_path], tmp_path / "all")

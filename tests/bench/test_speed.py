@@ -9,14 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.run import Result
-from helpers.tiny import Shape, decode_all, greedy, random_csm, text_rows
+from helpers.tiny import Shape, decode_all, greedy
 
 import csm_cli.bench.timing
+from csm_cli.bench.baselines import Baseline, bandwidth, frame_bytes, weight_groups
 from csm_cli.bench.random_checkpoint import csm_1b_config, random_checkpoint
-from csm_cli.bench.roofline import bandwidth, frame_bytes, weight_groups
 from csm_cli.bench.speed import compare_baselines
 from csm_cli.bench.timing import BenchModel, TimedEngine, Workload
-from csm_cli.bench.transformers_baseline import Baseline, transformers_config
 from csm_cli.checkpoint import open_checkpoint
 from csm_cli.engine import Engine, Request
 from csm_cli.errors import UsageError
@@ -45,7 +44,7 @@ def bench_model(tiny_checkpoint: Path) -> BenchModel:
     return BenchModel(open_checkpoint(str(tiny_checkpoint)), CPU, torch.float32)
 
 
-def test_roofline_of_csm_1b_is_as_counted_by_hand() -> None:
+def test_roofline_of_csm_1b_equals_a_manual_count() -> None:
     config = model_config(csm_1b_config().to_dict())
     assert {group.name: (group.weights, group.reads) for group in weight_groups(config)} == {
         "backbone": (973_146_112, 1),
@@ -80,31 +79,29 @@ def test_workload_beyond_the_context_window_is_refused(bench_model: BenchModel) 
 def test_speech_does_not_end_early(silent_checkpoint: Path) -> None:
     """Even if every code is 0, both sides decode the requested number of frames."""
     checkpoint = open_checkpoint(str(silent_checkpoint))
-    timed = TimedEngine(BenchModel(checkpoint, CPU, torch.float32), Workload(1, 5, 6))
-    assert len(timed.frames(6)[0]) == 6
-    assert len(Baseline(checkpoint, CPU, torch.float32).frames(timed.text_ids(), timed.sampling(7))) == 6
+    bench = BenchModel(checkpoint, CPU, torch.float32)
+    assert len(TimedEngine(bench, Workload(1, 5, 6)).frames(6)[0]) == 6
+    assert len(Baseline(checkpoint, CPU, torch.float32).frames(bench.request(5, 7))) == 6
 
 
 @pytest.mark.parametrize("shape", [Shape(), Shape(rope="plain", kv_heads=4)], ids=str)
 def test_baseline_has_the_checkpoints_config(shape: Shape) -> None:
-    theirs = random_csm(shape)
-    config = model_config(theirs.config.to_dict())
-    rebuilt = transformers_config(config, theirs.config.codec_config.to_dict())
-    assert model_config(rebuilt.to_dict()) == config
-    assert rebuilt.rope_parameters == theirs.config.rope_parameters
+    checkpoint = random_checkpoint(shape.config())
+    config = Baseline(checkpoint, CPU, torch.float32).model.config
+    assert model_config(config.to_dict()) == checkpoint.config
+    assert config.rope_parameters == shape.config().rope_parameters
 
 
 def test_baseline_has_the_checkpoints_weights(tiny_checkpoint: Path) -> None:
     checkpoint = open_checkpoint(str(tiny_checkpoint))
-    state = Baseline(checkpoint, CPU, torch.float32)._model.state_dict()
+    state = Baseline(checkpoint, CPU, torch.float32).model.state_dict()
     assert all(torch.equal(state[name], tensor) for name, tensor in checkpoint.weights.items())
 
 
 def test_timed_engine_decodes_as_the_engine_does(bench_model: BenchModel) -> None:
     timed = TimedEngine(bench_model, Workload(1, 9, 5))
-    again = TimedEngine(bench_model, timed.workload)
     _, codes = timed.frames(5)
-    request = Request(text_rows(again.text_ids(), 8), greedy(5))
+    request = Request(bench_model.request(9, 5).prompt, greedy(5))
     assert codes[:, 0].shape == decode_all(Engine(bench_model.model), [request])[0].shape
 
 
@@ -137,7 +134,7 @@ def test_decode_compares_int8_with_the_original(csm: Csm, tiny_checkpoint: Path)
 
 def test_batch_speedup_and_quiet_json(csm: Csm, tiny_checkpoint: Path) -> None:
     result = csm("bench", "batch", "--model", tiny_checkpoint, "--frames", 4, "--batch", 4, "--context", 7, "--json")
-    assert result.code == 0 and result.err == ""
+    assert result.code == 0 and not result.err
     figures = result.json
     ratio = figures["audio_seconds_per_second"] / figures["single_audio_seconds_per_second"]
     assert figures["speedup"] == pytest.approx(ratio, rel=0.01)

@@ -26,7 +26,7 @@ def diagnostic(kind: type[ModelError], model: str = ID, revision: str | None = N
     return str(caught.value)
 
 
-def test_only_what_the_config_names_is_fetched(hub: FakeHub, whole: Path) -> None:
+def test_only_files_named_by_the_config_are_fetched(hub: FakeHub, whole: Path) -> None:
     hub.repositories[ID] = whole
     checkpoint = open_checkpoint(ID)
     local = open_checkpoint(str(whole))
@@ -39,7 +39,7 @@ def test_only_what_the_config_names_is_fetched(hub: FakeHub, whole: Path) -> Non
     assert set(hub.asked) == shards | small
 
 
-def test_what_is_cached_opens_without_a_network(
+def test_cached_models_open_without_a_network(
     hub: FakeHub, whole: Path, point_to: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hub.repositories[ID] = whole
@@ -76,7 +76,7 @@ def test_a_shard_that_is_not_cached_is_named(
     assert f"{shard.name} of {ID} is not in the cache" in diagnostic(ModelOffline)
 
 
-def test_a_gated_model_says_where_to_accept_the_licence(hub: FakeHub, whole: Path) -> None:
+def test_a_gated_model_is_an_error_with_the_page_of_its_licence(hub: FakeHub, whole: Path) -> None:
     hub.repositories = {"sesame/csm-1b": whole, ID: whole}
     hub.gated = {"sesame/csm-1b", ID}
     line = diagnostic(ModelGated, "sesame/csm-1b")
@@ -143,7 +143,7 @@ def test_offline_nothing_is_requested(hub: FakeHub, whole: Path) -> None:
     assert open_checkpoint(ID, offline=True).revision == COMMIT and hub.asked == []
 
 
-def test_a_full_disk_says_what_to_do(hub: FakeHub, whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_an_error_with_a_remedy(hub: FakeHub, whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hub.repositories[ID] = whole
 
     def full(*_: object, **__: object) -> None:

@@ -70,7 +70,7 @@ def diagnostic(folder: Path, kind: type[Exception] = CheckpointInvalid) -> str:
     return str(caught.value)
 
 
-def test_every_tensor_is_what_transformers_saved(whole: Path, model: CsmForConditionalGeneration) -> None:
+def test_every_tensor_equals_the_one_transformers_saved(whole: Path, model: CsmForConditionalGeneration) -> None:
     assert_same_tensors(whole, model)
 
 

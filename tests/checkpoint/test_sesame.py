@@ -34,7 +34,8 @@ from csm_cli.checkpoint import Checkpoint, open_checkpoint
 from csm_cli.checkpoint import load as loading
 from csm_cli.checkpoint.find import LocalFolder
 from csm_cli.errors import CheckpointInvalid
-from csm_cli.models.csm import CsmModel, PrefillSlots
+from csm_cli.models.csm.kv_cache import PrefillSlots
+from csm_cli.models.csm.model import CsmModel
 
 
 @pytest.fixture(scope="module")

@@ -45,7 +45,7 @@ def test_writes_a_file_for_each_item(csm: Csm, tiny_checkpoint: Path, tmp_path: 
         "b": 0.4,
         "c": 0.56,
     }
-    assert "3 items: 3 written;" in result.err and "[3 of 3] " in result.err and "seed" in result.err
+    assert "3 written" in result.err and "3 of 3" in result.err and "seed" in result.err
 
 
 def test_items_sound_the_same_alone_and_together(csm: Csm, tiny_checkpoint: Path, tmp_path: Path) -> None:
@@ -82,9 +82,9 @@ def test_a_failed_item_is_one_line_and_the_rest_go_on(csm: Csm, tiny_checkpoint:
     assert (tmp_path / "a.wav").exists() and (tmp_path / "b.wav").exists() and not (tmp_path / "bad.wav").exists()
     failures = [line for line in result.err.splitlines() if line.startswith("csm: bad: turn 1")]
     assert len(failures) == 1 and "too long" in failures[0]
-    assert result.err.splitlines()[-1] == "csm: 1 of 3 items failed; the lines above say why"
-    told = [json.loads(line) for line in result.out.splitlines()]
-    assert [record["status"] for record in told if record["id"] == "bad"] == ["failed"]
+    assert "1 of 3" in result.err.splitlines()[-1]
+    printed = [json.loads(line) for line in result.out.splitlines()]
+    assert [record["status"] for record in printed if record["id"] == "bad"] == ["failed"]
 
 
 def test_exit_code_is_1_if_all_items_fail(csm: Csm, silent_checkpoint: Path, tmp_path: Path) -> None:
@@ -117,26 +117,26 @@ def test_outputs_are_refused_before_anything_is_loaded(
 
 
 @pytest.mark.parametrize(
-    ("heard", "message"),
+    ("context", "row", "file"),
     [
-        ((None, "b.wav"), '"b" would replace {folder}/b.wav, which this batch reads'),
-        (("b.wav", None), '"b" would replace {folder}/b.wav, which this batch reads'),
-        ((None, "a.wav"), '"b" reads {folder}/a.wav, which an earlier row would replace'),
-        (("other/../a.wav", None), '"a" would replace {folder}/a.wav, which this batch reads'),
-        ((None, "link.wav"), '"b" reads {folder}/link.wav, which an earlier row would replace'),
+        ((None, "b.wav"), "b", "b.wav"),
+        (("b.wav", None), "b", "b.wav"),
+        ((None, "a.wav"), "b", "a.wav"),
+        (("other/../a.wav", None), "a", "a.wav"),
+        ((None, "link.wav"), "b", "link.wav"),
     ],
 )
 def test_no_row_replaces_an_input_of_another(
-    csm: Csm, tmp_path: Path, heard: tuple[str | None, str | None], message: str
+    csm: Csm, tmp_path: Path, context: tuple[str | None, str | None], row: str, file: str
 ) -> None:
     before = write_tone(tmp_path / "a.wav").read_bytes()
     write_tone(tmp_path / "b.wav")
     (tmp_path / "other").mkdir()
     (tmp_path / "link.wav").symlink_to("a.wav")
-    past = [{"context": [{"speaker": 1, "audio": name, "text": "Hi!"}]} if name else {} for name in heard]
+    past = [{"context": [{"speaker": 1, "audio": name, "text": "Hi!"}]} if name else {} for name in context]
     path = manifest(tmp_path, item("a", **past[0]), item("b", **past[1]))
     result = run(csm, tmp_path / "none", path, tmp_path / "{id}.wav")
-    assert result.code == 2 and result.err == f"csm: {message.format(folder=tmp_path)}; name another -o\n"
+    assert result.code == 2 and f'"{row}"' in result.err and str(tmp_path / file) in result.err
     assert (tmp_path / "a.wav").read_bytes() == before
 
 
@@ -152,7 +152,7 @@ def test_a_batch_may_read_outputs_of_another(csm: Csm, tiny_checkpoint: Path, tm
 def test_the_manifest_is_not_replaced(csm: Csm, tmp_path: Path) -> None:
     path = manifest(tmp_path, item("a")).rename(tmp_path / "a.wav")
     result = run(csm, tmp_path / "none", path, tmp_path / "{id}.wav")
-    assert result.code == 2 and f'"a" would replace {path}, which this batch reads' in result.err
+    assert result.code == 2 and '"a"' in result.err and str(path) in result.err and path.read_text().startswith("{")
 
 
 def test_two_names_of_one_file_are_refused(csm: Csm, tmp_path: Path) -> None:
@@ -195,14 +195,14 @@ def test_results_are_recorded_beside_the_files(csm: Csm, tiny_checkpoint: Path, 
     assert recorded["a"].pop("file") == "a.wav"
     good = recorded["a"]
     assert good["status"] == "ok" and good["output"] == str(tmp_path / "out" / "a.wav") and good["duration_s"] == 0.4
-    assert good["seed"] == 5 and good["stop"] == "cap" and good["rtf"] > 0 and len(good["warnings"]) == 1
+    assert good["seed"] == 5 and good["stop"] == "cap" and "rtf" not in good and len(good["warnings"]) == 1
     assert recorded["bad"]["status"] == "failed" and "too long" in recorded["bad"]["error"]
     assert all(record.pop("fingerprint") for record in recorded.values())
     assert {record.pop("schema") for record in recorded.values()} == {2}
     assert {record.pop("id"): record for record in map(json.loads, told.splitlines())} == recorded
 
 
-def test_a_rerun_generates_only_what_is_not_done(csm: Csm, tiny_checkpoint: Path, tmp_path: Path, tone: Path) -> None:
+def test_a_rerun_generates_only_missing_items(csm: Csm, tiny_checkpoint: Path, tmp_path: Path, tone: Path) -> None:
     context = [{"speaker": 1, "audio": tone.name, "text": "Hi!"}]
     items = [item("a"), item("b", context=context), item("c"), item("d")]
 
@@ -260,7 +260,7 @@ def test_a_retry_uses_seeds_not_tried_yet(csm: Csm, tiny_checkpoint: Path, tmp_p
     assert run(csm, tiny_checkpoint, path, pattern, "--retries", 1).code == 5
     for _ in range(2):
         retried = run(csm, tiny_checkpoint, path, pattern, "--retry-failed", "--retries", 1)
-        assert retried.code == 5 and "2 items: 1 reused, 1 failed;" in retried.err
+        assert retried.code == 5 and not retried.out
     tried = [record["seeds_tried"] for record in results(tmp_path) if record["status"] == "failed"]
     assert tried == [[5, 6], [7, 8], [9, 10]]
 
@@ -278,7 +278,7 @@ def test_a_run_stops_after_the_allowed_failures(
 def test_a_limit_leaves_the_rest_for_later(csm: Csm, tiny_checkpoint: Path, tmp_path: Path) -> None:
     path = manifest(tmp_path, *(item(name) for name in "abc"))
     first = run(csm, tiny_checkpoint, path, tmp_path / "{id}.wav", "--limit", 2)
-    assert first.code == 0 and "3 items: 2 written, 1 left;" in first.err and len(first.out.splitlines()) == 2
+    assert first.code == 0 and "1 left" in first.err and len(first.out.splitlines()) == 2
     assert run(csm, tiny_checkpoint, path, tmp_path / "{id}.wav", "--limit", 2).out == f"{tmp_path / 'c.wav'}\n"
 
 
@@ -303,14 +303,19 @@ def test_the_same_bytes_at_once_resumed_and_in_shards(
     assert {file.name: file.read_bytes() for file in tmp_path.glob("part-*/*.wav")} == whole
     assert [len(results(tmp_path / f"part-{n}")) for n in (1, 2)] == [4, 3]
     merged = csm("merge", tmp_path / "part-1", tmp_path / "part-2", "-o", tmp_path / "all")
-    assert merged.code == 0 and merged.out == f"{tmp_path / 'all' / 'results.jsonl'}\n" and "7 done" in merged.err
-    assert "7 reused" in run(csm, tiny_checkpoint, path, tmp_path / "all" / "{id}.wav").err
+    assert (
+        merged.code == 0
+        and merged.out == f"{tmp_path / 'all' / 'results.jsonl'}\n"
+        and len(results(tmp_path / "all")) == 7
+    )
+    again = run(csm, tiny_checkpoint, path, tmp_path / "all" / "{id}.wav")
+    assert again.code == 0 and not again.out
 
 
 @pytest.mark.parametrize("text", ["0", "-1", "1025", "many", "", "1.5", "²"])
 def test_an_impossible_batch_size_is_refused(csm: Csm, tmp_path: Path, text: str) -> None:
     result = run(csm, tmp_path / "none", manifest(tmp_path, item("a")), tmp_path / "{id}.wav", "--batch-size", text)
-    assert result.code == 2 and "--batch-size takes auto or a whole number" in result.err
+    assert result.code == 2 and "--batch-size" in result.err and "loading" not in result.err
 
 
 def test_the_automatic_batch_size_is_reported(csm: Csm, tiny_checkpoint: Path, tmp_path: Path) -> None:

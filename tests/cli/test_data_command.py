@@ -39,10 +39,9 @@ def test_check_reports_usable_and_dropped_clips(csm: Csm, dataset: Path) -> None
     result = csm("data", "check", dataset)
     assert (result.code, result.out) == (0, "")
     place = dataset / "metadata.jsonl"
-    assert f"csm: {place}:4: silence: it is silent throughout" in result.err
-    assert f"csm: {place}:5: invalid row: is not a JSON object" in result.err
-    assert f"csm: {place}:6: unreadable: {dataset / 'none.wav'}: No such file" in result.err
-    assert "dropped: unreadable" in result.err
+    for line, reason in ((4, "silence"), (5, "invalid row"), (6, "unreadable")):
+        assert f"csm: {place}:{line}: {reason}" in result.err and f"dropped: {reason}" in result.err
+    assert str(dataset / "none.wav") in result.err
 
 
 def test_check_as_json(csm: Csm, dataset: Path) -> None:

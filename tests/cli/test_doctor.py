@@ -1,4 +1,4 @@
-"""csm doctor: what this machine can do."""
+"""csm doctor: devices, libraries and folders of this machine."""
 
 from __future__ import annotations
 
@@ -13,33 +13,33 @@ from helpers.run import Result
 Csm = Callable[..., Result]
 
 
-def test_says_what_there_is(csm: Csm) -> None:
+def test_lists_what_is_installed(csm: Csm) -> None:
     found = csm("doctor", "--json").json
     assert "cpu" in found["torch"]["devices"] and found["torch"]["threads"] >= 1
     assert found["packages"]["transformers"] != "missing"
-    assert {"WAV", "FLAC"} <= set(found["sound"]["reads"])
+    assert {"WAV", "FLAC"} <= set(found["audio"]["formats"])
     assert set(found["hub"]) == {"cache", "token", "offline"}
 
 
-def test_says_what_is_the_users_own(
+def test_lists_the_users_files(
     csm: Csm, home: Path, played_audio: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CSM_SEED", "3")
     found = csm("doctor", "--json").json
-    assert found["playing"] == {"device": "a fake output"}
-    assert found["yours"] == {
+    assert found["playback"] == {"device": "a fake output"}
+    assert found["user"] == {
         "voices": str(home / "voices"),
         "saved": [],
         "config": str(home / "config.toml"),
-        "set": ["seed by CSM_SEED"],
+        "settings": ["seed from CSM_SEED"],
     }
     played_audio.missing = True
     (home / "config.toml").write_text("seeds = 3")
     found = csm("doctor", "--json").json
-    assert "no sound device" in found["playing"]["error"] and "did you mean seed" in found["yours"]["error"]
+    assert "no sound device" in found["playback"]["error"] and "did you mean seed" in found["user"]["error"]
 
 
-def test_as_text(csm: Csm) -> None:
+def test_report_as_text(csm: Csm) -> None:
     result = csm("doctor")
     assert result.code == 0 and "torch" in result.out and "libsndfile" in result.out
 
@@ -51,7 +51,7 @@ def test_never_prints_the_token(csm: Csm, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @pytest.mark.parametrize("package", ["torch", "soundfile", "huggingface_hub"])
-def test_says_what_cannot_be_imported(csm: Csm, monkeypatch: pytest.MonkeyPatch, package: str) -> None:
+def test_lists_modules_that_cannot_be_imported(csm: Csm, monkeypatch: pytest.MonkeyPatch, package: str) -> None:
     monkeypatch.setitem(sys.modules, package, None)
     result = csm("doctor")
     assert result.code == 0 and "cannot be imported" in result.out

@@ -52,7 +52,7 @@ def same(streamed: list[NDArray[np.float32]], path: Path) -> bool:
     return np.array_equal(np.clip(integers(quieter), -32768, 32767), written)
 
 
-def test_what_is_written_is_played_too(say: Csm, played_audio: SimpleNamespace, tmp_path: Path) -> None:
+def test_written_audio_is_played_too(say: Csm, played_audio: SimpleNamespace, tmp_path: Path) -> None:
     assert say("--play", "-o", tmp_path / "a.wav").code == 0
     assert played_audio.rate == 24000 and same(played_audio.chunks, tmp_path / "a.wav")
 
@@ -114,7 +114,7 @@ def test_a_stream_waits_for_no_loudness(converse: Csm, played_audio: SimpleNames
     assert len(result.err.splitlines()) == 1
 
 
-def test_a_stream_plays_again_what_is_kept(converse: Csm, played_audio: SimpleNamespace, tmp_path: Path) -> None:
+def test_a_stream_plays_reused_turns(converse: Csm, played_audio: SimpleNamespace, tmp_path: Path) -> None:
     run = (0.1, "--stream", "--play", "-o", tmp_path / "a.wav")
     converse(*run)
     played_audio.chunks.clear()
@@ -190,7 +190,7 @@ def test_contradicting_options_are_refused(
 
 @pytest.mark.parametrize("flags", [[], ["--play", "-o", "a.wav"], ["--stream"]])
 @pytest.mark.parametrize("reason", ["device", "portaudio", "package"])
-def test_where_nothing_can_be_played_it_says_what_to_do(
+def test_without_a_playback_device_the_error_has_a_remedy(
     say: Csm,
     played_audio: SimpleNamespace,
     monkeypatch: pytest.MonkeyPatch,

@@ -61,9 +61,9 @@ def test_help_shows_brackets_as_they_are(csm: Csm) -> None:
 
 
 @pytest.mark.parametrize("command", ["voices add", "data check", "data prepare"])
-def test_help_of_what_does_not_speak_does_not_speak_of_it(csm: Csm, command: str) -> None:
-    told = " ".join(csm(*command.split(), "--help-all").out.split())
-    assert "--json" in told and "spoken" not in told
+def test_help_of_other_commands_does_not_mention_speech(csm: Csm, command: str) -> None:
+    text = " ".join(csm(*command.split(), "--help-all").out.split())
+    assert "--json" in text and "spoken" not in text
 
 
 def test_without_a_command_it_prints_its_help(csm: Csm) -> None:
@@ -195,14 +195,16 @@ def test_a_closed_pipe_is_quiet(tmp_path: Path) -> None:
     os.close(reader)
     environment = {"PATH": os.environ["PATH"]}
     done = subprocess.run(
-        [sys.executable, "-c", RUN, "doctor"], stdout=writer, stderr=subprocess.PIPE, env=environment, text=True
+        [sys.executable, "-c", RUN, "config", "show"], stdout=writer, stderr=subprocess.PIPE, env=environment, text=True
     )
     os.close(writer)
     assert done.returncode == 1 and not done.stderr
 
 
 @pytest.mark.parametrize("flag", ["--json", "-q"])
-def test_a_batch_whose_reader_leaves_says_why_it_stops(tiny_checkpoint: Path, tmp_path: Path, flag: str) -> None:
+def test_a_batch_stops_with_a_reason_when_its_reader_closes_the_pipe(
+    tiny_checkpoint: Path, tmp_path: Path, flag: str
+) -> None:
     lines = [{"id": f"{n}", "speaker": 0, "text": "Hi.", "max_duration": 0.1 if n == 0 else 3} for n in range(20)]
     (tmp_path / "many.jsonl").write_text("\n".join(map(json.dumps, lines)))
     target = tmp_path / "out" / "{id}.wav"
@@ -210,9 +212,9 @@ def test_a_batch_whose_reader_leaves_says_why_it_stops(tiny_checkpoint: Path, tm
     with process("batch", tmp_path / "many.jsonl", "-o", target, *flags) as run:
         assert run.stdout and run.stderr and run.stdout.readline()
         run.stdout.close()
-        told = [line for line in run.stderr.read().splitlines() if "maximum duration" not in line]
-    assert run.returncode == 1 and "csm: standard output was closed; the same command generates the rest" in told
-    assert flag != "-q" or len(told) == 1
+        errors = [line for line in run.stderr.read().splitlines() if "maximum duration" not in line]
+    assert run.returncode == 1 and any("standard output was closed" in line for line in errors)
+    assert flag != "-q" or len(errors) == 1
     assert 0 < len(list((tmp_path / "out").glob("*.wav"))) < 20
 
 
@@ -242,7 +244,7 @@ def test_a_closed_stream_is_the_null_device(
     assert done.stderr.startswith(err) and (err or not done.stderr) and "Traceback" not in done.stderr
 
 
-def test_an_interrupt_keeps_what_is_finished(tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_an_interrupt_leaves_finished_files(tiny_checkpoint: Path, tmp_path: Path) -> None:
     lines = [{"id": "short", "speaker": 0, "text": "Hi.", "max_duration": 0.1}]
     lines += [{"id": f"long{n}", "speaker": 0, "text": "Hi.", "max_duration": 30} for n in range(20)]
     manifest = tmp_path / "many.jsonl"
@@ -258,15 +260,22 @@ def test_an_interrupt_keeps_what_is_finished(tiny_checkpoint: Path, tmp_path: Pa
     assert not list(tmp_path.glob(".*"))
 
 
-def test_help_is_fast() -> None:
-    """Under half a second; the best of three, in processor time since tests share their machine."""
+def cpu_seconds(code: str, *arguments: str) -> float:
+    """Processor time of a child, best of three."""
     times = []
     for _ in range(3):
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        process("--help").communicate()
+        process(*arguments, code=code).communicate()
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         times.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
-    assert min(times) < 0.5
+    return min(times)
+
+
+def test_help_is_fast() -> None:
+    """Under half a second of processor time or, on a busy machine, 4 times that of some standard modules."""
+    standard = "import asyncio, dataclasses, email.message, http.client, inspect, json, typing, unittest"
+    seconds = cpu_seconds(RUN, "--help")
+    assert seconds < 0.5 or seconds < 4 * cpu_seconds(standard)
 
 
 def test_main_reads_the_process_arguments(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

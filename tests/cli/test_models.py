@@ -79,7 +79,7 @@ def test_offline_can_be_configured(
     ("name", "message"),
     [("someone/gated", "accept its licence"), ("someone/nothing", "neither a local checkpoint nor a Hugging Face id")],
 )
-def test_a_failed_pull_says_why(csm: Csm, served: FakeHub, speaking: Path, name: str, message: str) -> None:
+def test_a_failed_pull_has_a_reason(csm: Csm, served: FakeHub, speaking: Path, name: str, message: str) -> None:
     served.repositories["someone/gated"] = speaking
     served.gated = {"someone/gated"}
     result = csm("models", "pull", name)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import Result
+from helpers.run import Result
 
 ROOT = Path(__file__).parents[2]
 

@@ -46,7 +46,7 @@ def folder(tmp_path: Path) -> Path:
 
 def test_examples_are_read_back_unchanged(folder: Path) -> None:
     store = open_store(folder)
-    assert [len(store), store.codebooks, store.frame_rate, store.info["model"]] == [3, 4, 12.5, "tiny"]
+    assert [len(store), store.codec.codebooks, store.codec.frame_rate, store.info["model"]] == [3, 4, 12.5, "tiny"]
     assert store.lengths.tolist() == [3, 13, 40] and store.lengths.dtype == "int32"
     for got, wanted in zip(store, [*EXAMPLES[:2], EXAMPLES[3]], strict=True):
         assert_same(got, wanted)

@@ -12,7 +12,7 @@ from helpers.run import Result
 from helpers.tiny import Shape, greedy, ours, random_csm, text_rows
 
 from csm_cli.engine import Engine, Request, decode_loop
-from csm_cli.engine.contention import ContentionMonitor
+from csm_cli.engine.scheduler import ContentionMonitor
 
 Csm = Callable[..., Result]
 

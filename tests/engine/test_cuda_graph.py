@@ -11,11 +11,11 @@ from helpers.tiny import Shape, decode_all, ours, random_csm, text_rows
 from torch import Tensor
 
 from csm_cli.engine import Engine, Request, SamplingParams
-from csm_cli.engine.cuda_graph import CudaGraphRunner
 from csm_cli.engine.decode_step import KV_BUCKET_STEP
+from csm_cli.engine.replay import CudaGraphRunner
 from csm_cli.engine.runner import ModelRunner
 from csm_cli.errors import UsageError
-from csm_cli.models.csm import CsmModel
+from csm_cli.models.csm.model import CsmModel
 
 SAMPLED = SamplingParams(temperature=0.9, top_k=20, depth_temperature=0.8, depth_top_k=10, seed=0, max_frames=12)
 
@@ -35,7 +35,7 @@ def engine_with_graphs(model: CsmModel, slots: int, steps: int = 1) -> tuple[Eng
     """An engine whose steps are recorded and replayed."""
     engine, recorder = Engine(model, slots), Recorder()
     runner, state = engine.runner, engine.state
-    runner._step = CudaGraphRunner(runner._eager_step, (state.hidden, state.positions, state.codes), recorder)
+    runner.step = CudaGraphRunner(runner.eager_step, (state.hidden, state.positions, state.codes), recorder)
     runner.steps_per_sync = steps
     return engine, recorder
 
@@ -113,7 +113,7 @@ def test_kv_bucket_follows_the_context(model: CsmModel) -> None:
     capacity = engine.state.kv_capacity
     assert [engine.runner.kv_bucket(n) for n in (1, 128, 129, 512, 513)] == [128, 128, 256, 512, capacity]
     coarse = ModelRunner(model, engine.state, compile=False)
-    coarse._coarse_buckets = True  # as where each costs a capture or a compilation
+    coarse.coarse_buckets = True  # as where each costs a capture or a compilation
     assert [coarse.kv_bucket(n) for n in (1, 256, 257, 513)] == [256, 256, 512, capacity]
     assert capacity % KV_BUCKET_STEP == 0 and capacity > model.config.backbone.max_seq_len
 

@@ -11,7 +11,7 @@ from helpers.tiny import Shape, decode_all, frame_rows, greedy, ours, random_csm
 from torch import Tensor
 
 from csm_cli.engine import Engine, Frame, Request, SamplingParams, decode
-from csm_cli.models.csm import CsmModel
+from csm_cli.models.csm.model import CsmModel
 
 SAMPLED = SamplingParams(temperature=0.9, top_k=20, depth_temperature=0.9, depth_top_k=20, seed=0, max_frames=30)
 

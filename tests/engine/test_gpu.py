@@ -12,11 +12,10 @@ from helpers.tiny import Shape, decode_all, greedy, random_csm, text_rows
 
 from csm_cli.bench.speed import teacher_forced_logits
 from csm_cli.engine import Engine, Request, SamplingParams
-from csm_cli.engine.cuda_graph import CudaGraphRunner
 from csm_cli.engine.decode_step import DecodeShape
-from csm_cli.models.csm import CsmModel
+from csm_cli.engine.replay import CudaGraphRunner
 from csm_cli.models.csm.config import model_config
-from csm_cli.models.csm.quantization import quantize
+from csm_cli.models.csm.model import CsmModel
 
 pytestmark = pytest.mark.gpu
 FRAMES = 12
@@ -37,7 +36,7 @@ def on(theirs: Any, device: str, dtype: torch.dtype = torch.float32) -> CsmModel
 
 def eager(model: CsmModel, slots: int) -> Engine:
     engine = Engine(model, slots)
-    engine.runner._step = CudaGraphRunner(engine.runner._eager_step, (), None)
+    engine.runner.step = CudaGraphRunner(engine.runner.eager_step, (), None)
     return engine
 
 
@@ -76,7 +75,7 @@ def test_every_bucket_replays_over_poisoned_outputs(theirs: Any) -> None:
         for kv_bucket in buckets:
             shape = DecodeShape(rows, kv_bucket, top_k=1, depth_top_k=1)
             codes = []
-            for frame in (runner._eager_step, runner._step, runner._step):
+            for frame in (runner.eager_step, runner.step, runner.step):
                 state.hidden.copy_(torch.linspace(-1, 1, state.hidden.numel(), device="cuda").view_as(state.hidden))
                 for layer in (*state.backbone_cache.layers, *state.depth_cache.layers):
                     layer.zero_()
@@ -120,7 +119,7 @@ def test_int8_weights_change_little(theirs: Any) -> None:
     (submitted,) = requests(1, greedy(FRAMES))
     (codes,) = decode_all(Engine(model), [submitted])
     expected = teacher_forced_logits(model, submitted.prompt, codes).float()
-    quantize(model)
+    model.quantize()
     got = teacher_forced_logits(model, submitted.prompt, codes).float()
     assert 0 < (got - expected).square().mean().sqrt() / expected.std() < 0.2
     assert len(decode_all(Engine(model), [submitted])[0]) == FRAMES

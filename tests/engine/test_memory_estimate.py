@@ -10,7 +10,7 @@ import torch
 from csm_cli.checkpoint import open_checkpoint
 from csm_cli.engine import Engine, memory_estimate
 from csm_cli.engine.memory_estimate import MAX_SLOTS_CPU, MAX_SLOTS_GPU, MemoryEstimate, free_memory
-from csm_cli.models.csm import CsmModel
+from csm_cli.models.csm.model import CsmModel
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 

@@ -14,10 +14,10 @@ from helpers.tiny import Shape, decode_all, ours, random_csm, text_rows
 from torch import Tensor
 from torch.nn import functional as F
 
-from csm_cli.engine import Engine, Request, SamplingParams, op_replay
-from csm_cli.engine.cuda_graph import CudaGraphRunner
-from csm_cli.engine.op_replay import OpReplay
-from csm_cli.models.csm import CsmModel
+from csm_cli.engine import Engine, Request, SamplingParams
+from csm_cli.engine import replay as replays
+from csm_cli.engine.replay import CudaGraphRunner, OpReplay
+from csm_cli.models.csm.model import CsmModel
 
 SAMPLED = SamplingParams(temperature=0.9, top_k=20, depth_temperature=0.8, depth_top_k=10, seed=0, max_frames=40)
 
@@ -34,7 +34,7 @@ def request(seed: int, length: int) -> Request:
 
 def spoil(replay: OpReplay[str]) -> None:
     """Every result that is computed anew each time is made wrong."""
-    for call in replay._ops:
+    for call in replay.ops:
         for result in tensors(call.keywords.get("out", ())) if isinstance(call, partial) else []:
             result.fill_(float("nan") if result.is_floating_point() else 1)
 
@@ -76,10 +76,10 @@ def test_views_and_numbers_are_not_recorded() -> None:
     replay = OpReplay[str](fn)
     for _ in range(3):
         replay("same")
-    assert len(replay._ops) == 2 and y.tolist() == [8.0] * 4  # the sum and the copy
+    assert len(replay.ops) == 2 and y.tolist() == [8.0] * 4  # the sum and the copy
 
 
-def test_only_the_last_keys_recording_is_kept() -> None:
+def test_only_the_last_keys_recording_is_stored() -> None:
     made: list[weakref.ref[Tensor]] = []
     x = torch.ones(3)
 
@@ -105,7 +105,7 @@ def test_large_results_are_not_recorded(monkeypatch: pytest.MonkeyPatch) -> None
         made.append(weakref.ref(result))
         x.copy_(result)
 
-    monkeypatch.setattr(op_replay, "_MAX_BYTES", x.nbytes - 1)
+    monkeypatch.setattr(replays, "_MAX_BYTES", x.nbytes - 1)
     replay = OpReplay[str](fn)
     for _ in range(4):
         replay("same")
@@ -129,7 +129,7 @@ def test_interrupted_recording_is_not_replayed() -> None:
         replay("same")
     for _ in range(2):
         replay("same")
-    assert x.tolist() == [18.0, 18.0] and replay.captures == 1 and len(replay._ops) == 2
+    assert x.tolist() == [18.0, 18.0] and replay.captures == 1 and len(replay.ops) == 2
 
 
 @pytest.mark.parametrize("lengths", [[20], [120, 3, 110], [250, 100, 5, 9, 30]])
@@ -137,7 +137,7 @@ def test_engine_with_replay_equals_eager_engine(model: CsmModel, lengths: list[i
     """Other extents and fewer rows on the way, so that tapes are written anew."""
     submitted = [request(seed, length) for seed, length in enumerate(lengths)]
     plain = Engine(model, slots=len(lengths))
-    plain.runner._step = CudaGraphRunner(plain.runner._eager_step, (), None)
+    plain.runner.step = CudaGraphRunner(plain.runner.eager_step, (), None)
     engine = Engine(model, slots=len(lengths))
     for expected, got in zip(decode_all(plain, submitted), decode_all(engine, submitted), strict=True):
         assert torch.equal(expected, got)

@@ -128,7 +128,7 @@ def test_the_oldest_turns_are_evicted_together_and_context_stays() -> None:
     assert state.require_current().evicted == [1, 2]
 
 
-def test_a_cached_turn_evicts_what_it_evicted_when_it_was_generated() -> None:
+def test_a_cached_turn_evicts_the_same_turns_as_when_generated() -> None:
     script = conversation("One.", "Two.", "Three.")
     one, two, three = script.turns
     script = replace(script, turns=(one, replace(two, options=GenerationOptions(max_duration=12.0)), three))
@@ -205,7 +205,7 @@ def test_a_turn_too_long_for_the_window_evicts_its_own_segments_last() -> None:
     assert current.evicted == [1, 2]
 
 
-def test_the_lexicon_changes_only_what_is_generated() -> None:
+def test_the_lexicon_changes_only_generated_text() -> None:
     state = start(replace(conversation("Ask Nguyen."), lexicon={"nguyen": "win"}))
     assert state.chunk_text == state.take_spec().text == "Ask win."
     assert state.require_current().chunk == state.require_current().turn.text == "Ask Nguyen."
@@ -255,7 +255,7 @@ def test_a_speaker_without_reference_audio_is_warned_about_once() -> None:
     assert warnings[1][0].startswith("speaker 2 has no reference audio (speakers with audio: 1)")
 
 
-def test_no_warning_without_context_or_for_a_speaker_heard_before() -> None:
+def test_no_warning_without_context_or_for_a_speaker_in_the_context() -> None:
     state = start(Conversation((Turn(0, "One."), Turn(1, "Two."), Turn(0, "Three."))))
     state.request(tokens(5))
     assert not state.require_current().warnings

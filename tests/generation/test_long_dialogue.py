@@ -39,6 +39,7 @@ def metadata(market: Path) -> Any:
     return json.loads(market.with_name("m.wav.json").read_text(encoding="utf-8"))
 
 
+@pytest.mark.slow
 def test_loudness_is_the_requested_one(market: Path, metadata: Any) -> None:
     samples, rate = soundfile.read(market, dtype="float32")
     assert loudness(samples, rate) == pytest.approx(-19, abs=0.5)
@@ -46,20 +47,23 @@ def test_loudness_is_the_requested_one(market: Path, metadata: Any) -> None:
     assert metadata["loudness"]["lufs"] == pytest.approx(loudness(samples, rate), abs=0.02)
 
 
+@pytest.mark.slow
 def test_stems_add_up(market: Path, metadata: Any) -> None:
     track, *stems = (soundfile.read(path, dtype="int16")[0] for path in (market, *metadata["stems"].values()))
     assert len(stems) == 2 and all(len(stem) == len(track) and stem.any() for stem in stems)
     assert np.array_equal(sum(stem.astype(np.int64) for stem in stems), track)
 
 
+@pytest.mark.slow
 def test_metadata_has_stops_and_context_use(market: Path, metadata: Any) -> None:
     assert [turn["stop"] for turn in metadata["turns"]] == ["eos"] * TURNS
     assert 0 < metadata["context_window"]["peak"] <= metadata["context_window"]["positions"] == 2048
     assert market.with_name("m.srt").read_text(encoding="utf-8").count(" --> ") == TURNS
 
 
+@pytest.mark.slow
 @pytest.mark.espeak
-def test_turns_say_their_own_text(market: Path, metadata: Any) -> None:
+def test_turns_contain_their_own_text(market: Path, metadata: Any) -> None:
     """Of thirty renderings by espeak-ng, the nearest to a turn is that of its own text."""
     samples, rate = soundfile.read(market, dtype="float32")
     reference = Reference()

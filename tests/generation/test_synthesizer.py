@@ -296,7 +296,7 @@ class Ender(TakeBuilder):
     def finish(self, stop: str) -> Take:
         made = super().finish(stop)
         fault = "is bad" if made.seed in self.bad else ""
-        return replace(made, codes=torch.stack(self._frames), samples=np.full(4 * 1920, 0.5, np.float32), fault=fault)
+        return replace(made, codes=torch.stack(self.frames), samples=np.full(4 * 1920, 0.5, np.float32), fault=fault)
 
 
 @pytest.fixture

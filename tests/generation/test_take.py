@@ -59,7 +59,7 @@ def play(builder: TakeBuilder, levels: Sequence[int], stuck: bool = False) -> st
     return None
 
 
-def test_a_take_that_ends_by_itself_is_kept_whole() -> None:
+def test_a_take_that_ends_by_itself_is_not_cut() -> None:
     builder = new_builder()
     assert play(builder, [MUTE] * 5 + [LOUD] * 20 + [MUTE] * 10) is None
     made = builder.finish("eos")
@@ -100,7 +100,7 @@ def test_a_take_without_a_frame_is_empty() -> None:
     assert (made.stop, made.fault, made.codes.shape) == ("empty", "came out empty", (0, 2))
 
 
-def test_one_sound_over_and_over_ends_a_take_and_is_kept_once() -> None:
+def test_a_repeated_frame_ends_a_take_and_appears_once() -> None:
     builder = new_builder()
     assert play(builder, [LOUD] * 20) is None
     assert play(builder, [LOUD] * 99, stuck=True) == "repeat"
@@ -139,7 +139,7 @@ def test_silence_does_not_make_a_take_long_enough() -> None:
     assert builder.finish("eos").fault == "broke off after 1.6 s"
 
 
-def test_without_trimming_a_take_is_what_the_model_made() -> None:
+def test_without_trimming_a_take_has_all_frames() -> None:
     builder = new_builder("word " * 100, trim=False)
     assert play(builder, [MUTE] * 60) is None and play(builder, [LOUD] * 60, stuck=True) is None
     made = builder.finish("cap")

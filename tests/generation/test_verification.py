@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from types import ModuleType, SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -62,12 +62,15 @@ def test_either_spelling_is_accepted() -> None:
 
 
 class FakeModel:
-    """As faster_whisper.WhisperModel at its edge."""
+    """Stands in for faster_whisper.WhisperModel."""
+
+    loaded: ClassVar[list[FakeModel]] = []
 
     def __init__(self, name: str) -> None:
         if name == "none":
             raise ValueError("Invalid model size 'none'\nand more")
         self.audio: list[np.ndarray] = []
+        FakeModel.loaded.append(self)
 
     def transcribe(self, audio: np.ndarray, **options: Any) -> tuple[Any, object]:
         self.audio.append(audio)
@@ -77,6 +80,7 @@ class FakeModel:
 @pytest.fixture
 def whisper(monkeypatch: pytest.MonkeyPatch) -> None:
     module = ModuleType("faster_whisper")
+    monkeypatch.setattr(FakeModel, "loaded", [])
     module.WhisperModel = FakeModel  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "faster_whisper", module)
     monkeypatch.setattr(verification, "find_spec", lambda name: name)
@@ -87,7 +91,8 @@ def test_whisper_is_loaded_once_and_gets_16_khz() -> None:
     recognizer = WhisperRecognizer("base.en")
     for _ in range(2):
         assert recognizer.transcribe(Audio(np.zeros(24000, np.float32), 24000)) == "Hello there."
-    assert [(len(each), each.dtype) for each in recognizer._model.audio] == [(16000, np.float32)] * 2
+    (model,) = FakeModel.loaded
+    assert [(len(each), each.dtype) for each in model.audio] == [(16000, np.float32)] * 2
 
 
 @pytest.mark.usefixtures("whisper")

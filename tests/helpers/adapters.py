@@ -13,7 +13,7 @@ from transformers import CsmForConditionalGeneration
 
 from csm_cli.checkpoint import Checkpoint
 from csm_cli.engine import Engine, Request
-from csm_cli.models.csm import CsmModel
+from csm_cli.models.csm.model import CsmModel
 
 FRAMES = 12
 TARGETS = r"(?:.*\.)?(?:q_proj|down_proj|lm_head|inputs_embeds_projector)"

@@ -8,7 +8,7 @@ import numpy as np
 import soundfile
 from numpy.typing import NDArray
 
-from csm_cli.voices import (
+from csm_cli.voices.store import (
     VoiceInfo,
 )
 

@@ -17,8 +17,6 @@ from helpers.tiny import (
 from torch import Tensor
 from transformers import CsmForConditionalGeneration
 
-FRAMES = 20
-
 
 @dataclass
 class Prompt:
@@ -52,7 +50,7 @@ def prompt(model: CsmForConditionalGeneration, turns: int, seed: int) -> Prompt:
     return Prompt(torch.cat(ids), audio, torch.cat(rows))
 
 
-def reference(model: CsmForConditionalGeneration, prompts: list[Prompt], frames: int = FRAMES) -> Tensor:
+def reference(model: CsmForConditionalGeneration, prompts: list[Prompt], frames: int) -> Tensor:
     """transformers' greedy codes [B, T, K] for left-padded prompts; special ids are suppressed, as ours are masked."""
     longest = max(len(p.ids) for p in prompts)
     ids = torch.stack([torch.nn.functional.pad(p.ids, (longest - len(p.ids), 0), value=EOS) for p in prompts])

@@ -15,11 +15,11 @@ from torch import Tensor
 from transformers import CsmConfig, CsmForConditionalGeneration
 
 from csm_cli.engine import Engine, Request, SamplingParams, decode
-from csm_cli.models.csm import CsmModel
 from csm_cli.models.csm.config import ModelConfig, model_config
+from csm_cli.models.csm.model import CsmModel
 from csm_cli.models.mimi import Codec
-from csm_cli.models.mimi.codec import MimiNetwork
 from csm_cli.models.mimi.config import codec_config
+from csm_cli.models.mimi.network import MimiNetwork
 
 LLAMA3 = {"rope_type": "llama3", "rope_theta": 500000.0, "factor": 32.0, "low_freq_factor": 0.125}
 LLAMA3 |= {"high_freq_factor": 0.5, "original_max_position_embeddings": 64}

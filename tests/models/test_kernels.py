@@ -9,12 +9,13 @@ from torch import Tensor
 
 from csm_cli.engine import Engine, Request, sampler
 from csm_cli.engine.sampler import Sampler
-from csm_cli.models.csm import AttentionMetadata, CsmModel, DecodeSlots, KVCache, KVCacheView, PrefillSlots, transformer
+from csm_cli.models.csm import layers, transformer
 from csm_cli.models.csm.config import Rope, StackConfig, model_config
 from csm_cli.models.csm.kernels import Kernels, kernels_for, reference, triton_kernels
-from csm_cli.models.csm.kernels.reference import LinearWeight
-from csm_cli.models.csm.quantization import Int8Weight
-from csm_cli.models.csm.transformer import Linear, RMSNorm, RopeTable
+from csm_cli.models.csm.kv_cache import AttentionMetadata, DecodeSlots, KVCache, KVCacheView, PrefillSlots
+from csm_cli.models.csm.layers import Int8Weight, Linear, LinearWeight, RMSNorm
+from csm_cli.models.csm.model import CsmModel
+from csm_cli.models.csm.transformer import RopeTable
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 SIZES = StackConfig(1, 96, 6, 2, 24, 80, 300, 1e-5, Rope(10000.0))
@@ -40,7 +41,7 @@ def linears(outputs: int, inputs: int, dtype: torch.dtype) -> list[LinearWeight]
     """As it is and in 8 bits."""
     weight = random(outputs, inputs, dtype=dtype, seed=1) / inputs**0.5
     linear = Linear(weight)
-    linear.matrix = weight.T  # as it lies on CUDA
+    linear.matrix, linear.weight = weight.T, weight  # as it lies on CUDA
     return [linear, Int8Weight(weight)]
 
 
@@ -209,7 +210,8 @@ def test_engine_with_triton_equals_pytorch(rows: int, monkeypatch: pytest.Monkey
     expected = decode_all(
         Engine(CsmModel(config, theirs.state_dict(), torch.device("cpu"), torch.float32), rows), submitted
     )
-    monkeypatch.setattr(transformer, "_is_cpu_float32", lambda like: False)  # weights lie as on CUDA
+    for module in (layers, transformer):
+        monkeypatch.setattr(module, "is_cpu_float32", lambda like: False)  # weights lie as on CUDA
     for module in (transformer, sampler):
         monkeypatch.setattr(module, "kernels_for", lambda device: triton_kernels())
     got = decode_all(Engine(CsmModel(config, theirs.state_dict(), DEVICE, torch.float32), rows), submitted)

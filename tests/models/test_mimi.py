@@ -373,7 +373,7 @@ def test_wrong_tensors_are_named(pair: Callable[[str], Pair], how: str, message:
         Codec.load(made.config, damaged(made.weights, how))
 
 
-def test_fingerprint_covers_what_encodes(tiny_checkpoint: Path) -> None:
+def test_fingerprint_covers_the_encoder(tiny_checkpoint: Path) -> None:
     checkpoint = open_checkpoint(str(tiny_checkpoint))
     weights = dict(checkpoint.codec_weights)
 

@@ -15,8 +15,8 @@ from csm_cli.bench.timing import BenchModel
 from csm_cli.checkpoint import open_checkpoint
 from csm_cli.engine import Engine, Request
 from csm_cli.errors import UsageError
-from csm_cli.models.csm import CsmModel
-from csm_cli.models.csm.quantization import Int8Linear, quantize
+from csm_cli.models.csm.layers import Int8Linear
+from csm_cli.models.csm.model import CsmModel
 
 CPU = torch.device("cpu")
 
@@ -69,7 +69,7 @@ def test_other_dtypes_are_refused() -> None:
     theirs = random_csm(Shape())
     model = CsmModel(ours(theirs)[1], theirs.state_dict(), CPU, torch.bfloat16)
     with pytest.raises(UsageError, match="float32"):
-        quantize(model)
+        model.quantize()
 
 
 def test_say_accepts_int8_only(csm: Callable[..., Any], tiny_checkpoint: Path, tmp_path: Path) -> None:

@@ -78,7 +78,7 @@ def said(document: str) -> Any:
     return json.loads(html.unescape(found[1]))
 
 
-def test_rows_hold_what_a_result_says() -> None:
+def test_rows_show_the_fields_of_a_result() -> None:
     good, cut, failed = (report_row(result) for result in results())
     assert (good["stop"], good["seed"], good["takes"], good["warnings"]) == ("complete", 7, 1, [])
     assert (cut["speaker"], cut["takes"], cut["warnings"]) == ("ben", 2, ["was cut"])
@@ -171,7 +171,7 @@ def test_a_phone_shows_ids_beside_speakers_and_nothing_over_its_edge(tmp_path: P
 
 
 @pytest.mark.chromium
-def test_a_browser_can_play_what_is_inside_and_what_is_linked(tmp_path: Path) -> None:
+def test_a_browser_plays_embedded_and_linked_audio(tmp_path: Path) -> None:
     script = """
       const lengths = all.filter(row => row.audio).map(row => new Promise(done => {
         const sound = new Audio(row.audio);

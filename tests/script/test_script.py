@@ -229,7 +229,7 @@ def test_standard_input_is_a_dash(folder: Path) -> None:
     assert run.stdout.strip() == b"Hi."
 
 
-def test_scripts_and_manifests_are_told_apart(folder: Path) -> None:
+def test_scripts_and_manifests_are_distinguished(folder: Path) -> None:
     assert [item.id for item in read_either(SAMPLES / "batch.jsonl")] == ["alone", "answer"]
     assert [item.title for item in read_either(SAMPLES / "dialogue.jsonl")] == ["A walk in the morning"]
     shutil.copy(CASES / "manifests" / "lines.jsonl", "m.jsonl")

@@ -92,6 +92,13 @@ def test_roles_of_a_chat_are_names() -> None:
     assert ids(script_from(chat)) == {"user": 0, "assistant": 1}
 
 
+def test_a_system_prompt_is_refused_unless_a_speaker_has_that_name() -> None:
+    chat = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello."}]
+    (error,) = messages({"messages": chat})
+    assert error[0] == "messages[0].role" and "system prompt cannot be spoken" in error[1]
+    assert ids(script_from({"messages": chat, "speakers": {"system": {}, "user": {}}})) == {"system": 0, "user": 1}
+
+
 def test_undeclared_names_beside_a_speakers_section_are_errors() -> None:
     turns = [{"bne": "Hello."}, {"0": "Hi."}]
     assert messages({"speakers": {"ana": {}, "ben": {}}, "turns": turns}) == [

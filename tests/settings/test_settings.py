@@ -66,7 +66,7 @@ def test_the_depth_decoder_follows_a_backbone_value_of_a_higher_file(here: Path,
         ("a = 1\na = 2", "fix or remove it"),
     ],
 )
-def test_a_file_that_cannot_be_used_says_why(here: Path, text: str, message: str) -> None:
+def test_an_unusable_file_is_an_error_with_a_reason(here: Path, text: str, message: str) -> None:
     (here / "csm.toml").write_text(text)
     with pytest.raises(ConfigInvalid, match=message) as caught:
         read_configuration()
@@ -136,7 +136,7 @@ def test_a_file_that_is_a_folder_or_no_text_is_refused(here: Path) -> None:
         read_configuration()
 
 
-def test_the_home_of_nobody_is_refused(csm: Csm, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_home_of_an_unknown_user_is_refused(csm: Csm, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CSM_HOME", "~nobody-of-that-name")
     result = csm("voices", "list")
     assert result.code == 2 and "no such user" in result.err and len(result.err.splitlines()) == 1
@@ -174,7 +174,7 @@ def test_a_flag_overrides_a_turn_which_overrides_the_script_which_overrides_a_fi
     assert told("seed", "--seed", "0") == [0, 1]
 
 
-def test_show_says_where_every_value_is_from(
+def test_show_prints_the_source_of_every_value(
     csm: Csm, here: Path, home: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (home / "config.toml").write_text(f'model = "{tiny_checkpoint}"\nseed = 3\n')
@@ -211,7 +211,7 @@ def test_show_of_a_model_that_was_never_fetched_does_not_fetch_it(csm: Csm, monk
     assert shown["temperature"] == {"value": "?", "source": "some/model (not downloaded yet)"}
 
 
-def test_path_says_which_files_are_read(csm: Csm, here: Path, home: Path) -> None:
+def test_path_prints_the_files_that_are_read(csm: Csm, here: Path, home: Path) -> None:
     (here / "csm.toml").write_text("")
     assert csm("config", "path").out.splitlines() == [str(here / "csm.toml"), f"{home / 'config.toml'}  (none)"]
 

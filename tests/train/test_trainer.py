@@ -9,7 +9,6 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from csm_cli import device
 from csm_cli.errors import DeviceMissing, PeerLost, UsageError
 from csm_cli.train import trainer
 from csm_cli.train.trainer import detect_lost_process, make_accelerator
@@ -29,7 +28,9 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     def set_device(chosen: torch.device) -> None:
         state.current = chosen.index
 
-    monkeypatch.setattr(device, "_present", lambda kind, index: kind != "mps" and index < 2)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     monkeypatch.setattr(trainer, "Accelerator", accelerator)
     monkeypatch.setattr(torch.cuda, "set_device", set_device)
     monkeypatch.delenv("LOCAL_RANK", raising=False)

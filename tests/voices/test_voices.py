@@ -15,14 +15,14 @@ from numpy.typing import NDArray
 
 from csm_cli.audio.io import Audio, read_audio
 from csm_cli.errors import AudioUnreadable, OutputFailed, OutputRefused, VoiceInvalid, VoiceNotFound
-from csm_cli.voices import (
+from csm_cli.voices.clip import prepare_clip
+from csm_cli.voices.store import (
     VoiceInfo,
     add_voice,
     cached_codes,
     find_voice,
     is_name,
     list_voices,
-    prepare_clip,
     remove_voice,
     voices_folder,
 )
@@ -40,7 +40,7 @@ def test_bundled_voices_are_listed_and_clean() -> None:
     for voice in voices:
         audio = read_audio(voice.audio, RATE)
         assert voice.info.license and "espeak-ng" in voice.info.source
-        assert prepare_clip(audio, voice.info.text).warnings == ()
+        assert prepare_clip(audio, voice.info.text)[1] == []
 
 
 def test_a_saved_voice_is_found(home: Path) -> None:
@@ -107,7 +107,7 @@ def test_a_removed_voice_leaves_nothing_behind(home: Path) -> None:
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"texts": "Hi"}'])
-def test_a_broken_voice_says_what_to_do(content: str) -> None:
+def test_a_broken_voice_is_an_error_with_a_remedy(content: str) -> None:
     voice = add_voice("ana", padded(speech()), WORDS)
     (voice.folder / "voice.json").write_text(content)
     with pytest.raises(VoiceInvalid, match="and add it again"):
@@ -151,8 +151,8 @@ def test_codes_that_cannot_be_cached_are_returned(home: Path, caplog: pytest.Log
 
 
 def test_silence_around_speech_is_trimmed() -> None:
-    clip = prepare_clip(padded(speech(), 2.0), WORDS.text)
-    assert 5.9 < clip.audio.duration < 6.4 and clip.warnings == ()
+    clip, warnings = prepare_clip(padded(speech(), 2.0), WORDS.text)
+    assert 5.9 < clip.duration < 6.4 and warnings == []
 
 
 @pytest.mark.parametrize(
@@ -167,7 +167,7 @@ def test_silence_around_speech_is_trimmed() -> None:
     ],
 )
 def test_a_poor_clip_gets_a_warning(samples: NDArray[np.float32], text: str, warning: str) -> None:
-    (said,) = prepare_clip(padded(samples), text).warnings
+    _, (said,) = prepare_clip(padded(samples), text)
     assert warning in said
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -91,10 +92,7 @@ class DecodeSlots:
 
     positions: Tensor
     kv_bucket: int
-
-    @property
-    def query_len(self) -> int:
-        return 1
+    query_len: ClassVar[int] = 1
 
     def position_ids(self, device: torch.device) -> Tensor:
         """[B]"""

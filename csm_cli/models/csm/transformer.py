@@ -8,73 +8,17 @@ kernel. Activations of all positions of all rows are [N, hidden], N = B * S.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from csm_cli.models.csm.config import Rope, StackConfig
 from csm_cli.models.csm.kernels import kernels_for
-from csm_cli.models.csm.kernels.reference import LinearWeight
 from csm_cli.models.csm.kv_cache import AttentionMetadata, DecodeSlots, KVCache, KVCacheView, PrefillSlots
+from csm_cli.models.csm.layers import Linear, LinearWeight, RMSNorm, is_cpu_float32
 
-StackWeights = Mapping[str, Tensor]
-
-_PADDING = 16
-
-
-def _is_cpu_float32(like: Tensor) -> bool:
-    return like.device.type == "cpu" and like.dtype == torch.float32
-
-
-class Linear:
-    """A bias-free linear layer. weight: [out, in]; matrix: its transpose, [in, out].
-
-    On a CPU in float32 the lines of `matrix` are padded, so that they do not compete for the same cache sets. Elsewhere
-    it is a view.
-    """
-
-    scale = None
-
-    def __init__(self, weight: Tensor) -> None:
-        self.matrix = weight.contiguous().T
-        if _is_cpu_float32(weight):
-            padded = weight.new_empty(weight.shape[1], weight.shape[0] + _PADDING)
-            self.matrix = padded[:, : len(weight)].copy_(weight.T)
-
-    @property
-    def weight(self) -> Tensor:
-        return self.matrix.T
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return torch.mm(x, self.matrix)
-
-    def add_to(self, residual: Tensor, x: Tensor) -> Tensor:
-        return torch.addmm(residual, x, self.matrix)
-
-
-class RMSNorm:
-    """RMS norm without a weight, over [N, hidden]; the projection after it must be multiplied by `gain`.
-
-    PyTorch's is one kernel on CUDA and eight on a CPU, where x over its length, kept from zero by `eps`, takes three.
-    Half precision uses PyTorch's, which computes in float32.
-    """
-
-    def __init__(self, config: StackConfig, like: Tensor) -> None:
-        self._shape, self.eps = (config.hidden,), config.eps
-        self._by_length = _is_cpu_float32(like)
-        self._min_square = config.hidden * config.eps
-        self._min_length = like.new_full((1, 1), math.sqrt(self._min_square))
-        self.gain = math.sqrt(config.hidden) if self._by_length else 1.0
-
-    def __call__(self, x: Tensor) -> Tensor:
-        if not self._by_length:
-            return F.rms_norm(x, self._shape, None, self.eps)
-        if torch.compiler.is_compiling():
-            return x * (x.square().sum(-1, keepdim=True) + self._min_square).rsqrt()
-        length: Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-        return x / length.hypot_(self._min_length)
+ReadWeight = Callable[[str], Tensor]  # by the name on disk
 
 
 def inverse_frequencies(rope: Rope, head_dim: int) -> Tensor:
@@ -99,7 +43,7 @@ class RopeTable:
         cos, sin = angles.cos(), angles.sin()
         pairs = torch.stack((torch.stack((cos, cos), -1), torch.stack((-sin, sin), -1)), 1)
         self.pairs = pairs.to(like)
-        self._complex = torch.complex(cos, sin) if _is_cpu_float32(like) else None
+        self._complex = torch.complex(cos, sin) if is_cpu_float32(like) else None
 
     def at(self, positions: Tensor) -> Tensor:
         """For positions [N]: complex [N, 1, D / 2], or cos and sin [N, 2, 1, D / 2, 2]."""
@@ -116,9 +60,9 @@ def interleave_halves(weight: Tensor, head_dim: int) -> Tensor:
 class Layer:
     """Pre-norm attention and gated MLP."""
 
-    def __init__(self, config: StackConfig, weights: StackWeights, prefix: str, norm: RMSNorm) -> None:
+    def __init__(self, config: StackConfig, read: ReadWeight, prefix: str, norm: RMSNorm) -> None:
         def get(name: str) -> Tensor:
-            return weights[f"{prefix}.{name}.weight"]
+            return read(f"{prefix}.{name}.weight")
 
         query_key = (interleave_halves(get(f"self_attn.{name}_proj"), config.head_dim) for name in "qk")
         qkv = torch.cat((*query_key, get("self_attn.v_proj")))
@@ -140,13 +84,13 @@ class Layer:
 class DecoderStack:
     """The layers of the backbone or the depth decoder, and the norm after them."""
 
-    def __init__(self, config: StackConfig, weights: StackWeights, prefix: str) -> None:
+    def __init__(self, config: StackConfig, read: ReadWeight, prefix: str) -> None:
         self.config = config
-        self._like = weights[f"{prefix}.norm.weight"]
+        self._like = read(f"{prefix}.norm.weight")
         self.norm = RMSNorm(config, self._like)
         self._rope = RopeTable(config, self._like)
         self._kernels = kernels_for(self._like.device)
-        self.layers = [Layer(config, weights, f"{prefix}.layers.{n}", self.norm) for n in range(config.layers)]
+        self.layers = [Layer(config, read, f"{prefix}.layers.{n}", self.norm) for n in range(config.layers)]
 
     def new_cache(self, rows: int, capacity: int) -> KVCache:
         return KVCache(self.config, rows, capacity, like=self._like)

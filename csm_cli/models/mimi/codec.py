@@ -11,9 +11,7 @@ from torch import Tensor, nn
 
 from csm_cli.errors import CheckpointInvalid
 from csm_cli.models.mimi.config import CodecConfig, codec_config
-from csm_cli.models.mimi.layers import CausalConv, CausalConvTranspose
-from csm_cli.models.mimi.quantizer import SplitQuantizer
-from csm_cli.models.mimi.seanet import decoder, encoder
+from csm_cli.models.mimi.network import MimiNetwork, load_weights
 from csm_cli.models.mimi.streaming import (
     CudaStreamExecutor,
     Executor,
@@ -22,7 +20,6 @@ from csm_cli.models.mimi.streaming import (
     StreamingState,
     run_inline,
 )
-from csm_cli.models.mimi.transformer import MimiTransformer
 from csm_cli.storage.fingerprint import Fingerprint
 
 _MAX_FRAMES = 50  # encoded at once, which bounds the memory of a long recording
@@ -30,7 +27,6 @@ _CPU_BATCH_FRAMES = 1000
 _CUDA_BYTES_PER_FRAME = 64 << 20  # a frame takes less than a tenth of it
 _DECODING_MODULES = ("decoder", "upsample")
 _FINGERPRINT_VALUES = 512  # of each tensor
-_MIN_USAGE = 1e-5  # MimiEuclideanCodebook's epsilon, for entries that no vector was ever assigned to
 
 
 class Codec:
@@ -140,85 +136,3 @@ class Codec:
     def decoder(self) -> StreamingDecoder:
         """A decoder at the start of an utterance."""
         return StreamingDecoder(self)
-
-
-class MimiNetwork(nn.Module):
-    """Mimi's modules under their on-disk names."""
-
-    def __init__(self, config: CodecConfig) -> None:
-        super().__init__()
-        hidden = config.transformer.hidden
-        self.encoder = encoder(config)
-        self.encoder_transformer = MimiTransformer(config.transformer)
-        self.downsample = CausalConv(
-            (hidden, hidden), 2 * config.stride, stride=config.stride, bias=False, replicate=True
-        )
-        self.quantizer = SplitQuantizer(config)
-        self.upsample = CausalConvTranspose((hidden, hidden), config.stride, groups=config.upsample_groups, bias=False)
-        self.decoder_transformer = MimiTransformer(config.transformer)
-        self.decoder = decoder(config)
-
-    def pack_weights(self) -> None:
-        """Stores the loaded tensors as they are computed with."""
-        self.quantizer.pack_weights()
-        self.decoder_transformer.pack_weights()
-
-    @cached_property
-    def _packed_encoder_transformer(self) -> MimiTransformer:
-        """Packed at the first encoding: a codec that only decodes never reads these weights from the file."""
-        self.encoder_transformer.pack_weights()
-        return self.encoder_transformer
-
-    def encode(self, samples: Tensor, codebooks: int, state: StreamingState) -> Tensor:
-        """[B, N] -> [B, K, T]"""
-        latents = self._packed_encoder_transformer(self.encoder(samples[:, :, None], state), state)
-        return self.quantizer.encode(self.downsample(latents, state), codebooks)
-
-    def decode(self, codes: Tensor, state: StreamingState) -> Tensor:
-        """[B, K, T] -> [B, T * frame_samples]"""
-        latents = self.decoder_transformer(self.upsample(self.quantizer.decode(codes), state), state)
-        on_cpu = codes.device.type == "cpu"
-        samples: Tensor = (self.decoder.forward_cached if on_cpu else self.decoder)(latents, state)
-        return samples[:, :, 0]
-
-
-def load_weights(network: nn.Module, weights: Mapping[str, Tensor], device: torch.device) -> None:
-    """Fills a network built on the meta device, in float32 and contiguous.
-
-    Raises:
-        CheckpointInvalid: tensors missing, unexpected or misshapen.
-    """
-    expected = network.state_dict()
-    needed = {part for name in expected for part in _stored_names(name)}
-    unexpected = {name for name in weights.keys() - needed if not name.endswith("codebook.initialized")}
-    for problem, names in (("lacks", needed - weights.keys()), ("has unexpected", unexpected)):
-        if names:
-            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-            raise CheckpointInvalid(
-                f"the codec {problem} tensor {min(names)}{more}: the checkpoint is not a complete Mimi"
-            )
-    tensors = {name: _read(name, weights).to(device, torch.float32).contiguous() for name in expected}
-    for name, tensor in tensors.items():
-        if tensor.shape != expected[name].shape:
-            shapes = f"{list(tensor.shape)}, not {list(expected[name].shape)}"
-            raise CheckpointInvalid(f"the codec's tensor {name} is {shapes}: config.json and weights do not match")
-    network.load_state_dict(tensors, assign=True)
-    network.requires_grad_(False).eval()
-
-
-def _stored_names(name: str) -> tuple[str, ...]:
-    """The on-disk names a tensor is made of: codebooks are stored as sums and counts."""
-    if name.endswith("codebook.embed"):
-        return name + "_sum", name.removesuffix("embed") + "cluster_usage"
-    return (name,)
-
-
-def _read(name: str, weights: Mapping[str, Tensor]) -> Tensor:
-    if not name.endswith("codebook.embed"):
-        return weights[name]
-    total, count = (weights[part].float() for part in _stored_names(name))
-    if total.ndim != 2 or count.shape != total.shape[:1]:
-        raise CheckpointInvalid(
-            f"the codec's codebook {name} has sums {list(total.shape)} for counts {list(count.shape)}"
-        )
-    return total / count.clamp(min=_MIN_USAGE)[:, None]

@@ -1,9 +1,9 @@
 """Mimi's linear layers, activations and causal convolutions, over chunks [B, N, C] and a streaming state.
 
-On a CPU each row of a batch is bit-identical to what it is alone. Rounding there depends on what is computed together:
-vectorized functions treat the tail of a vector differently, and a product of one position, of long lines or of odd
-sizes is distributed over threads differently alone than in a batch. So functions are applied row by row. Products are
-sums of shorter ones, batched only for sizes at which MKL's result does not depend on the batch or the threads.
+On a CPU each row of a batch is bit-identical to a batch of that row only. Rounding there depends on what is computed
+together: vectorized functions treat the tail of a vector differently, and MKL distributes products of one position, of
+long lines or of odd sizes over threads by the size of the batch. So functions are applied row by row. Products are sums
+of shorter ones, batched only for sizes at which MKL's result does not depend on the batch or the threads.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def _product(x: Tensor, matrix: Tensor) -> Tensor:
 
 
 def _batchable(x: Tensor, matrix: Tensor) -> bool:
-    """Whether one call for all rows, a third of the time of one for each, rounds as each row alone does."""
+    """Whether one call for all rows, which takes a third of the time, rounds as a call for each row does."""
     return len(x) > 1 and x.shape[1] > 1 and x.shape[2] in _BATCHED_INPUTS and len(matrix) >= _MIN_BATCHED_OUTPUTS
 
 
@@ -127,20 +127,14 @@ class CausalConv(nn.Module):
             (past,) = state.get(self) or (self._padding(x[:, :1], self._carried),)
             x = torch.cat([past, x], dim=1)
             state[self] = (x[:, -self._carried :].clone(),)  # a view would keep the whole chunk alive
-        if self._narrows:
-            return self._mix_then_shift(x)
         length = x.shape[1] - self._offsets[-1]
+        if self._narrows:  # products of every position with every tap, then their sums: no wide window is copied
+            products = linear(x, self._matrix)
+            per_tap = products.view(*products.shape[:2], len(self._offsets), -1).unbind(2)
+            y = reduce(torch.add, [tap[:, n : n + length] for tap, n in zip(per_tap, self._offsets, strict=True)])
+            return y if self.conv.bias is None else y + self.conv.bias
         taps = [x[:, start : start + length : self.stride] for start in self._offsets]  # each [B, M, C]
         return linear(taps[0] if len(taps) == 1 else torch.cat(taps, dim=-1), self._matrix, self.conv.bias)
-
-    def _mix_then_shift(self, x: Tensor) -> Tensor:
-        """Products of every position with every tap, then their sums: no window of the wide input is copied."""
-        products = linear(x, self._matrix)
-        taps = products.view(*products.shape[:2], len(self._offsets), -1).unbind(2)
-        length = products.shape[1] - self._offsets[-1]
-        shifted = [tap[:, start : start + length] for tap, start in zip(taps, self._offsets, strict=True)]
-        y = reduce(torch.add, shifted)
-        return y if self.conv.bias is None else y + self.conv.bias
 
     def _padding(self, edge: Tensor, length: int) -> Tensor:
         return (edge if self.replicate else torch.zeros_like(edge)).expand(-1, length, -1)

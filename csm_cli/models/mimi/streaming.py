@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -60,15 +62,10 @@ class StreamingDecoder:
         codebooks, size = self.codec.codebooks, self.codec.config.codebook_size
         if codes.ndim != 2 or codes.shape[1] != codebooks:
             raise ValueError(f"expected codes [T, {codebooks}], got {list(codes.shape)}")
-        if not len(codes):
-            return
-        low, high = (int(end) for end in torch.aminmax(codes))
-        if low < 0 or high >= size:
-            frame, codebook = ((codes < 0) | (codes >= size)).nonzero()[0].tolist()
-            value = int(codes[frame, codebook])
-            raise ValueError(
-                f"frame {self.frames + frame}, codebook {codebook} holds {value}; codes go from 0 to {size - 1}"
-            )
+        if invalid := ((codes < 0) | (codes >= size)).nonzero().tolist():
+            frame, codebook = invalid[0]
+            where = f"frame {self.frames + frame}, codebook {codebook}"
+            raise ValueError(f"{where} holds {int(codes[frame, codebook])}; codes go from 0 to {size - 1}")
 
 
 @torch.inference_mode()
@@ -78,21 +75,18 @@ def push_all(decoders: Sequence[StreamingDecoder], chunks: Sequence[Tensor]) -> 
     Raises:
         ValueError: as `Codec.decode` does, before any decoder has changed.
     """
-    for each, codes in zip(decoders, chunks, strict=True):
-        each.check(codes)
-    if not decoders:
-        return []
-    codec = decoders[0].codec
-    samples = [torch.zeros(0, device=codec.device)] * len(decoders)
-    # On a CPU new utterances are computed apart, so that sums do not depend on the other rows.
-    groups = [
-        (len(codes), codec.device.type == "cpu" and each.state is None)
-        for each, codes in zip(decoders, chunks, strict=True)
-    ]
-    for group in sorted(each for each in set(groups) if each[0]):
-        members = [index for index, each in enumerate(groups) if each == group]
-        limit = max(1, codec.max_batch_frames // group[0])
-        for batch in (members[start : start + limit] for start in range(0, len(members), limit)):
+    groups: dict[tuple[int, bool], list[int]] = defaultdict(list)
+    for index, (decoder, codes) in enumerate(zip(decoders, chunks, strict=True)):
+        decoder.check(codes)
+        if len(codes):
+            # On a CPU new utterances are computed apart, so that sums do not depend on the other rows.
+            apart = decoder.codec.device.type == "cpu" and decoder.state is None
+            groups[len(codes), apart].append(index)
+    samples = [torch.zeros(0, device=decoders[0].codec.device)] * len(decoders) if decoders else []
+    for (length, _), members in sorted(groups.items()):
+        limit = max(1, decoders[0].codec.max_batch_frames // length)
+        for start in range(0, len(members), limit):
+            batch = members[start : start + limit]
             rows = _push_batch([decoders[index] for index in batch], torch.stack([chunks[index] for index in batch]))
             for index, row in zip(batch, rows, strict=True):
                 samples[index] = row
@@ -148,18 +142,20 @@ def run_inline(compute: Callable[[], Tensor]) -> Callable[[], Samples]:
     return lambda: samples
 
 
+@dataclass(eq=False)
 class PendingChunk:
-    """Codes [T, K] of one utterance on their way to samples. is_last: the utterance ends with them."""
+    """Codes [T, K] of one utterance, and their samples once started. is_last: the utterance ends with them."""
 
-    def __init__(self, chunk_decoder: ChunkDecoder, decoder: StreamingDecoder, codes: Tensor, is_last: bool) -> None:
-        self.decoder, self.codes, self.is_last = decoder, codes, is_last
-        self.result: Callable[[], Samples] | None = None
-        self._chunk_decoder = chunk_decoder
+    chunk_decoder: ChunkDecoder
+    decoder: StreamingDecoder
+    codes: Tensor
+    is_last: bool
+    result: Callable[[], Samples] | None = None
 
     def samples(self) -> Samples:
         """[T * frame_samples]; waits for them. Raises as `StreamingDecoder.push` does."""
         if self.result is None:
-            self._chunk_decoder.flush_for(self)
+            self.chunk_decoder.flush_for(self)
         assert self.result is not None
         return self.result()
 

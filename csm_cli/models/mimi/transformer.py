@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from csm_cli.models.mimi.config import TransformerConfig
 from csm_cli.models.mimi.layers import linear, pack_weight, rowwise
 from csm_cli.models.mimi.streaming import StreamingState
-
-if TYPE_CHECKING:
-    from csm_cli.models.mimi.config import TransformerConfig
-
 
 RotaryTable = tuple[Tensor, Tensor]
 

@@ -6,7 +6,7 @@ import importlib.util
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import astuple, dataclass
 from functools import cache
 from typing import Any
 
@@ -50,14 +50,11 @@ def triton_kernels() -> Kernels:
     from csm_cli.models.csm.kernels.fused_linear import MAX_ROWS, linear_add, norm_linear, qkv_rope, swiglu
     from csm_cli.models.csm.kernels.sample_top_k import sample_top_k
 
-    fused, plain = Kernels(norm_linear, qkv_rope, attention, linear_add, swiglu, sample_top_k), Kernels()
-
-    def dispatch(name: str) -> Callable[..., Any]:
-        kernel, fallback = getattr(fused, name), getattr(plain, name)
-
+    def dispatch(kernel: Callable[..., Any], fallback: Callable[..., Any]) -> Callable[..., Any]:
         def choose(x: Tensor, *args: Any) -> Any:
             return (fallback if len(x) > MAX_ROWS or torch.compiler.is_compiling() else kernel)(x, *args)
 
         return choose
 
-    return Kernels(*(dispatch(each.name) for each in fields(Kernels)))
+    fused: tuple[Callable[..., Any], ...] = (norm_linear, qkv_rope, attention, linear_add, swiglu, sample_top_k)
+    return Kernels(*map(dispatch, fused, astuple(Kernels())))

@@ -7,7 +7,6 @@ rows on tensor cores multiply tile by tile.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -17,8 +16,8 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra import cuda
 
-from csm_cli.models.csm.kernels.reference import LinearWeight, NormWeight
 from csm_cli.models.csm.kv_cache import AttentionMetadata, KVCacheView
+from csm_cli.models.csm.layers import LinearWeight, RMSNorm
 
 MAX_ROWS = 64
 _MAX_SINGLE_TILE_ROWS = 4
@@ -121,21 +120,12 @@ def split_pairs(total):
     return tl.split(tl.permute(tl.reshape(total, (half, 2, total.shape[1])), (0, 2, 1)))
 
 
-@dataclass(frozen=True)
-class LaunchConfig:
-    """A grid of `programs`, each for a block of outputs, times `splits`, each for a range of inputs.
+def launch_config(x: Tensor, linear: LinearWeight, allow_splits: bool = False) -> tuple[int, int, dict[str, Any]]:
+    """The grid and arguments of a product of x [N, in], N of at most MAX_ROWS.
 
-    constants: the kernel's parameters from `in_features` to `block_out`. options: Triton's.
+    The grid: programs, each for a block of outputs, times splits, each for a range of inputs; 1 unless `allow_splits`,
+    which is for callers that add up partial sums. The arguments: the kernel's from `in_features` on, and Triton's.
     """
-
-    programs: int
-    splits: int
-    constants: dict[str, Any]
-    options: dict[str, Any]
-
-
-def launch_config(x: Tensor, linear: LinearWeight, allow_splits: bool = False) -> LaunchConfig:
-    """For x [N, in] with N of at most MAX_ROWS. allow_splits: the caller adds up partial sums over ranges of inputs."""
     rows, (out_features, in_features) = len(x), linear.weight.shape
     single_tile, splits = rows <= _MAX_SINGLE_TILE_ROWS, 1
     if single_tile:
@@ -148,7 +138,8 @@ def launch_config(x: Tensor, linear: LinearWeight, allow_splits: bool = False) -
         splits = triton.cdiv(in_features, _SPLIT_K) if allow_splits else 1
     k_size = triton.cdiv(triton.cdiv(in_features, splits), block_in) * block_in if splits > 1 else in_features
     pdl = supports_pdl(x.device)
-    constants = {
+    arguments = options | pdl_option(pdl)
+    arguments |= {
         "in_features": in_features,
         "k_size": k_size,
         "block_rows": block_rows,
@@ -158,7 +149,7 @@ def launch_config(x: Tensor, linear: LinearWeight, allow_splits: bool = False) -
         "pdl": pdl,
         "block_out": block_out,
     }
-    return LaunchConfig(triton.cdiv(out_features, block_out), splits, constants, pdl_option(pdl) | options)
+    return triton.cdiv(out_features, block_out), splits, arguments
 
 
 @triton.jit
@@ -210,40 +201,31 @@ def _sum_splits_kernel(
     tl.store(out + offsets, total.to(out.dtype.element_ty), mask)
 
 
-def norm_linear(x: Tensor, norm: NormWeight, linear: LinearWeight) -> Tensor:
+def norm_linear(x: Tensor, norm: RMSNorm, linear: LinearWeight) -> Tensor:
     """As `reference.norm_linear`."""
-    out = x.new_empty(len(x), len(linear.weight))
-    _launch_linear(x, linear, launch_config(x, linear), out, eps=norm.eps)
+    out, (programs, _, arguments) = x.new_empty(len(x), len(linear.weight)), launch_config(x, linear)
+    _linear_kernel[(programs, 1)](
+        x, x.stride(0), linear.weight, linear.scale, None, out, len(x), norm.eps,
+        len(linear.weight), True, False, **arguments,
+    )  # fmt: skip
     return out
 
 
 def linear_add(residual: Tensor, linear: LinearWeight, x: Tensor) -> Tensor:
     """As `reference.linear_add`."""
-    out, config = torch.empty_like(residual), launch_config(x, linear, allow_splits=True)
-    if config.splits == 1:
-        _launch_linear(x, linear, config, out, residual=residual)
-        return out
-    partial = residual.new_empty(config.splits, *residual.shape, dtype=torch.float32)
-    _launch_linear(x, linear, config, partial)
-    pdl, size = supports_pdl(residual.device), residual.numel()
-    grid = (triton.cdiv(size, _REDUCE_BLOCK),)
-    _sum_splits_kernel[grid](partial, residual, out, size, config.splits, _REDUCE_BLOCK, pdl, **pdl_option(pdl))
-    return out
-
-
-def _launch_linear(
-    x: Tensor,
-    linear: LinearWeight,
-    config: LaunchConfig,
-    out: Tensor,
-    eps: float | None = None,
-    residual: Tensor | None = None,
-) -> None:
-    """eps: of the norm before the product, None for no norm."""
-    _linear_kernel[(config.programs, config.splits)](
-        x, x.stride(0), linear.weight, linear.scale, residual, out, len(x), eps or 0.0,
-        len(linear.weight), eps is not None, residual is not None, **config.constants, **config.options,
+    programs, splits, arguments = launch_config(x, linear, allow_splits=True)
+    out = sums = torch.empty_like(residual)
+    if splits > 1:
+        sums = residual.new_empty(splits, *residual.shape, dtype=torch.float32)
+    _linear_kernel[(programs, splits)](
+        x, x.stride(0), linear.weight, linear.scale, residual if splits == 1 else None, sums, len(x), 0.0,
+        len(linear.weight), False, splits == 1, **arguments,
     )  # fmt: skip
+    if splits > 1:
+        pdl, size = supports_pdl(residual.device), residual.numel()
+        grid = (triton.cdiv(size, _REDUCE_BLOCK),)
+        _sum_splits_kernel[grid](sums, residual, out, size, splits, _REDUCE_BLOCK, pdl, **pdl_option(pdl))
+    return out
 
 
 @triton.jit
@@ -279,14 +261,12 @@ def _swiglu_kernel(
     tl.store(out + row * width + unit, value.to(out.dtype.element_ty), (row < rows) & (unit < width))
 
 
-def swiglu(x: Tensor, norm: NormWeight, linear: LinearWeight) -> Tensor:
+def swiglu(x: Tensor, norm: RMSNorm, linear: LinearWeight) -> Tensor:
     """As `reference.swiglu`."""
     width = linear.weight.shape[0] // 2
     out = x.new_empty(len(x), width)
-    config = launch_config(x, linear)
-    _swiglu_kernel[(config.programs,)](
-        x, x.stride(0), linear.weight, linear.scale, out, len(x), norm.eps, width, **config.constants, **config.options
-    )
+    programs, _, arguments = launch_config(x, linear)
+    _swiglu_kernel[(programs,)](x, x.stride(0), linear.weight, linear.scale, out, len(x), norm.eps, width, **arguments)
     return out
 
 
@@ -347,19 +327,17 @@ def _qkv_rope_kernel(
     tl.store(target + 1, second.to(cache.dtype.element_ty), cache_mask)
 
 
-def qkv_rope(
-    x: Tensor, norm: NormWeight, linear: LinearWeight, metadata: AttentionMetadata, view: KVCacheView
-) -> Tensor:
+def qkv_rope(x: Tensor, norm: RMSNorm, linear: LinearWeight, metadata: AttentionMetadata, view: KVCacheView) -> Tensor:
     """As `reference.qkv_rope`, for rope in cosines and sines."""
     cache, kv_heads, size = view.target, view.target.shape[1], view.target.shape[3]
     heads = linear.weight.shape[0] // size - kv_heads
     query = x.new_empty(len(x), heads, size)
     mapped = view.slot_mapping is not None
     slot_mapping = view.slot_mapping if mapped else cache  # the kernel takes a pointer either way
-    config = launch_config(x, linear)
-    _qkv_rope_kernel[(config.programs,)](
+    programs, _, arguments = launch_config(x, linear)
+    _qkv_rope_kernel[(programs,)](
         x, x.stride(0), linear.weight, linear.scale, metadata.rope, query, cache, slot_mapping,
         len(x), norm.eps, metadata.query_len, *cache.stride()[:3],
-        heads=heads, kv_heads=kv_heads, half=size // 2, mapped=mapped, **config.constants, **config.options,
+        heads=heads, kv_heads=kv_heads, half=size // 2, mapped=mapped, **arguments,
     )  # fmt: skip
     return query

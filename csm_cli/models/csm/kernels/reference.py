@@ -3,51 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from csm_cli.models.csm.kv_cache import AttentionMetadata, KVCacheView
+from csm_cli.models.csm.layers import LinearWeight, RMSNorm
 
-
-class LinearWeight(Protocol):
-    """A bias-free linear layer. weight: [out, in]; int8 if there is a `scale` [out], one per output."""
-
-    @property
-    def weight(self) -> Tensor: ...
-
-    @property
-    def scale(self) -> Tensor | None: ...
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """[N, in] to [N, out]"""
-        ...
-
-    def add_to(self, residual: Tensor, x: Tensor) -> Tensor:
-        """residual [N, out] plus the output."""
-        ...
-
-
-class NormWeight(Protocol):
-    """An RMS norm without a weight."""
-
-    eps: float
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """[N, hidden] to the same."""
-        ...
-
-
-NormLinear = Callable[[Tensor, NormWeight, LinearWeight], Tensor]
-QkvRope = Callable[[Tensor, NormWeight, LinearWeight, AttentionMetadata, KVCacheView], Tensor]
+NormLinear = Callable[[Tensor, RMSNorm, LinearWeight], Tensor]
+QkvRope = Callable[[Tensor, RMSNorm, LinearWeight, AttentionMetadata, KVCacheView], Tensor]
 Attention = Callable[[Tensor, AttentionMetadata, KVCacheView], Tensor]
 LinearAdd = Callable[[Tensor, LinearWeight, Tensor], Tensor]
 SampleTopK = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
-def norm_linear(x: Tensor, norm: NormWeight, linear: LinearWeight) -> Tensor:
+def norm_linear(x: Tensor, norm: RMSNorm, linear: LinearWeight) -> Tensor:
     """RMS norm and projection: the residual stream [N, hidden] to [N, out]."""
     return linear(norm(x))
 
@@ -57,9 +28,7 @@ def linear_add(residual: Tensor, linear: LinearWeight, x: Tensor) -> Tensor:
     return linear.add_to(residual, x)
 
 
-def qkv_rope(
-    x: Tensor, norm: NormWeight, linear: LinearWeight, metadata: AttentionMetadata, view: KVCacheView
-) -> Tensor:
+def qkv_rope(x: Tensor, norm: RMSNorm, linear: LinearWeight, metadata: AttentionMetadata, view: KVCacheView) -> Tensor:
     """RMS norm, q/k/v projection of the residual stream [N, hidden], RoPE on queries and keys; N = B * S.
 
     Writes keys and values to `view`; returns the queries [N, H, D].
@@ -104,7 +73,7 @@ def split_heads(states: Tensor, query_len: int) -> Tensor:
     return states.view(-1, query_len, *states.shape[1:]).transpose(1, 2)
 
 
-def swiglu(x: Tensor, norm: NormWeight, linear: LinearWeight) -> Tensor:
+def swiglu(x: Tensor, norm: RMSNorm, linear: LinearWeight) -> Tensor:
     """RMS norm, gate and up projection, SwiGLU: the residual stream [N, hidden] to [N, I]. linear: [2 I, hidden]."""
     gate, up = linear(norm(x)).chunk(2, -1)
     return F.silu(gate, inplace=True).mul_(up)
