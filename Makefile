@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: demo test test-slow format voice finetune-demo bench bench-gpu clean
+.PHONY: demo test test-slow format voice teacher judges finetune-demo bench bench-gpu clean
 
 demo: $(VENV)/.installed
 	$(BIN)/csm converse samples/dialogue.yaml -o out/dialogue.wav
@@ -22,10 +22,20 @@ format: $(VENV)/.developed
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-# The bundled voice, from nothing: needs espeak-ng and wamerican. CONFIG=configs/voice/gpu.yaml on a GPU.
+# The bundled voice: needs npm, espeak-ng and wamerican. CONFIG=configs/voice/gpu.yaml on a GPU.
 CONFIG ?= configs/voice/cpu.yaml
-voice: $(VENV)/.developed
+voice: $(VENV)/.developed runs/kokoro/kokoro-f32.onnx
 	$(BIN)/python -m csm_cli.recipe.voice $(CONFIG)
+
+# The natural teacher, and the judges, each in a venv of its own; checksums in configs/voice/teacher.txt and judge.txt.
+teacher: runs/kokoro/kokoro-f32.onnx
+judges: runs/judge/whisper-base/model.bin
+
+runs/kokoro/kokoro-f32.onnx: | $(VENV)/.developed
+	$(BIN)/python -m csm_cli.recipe.teacher runs/kokoro
+
+runs/judge/whisper-base/model.bin: | $(VENV)/.developed
+	$(BIN)/python -m csm_cli.recipe.judge runs/judge
 
 # Learns a new voice by LoRA from 10 minutes of speech: needs espeak-ng and wamerican.
 finetune-demo: $(VENV)/.developed

@@ -21,8 +21,7 @@ if TYPE_CHECKING:
     from transformers import MimiModel
 
     from csm_cli.recipe.plan import StagePlan
-    from csm_cli.storage.files import atomic_file
-from csm_cli.train.batches import Batch
+    from csm_cli.train.batches import Batch
 
 # Text ids: 0 to 255 are bytes, then the special tokens.
 BEGIN, END, AUDIO, AUDIO_EOS = 256, 257, 258, 259
@@ -81,27 +80,29 @@ def encode_shards(codec: MimiModel, stems: Sequence[Path], folder: Path, batch: 
             np.save(file, np.concatenate([codes[index] for index in range(len(clips))]))
 
 
-def load_utterances(corpus: Path, folder: Path) -> list[CodedUtterance]:
-    """All utterances of encoded shards."""
+def load_utterances(stems: Sequence[Path], folder: Path) -> list[CodedUtterance]:
+    """All utterances of the shards `stems` whose codes are in `folder`."""
     loaded: list[CodedUtterance] = []
-    for path in sorted(folder.glob("[0-9][0-9][0-9].npy")):
-        utterances, _ = load_shard(corpus / path.stem)
-        ends = np.cumsum([utterance.frames for utterance in utterances])
-        codes = np.split(np.load(path), ends[:-1])
-        loaded += [CodedUtterance(*pair) for pair in zip(utterances, codes, strict=True)]
+    for stem in stems:
+        path = folder / f"{stem.name}.npy"
+        if path.exists():
+            utterances, _ = load_shard(stem)
+            ends = np.cumsum([utterance.frames for utterance in utterances])
+            codes = np.split(np.load(path), ends[:-1])
+            loaded += [CodedUtterance(*pair) for pair in zip(utterances, codes, strict=True)]
     return loaded
 
 
 def join_utterances(parts: Sequence[CodedUtterance]) -> CodedUtterance:
     """Utterances of one voice as one paragraph."""
     texts = [part.utterance.text for part in parts]
-    char_offsets = np.cumsum([0, *(len(text) + 1 for text in texts)]).tolist()
+    byte_offsets = np.cumsum([0, *(len(text.encode()) + 1 for text in texts)]).tolist()
     frame_offsets = np.cumsum([0, *(part.utterance.frames for part in parts)]).tolist()
     words = [
-        (char + char_offsets[index], frame + frame_offsets[index])
+        (byte + byte_offsets[index], frame + frame_offsets[index])
         for index, part in enumerate(parts)
-        for char, frame in part.utterance.words
-        if char < len(texts[index])
+        for byte, frame in part.utterance.words
+        if byte <= len(texts[index].encode())
     ]
     joined = CorpusUtterance(" ".join(texts), parts[0].utterance.voice, frame_offsets[-1], tuple(words))
     return CodedUtterance(joined, np.concatenate([part.codes for part in parts]))
@@ -137,14 +138,14 @@ def _turn_row(turn: CorpusTurn) -> SequenceRow:
 
 
 def _spoken_positions(turn: CorpusTurn, frames: int) -> NDArray[np.float64]:
-    """Position in the turn of the byte spoken in each frame [frames], interpolated between word starts."""
+    """Position in the turn of the byte spoken in each frame [frames], interpolated between the utterance's anchors."""
     utterance = turn.spoken.utterance
     prefix = len(text_ids(turn.speaker, "")) - 1
     end = len(utterance.text.encode())
-    words = [(char, frame) for char, frame in utterance.words if char < end]
-    chars = [*(char for char, _ in words), end]
-    times = [*(frame for _, frame in words), float(frames - 1)]
-    positions: NDArray[np.float64] = np.interp(np.arange(frames) + 0.5, times, chars)
+    anchors = [(byte, frame) for byte, frame in utterance.words if byte <= end and frame < frames - 1]
+    places = [*(byte for byte, _ in anchors), end]
+    times = [*(frame for _, frame in anchors), float(frames - 1)]
+    positions: NDArray[np.float64] = np.interp(np.arange(frames) + 0.5, times, places)
     return prefix + positions
 
 

@@ -134,12 +134,16 @@ pitch, and frames join without a break only where each holds a whole number of p
 
 @dataclass(frozen=True)
 class CorpusUtterance:
-    """Text, index into `VOICES`, length in frames, and word starts as (character, frame) pairs."""
+    """Text, index of the voice in its corpus, length in frames, and when each part of the text is spoken.
+
+    words: (byte of the text, frame) anchors in order. phonemes: four per frame, "" where the teacher gives none.
+    """
 
     text: str
     voice: int
     frames: int
     words: tuple[tuple[int, float], ...]
+    phonemes: str = ""
 
 
 def render_voice(espeak: Espeak, text: str, voice: int) -> tuple[CorpusUtterance, NDArray[np.int16]]:

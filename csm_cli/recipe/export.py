@@ -17,7 +17,7 @@ import torch
 from csm_cli.recipe.codes import BEGIN, END, text_ids
 from csm_cli.recipe.corpus import FRAME, RATE, render_voice
 from csm_cli.recipe.measure import retrieval
-from csm_cli.recipe.model import CODES
+from csm_cli.recipe.model import codebook_size
 from csm_cli.storage.files import replace_folder
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def stored_config(model: CsmForConditionalGeneration) -> dict[str, Any]:
 
 def generation_config(sampling: SamplingPlan, config: CsmConfig) -> dict[str, Any]:
     """Sampling defaults of the backbone and the depth decoder; special codes are never sampled."""
-    special = list(range(CODES, config.vocab_size))
+    special = list(range(codebook_size(config), config.vocab_size))
     common = {"do_sample": True, "suppress_tokens": special}
     depth = {
         **common,

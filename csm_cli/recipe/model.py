@@ -18,7 +18,6 @@ from transformers.masking_utils import sdpa_mask
 
 from csm_cli.recipe.codec import log_figures, mean_figures
 from csm_cli.recipe.codes import AUDIO, AUDIO_EOS, BEGIN, GUIDE, TEXT_VOCAB, VOICE, ConversationMixer
-from csm_cli.recipe.corpus import VOICES
 from csm_cli.train.batches import IGNORE, LossMask
 from csm_cli.train.history import save_state
 from csm_cli.train.loss import LossModule
@@ -37,15 +36,14 @@ if TYPE_CHECKING:
 
 _LOG = logging.getLogger(__name__)
 _LOG_EVERY = 25
-CODES = 512
 _SPECIAL_CODES = 3
 _ROPE = {"rope_type": "llama3", "rope_theta": 500000.0, "factor": 32.0}
 _BACKBONE_ROPE = {**_ROPE, "low_freq_factor": 0.125, "high_freq_factor": 0.5, "original_max_position_embeddings": 1024}
 
 
 def model_config(backbone: dict[str, Any], depth: dict[str, Any], codec: dict[str, Any]) -> CsmConfig:
-    """CSM's config for a codec of K codebooks of 512 codes; `backbone` and `depth` hold the sizes of the two stacks."""
-    books, vocab = codec["num_quantizers"], CODES + _SPECIAL_CODES
+    """CSM's config for a codec's K codebooks; `backbone` and `depth` hold the sizes of the two stacks."""
+    books, vocab = codec["num_quantizers"], codec["codebook_size"] + _SPECIAL_CODES
     depth_rope = {  # csm-1b's factors, for as many positions as there are codebooks
         **_ROPE,
         "low_freq_factor": books / 8192,
@@ -64,7 +62,7 @@ def model_config(backbone: dict[str, Any], depth: dict[str, Any], codec: dict[st
         num_codebooks=books,
         vocab_size=vocab,
         text_vocab_size=TEXT_VOCAB,
-        codebook_pad_token_id=CODES + 2,
+        codebook_pad_token_id=vocab - 1,
         codebook_eos_token_id=0,
         audio_token_id=AUDIO,
         audio_eos_token_id=AUDIO_EOS,
@@ -75,6 +73,11 @@ def model_config(backbone: dict[str, Any], depth: dict[str, Any], codec: dict[st
         codec_config={"model_type": "mimi", **codec},
         **backbone,
     )
+
+
+def codebook_size(config: CsmConfig) -> int:
+    """Codes of each codebook, without the special ones."""
+    return int(config.vocab_size) - _SPECIAL_CODES
 
 
 class GuidedAttention:
@@ -141,15 +144,16 @@ class VoiceLossModule(LossModule):
 
 @dataclass(frozen=True)
 class RecipeJob:
-    """Data and folder of a training; `on_save` is called with the averaged model and the step."""
+    """Data, number of voices and folder of a training; `on_save` is called with the averaged model and the step."""
 
     utterances: Sequence[CodedUtterance]
+    voices: int
     held_out: Sequence[Batch]
     folder: Path
     on_save: Callable[[CsmForConditionalGeneration, int], None]
 
 
-def voice_trainer(model: CsmForConditionalGeneration, plan: ModelPlan) -> Trainer:
+def voice_trainer(model: CsmForConditionalGeneration, plan: ModelPlan, voices: int) -> Trainer:
     """A trainer of the whole model except its codec."""
     guided = GuidedAttention(tuple(plan.guided_layers), plan.guide_width)
     model.backbone_model.set_attn_implementation(GuidedAttention.name)
@@ -162,20 +166,21 @@ def voice_trainer(model: CsmForConditionalGeneration, plan: ModelPlan) -> Traine
         ema_decay=plan.ema_decay,
     )
     accelerator = Accelerator(mixed_precision="bf16" if plan.bfloat16 else "no", cpu=model.device.type == "cpu")
-    return Trainer(VoiceLossModule(model, guided, len(VOICES)), config, accelerator)
+    return Trainer(VoiceLossModule(model, guided, voices), config, accelerator)
 
 
 def train_model(model: CsmForConditionalGeneration, plan: ModelPlan, job: RecipeJob) -> None:
     """Trains to the plan's last step; resumes from `job.folder/checkpoint.pt` if it exists."""
     job.folder.mkdir(parents=True, exist_ok=True)
-    trainer = voice_trainer(model, plan)
+    trainer = voice_trainer(model, plan, job.voices)
     checkpoint = job.folder / "checkpoint.pt"
     if checkpoint.exists():
         trainer.load_state_dict(torch.load(checkpoint, map_location=model.device, weights_only=True))
         _LOG.info("model: resuming after step %d", trainer.step)
     last_save = time.monotonic()
     figures: list[dict[str, float]] = []
-    for batch in _curriculum(plan, trainer, job.utterances):
+    mask = LossMask(plan.depth_frame_share, plan.token_corruption, plan.turn_start_weight, codebook_size(model.config))
+    for batch in _curriculum(plan, trainer, job.utterances, mask):
         guide = plan.guide_weight * max(0.0, 1.0 - trainer.step / plan.guide_until)
         figures.append(trainer.update([batch], {GUIDE: guide, VOICE: plan.voice_weight}))
         if trainer.step % _LOG_EVERY == 0:
@@ -190,9 +195,10 @@ def train_model(model: CsmForConditionalGeneration, plan: ModelPlan, job: Recipe
             last_save = time.monotonic()
 
 
-def _curriculum(plan: ModelPlan, trainer: Trainer, utterances: Sequence[CodedUtterance]) -> Iterator[Batch]:
+def _curriculum(
+    plan: ModelPlan, trainer: Trainer, utterances: Sequence[CodedUtterance], mask: LossMask
+) -> Iterator[Batch]:
     """Batches of the current stage, until the last step."""
-    mask = LossMask(plan.depth_frame_share, plan.token_corruption, plan.turn_start_weight, CODES)
     for stage in plan.stages:
         if trainer.step >= stage.until:
             continue

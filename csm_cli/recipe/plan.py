@@ -11,7 +11,7 @@ import yaml
 
 @dataclass(frozen=True)
 class CorpusPlan:
-    """Hours of speech; fixed_share: share of utterances in the two voices of speakers 0 and 1."""
+    """espeak-ng's corpus: hours of speech; fixed_share: share of utterances in the two voices of speakers 0 and 1."""
 
     hours: float
     fixed_share: float = 0.5
@@ -19,19 +19,71 @@ class CorpusPlan:
 
 
 @dataclass(frozen=True)
-class CodecPlan:
-    """Codec training: `steps` steps of `batch` crops of `crop_frames` frames.
+class TeacherPlan:
+    """A natural teacher's corpus: hours of each of its voices, in the order of the voices' numbers.
 
-    Quantization starts at step `quantize_from`; from `freeze_from` on only the decoder is trained.
+    tools: where the teacher is set up. recorded: folders of shards spoken earlier, which come first; their voices must
+    be named, with 0 hours if none are to be added.
+    """
+
+    tools: Path
+    voices: dict[str, float]
+    recorded: tuple[Path, ...] = ()
+    seed: int = 1
+
+
+@dataclass(frozen=True)
+class AdversarialPlan:
+    """The codec's second stage: `steps` of the decoder against discriminators at `windows` samples.
+
+    The decoder follows the reconstruction alone until step `discriminators_alone`.
+    """
+
+    steps: int
+    batch: int = 3
+    crop_frames: int = 12
+    windows: tuple[int, ...] = (2048, 1024, 512, 256)
+    channels: int = 8
+    learning_rate: float = 3e-4
+    discriminator_learning_rate: float = 3e-4
+    discriminators_alone: int = 500
+    reconstruction_weight: float = 1.0
+    adversarial_weight: float = 0.5
+    matching_weight: float = 1.0
+    ema_decay: float = 0.998
+    save_seconds: float = 150.0
+
+
+@dataclass(frozen=True)
+class CodecPlan:
+    """Codec training: steps of `batch` crops of `crop_frames`, rounding to codes from step `quantize_from` on.
+
+    start: a checkpoint folder whose codec the new one grows from, None for a fresh one. The learning rate falls from
+    step `decay_from` on. depth_dropout and bypass: the shares of rows that get fewer acoustic codebooks and that reach
+    the decoder without rounding.
     """
 
     steps: int
     quantize_from: int
-    freeze_from: int
     batch: int
     crop_frames: int
     learning_rate: float
+    decay_from: int
     shape: dict[str, Any] = field(default_factory=dict)
+    start: Path | None = None
+    depth_dropout: float = 0.25
+    bypass: float = 0.25
+    phoneme_weight: float = 0.1
+    commitment_weight: float = 0.1
+    codebook_decay: float = 0.998
+    ema_decay: float = 0.998
+    evaluate_every: int = 200
+    save_seconds: float = 150.0
+    adversarial: AdversarialPlan | None = None
+
+    @property
+    def codebook_size(self) -> int:
+        return int(self.shape["codebook_size"])
 
 
 @dataclass(frozen=True)
@@ -103,12 +155,13 @@ class SamplingPlan:
 class VoicePlan:
     """The whole recipe. folder: of intermediate files; target: checkpoint folder.
 
-    At every `preview_every`-th save, `preview_sentences` held-out sentences are generated.
+    corpus: a TeacherPlan for natural voices, a CorpusPlan for espeak-ng's. At every `preview_every`-th save,
+    `preview_sentences` held-out sentences are generated.
     """
 
     folder: Path
     target: Path
-    corpus: CorpusPlan
+    corpus: TeacherPlan | CorpusPlan
     codec: CodecPlan
     model: ModelPlan
     sampling: SamplingPlan = SamplingPlan()
@@ -119,14 +172,24 @@ class VoicePlan:
 def read_plan(path: Path) -> VoicePlan:
     """Reads a plan; raises TypeError for an unknown key."""
     raw = yaml.safe_load(path.read_text())
-    model = raw.pop("model")
+    model, codec, corpus = raw.pop("model"), raw.pop("codec"), raw.pop("corpus")
     stages = tuple(StagePlan(**stage) for stage in model.pop("stages"))
+    adversarial, start = codec.pop("adversarial", None), codec.pop("start", None)
     return VoicePlan(
         folder=Path(raw.pop("folder")),
         target=Path(raw.pop("target")),
-        corpus=CorpusPlan(**raw.pop("corpus")),
-        codec=CodecPlan(**raw.pop("codec")),
+        corpus=_teacher_plan(corpus) if "tools" in corpus else CorpusPlan(**corpus),
+        codec=CodecPlan(
+            start=Path(start) if start else None,
+            adversarial=AdversarialPlan(**adversarial) if adversarial else None,
+            **codec,
+        ),
         model=ModelPlan(stages=stages, **model),
         sampling=SamplingPlan(**raw.pop("sampling", {})),
         **raw,
     )
+
+
+def _teacher_plan(raw: dict[str, Any]) -> TeacherPlan:
+    recorded = tuple(Path(each) for each in raw.pop("recorded", ()))
+    return TeacherPlan(tools=Path(raw.pop("tools")), recorded=recorded, **raw)

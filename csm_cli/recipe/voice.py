@@ -14,20 +14,17 @@ from typing import TYPE_CHECKING
 import torch
 from transformers import CsmForConditionalGeneration, MimiModel
 
-from csm_cli.recipe.codec import train_codec
-from csm_cli.recipe.codes import (
-    CodedUtterance,
-    CorpusTurn,
-    conversation_row,
-    encode_samples,
-    encode_shards,
-    load_utterances,
-)
-from csm_cli.recipe.corpus import Espeak, render_voice, shard_count, shard_stems, write_corpus
+from csm_cli.recipe.adversarial import refine_decoder
+from csm_cli.recipe.codec import export_codec, train_codec
+from csm_cli.recipe.codes import CorpusTurn, conversation_row, encode_shards, load_utterances
+from csm_cli.recipe.corpus import VOICES, Espeak, shard_stems, write_corpus
 from csm_cli.recipe.export import export_voice, plot_samples, sample_sentences, save_samples, summary
 from csm_cli.recipe.model import RecipeJob, model_config, train_model
-from csm_cli.recipe.plan import VoicePlan, read_plan
+from csm_cli.recipe.natural_corpus import held_out_stems, training_stems, write_natural_corpus
+from csm_cli.recipe.plan import TeacherPlan, VoicePlan, read_plan
+from csm_cli.recipe.reference_voices import write_voices
 from csm_cli.recipe.sentences import held_out_sentences
+from csm_cli.recipe.teacher import KokoroTeacher
 from csm_cli.train.batches import Batch, collate
 from csm_cli.train.history import plot_history
 
@@ -57,27 +54,33 @@ def build_voice(plan: VoicePlan, until: str = "export", start: Path | None = Non
 
 
 def _corpus(plan: VoicePlan, _: Path | None) -> None:
-    write_corpus(plan.folder / "corpus", plan.corpus)
+    folder = plan.folder / "corpus"
+    if isinstance(plan.corpus, TeacherPlan):
+        write_natural_corpus(folder, plan.corpus, KokoroTeacher(plan.corpus.tools))
+    else:
+        write_corpus(folder, plan.corpus)
 
 
 def _codec(plan: VoicePlan, start: Path | None) -> None:
+    folder, corpus = plan.folder / "codec", plan.folder / "corpus"
     if start is not None:
         codec = CsmForConditionalGeneration.from_pretrained(start).codec_model
-        codec.save_pretrained(plan.folder / "codec" / "export")
     else:
-        train_codec(plan.codec, plan.folder / "corpus", plan.folder / "codec")
+        codec = train_codec(plan.codec, corpus, folder)
+        if plan.codec.adversarial:
+            codec = refine_decoder(plan.codec.adversarial, codec, corpus, folder)
+    export_codec(codec, folder / "export")
 
 
 def _codes(plan: VoicePlan, _: Path | None) -> None:
-    stems = shard_stems(plan.folder / "corpus")[: shard_count(plan.corpus)]
-    encode_shards(_load_codec(plan), stems, plan.folder / "codes")
+    encode_shards(_load_codec(plan), shard_stems(plan.folder / "corpus"), plan.folder / "codes")
 
 
 def _model(plan: VoicePlan, start: Path | None) -> None:
     model = new_model(plan) if start is None else CsmForConditionalGeneration.from_pretrained(start)
-    utterances = load_utterances(plan.folder / "corpus", plan.folder / "codes")
-    held_out = held_out_batches(plan, model.codec_model)
-    job = RecipeJob(utterances, held_out, plan.folder / "model", _SaveHook(plan))
+    utterances = load_utterances(training_stems(plan.folder / "corpus"), plan.folder / "codes")
+    voices = len(plan.corpus.voices) if isinstance(plan.corpus, TeacherPlan) else len(VOICES)
+    job = RecipeJob(utterances, voices, held_out_batches(plan), plan.folder / "model", _SaveHook(plan))
     train_model(model.to(_device()), plan.model, job)
 
 
@@ -85,6 +88,8 @@ def _export(plan: VoicePlan, _: Path | None) -> None:
     model = CsmForConditionalGeneration.from_pretrained(plan.folder / "export-latest")
     model.codec_model = _load_codec(plan).cpu()
     export_voice(model, plan.sampling, plan.target)
+    if isinstance(plan.corpus, TeacherPlan):
+        write_voices(plan.target, list(plan.corpus.voices))
     plot_samples(sample_sentences(model, Espeak(), held_out_sentences()[:3]), plan.target / "samples.png")
 
 
@@ -94,20 +99,18 @@ _RUN = {"corpus": _corpus, "codec": _codec, "codes": _codes, "model": _model, "e
 def new_model(plan: VoicePlan) -> CsmForConditionalGeneration:
     """A model with random weights around the trained codec."""
     torch.manual_seed(0)
-    model = CsmForConditionalGeneration(model_config(plan.model.backbone, plan.model.depth, plan.codec.shape))
-    model.codec_model = _load_codec(plan)
+    codec = _load_codec(plan)
+    model = CsmForConditionalGeneration(model_config(plan.model.backbone, plan.model.depth, codec.config.to_dict()))
+    model.codec_model = codec
     return model
 
 
-def held_out_batches(plan: VoicePlan, codec: MimiModel, count: int = 48) -> list[Batch]:
-    """Batches of held-out sentences in voices 0 and 1, without context."""
-    espeak = Espeak()
-    rows = []
-    for index, text in enumerate(held_out_sentences()[:count]):
-        utterance, samples = render_voice(espeak, text, index % 2)
-        spoken = CodedUtterance(utterance, encode_samples(codec, [samples])[0])
-        rows.append(conversation_row([CorpusTurn(utterance.voice, spoken, trained=True)]))
-    return [collate(rows[start : start + 16]) for start in range(0, count, 16)]
+def held_out_batches(plan: VoicePlan, count: int = 48) -> list[Batch]:
+    """Batches of about `count` utterances of the held-out shards, without context."""
+    stems = held_out_stems(plan.folder / "corpus") or training_stems(plan.folder / "corpus")
+    spoken = [each for stem in stems for each in load_utterances([stem], plan.folder / "codes")[: count // len(stems)]]
+    rows = [conversation_row([CorpusTurn(each.utterance.voice, each, trained=True)]) for each in spoken]
+    return [collate(rows[start : start + 16]) for start in range(0, len(rows), 16)]
 
 
 class _SaveHook:
@@ -134,7 +137,8 @@ class _SaveHook:
 
 
 def _load_codec(plan: VoicePlan) -> MimiModel:
-    return MimiModel.from_pretrained(plan.folder / "codec" / "export").to(_device()).eval()
+    codec = MimiModel.from_pretrained(plan.folder / "codec" / "export", dtype=torch.float32)
+    return codec.to(_device()).eval()
 
 
 def _device() -> str:

@@ -7,8 +7,10 @@ import torch
 from torch import Tensor
 from transformers import MimiModel
 
-from csm_cli.recipe.codec import QuantizerTrainer, build_codec, mel_distance, mfcc, spectral_loss
+from csm_cli.recipe.codec import build_codec
 from csm_cli.recipe.corpus import RATE
+from csm_cli.recipe.quantizer import QuantizerTrainer
+from csm_cli.recipe.spectral import mel_distance, spectral_loss
 
 SHAPE = {
     "hidden_size": 16,
@@ -48,13 +50,30 @@ def test_code_zero_of_codebook_zero_is_never_chosen_and_silent(codec: MimiModel)
     assert zero.abs().max() == 0
 
 
+def train(quantizer: QuantizerTrainer, latents: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """One step with all codebooks and every row rounded."""
+    rows = len(latents)
+    return quantizer(latents, torch.full((rows,), 2), torch.zeros(rows, dtype=torch.bool))
+
+
 def test_training_quantizes_like_transformers(codec: MimiModel) -> None:
     quantizer = QuantizerTrainer(codec)
     latents = torch.randn(4, 16, 100)
     quantizer.start(latents.transpose(1, 2).flatten(0, 1))
     expected = codec.quantizer.decode(codec.quantizer.encode(latents).transpose(0, 1))
-    found, _, _ = quantizer(latents, depth=2)
+    found, _, _ = train(quantizer, latents)
     torch.testing.assert_close(found, expected)
+
+
+def test_bypassed_rows_are_not_rounded_and_short_rows_lack_codebooks(codec: MimiModel) -> None:
+    quantizer = QuantizerTrainer(codec)
+    latents = torch.randn(3, 16, 100)
+    quantizer.start(latents.transpose(1, 2).flatten(0, 1))
+    codes = codec.quantizer.encode(latents).transpose(0, 1)
+    expected = codec.quantizer.decode(codes[:, :2])[1]
+    found, _, _ = quantizer(latents, torch.tensor([2, 1, 2]), torch.tensor([True, False, False]))
+    torch.testing.assert_close(found[0], quantizer.bypass(latents)[0][0])
+    torch.testing.assert_close(found[1], expected)
 
 
 def test_codebooks_follow_the_data_and_gradients_pass(codec: MimiModel) -> None:
@@ -64,7 +83,7 @@ def test_codebooks_follow_the_data_and_gradients_pass(codec: MimiModel) -> None:
     shifted = (latents + 2.0).requires_grad_()
     errors = []
     for _ in range(60):
-        quantized, _, commit = quantizer(shifted, depth=2)
+        quantized, _, commit = train(quantizer, shifted)
         errors.append(float(commit.detach()))
     quantized.sum().backward()
     assert errors[-1] < errors[0] / 2
@@ -101,7 +120,3 @@ def test_displaced_click_has_a_high_loss() -> None:
     click, late = torch.zeros(1, RATE), torch.zeros(1, RATE)
     click[:, 12_000:12_100], late[:, 13_000:13_100] = 0.5, 0.5
     assert spectral_loss(late, click) > 0.3
-
-
-def test_mfcc_shape() -> None:
-    assert mfcc(torch.randn(2, 3 * 1920)).shape == (2, 52, 3)

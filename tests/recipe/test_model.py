@@ -57,7 +57,7 @@ def test_guided_attention_changes_no_output(model: CsmForConditionalGeneration) 
 
 
 def test_training_overfits_a_few_utterances(model: CsmForConditionalGeneration) -> None:
-    trainer = voice_trainer(model, PLAN)
+    trainer = voice_trainer(model, PLAN, voices=8)
     batches = ConversationMixer(utterances(), 0, PLAN.tokens).batches(STAGES[0])
     figures = [trainer.update([rows], {GUIDE: 0.3}) for rows in itertools.islice(batches, 60)]
     assert figures[-1]["backbone"] < figures[0]["backbone"] / 2
@@ -71,17 +71,17 @@ def test_voice_head_learns_the_voice_of_the_turn(model: CsmForConditionalGenerat
     rows = collate(
         [conversation_row([CorpusTurn(voice, each, trained=True)]) for voice, each in enumerate((low, high))]
     )
-    trainer = voice_trainer(model, PLAN)
+    trainer = voice_trainer(model, PLAN, voices=8)
     figures = [trainer.update([rows], {VOICE: 1.0}) for _ in range(40)]
     assert figures[-1]["voice"] < figures[0]["voice"] / 4
 
 
 def test_trainer_state_is_restored(model: CsmForConditionalGeneration) -> None:
-    first = voice_trainer(model, PLAN)
+    first = voice_trainer(model, PLAN, voices=8)
     first.update([batch()])
     state = first.state_dict()
     torch.manual_seed(1)
-    other = voice_trainer(CsmForConditionalGeneration(model.config), PLAN)
+    other = voice_trainer(CsmForConditionalGeneration(model.config), PLAN, voices=8)
     other.load_state_dict(state)
     assert other.step == 1
     for name, parameter in first.parameters.items():
@@ -89,7 +89,7 @@ def test_trainer_state_is_restored(model: CsmForConditionalGeneration) -> None:
 
 
 def test_ema_weights_are_swapped_in_and_out(model: CsmForConditionalGeneration) -> None:
-    trainer = voice_trainer(model, PLAN)
+    trainer = voice_trainer(model, PLAN, voices=8)
     for _ in range(3):
         trainer.update([batch()])
     name = "model.lm_head.weight"
@@ -102,5 +102,5 @@ def test_ema_weights_are_swapped_in_and_out(model: CsmForConditionalGeneration) 
 
 
 def test_learning_rate_schedule(model: CsmForConditionalGeneration) -> None:
-    rates = [voice_trainer(model, PLAN).config.lr_ratio(step) for step in range(PLAN.steps)]
+    rates = [voice_trainer(model, PLAN, voices=8).config.lr_ratio(step) for step in range(PLAN.steps)]
     assert rates[0] < rates[4] and max(rates) == max(rates[:8]) and rates[-1] < 0.05

@@ -11,11 +11,12 @@ from helpers.voice_model import BACKBONE, CODEC, DEPTH
 from safetensors.torch import load_file
 from transformers import AutoProcessor, CsmForConditionalGeneration
 
-from csm_cli.recipe.codec import QuantizerTrainer, build_codec
+from csm_cli.recipe.codec import build_codec
 from csm_cli.recipe.codes import text_ids
 from csm_cli.recipe.export import export_voice
 from csm_cli.recipe.model import model_config
 from csm_cli.recipe.plan import SamplingPlan
+from csm_cli.recipe.quantizer import QuantizerTrainer
 
 
 @pytest.fixture(scope="module")

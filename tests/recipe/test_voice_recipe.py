@@ -19,7 +19,7 @@ CONFIGS = Path(__file__).parents[2] / "configs" / "voice"
 @pytest.mark.parametrize("name", ["cpu", "gpu", "smoke"])
 def test_plans_can_be_read(name: str) -> None:
     plan = read_plan(CONFIGS / f"{name}.yaml")
-    assert plan.codec.quantize_from < plan.codec.freeze_from <= plan.codec.steps
+    assert plan.codec.quantize_from < plan.codec.decay_from <= plan.codec.steps
     assert [stage.until for stage in plan.model.stages] == sorted(stage.until for stage in plan.model.stages)
 
 
