@@ -79,6 +79,7 @@ def _usage(error: TyperException, arguments: list[str]) -> str:
     context = getattr(error, "ctx", None)
     command = context.command_path if context else _command(arguments)
     message = " ".join(error.format_message().split()).rstrip(".")
+    message = message.replace("Input should be", "must be").replace("Value error, ", "")  # pydantic's words
     near = getattr(error, "possibilities", None)
     if message.startswith("No such option") and near:
         message = f"{message.partition(' (')[0]}; did you mean {' or '.join(near)}?"

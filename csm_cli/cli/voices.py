@@ -28,7 +28,7 @@ Name = Annotated[str, typer.Argument(metavar="NAME", help="A saved voice.", auto
 Names = Annotated[list[str], typer.Argument(metavar="NAME...", help="Saved voices.", autocompletion=voice_names)]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
-voices = typer.Typer(name="voices", help="Add, list, show, play and remove saved voices.", no_args_is_help=True)
+voices = typer.Typer(name="voices", help="Saved voices: add, list, show, play, rm.", no_args_is_help=True)
 
 
 @dataclass(frozen=True)

@@ -192,9 +192,10 @@ class ConversationState:
     def _warn_of_unknown_speaker(self, current: TurnState) -> None:
         speaker = current.turn.speaker
         if self._has_recordings and speaker not in self._known_speakers:
-            known = ", ".join(map(str, sorted(self._known_speakers)))
+            numbers = ", ".join(map(str, sorted(self._known_speakers)))
+            known = f"only speakers {numbers} have" if len(self._known_speakers) > 1 else f"only speaker {numbers} has"
             current.warnings.append(
-                f"speaker {speaker} has no reference audio (speakers with audio: {known}); the model picks a voice; "
+                f"speaker {speaker} has no reference audio ({known}); the model picks a voice; "
                 "add a context turn or a voice for this speaker"
             )
 

@@ -512,4 +512,4 @@ def test_redo_takes_ids_and_speakers(csm: Csm, tiny_checkpoint: Path, tmp_path: 
 def test_lines_carry_the_number_of_their_turn(edited: Csm) -> None:
     err = edited("One Two Three").err
     assert [line.split()[0] for line in err.splitlines() if "/3 " in line] == ["1/3", "2/3", "3/3"]
-    assert "3/3 0: Three  [" in err
+    assert "3/3 [0]: Three  [" in err

@@ -252,7 +252,7 @@ def test_a_speaker_without_reference_audio_is_warned_about_once() -> None:
         warnings.append(state.current.warnings)
         finish_chunk(state, tokens(5))
     assert [len(each) for each in warnings] == [0, 1, 0]
-    assert warnings[1][0].startswith("speaker 2 has no reference audio (speakers with audio: 1)")
+    assert warnings[1][0].startswith("speaker 2 has no reference audio (only speaker 1 has)")
 
 
 def test_no_warning_without_context_or_for_a_speaker_in_the_context() -> None:
