@@ -7,6 +7,7 @@ extras and configuration files must exist.
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import shlex
@@ -120,7 +121,7 @@ def test_command_works(page: Path, command: str, desk: Path, capfd: pytest.Captu
     words = shlex.split(command)
     if words[0] == "make":
         check_make(words)
-    elif FOREIGN.match(words[0]):
+    elif FOREIGN.match(words[0]) or words[0] == "python":
         check_foreign(words)
     elif words[:2] == ["csm", "bench"] or "cuda" in words:
         check_options(words[1:])
@@ -156,7 +157,9 @@ def check_make(words: list[str]) -> None:
 
 
 def check_foreign(words: list[str]) -> None:
-    """Extras exist, and so does every file of this repository that is named."""
+    """Extras and modules exist, and so does every file of this repository that is named."""
+    if words[:2] == ["python", "-m"]:
+        assert importlib.util.find_spec(words[2]), f"no module {words[2]}"
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     for word in words:
         for names in re.findall(r"\[([\w,]+)\]", word):
