@@ -315,7 +315,7 @@ def test_all_takes_are_reported(parted: Csm, tmp_path: Path) -> None:
 def test_a_speaker_without_context_gets_a_warning(parted: Csm, tmp_path: Path, tone: Path) -> None:
     result = parted("[0]Hi. [1]Ho. [0]Hi.", "--context", f"[1]{tone}=Hello", "--json", "-o", tmp_path / "a.wav")
     (warning,) = result.json["warnings"]
-    assert warning.startswith('turn 1 (0: "Hi."): speaker 0') and "audio: 1" in warning
+    assert warning.startswith('turn 1 (0: "Hi."): speaker 0') and "speaker 1" in warning
     assert f"csm: {warning}" in result.err.splitlines()
 
 
