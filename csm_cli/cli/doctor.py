@@ -80,8 +80,8 @@ def _playback() -> dict[str, Any]:
 
     try:
         return {"device": device_name()}
-    except SoundDeviceMissing as error:
-        return {"error": str(error)}
+    except SoundDeviceMissing as error:  # playing is optional
+        return {"unavailable": str(error)}
 
 
 def _bundled_voice() -> dict[str, Any]:

@@ -167,11 +167,11 @@ def summarize(meter: ProgressMeter, model: str, device: object) -> str:
 
 def context_summary(window: Mapping[str, int]) -> str:
     """How full the context window was, or is expected to be; `window` as in the JSON record."""
-    text = f"context: peak {window['peak']} of {window['positions']} positions"
-    if not window["dropped_turns"]:
-        return text
-    limit = f", limited to {window['soft_limit']} for this voice" if window["soft_limit"] < window["positions"] else ""
-    return f"{text}{limit}; {format_count(window['dropped_turns'], 'turn')} dropped from context on the way"
+    limited = window["soft_limit"] < window["positions"]
+    limit = f"{window['soft_limit']} (this voice's limit)" if limited else str(window["positions"])
+    text = f"context: up to {window['peak']} of {limit} positions"
+    dropped = window["dropped_turns"]
+    return f"{text}; {format_count(dropped, 'turn')} dropped from the context" if dropped else text
 
 
 def contention_hint(job: SynthesisJob, synth: Synthesizer) -> str:

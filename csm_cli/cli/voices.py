@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import shorten
 from typing import Annotated, Any
 
 import typer
@@ -118,7 +119,9 @@ def list_(json: Json = False) -> None:
     width = max((len(record["name"]) for record in records), default=0)
     for record in records:
         terms = "bundled" if record["bundled"] else record["license"] or "no licence"
-        emit(f"{record['name']:<{width}}  {record['seconds']:5.1f} s  {terms[:24]:<24}  {record['text'][:60]}")
+        emit(
+            f"{record['name']:<{width}}  {record['seconds']:5.1f} s  {terms[:24]:<24}  {shorten(record['text'], 60, placeholder=' ...')}"
+        )
 
 
 @voices.command()

@@ -69,7 +69,7 @@ def test_a_dry_run_prints_the_plan(csm: Csm, tiny_checkpoint: Path, script: Path
     assert context.split()[:5] == ["context", "ana", "[0]", "Hi", "there"] and str(tmp_path / "tone.wav") in context
     assert first.split()[:4] == ["1", "ana", "[0]", "Hello."] and "b[n]/é [1]  Really?" in second
     assert "[about 0.4 s, 11 tokens, context 37]" in first and "[0.5 s, " in third
-    assert total == "about 2.5 s in 3 turns; context: peak 76 of 512 positions"
+    assert total == "about 2.5 s in 3 turns; context: up to 76 of 512 positions"
 
 
 def test_a_dry_run_shows_turns_dropped_from_context(csm: Csm, tmp_path: Path) -> None:
@@ -77,7 +77,7 @@ def test_a_dry_run_shows_turns_dropped_from_context(csm: Csm, tmp_path: Path) ->
     (tmp_path / "s.yaml").write_text("turns:\n" + "  - 0: We can walk down to the river now.\n" * 12)
     lines = csm("converse", tmp_path / "s.yaml", "-n").out.splitlines()
     assert ", turn 1 dropped from context]" in "".join(lines[:-1])
-    assert "limited to 300" in lines[-1] and "dropped from context" in lines[-1]
+    assert "of 300 " in lines[-1] and "dropped from the context" in lines[-1]
 
 
 def test_a_dry_run_as_json(csm: Csm, tiny_checkpoint: Path, script: Path) -> None:

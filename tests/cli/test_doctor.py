@@ -36,7 +36,7 @@ def test_lists_the_users_files(
     played_audio.missing = True
     (home / "config.toml").write_text("seeds = 3")
     found = csm("doctor", "--json").json
-    assert "no sound device" in found["playback"]["error"] and "did you mean seed" in found["user"]["error"]
+    assert "no sound device" in found["playback"]["unavailable"] and "did you mean seed" in found["user"]["error"]
 
 
 def test_report_as_text(csm: Csm) -> None:

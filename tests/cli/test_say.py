@@ -322,7 +322,7 @@ def test_a_speaker_without_context_gets_a_warning(parted: Csm, tmp_path: Path, t
 def test_context_use_is_reported(parted: Csm, tmp_path: Path) -> None:
     result = parted("[0]Hi. [1]Ho.", "--json", "-o", tmp_path / "a.wav")
     assert result.json["context_window"] == {"peak": 22, "positions": 512, "soft_limit": 512, "dropped_turns": 0}
-    assert "context: peak 22 of 512 positions" in result.err
+    assert "context: up to 22 of 512 positions" in result.err
 
 
 def test_turns_dropped_from_context_are_reported_once(say: Csm, tmp_path: Path) -> None:
