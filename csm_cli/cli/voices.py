@@ -119,9 +119,8 @@ def list_(json: Json = False) -> None:
     width = max((len(record["name"]) for record in records), default=0)
     for record in records:
         terms = "bundled" if record["bundled"] else record["license"] or "no licence"
-        emit(
-            f"{record['name']:<{width}}  {record['seconds']:5.1f} s  {terms[:24]:<24}  {shorten(record['text'], 60, placeholder=' ...')}"
-        )
+        words = shorten(record["text"], 60, placeholder=" ...")
+        emit(f"{record['name']:<{width}}  {record['seconds']:5.1f} s  {terms[:24]:<24}  {words}")
 
 
 @voices.command()
