@@ -331,7 +331,7 @@ def test_turns_dropped_from_context_are_reported_once(say: Csm, tmp_path: Path) 
     assert [turn["dropped_turns"] for turn in result.json["turns"]] == [[], [], [1]]
     assert result.json["context_window"]["dropped_turns"] == 1
     *turns, total = result.err.splitlines()
-    assert "1 turn dropped from context" in total
+    assert "1 turn dropped from the context" in total
     assert not [line for line in turns if "dropped" in line]
 
 
