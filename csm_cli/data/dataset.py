@@ -120,6 +120,8 @@ class SpeakerNumbers:
     default: int = 0
     names: dict[str, int] = field(default_factory=dict)
     _used: set[int] = field(default_factory=set)
+    _named: set[int] = field(default_factory=set)
+    _next: int = 0  # all numbers below are taken
 
     def number(self, label: str | None) -> int:
         if label is None:
@@ -128,12 +130,14 @@ class SpeakerNumbers:
             number = int(label)
             if number not in self._used:
                 self._used.add(number)
-                if number in self.names.values():
+                if number in self._named:
                     _log.warning("speaker number %d was already assigned to a name; use only numbers or names", number)
             return number
         if label not in self.names:
-            taken = self._used.union(self.names.values())
-            self.names[label] = next(number for number in range(len(taken) + 1) if number not in taken)
+            while self._next in self._used or self._next in self._named:
+                self._next += 1
+            self.names[label] = self._next
+            self._named.add(self._next)
         return self.names[label]
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import codecs
 import csv
+import errno
 import io
 import os
-import shutil
+import stat
 import sys
 import tempfile
 import weakref
@@ -16,21 +17,47 @@ from pathlib import Path
 from typing import IO
 
 from csm_cli.errors import AudioUnreadable, Diagnostic, InputError, ScriptInvalid
+from csm_cli.script.limits import (
+    MAX_CACHED_HEADERS,
+    MAX_LINE_BYTES,
+    MAX_PIPE_BYTES,
+    MAX_TEXT_FILE_BYTES,
+    MAX_TRANSCRIPT_BYTES,
+)
 
 Location = tuple[int, int]  # line and column, both from 1; (0, 0) is the whole file
 
 STDIN = "<stdin>"
-MAX_LINE_BYTES = 4_000_000
-MAX_CACHED_HEADERS = 4096
 
 
 def read_text(path: Path | str) -> str:
     """The text of a UTF-8 file, with or without a byte order mark; `-` is standard input.
 
     Raises:
-        ScriptInvalid: the file cannot be read or is not UTF-8.
+        ScriptInvalid: the file cannot be read, is not UTF-8, or is larger than MAX_TEXT_FILE_BYTES.
     """
-    return "".join(LineStream(path, max_line_bytes=1 << 40))
+    lines = LineStream(path, MAX_TEXT_FILE_BYTES)
+    if lines.size > MAX_TEXT_FILE_BYTES:
+        message = f"is larger than {MAX_TEXT_FILE_BYTES // 1_000_000} MB; split it into several files"
+        raise ScriptInvalid([Diagnostic(lines.name, 0, 0, "", message)])
+    return "".join(lines)
+
+
+def read_transcript(path: Path) -> str:
+    """The text of a file that another file or a flag led to: never of a pipe or a device.
+
+    Raises:
+        ScriptInvalid: it cannot be read, is not a regular file, is too large, or is not UTF-8.
+    """
+    try:
+        is_regular, size = path.is_file(), path.stat().st_size
+    except OSError as error:
+        raise ScriptInvalid([Diagnostic(str(path), 0, 0, "", f"cannot be read: {error.strerror}")]) from error
+    if not is_regular or size > MAX_TRANSCRIPT_BYTES:
+        message = "expected a text file with the words of the recording, got "
+        message += f"{size:,} bytes" if is_regular else "a pipe, a device or a folder"
+        raise ScriptInvalid([Diagnostic(str(path), 0, 0, "", message)])
+    return read_text(path)
 
 
 class LineStream:
@@ -144,13 +171,26 @@ class AudioLookup:
 
 
 def _open_seekable(name: str) -> IO[bytes]:
-    """The file, or a temporary copy of what a pipe delivers."""
-    pipe = sys.stdin.buffer if name == STDIN else Path(name).open("rb")  # noqa: SIM115
-    if name != STDIN and pipe.seekable():
-        return pipe
+    """The file, or a temporary copy of what a pipe delivers. Raises OSError for a device too."""
+    if name == STDIN:
+        return _copied(sys.stdin.buffer)
+    file = Path(name).open("rb")  # noqa: SIM115
+    mode = os.fstat(file.fileno()).st_mode
+    if stat.S_ISREG(mode):
+        return file
+    with file:
+        is_endless = stat.S_ISCHR(mode) and not file.isatty() and not Path(name).samefile(os.devnull)
+        if stat.S_ISBLK(mode) or is_endless:
+            raise OSError(errno.EINVAL, "is a device")
+        return _copied(file)
+
+
+def _copied(pipe: IO[bytes]) -> IO[bytes]:
     copy = tempfile.TemporaryFile()  # noqa: SIM115
-    shutil.copyfileobj(pipe, copy)
+    for block in iter(lambda: pipe.read(1 << 20), b""):
+        copy.write(block)
+        if copy.tell() > MAX_PIPE_BYTES:
+            copy.close()
+            raise OSError(errno.EFBIG, f"delivers more than {MAX_PIPE_BYTES >> 30} GB")
     copy.flush()
-    if name != STDIN:
-        pipe.close()
     return copy

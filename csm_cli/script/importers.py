@@ -20,14 +20,16 @@ _TAGS = {
     "vibevoice": re.compile(r"^[ \t]*(Speaker[ \t]+\d{1,3})[ \t]*:", re.IGNORECASE | re.MULTILINE),
 }
 _EXAMPLES = {"dia": "[S1] Hello.", "higgs": "[SPEAKER0] Hello.", "vibevoice": "Speaker 1: Hello."}
-_HIGGS_INSTRUCTION = re.compile(r"<\|(\w+)_start\|>.*?<\|\1_end\|>", re.DOTALL)
+_HIGGS_MARK = re.compile(r"<\|(\w{1,64}?)_(start|end)\|>")
 
-_TIME = r"(?:(\d+):)?(\d{1,2}):(\d{2})[,.](\d{3})"
+_TIME = r"(?:(\d{1,6}):)?(\d{1,2}):(\d{2})[,.](\d{3})"
 _CUE_TIMES = re.compile(rf"^\s*{_TIME}[ \t]+-->[ \t]+{_TIME}(?:[ \t].*)?$")
-_CUE_START = re.compile(r"^\s*(\d+\s*\n)?\s*(\d+:)?\d{1,2}:\d{2}[,.]\d{3} +-->", re.MULTILINE)
-_CUE_VOICE = re.compile(r"^<v(?:\.[^\s>]*)?[ \t]+([^>]+)>")
-_CUE_MARKUP = re.compile(r"</?[a-zA-Z][^>]*>|<\d[\d:.]*>|\{\\[^}]*\}")
+_CUE_START = re.compile(r"^[ \t]*(\d{1,6}:)?\d{1,2}:\d{2}[,.]\d{3} +-->", re.MULTILINE)
+# No part of these can match in two ways, so that they take time in proportion to the text.
+_CUE_VOICE = re.compile(r"^<v(?:\.[^\s>]*)?[ \t]+([^\s>][^>]*)>")
+_CUE_MARKUP = re.compile(r"</?[a-zA-Z][^<>]*>|<\d[\d:.]*>|\{\\[^{}]*\}")
 _CUE_NAME = re.compile(r"^([^\W\d_][^:<>]{0,30}):\s+(?=\S)")
+_LAST_NUMBER = re.compile(r"(?<!\d)\d{1,9}$")
 _DEFAULT_SPEAKER = "speaker 0"
 _SENTENCE_END = re.compile(r"[.!?…。！？][\"'”’)\]]*$")  # noqa: RUF001
 MAX_CUE_GAP = 0.5  # seconds between two cues of one sentence
@@ -63,8 +65,9 @@ def convert(path: str, source_format: str | None = None, folder: Path = Path()) 
     else:
         turns = _read_tagged(path, text, source_format)
     names = list(dict.fromkeys(turn.speaker for turn in turns))
-    if all(re.search(r"\d+$", name) for name in names):
-        names.sort(key=lambda name: int(re.findall(r"\d+$", name)[0]))
+    numbers = {name: _LAST_NUMBER.search(name) for name in names}
+    if all(numbers.values()):
+        names.sort(key=lambda name: int(numbers[name][0]))  # type: ignore[index]  # all have one
     script: dict[str, Any] = {"csm": 1, "speakers": {name: {"id": number} for number, name in enumerate(names)}}
     context = []
     for turn in turns:
@@ -116,9 +119,11 @@ def _read_tagged(path: str, text: str, source_format: str) -> list[_ImportedTurn
         got = text.split("\n", 1)[0][:40]
         raise _invalid(path, 1, f"expected a turn such as {_EXAMPLES[source_format]!r}, got {got!r}")
     turns = []
+    line, counted = 1, 0  # lines are counted on from the tag before
     for tag, end in zip(tags, [*(tag.start() for tag in tags[1:]), len(text)], strict=True):
+        line, counted = line + text.count("\n", counted, tag.start()), tag.start()
         speaker, spoken = " ".join(tag[1].split()), " ".join(text[tag.end() : end].split())
-        turns.append(_ImportedTurn(text.count("\n", 0, tag.start()) + 1, speaker, spoken))
+        turns.append(_ImportedTurn(line, speaker, spoken))
     if source_format == "dia" and not turns[-1].text:
         turns.pop()  # Dia recommends a last tag without text
     for turn in turns:
@@ -143,7 +148,7 @@ def _read_higgs_messages(path: str, text: str) -> list[_ImportedTurn]:
         content = message.get("content")
         items = content if isinstance(content, list) else [content]
         texts = [str(each.get("text") or "") if isinstance(each, dict) else str(each or "") for each in items]
-        spoken = _HIGGS_INSTRUCTION.sub("", " ".join(texts)).strip()
+        spoken = _without_instructions(" ".join(texts)).strip()
         audio = [str(each["audio_url"]) for each in items if isinstance(each, dict) and each.get("audio_url")]
         if message["role"] == "user" and spoken:
             turns += latest
@@ -154,6 +159,34 @@ def _read_higgs_messages(path: str, text: str) -> list[_ImportedTurn]:
             turns.append(replace(latest[0], audio=audio[0]))
             latest = []
     return turns + latest
+
+
+def _without_instructions(text: str) -> str:
+    """A text of Higgs without `<|name_start|>...<|name_end|>`."""
+    marks = list(_HIGGS_MARK.finditer(text))
+    ends: dict[str, list[int]] = {}  # by name, the last first
+    for index in reversed(range(len(marks))):
+        if marks[index][2] == "end":
+            ends.setdefault(marks[index][1], []).append(index)
+    parts, position = [], 0
+    for index, mark in enumerate(marks):
+        if mark[2] == "end" or mark.start() < position:
+            continue
+        after = ends.get(mark[1], [])
+        while after and after[-1] < index:
+            after.pop()
+        if after:
+            parts.append(text[position : mark.start()])
+            position = marks[after[-1]].end()
+    return "".join((*parts, text[position:]))
+
+
+def _unescape(text: str) -> str:
+    """HTML references as characters; as written where a number has thousands of digits, which int() refuses."""
+    try:
+        return html.unescape(text)
+    except ValueError:
+        return text
 
 
 def _read_cues(path: str, text: str) -> list[_ImportedTurn]:
@@ -178,9 +211,10 @@ def _read_cues(path: str, text: str) -> list[_ImportedTurn]:
         raise _invalid(path, 1, "there are no cues (00:00:01,000 --> 00:00:02,000)")
     cues.sort(key=lambda cue: cue.start)
     names = [_CUE_NAME.match(cue.text) for cue in cues]
+    all_named = all(names)
     turns: list[_ImportedTurn] = []
     for cue, name in zip(cues, names, strict=True):
-        if name and not cue.speaker and (all(names) or name[1].isupper()):
+        if name and not cue.speaker and (all_named or name[1].isupper()):
             cue = replace(cue, speaker=name[1], text=cue.text[name.end() :].removeprefix("- "))
         cue = replace(cue, speaker=cue.speaker or _DEFAULT_SPEAKER)
         last = turns[-1] if turns else replace(cue, speaker="")
@@ -203,12 +237,12 @@ def _parse_cue(path: str, line: int, times: re.Match[str], content: str) -> _Imp
         seconds.append(hours * 3600 + minutes * 60 + whole + milliseconds / 1000)
     start, end = seconds
     voice = _CUE_VOICE.match(content)
-    text = " ".join(html.unescape(_CUE_MARKUP.sub("", content)).split()).removeprefix("- ")
+    text = " ".join(_unescape(_CUE_MARKUP.sub("", content)).split()).removeprefix("- ")
     if end <= start:
         raise _invalid(path, line, "the cue ends before it begins")
     if not text:
         raise _invalid(path, line, "expected text below the times, got nothing")
-    return _ImportedTurn(line, html.unescape(voice[1]).strip() if voice else "", text, start, end)
+    return _ImportedTurn(line, _unescape(voice[1]).strip() if voice else "", text, start, end)
 
 
 def _invalid(path: str, line: int, message: str) -> ScriptInvalid:

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from csm_cli.errors import Diagnostic, ModelNotFound, ScriptInvalid, UsageError
-from csm_cli.script.files import AudioLookup, read_text
-from csm_cli.script.source import MAX_TEXT_CHARS, text_problem
+from csm_cli.script.files import AudioLookup, read_transcript
+from csm_cli.script.limits import MAX_PATH_CHARS, MAX_TEXT_CHARS
+from csm_cli.script.source import text_problem
 from csm_cli.types import Recording, Turn
 from csm_cli.voices.store import find_voice, is_name
 
@@ -44,10 +45,13 @@ def parse_say(text: str, speaker: int) -> tuple[Turn, ...]:
     """
     parts = [TaggedText(speaker, text, 0)] if len(text) > MAX_TEXT_CHARS else split_tags(text, speaker)
     diagnostics = []
+    line, line_start, counted = 1, 0, 0  # of the part before, so that each character is counted once
     for index, part in enumerate(parts):
+        line += text.count("\n", counted, part.start)
+        line_start, counted = max(line_start, text.rfind("\n", counted, part.start) + 1), part.start
         problem = text_problem(part.text) if part.text.strip() else "expected text, got nothing"
         if problem:
-            line, column = text.count("\n", 0, part.start) + 1, part.start - text.rfind("\n", 0, part.start)
+            column = part.start - line_start + 1
             diagnostics.append(Diagnostic("<text>", line, column, f"turns[{index}].text", problem))
     if diagnostics:
         raise ScriptInvalid(diagnostics)
@@ -66,8 +70,14 @@ def parse_context(flag: str) -> Turn:
     if tag is None or not splits or splits[0] == tag.end():
         raise UsageError(f"--context takes '[n]FILE=TEXT', such as '[1]prev.wav=Hi there'; got {flag!r}")
     files = AudioLookup(Path())
-    pairs = [(flag[tag.end() : split], flag[split + 1 :]) for split in splits]
-    name, text = next((pair for pair in pairs if files.find(pair[0])), pairs[0])
+    splits = [split for split in splits if split - tag.end() <= MAX_PATH_CHARS] or splits[:1]
+    split = next((each for each in splits if files.find(flag[tag.end() : each])), splits[0])
+    name, text = flag[tag.end() : split], flag[split + 1 :]
+    return _recorded_turn(int(tag[1]), files, name, text)
+
+
+def _recorded_turn(speaker: int, files: AudioLookup, name: str, text: str) -> Turn:
+    """Raises ScriptInvalid as `parse_context`."""
     path = files.find(name)
     if path is None:
         raise ScriptInvalid([Diagnostic("--context", 0, 0, "audio", f"no such file: {name}")])
@@ -75,7 +85,7 @@ def parse_context(flag: str) -> Turn:
     problem = problem or (text_problem(text) if text.strip() else "expected the text after =, got nothing")
     if problem:
         raise ScriptInvalid([Diagnostic(name, 0, 0, "context", problem)])
-    return Turn(speaker=int(tag[1]), text=text, name=tag[1], recording=Recording(path))
+    return Turn(speaker=speaker, text=text, name=str(speaker), recording=Recording(path))
 
 
 def parse_voice(voice: str, speaker: int) -> Turn:
@@ -100,7 +110,7 @@ def parse_voice(voice: str, speaker: int) -> Turn:
         raise ModelNotFound(
             f"{path}: its transcript is missing; write it to {transcript.name} beside it or give FILE=TEXT"
         )
-    return parse_context(f"[{speaker}]{path}={read_text(transcript).strip()}")
+    return _recorded_turn(speaker, AudioLookup(Path()), str(path), read_transcript(transcript).strip())
 
 
 def recording_path(voice: str) -> Path | None:

@@ -11,11 +11,8 @@ from typing import Any
 import yaml
 
 from csm_cli.script.files import Location
+from csm_cli.script.limits import MAX_DEPTH, MAX_VALUES, MAX_YAML_CHARS
 from csm_cli.script.source import INVALID, Keys, Source
-
-MAX_DEPTH = 32
-MAX_VALUES = 100_000
-MAX_YAML_CHARS = 4_000_000
 
 _Event = tuple[str, Any, Location]  # "scalar" and its value, one of {}[] and None, or "error" and its message
 
@@ -183,7 +180,7 @@ def _explain_yaml(error: yaml.MarkedYAMLError, text: str) -> tuple[Location, Key
         message = "the closing quote is missing"
     elif "\t" in line[: len(line) - len(line.lstrip())]:
         message = "YAML cannot be indented with tabs; use spaces"
-    elif re.match(r"\[[^\]]*\]?\s*[^\s,\]}]", value):
+    elif value.startswith("[") and _is_text_in_brackets(value):
         message = _NEEDS_QUOTES.format("[")
     elif value[:1] in ('"', "'"):
         message = "unexpected text after the closing quote"
@@ -194,6 +191,15 @@ def _explain_yaml(error: yaml.MarkedYAMLError, text: str) -> tuple[Location, Key
     else:
         message = "not valid YAML; check the indentation and quotes of this line and the one above"
     return location, (), message
+
+
+def _is_text_in_brackets(value: str) -> bool:
+    """Whether what begins with "[" is a text such as `[laughs] Yes.`, and not the beginning of a list."""
+    inside, _, after = value[1:].partition("]")
+    return bool(inside.translate(_SEPARATORS).strip()) or after.lstrip()[:1] not in ("", ",", "]", "}")
+
+
+_SEPARATORS = dict.fromkeys(map(ord, ",}"), " ")
 
 
 def _explain_json(error: json.JSONDecodeError, text: str) -> tuple[int, str]:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from csm_cli.errors import MAX_DIAGNOSTICS_SHOWN, Diagnostic, ScriptInvalid
 from csm_cli.script import schema
-from csm_cli.script.files import MAX_LINE_BYTES, STDIN, AudioLookup, LineStream, csv_rows, numbered_lines, read_text
+from csm_cli.script.files import STDIN, AudioLookup, LineStream, csv_rows, numbered_lines, read_text
+from csm_cli.script.limits import MAX_COLUMNS, MAX_LINE_BYTES
 from csm_cli.script.parsers import parse_json, parse_yaml
 from csm_cli.script.resolve import (
     UNKNOWN_HEADER,
@@ -173,9 +175,13 @@ class Manifest:
             if isinstance(cells, str):
                 source.add_error((), cells)
             elif names is None:
-                names = [cell.strip() for cell in cells]
-                twice = next((name for name in names if names.count(name) > 1), None)
-                if twice is not None:
+                if len(cells) > MAX_COLUMNS:
+                    source.add_error((), f"the header has {len(cells)} columns, more than {MAX_COLUMNS}")
+                    yield source, number, None
+                    return
+                names = [source.text(cell.strip(), (), (number, 1)) for cell in cells]
+                twice, count = Counter(names).most_common(1)[0]
+                if count > 1:
                     source.add_error((), f'the header names "{twice}" twice; keep one')
                 if not {"text", "input"} & set(names):
                     source.add_error((), 'the first line must name the columns, "text" among them')

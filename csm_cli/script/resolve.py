@@ -5,18 +5,19 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import Any
 
 from csm_cli.errors import Diagnostic, ModelError, ScriptInvalid
 from csm_cli.script import schema
-from csm_cli.script.files import read_text
+from csm_cli.script.files import read_transcript
 from csm_cli.script.inline import split_tags
+from csm_cli.script.limits import MAX_SPEAKERS
 from csm_cli.script.source import INVALID, Keys, Source, format_path, quoted, text_problem
-from csm_cli.script.validate import suggestion, validate_entry, validate_turn
+from csm_cli.script.validate import validate_entry, validate_turn
 from csm_cli.types import Conversation, GenerationOptions, Recording, Turn
 from csm_cli.voices.store import find_voice, is_name
 
-MAX_SPEAKERS = 1000
 _NUMBER = re.compile(r"[+-]?\d[\d.]*")
 _SYSTEM_ROLES = ("system", "developer")
 _HEADER_FIELDS = {"csm", "title", "speakers", "defaults", "lexicon"}
@@ -56,13 +57,13 @@ class SpeakerTable:
         free = (number for number in range(MAX_SPEAKERS) if number not in taken)
         self.ids.update(zip(new, free, strict=False))
 
-    def problem(self, name: str) -> str:
+    def problem(self, name: str, source: Source) -> str:
         """Why `name` cannot be the speaker of a turn; empty if it can or if its entry has a diagnostic already."""
         if not self.known or name in self.entries or (not self.entries and self.id_of(name) is not None):
             return ""
         if self.entries:
-            guess = suggestion(name, self.entries) if len(self.entries) > 8 else None
-            hint = f'did you mean "{guess}"?' if guess else "speakers: " + ", ".join(list(self.entries)[:8])
+            guess = source.suggestion(name, self.entries) if len(self.entries) > 8 else None
+            hint = f'did you mean "{guess}"?' if guess else "speakers: " + ", ".join(islice(self.entries, 8))
             return f"{quoted(name)} is not declared; {hint}"
         if not name.strip() or _NUMBER.fullmatch(name):
             return f"expected a name or a number from 0 to {MAX_SPEAKERS - 1}, got {quoted(name)}"
@@ -152,7 +153,7 @@ def voice_turn(
             source.add_error(text_path, message)
             return None
         try:
-            text = read_text(transcript)
+            text = read_transcript(transcript)
         except ScriptInvalid as invalid:
             source.diagnostics.extend(invalid.diagnostics)
             return None
@@ -403,7 +404,7 @@ def _context_turns(source: Source, parsed: Iterable[ParsedTurn], speakers: Speak
 def _resolve_turn(source: Source, parsed: ParsedTurn, speakers: SpeakerTable, index: int = 0) -> Turn | None:
     """The turn without its gap; None if speaker or audio are invalid. index: of the turn in its dialogue."""
     entry, paths = parsed.entry, parsed.paths
-    if problem := speakers.problem(entry.speaker):
+    if problem := speakers.problem(entry.speaker, source):
         source.add_error(paths["speaker"], problem, at_key=paths["speaker"] == paths["text"])
     if not entry.text.strip():
         source.add_error(paths["text"], "expected text, got nothing")

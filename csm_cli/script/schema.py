@@ -29,6 +29,8 @@ ALIASES = {
     "audio": ("audio_filepath", "file_name"),
 }
 TAG = "\0"  # first character of the names of union members, which no field of a script can have
+_MEMBERS = ("short", "spoken", "recorded", "excluded", "pause", "text", "audio", "string", "items")
+TAGS = frozenset(TAG + name for name in _MEMBERS)
 KEY = "[key]"  # pydantic's last step to an invalid key
 
 

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 from csm_cli.errors import Diagnostic, ScriptInvalid
 from csm_cli.script.files import AudioLookup, Location
+from csm_cli.script.limits import MAX_FIELDS_EXPLAINED, MAX_NAME_CHARS, MAX_SPEAKERS, MAX_TEXT_CHARS
 
 Keys = tuple[str | int, ...]
 
 INVALID = object()  # the data of text that could not be parsed
-MAX_TEXT_CHARS = 100_000  # two hours of speech
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
 _PLAIN_KEY = re.compile(r"[\w-]{1,40}")
 _PATH_WIDTH = 21
@@ -34,6 +36,7 @@ class Source:
     locations: dict[Keys, Location] = field(default_factory=dict)
     key_locations: dict[Keys, Location] = field(default_factory=dict)
     diagnostics: list[Diagnostic] = field(default_factory=list)
+    _suggestions: int = 0
 
     def add_error(self, path: Keys, message: str, at_key: bool = False) -> None:
         """Adds a diagnostic at the value of `path` or at its key; without a location, at what encloses the value."""
@@ -45,6 +48,14 @@ class Source:
 
     def add_error_at(self, location: Location, path: Keys, message: str) -> None:
         self.diagnostics.append(Diagnostic(self.file, *location, format_path(path), message))
+
+    def suggestion(self, name: object, names: Iterable[str]) -> str | None:
+        """The one of `names` that `name` probably is a misspelling of; None after the first dozens of a source."""
+        self._suggestions += 1
+        if self._suggestions > MAX_FIELDS_EXPLAINED or len(str(name)) > MAX_NAME_CHARS:
+            return None
+        candidates = sorted(each for each in islice(names, MAX_SPEAKERS) if len(each) <= MAX_NAME_CHARS)
+        return next(iter(difflib.get_close_matches(str(name), candidates, n=1, cutoff=0.6)), None)
 
     def text(self, value: str, path: Keys, location: Location) -> str:
         """`value` without control characters; adds a diagnostic if it had any or is too long."""

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -39,11 +38,6 @@ def validate_turn(source: Source, data: object, path: Keys) -> Any:
     return _validate(schema.TURN.validate_python, source, data, path, schema.TURN_FIELDS, "spoken")
 
 
-def suggestion(name: object, names: Iterable[str]) -> str | None:
-    """The one of `names` that `name` probably is a misspelling of."""
-    return next(iter(difflib.get_close_matches(str(name), sorted(names), n=1, cutoff=0.6)), None)
-
-
 def _validate(
     validate: Callable[[object], T], source: Source, data: object, path: Keys, fields: frozenset[str], kind: str
 ) -> T | None:
@@ -53,16 +47,20 @@ def _validate(
     except ValidationError as invalid:
         errors: list[Any] = invalid.errors(include_url=False)
     is_short_form = bool(kind) and isinstance(data, Mapping) and _is_short_form(data)
-    misspelled = {suggestion(error["loc"][-1], fields) for error in errors if error["type"] == "extra_forbidden"}
+    unknown = [str(error["loc"][-1]) for error in errors if error["type"] == "extra_forbidden"]
+    guesses = {name: source.suggestion(name, fields) for name in unknown}
+    misspelled = set(guesses.values())
     if misspelled and is_short_form:
         misspelled |= {"speaker", "text"}
     invalid_fields: set[str | int] = set()
     for error in errors:
-        inner = tuple(key for key in error["loc"] if not str(key).startswith(schema.TAG) and key != schema.KEY)
-        tag = next((str(key)[1:] for key in error["loc"] if str(key).startswith(schema.TAG)), kind)
+        inner = _inner_path(error)
+        tag = next((str(key)[1:] for key in error["loc"] if key in schema.TAGS), kind)
         invalid_fields.update(inner[:1])
         if error["type"] == "extra_forbidden":
-            message = "unknown field" if len(inner) > 1 else _unknown_field(str(inner[-1]), tag, fields, is_short_form)
+            name = str(inner[-1])
+            guess = guesses.get(name)
+            message = "unknown field" if len(inner) > 1 else _unknown_field(name, tag, fields, is_short_form, guess)
             source.add_error((*path, *inner), message, at_key=True)
         elif error["type"] != "missing":
             source.add_error((*path, *inner), _wrong_value(error, tag))
@@ -82,7 +80,15 @@ def _is_short_form(entry: Mapping[Any, Any]) -> bool:
     return not is_long and any(name not in schema.TURN_FIELDS for name in entry)
 
 
-def _unknown_field(name: str, kind: str, fields: frozenset[str], is_short_form: bool) -> str:
+def _inner_path(error: Any) -> Keys:
+    """The path of an error in the data: without members of unions, and without pydantic's mark of an invalid key."""
+    inner: Keys = tuple(key for key in error["loc"] if key not in schema.TAGS)
+    if error["type"] == "extra_forbidden":  # its last step is a name that somebody wrote, whatever it looks like
+        return inner or error["loc"][-1:]
+    return inner[:-1] if len(inner) > 1 and inner[-1] == schema.KEY else inner
+
+
+def _unknown_field(name: str, kind: str, fields: frozenset[str], is_short_form: bool, guess: str | None) -> str:
     for field, aliases in schema.ALIASES.items():
         if name in aliases and field in fields:
             return f'means the same as "{field}"; keep one'
@@ -90,7 +96,7 @@ def _unknown_field(name: str, kind: str, fields: frozenset[str], is_short_form: 
         return 'unknown field; put it in "defaults"'
     if name in schema.TURN_FIELDS and kind in _TURN_KINDS:
         return f"has no effect on {_TURN_KINDS[kind]}"
-    if guess := suggestion(name, fields):
+    if guess:
         return f'unknown field; did you mean "{guess}"?'
     hint = '; a turn with other fields needs "speaker" and "text"' if is_short_form else ""
     return f"unknown field{hint}"
