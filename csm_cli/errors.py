@@ -182,3 +182,8 @@ class DeviceMissing(DeviceError):
 
 class OutOfMemory(DeviceError):
     pass
+
+
+def is_stop(problem: BaseException) -> bool:
+    """Whether an exception ends the program, and is not the failure of one item; panics of Rust are failures."""
+    return isinstance(problem, KeyboardInterrupt | SystemExit | GeneratorExit)

@@ -16,6 +16,7 @@ from csm_cli.checkpoint.find import find_source, require_file
 from csm_cli.checkpoint.weights import BACKBONE_TABLE, DEPTH_TABLE, StoredTensor, TensorMap, read_json, read_weights
 from csm_cli.errors import CheckpointInvalid
 from csm_cli.models.csm.config import Json
+from csm_cli.models.limits import MAX_MODULE_PATTERN, MAX_MODULE_PATTERNS
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,6 +26,8 @@ _PREFIX = "base_model.model."
 _CODEC_PREFIX = "codec_model."
 _BASE_LAYER = ".base_layer."  # peft also stores the model's own tensor where a table or the last linear is adapted
 _FACTOR = re.compile(r"(?P<module>.+)\.lora_(?P<embedding>embedding_)?(?P<side>[AB])(\.weight)?")
+_SAFE_PATTERN = re.compile(rf"\^?(?:[\w|.]|\\\.|\\d\+?|\.\*){{1,{MAX_MODULE_PATTERN}}}\$?")
+_WILDCARD = re.compile(r"\.\*|\\d\+")
 _UNSUPPORTED = ("use_dora", "fan_in_fan_out", "lora_bias", "target_parameters", "trainable_token_indices")
 
 
@@ -78,7 +81,7 @@ def merge_adapter(tensors: TensorMap, adapter: str, tied: bool, offline: bool = 
         _check_fit(merged, name, pair.shape, adapter)
         if pair.a.shape[0] != pair.b.shape[-1]:
             raise CheckpointInvalid(f"{adapter}: the factors of {name} differ in rank; export the adapter again")
-        scale = _scale(config, module, pair.a.shape[0])
+        scale = _scale(config, module, pair.a.shape[0], adapter)
         # `file` is the adapter's, so that the checkpoint's fingerprint covers it
         merged[name] = replace(merged[name], read=partial(pair.add_to, merged[name], scale), file=pair.b.file)
     if tied:
@@ -104,6 +107,12 @@ def _split(stored: TensorMap, adapter: str) -> tuple[dict[str, _LoraFactors], di
     incomplete = next((module for module, pair in halves.items() if len(pair) < 2), None)
     if incomplete is not None:
         raise CheckpointInvalid(f"{adapter}: {incomplete} has only one of its two factors; export the adapter again")
+    flat = next(
+        (module for module, pair in halves.items() if any(len(t.shape) != 2 or 0 in t.shape for t in pair.values())),
+        None,
+    )
+    if flat is not None:
+        raise CheckpointInvalid(f"{adapter}: the factors of {flat} are not matrices; export the adapter again")
     factors = {module: _LoraFactors(pair["A"], pair["B"], module in embeddings) for module, pair in halves.items()}
     return factors, replaced
 
@@ -116,9 +125,19 @@ def _check_fit(tensors: TensorMap, name: str, shape: tuple[int, ...], adapter: s
         raise CheckpointInvalid(f"{adapter}: {sizes}; name the model it was made for")
 
 
-def _scale(config: Json, module: str, rank: int) -> float:
-    """lora_alpha over the rank, or its root; patterns are peft's, ends of module names."""
-    patterns: Mapping[str, float] = config.get("alpha_pattern") or {}
+def _scale(config: Json, module: str, rank: int, adapter: str) -> float:
+    """lora_alpha over the rank, or its root; patterns are peft's, ends of module names.
+
+    peft takes any regular expression, which may run for hours; these are names, alternatives, digits and two wildcards.
+    """
+    patterns = config.get("alpha_pattern") or {}
+    if not isinstance(patterns, Mapping) or len(patterns) > MAX_MODULE_PATTERNS:
+        raise CheckpointInvalid(f"{adapter}: alpha_pattern must map up to {MAX_MODULE_PATTERNS} modules to numbers")
+    for key in patterns:
+        if not _SAFE_PATTERN.fullmatch(key) or len(_WILDCARD.findall(key)) > 2:
+            raise CheckpointInvalid(f"{adapter}: alpha_pattern {key!r:.60} is not supported; merge it with peft first")
     own = (value for key, value in patterns.items() if re.match(rf"(.*\.)?({key})$", module))
-    alpha = float(next(own, config.get("lora_alpha", 8)))
+    alpha = next(own, config.get("lora_alpha", 8))
+    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not math.isfinite(alpha):
+        raise CheckpointInvalid(f"{adapter}: the alpha of {module} is {alpha!r:.40}; expected a number")
     return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import errno
-import json
 import re
 from collections.abc import Sequence
 from contextlib import suppress
@@ -22,6 +21,7 @@ from csm_cli.errors import (
     OutputFailed,
     UsageError,
 )
+from csm_cli.storage.untrusted import read_json
 
 if TYPE_CHECKING:
     from huggingface_hub import CachedRevisionInfo, HFCacheInfo
@@ -230,7 +230,7 @@ def _scan_cache() -> HFCacheInfo:
 def _is_csm_or_codec(name: str, folder: Path) -> bool:
     """By config.json; a checkpoint in the original format need not have one, and is recognized by its name."""
     try:
-        model_type = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
+        model_type = read_json(folder / "config.json").get("model_type")
     except (OSError, ValueError, AttributeError):
         model_type = None
     return model_type in _MODEL_TYPES or name in (OFFICIAL, MIRROR, MIMI)

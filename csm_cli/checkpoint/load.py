@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 from csm_cli.checkpoint.adapter import merge_adapter
-from csm_cli.checkpoint.find import MIMI, MIRROR, HubRepository, Source, find_source, require_file
+from csm_cli.checkpoint.find import BUNDLED, MIMI, MIRROR, HubRepository, Source, find_source, require_file
 from csm_cli.checkpoint.sesame import CODEC_FILE, convert_sesame, is_sesame_format, transformers_config
 from csm_cli.checkpoint.weights import CheckpointWeights, TensorMap, check_shapes, read_json, read_weights
 from csm_cli.errors import CheckpointInvalid
 from csm_cli.models.csm.config import Json, ModelConfig, model_config
+from csm_cli.models.mimi.config import codec_config
 from csm_cli.settings import validate
 from csm_cli.storage.fingerprint import Fingerprint
 from csm_cli.types import GenerationOptions
 
+_P, _T = ParamSpec("_P"), TypeVar("_T")
 _CODEC_PREFIX = "codec_model."
 _WEIGHT_FILES = (
     "transformers.safetensors.index.json",
@@ -36,6 +39,20 @@ _PROCESSOR_FILES = (
 )
 _TEMPERATURE, _TOP_K = 0.9, 50
 _SAMPLES, _SAMPLE_BYTES = 64, 16384  # of each file, for the fingerprint
+
+
+def _malformed_is_invalid(read: Callable[_P, _T]) -> Callable[_P, _T]:
+    """Raises CheckpointInvalid where a value of a checkpoint's files has a type or size that nothing else refused."""
+
+    @wraps(read)
+    def checked(*args: _P.args, **kwargs: _P.kwargs) -> _T:
+        try:
+            return read(*args, **kwargs)
+        except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError) as error:
+            reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+            raise CheckpointInvalid(f"{args[0] if args else BUNDLED}: is not a CSM checkpoint ({reason})") from error
+
+    return checked
 
 
 @dataclass(frozen=True)
@@ -82,6 +99,7 @@ class Checkpoint(CheckpointConfig):
         return digest.hex(64)
 
 
+@_malformed_is_invalid
 def read_checkpoint_config(
     model: str | None = None, revision: str | None = None, offline: bool = False
 ) -> CheckpointConfig:
@@ -98,6 +116,7 @@ def read_checkpoint_config(
     return open_checkpoint(model, revision, offline=offline)
 
 
+@_malformed_is_invalid
 def open_checkpoint(
     model: str | None = None, revision: str | None = None, adapter: str | None = None, *, offline: bool = False
 ) -> Checkpoint:
@@ -172,7 +191,9 @@ def _read_config(source: Source) -> Json:
 
 def _model_config(source: Source, config_json: Json) -> ModelConfig:
     try:
-        return model_config(config_json)
+        config = model_config(config_json)
+        codec_config(config_json["codec_config"])
+        return config
     except CheckpointInvalid as error:
         raise CheckpointInvalid(f"{source.name}: {error}") from error
     except (TypeError, ValueError, AttributeError, OverflowError) as error:
@@ -226,6 +247,6 @@ def generation_defaults(source: Source) -> GenerationOptions:
 def _soft_limit(source: Source) -> int:
     path = source.find("generation_config.json")
     positions = read_json(path).get("csm_memory", 0) if path else 0
-    if not isinstance(positions, int) or positions < 0:
-        raise CheckpointInvalid(f"{path}: csm_memory must be a whole number >= 0, got {positions!r}")
+    if isinstance(positions, bool) or not isinstance(positions, int) or positions < 0:
+        raise CheckpointInvalid(f"{path}: csm_memory must be a whole number >= 0, got {positions!r:.40}")
     return positions

@@ -193,7 +193,7 @@ def _rope_parameters(rope: Rope) -> Json:
 
 def _head_dim(config: Json, stack: str, default_flavor: str) -> int:
     flavor = config.get(f"{stack}_flavor", default_flavor)
-    size = config.get(f"{stack}_head_dim") or _HEAD_SIZES.get(flavor)
+    size = config.get(f"{stack}_head_dim") or (_HEAD_SIZES.get(flavor) if isinstance(flavor, str) else None)
     if not isinstance(size, int) or size <= 0:
         known = " and ".join(_HEAD_SIZES)
         raise CheckpointInvalid(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import pickle
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from csm_cli.checkpoint.find import Source, require_file
 from csm_cli.errors import CheckpointInvalid
 from csm_cli.models.csm.config import ModelConfig, StackConfig
+from csm_cli.storage import untrusted
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -63,7 +63,7 @@ class CheckpointWeights(Mapping[str, "Tensor"]):
 def read_json(path: Path) -> dict[str, Any]:
     """Raises CheckpointInvalid where the file is not one JSON object."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = untrusted.read_json(path)
     except OSError as error:
         raise CheckpointInvalid(f"{path} cannot be read: {error.strerror}") from error
     except ValueError as error:
@@ -117,10 +117,21 @@ def _read_pytorch(path: Path) -> dict[str, StoredTensor]:
         raise CheckpointInvalid(f"{path} is damaged or not a PyTorch weights file ({reason}); get it again") from error
     if not isinstance(tensors, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in tensors.values()):
         raise CheckpointInvalid(f"{path} is not a mapping of names to tensors")
+    if odd := next((name for name, tensor in tensors.items() if not _is_stored_whole(tensor)), None):
+        raise CheckpointInvalid(f"{path}: tensor {odd} is not stored as plain numbers; save it again")
     return {
         name: StoredTensor(tuple(tensor.shape), partial(lambda same: same, tensor), path)
         for name, tensor in tensors.items()
     }
+
+
+def _is_stored_whole(tensor: Tensor) -> bool:
+    """False for sparse and quantized tensors, and for a view that has more elements than its file has numbers."""
+    import torch
+
+    if tensor.layout != torch.strided or tensor.is_quantized or tensor.device.type != "cpu":
+        return False
+    return tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
 
 
 def expected_shapes(config: ModelConfig) -> Shapes:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from tokenizers import Tokenizer
 
-from csm_cli.errors import CheckpointInvalid, InputError
+from csm_cli.errors import CheckpointInvalid, InputError, is_stop
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -31,7 +31,9 @@ class PromptBuilder:
         self._config = config
         try:
             tokenizer = Tokenizer.from_file(str(tokenizer_file))
-        except Exception as problem:  # the library raises nothing narrower
+        except BaseException as problem:  # the library raises nothing narrower, and panics of Rust are BaseExceptions
+            if is_stop(problem):
+                raise
             raise CheckpointInvalid(f"{tokenizer_file} is not a tokenizer ({problem}); get it again") from problem
         tokenizer.no_padding()
         tokenizer.no_truncation()
@@ -58,8 +60,16 @@ class PromptBuilder:
         try:
             encoding = self._tokenizer.encode(f"[{speaker}]{text}", add_special_tokens=False)
         except (TypeError, UnicodeError) as problem:  # a lone surrogate, from bytes that are not UTF-8
-            raise InputError(f"the text is not valid Unicode: {text!r}") from problem
-        return [self._begin, *encoding.ids, self._end]
+            raise InputError(f"the text is not valid Unicode: {text!r:.100}") from problem
+        except BaseException as problem:  # a panic of Rust
+            if is_stop(problem):
+                raise
+            raise InputError(f"the tokenizer failed on the text ({type(problem).__name__}: {problem})") from problem
+        ids = [self._begin, *encoding.ids, self._end]
+        if max(ids) >= self._config.text_vocab:
+            sizes = f"the tokenizer has the id {max(ids)}, the model {self._config.text_vocab} ids"
+            raise CheckpointInvalid(f"{sizes}: not the model's tokenizer")
+        return ids
 
     def turn_tokens(self, speaker: int, text: str, codes: Tensor | None = None) -> Tensor:
         """The tokens [S, K + 1] of a turn: its text, and with `codes` [T, K] its frames and the frame that ends it.

@@ -39,12 +39,12 @@ def parse_json(text: str | bytes) -> Any:
     Raises:
         ValueError: not JSON, not UTF-8, more than `MAX_JSON_DEPTH` levels deep, or a number of thousands of digits.
     """
-    opening: tuple[Any, Any] = ("[", "{") if isinstance(text, str) else (b"[", b"{")
+    text = text.decode("utf-8") if isinstance(text, bytes) else text
     try:
         value = json.loads(text)
     except RecursionError:
         raise ValueError(_TOO_DEEP) from None
-    if sum(map(text.count, opening)) > MAX_JSON_DEPTH:  # else it cannot be that deep
+    if text.count("[") + text.count("{") > MAX_JSON_DEPTH:  # else it cannot be that deep
         _check_depth(value)
     return value
 

@@ -191,15 +191,15 @@ def test_a_config_that_is_not_json_is_named(folder: Path, text: str) -> None:
     [
         ({"model_type": "llama"}, "model_type is 'llama'"),
         ({"hidden_size": None}, "hidden_size"),
-        ({"hidden_size": "wide"}, "does not describe a CSM"),
-        ({"codec_config": "mimi"}, "does not describe a CSM"),
-        ({"hidden_size": 1e999}, "does not describe a CSM"),
+        ({"hidden_size": "wide"}, "hidden_size"),
+        ({"codec_config": "mimi"}, "codec_config"),
+        ({"hidden_size": 1e999}, "hidden_size"),
         ({"num_attention_heads": 0}, '"num_attention_heads" is 0'),
         ({"num_codebooks": 5}, "num_codebooks is 5, depth_decoder_config's is 4"),
         ({"codebook_eos_token_id": 99}, "codebook_eos_token_id is 99"),
         ({"codebook_eos_token_id": -1}, "codebook_eos_token_id is -1"),
-        ({"rope_parameters": LLAMA3 | {"high_freq_factor": 0.125}}, "high_freq_factor above low_freq_factor"),
-        ({"rope_parameters": LLAMA3 | {"factor": 0}}, "RoPE's factor"),
+        ({"rope_parameters": LLAMA3 | {"high_freq_factor": 0.125}}, "high_freq_factor"),
+        ({"rope_parameters": LLAMA3 | {"factor": 0}}, "factor"),
     ],
 )
 def test_another_models_config_is_refused(folder: Path, change: dict[str, Any], words: str) -> None:

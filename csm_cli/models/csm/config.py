@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from csm_cli.errors import CheckpointInvalid
+from csm_cli.models.limits import CSM_LIMITS
+
+_ROPE_FACTORS = ("factor", "low_freq_factor", "high_freq_factor")
 
 Json = Mapping[str, Any]
 
@@ -64,31 +68,60 @@ def _required(config: Json, key: str, where: str) -> Any:
     return config[key]
 
 
-def _size(config: Json, key: str, where: str) -> int:
-    size = int(_required(config, key, where))
-    if size < 1:
-        raise CheckpointInvalid(f'{where}: "{key}" is {size}; must be at least 1')
-    return size
+def _size(config: Json, key: str, where: str, default: int | None = None) -> int:
+    value = config.get(key) if default is not None else _required(config, key, where)
+    value = default if value is None else value
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= CSM_LIMITS[key]:
+        expected = f"a whole number from 1 to {CSM_LIMITS[key]}"
+        raise CheckpointInvalid(f'{where}: "{key}" is {_shown(value)}; must be {expected}')
+    return value
+
+
+def _id(config: Json, key: str, where: str, end: int, default: int | None = None) -> int:
+    """A token or code, from 0 to below `end`."""
+    value = _required(config, key, where) if default is None else config.get(key, default)
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < end:
+        raise CheckpointInvalid(f"{where}: {key} is {_shown(value)}; must be from 0 to {end - 1}")
+    return value
+
+
+def _positive(config: Json, key: str, where: str, default: float) -> float:
+    value = config.get(key)
+    value = default if value is None else value
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+        raise CheckpointInvalid(f'{where}: "{key}" is {_shown(value)}; must be a number above 0')
+    return float(value)
+
+
+def _part(config: Json, key: str, where: str) -> Json:
+    value = _required(config, key, where)
+    if not isinstance(value, Mapping):
+        raise CheckpointInvalid(f'{where}: "{key}" is {_shown(value)}; must be an object')
+    return value
+
+
+def _shown(value: object) -> str:
+    return repr(value) if isinstance(value, str | int | float | None) and len(str(value)[:41]) < 41 else "too long"
 
 
 def _rope(config: Json, where: str) -> Rope:
     """Both spellings: transformers 5 (`rope_parameters`) and 4 (`rope_scaling` beside `rope_theta`)."""
     scaling = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    theta = float(scaling.get("rope_theta") or config.get("rope_theta") or 500000.0)
+    if not isinstance(scaling, Mapping):
+        raise CheckpointInvalid(f"{where}: rope_parameters must be an object")
+    theta = _positive(scaling if scaling.get("rope_theta") else config, "rope_theta", where, 500000.0)
     rope_type = scaling.get("rope_type", scaling.get("type", "default"))
     if rope_type == "default":
         return Rope(theta)
     if rope_type != "llama3":
-        raise CheckpointInvalid(f"{where} has RoPE type {rope_type!r}; CSM supports default and llama3")
+        raise CheckpointInvalid(f"{where} has RoPE type {_shown(rope_type)}; CSM supports default and llama3")
     rope = Rope(
         theta=theta,
-        factor=float(_required(scaling, "factor", where)),
-        low_freq_factor=float(_required(scaling, "low_freq_factor", where)),
-        high_freq_factor=float(_required(scaling, "high_freq_factor", where)),
+        **{key: _positive(scaling, key, where, _required(scaling, key, where)) for key in _ROPE_FACTORS},
         original_max_seq_len=_size(scaling, "original_max_position_embeddings", where),
     )
-    if not (rope.factor > 0 and 0 < rope.low_freq_factor < rope.high_freq_factor):
-        raise CheckpointInvalid(f"{where}: RoPE's factor must be above 0, high_freq_factor above low_freq_factor")
+    if not rope.low_freq_factor < rope.high_freq_factor:
+        raise CheckpointInvalid(f"{where}: RoPE's high_freq_factor must be above low_freq_factor")
     return rope
 
 
@@ -96,7 +129,10 @@ def _stack(config: Json, where: str) -> StackConfig:
     if config.get("attention_bias") or config.get("mlp_bias") or config.get("hidden_act", "silu") != "silu":
         raise CheckpointInvalid(f"{where} has biases or an activation other than SiLU, which CSM does not support")
     hidden, heads = _size(config, "hidden_size", where), _size(config, "num_attention_heads", where)
-    kv_heads = int(config.get("num_key_value_heads") or heads)
+    kv_heads = _size(config, "num_key_value_heads", where, heads)
+    head_dim = _size(config, "head_dim", where, hidden // heads)
+    if head_dim % 2:
+        raise CheckpointInvalid(f"{where} has heads of {head_dim} dimensions; RoPE turns pairs of them")
     if heads % kv_heads:
         raise CheckpointInvalid(f"{where} has {heads} attention heads over {kv_heads} key-value heads: not a multiple")
     return StackConfig(
@@ -104,10 +140,10 @@ def _stack(config: Json, where: str) -> StackConfig:
         hidden=hidden,
         heads=heads,
         kv_heads=kv_heads,
-        head_dim=int(config.get("head_dim") or hidden // heads),
+        head_dim=head_dim,
         intermediate=_size(config, "intermediate_size", where),
         max_seq_len=_size(config, "max_position_embeddings", where),
-        eps=float(config.get("rms_norm_eps", 1e-5)),
+        eps=_positive(config, "rms_norm_eps", where, 1e-5),
         rope=_rope(config, where),
     )
 
@@ -120,28 +156,27 @@ def model_config(config: Json) -> ModelConfig:
     """
     model_type = config.get("model_type")
     if model_type != "csm":
-        raise CheckpointInvalid(f"config.json: model_type is {model_type!r}, not 'csm'; choose a CSM checkpoint")
-    codec = _required(config, "codec_config", "config.json")
-    depth = _required(config, "depth_decoder_config", "config.json")
+        raise CheckpointInvalid(f"config.json: model_type is {_shown(model_type)}, not 'csm'; choose a CSM checkpoint")
+    codec = _part(config, "codec_config", "config.json")
+    depth = _part(config, "depth_decoder_config", "config.json")
+    vocab, text_vocab = (_size(config, key, "config.json") for key in ("vocab_size", "text_vocab_size"))
     model = ModelConfig(
         backbone=_stack(config, "config.json"),
         depth=_stack(depth, "depth_decoder_config"),
         codebooks=_size(config, "num_codebooks", "config.json"),
-        vocab=_size(config, "vocab_size", "config.json"),
-        codebook_size=int(codec.get("codebook_size", 2048)),
-        text_vocab=_size(config, "text_vocab_size", "config.json"),
-        eos=int(config.get("codebook_eos_token_id", 0)),
-        audio_token=int(_required(config, "audio_token_id", "config.json")),
-        audio_eos_token=int(_required(config, "audio_eos_token_id", "config.json")),
+        vocab=vocab,
+        codebook_size=_id(codec, "codebook_size", "codec_config", vocab + 1, 2048),
+        text_vocab=text_vocab,
+        eos=_id(config, "codebook_eos_token_id", "config.json", vocab, 0),
+        audio_token=_id(config, "audio_token_id", "config.json", CSM_LIMITS["text_vocab_size"]),
+        audio_eos_token=_id(config, "audio_eos_token_id", "config.json", CSM_LIMITS["text_vocab_size"]),
         tied=bool(config.get("tie_codebooks_embeddings", True)),
     )
-    depth_codebooks = int(depth.get("num_codebooks", model.codebooks))
+    depth_codebooks = _size(depth, "num_codebooks", "depth_decoder_config", model.codebooks)
     if depth_codebooks != model.codebooks:
         raise CheckpointInvalid(f"num_codebooks is {model.codebooks}, depth_decoder_config's is {depth_codebooks}")
     if model.depth.max_seq_len < model.codebooks:
         raise CheckpointInvalid(
             f"depth_decoder_config has {model.depth.max_seq_len} positions, too few for {model.codebooks} codebooks"
         )
-    if not 0 <= model.eos < model.vocab:
-        raise CheckpointInvalid(f"codebook_eos_token_id is {model.eos}; must be from 0 to {model.vocab - 1}")
     return model

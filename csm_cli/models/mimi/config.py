@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from csm_cli.errors import CheckpointInvalid
+from csm_cli.models.limits import MAX_RATIO, MAX_RATIOS, MIMI_LIMITS
 
 _FIXED = {  # of a causal mono codec; other values would change the computation
     "use_causal_conv": True,
@@ -82,15 +83,17 @@ def codec_config(config: Mapping[str, Any]) -> CodecConfig:
     """
     for key, value in _FIXED.items():
         if config.get(key, value) != value:
-            raise CheckpointInvalid(f"codec_config: {key} is {config[key]!r}; only {value!r} is supported")
+            raise CheckpointInvalid(f"codec_config: {key} is {config[key]!r:.40}; only {value!r} is supported")
     sizes = _read_sizes(CodecConfig, config)
     if sizes["codebook_dim"] != config.get("vector_quantization_hidden_dimension", 256):
         raise CheckpointInvalid("codec_config: codebook_dim and vector_quantization_hidden_dimension differ")
     if not 0 < sizes["semantic"] < sizes["quantizers"]:
         raise CheckpointInvalid("codec_config: num_semantic_quantizers is not between 0 and num_quantizers")
     ratios = config.get("upsampling_ratios") or [8, 6, 5, 4]
-    if not isinstance(ratios, list | tuple) or not all(isinstance(ratio, int) and ratio > 0 for ratio in ratios):
-        raise CheckpointInvalid(f"codec_config: upsampling_ratios is {ratios!r}; expected a list of positive integers")
+    is_list = isinstance(ratios, list | tuple) and len(ratios) <= MAX_RATIOS
+    if not is_list or not all(type(ratio) is int and 1 <= ratio <= MAX_RATIO for ratio in ratios):
+        expected = f"a list of up to {MAX_RATIOS} integers from 1 to {MAX_RATIO}"
+        raise CheckpointInvalid(f"codec_config: upsampling_ratios is {ratios!r:.40}; expected {expected}")
     return CodecConfig(
         **sizes,
         ratios=tuple(ratios),
@@ -107,8 +110,9 @@ def _read_sizes(cls: type[CodecConfig] | type[TransformerConfig], config: Mappin
             continue
         key, minimum = each.metadata["key"], each.metadata["minimum"]
         value = config.get(key, each.metadata["default"])
-        if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
-            raise CheckpointInvalid(f"codec_config: {key} is {value!r}; expected an integer of at least {minimum}")
+        if isinstance(value, bool) or not isinstance(value, int) or not minimum <= value <= MIMI_LIMITS[key]:
+            expected = f"an integer from {minimum} to {MIMI_LIMITS[key]}"
+            raise CheckpointInvalid(f"codec_config: {key} is {value!r:.40}; expected {expected}")
         sizes[each.name] = value
     return sizes
 
@@ -116,6 +120,8 @@ def _read_sizes(cls: type[CodecConfig] | type[TransformerConfig], config: Mappin
 def _stride(config: Mapping[str, Any], rate: int, hop: int) -> int:
     """Transformer positions per frame, as MimiConfig.latent_stride: from a frame rate under one of two names."""
     frame_rate = config.get("frame_rate") or config.get("_frame_rate") or rate / (2 * hop)
+    if isinstance(frame_rate, bool) or not isinstance(frame_rate, int | float) or not 1 <= frame_rate <= rate:
+        raise CheckpointInvalid(f"codec_config: frame_rate is {frame_rate!r:.40}; expected frames per second from 1 on")
     stride = int(math.ceil(rate / hop) / frame_rate)
     if stride < 2:
         raise CheckpointInvalid(
@@ -126,17 +132,22 @@ def _stride(config: Mapping[str, Any], rate: int, hop: int) -> int:
 
 def _transformer(config: Mapping[str, Any]) -> TransformerConfig:
     rope = config.get("rope_parameters") or {}
+    if not isinstance(rope, Mapping):
+        raise CheckpointInvalid("codec_config: rope_parameters must be an object")
     if rope.get("rope_type", "default") != "default":
-        raise CheckpointInvalid(f"codec_config: rope_type is {rope['rope_type']!r}; only default is supported")
+        raise CheckpointInvalid(f"codec_config: rope_type is {rope['rope_type']!r:.40}; only default is supported")
     sizes = _read_sizes(TransformerConfig, config)
     hidden, heads, kv_heads = sizes["hidden"], sizes["heads"], sizes["kv_heads"]
     if hidden % heads or heads % kv_heads:
         raise CheckpointInvalid(
             f"codec_config: {heads} heads do not divide {hidden} channels, or {kv_heads} not {heads}"
         )
-    return TransformerConfig(
-        **sizes,
-        head_dim=int(config.get("head_dim") or hidden // heads),
-        theta=float(rope.get("rope_theta") or config.get("rope_theta") or 10000.0),
-        eps=float(config.get("norm_eps", 1e-5)),
-    )
+    head_dim = config.get("head_dim") or hidden // heads
+    if type(head_dim) is not int or head_dim % 2 or not 2 <= head_dim <= MIMI_LIMITS["hidden_size"]:
+        raise CheckpointInvalid(f"codec_config: head_dim is {head_dim!r:.40}; expected an even integer")
+    theta = rope.get("rope_theta") or config.get("rope_theta") or 10000.0
+    eps = config.get("norm_eps", 1e-5)
+    for key, value in (("rope_theta", theta), ("norm_eps", eps)):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+            raise CheckpointInvalid(f"codec_config: {key} is {value!r:.40}; expected a number above 0")
+    return TransformerConfig(**sizes, head_dim=head_dim, theta=float(theta), eps=float(eps))
