@@ -19,7 +19,8 @@ from csm_cli.settings import validate
 from csm_cli.storage.fingerprint import Fingerprint
 from csm_cli.types import GenerationOptions
 
-_P, _T = ParamSpec("_P"), TypeVar("_T")
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
 _CODEC_PREFIX = "codec_model."
 _WEIGHT_FILES = (
     "transformers.safetensors.index.json",
