@@ -33,6 +33,8 @@ An interrupt (Ctrl-C) exits with INTERRUPTED.
 
 from __future__ import annotations
 
+import errno
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -41,9 +43,17 @@ MAX_DIAGNOSTICS_SHOWN = 200
 
 
 class CsmError(Exception):
-    """An expected failure. code: exit code of the process; the message is one line that says what to do."""
+    """An expected failure. code: exit code of the process; the message is one line that says what to do.
+
+    kind: name of the class of the exception that it stands for (see `failure_of`), else of its own class.
+    """
 
     code = 1
+    _kind = ""
+
+    @property
+    def kind(self) -> str:
+        return self._kind or type(self).__name__
 
 
 class GenerationFailed(CsmError):
@@ -182,6 +192,31 @@ class DeviceMissing(DeviceError):
 
 class OutOfMemory(DeviceError):
     pass
+
+
+# torch's own class; the messages of its allocators on CPU, CUDA and MPS, and of cuBLAS and cuDNN
+_NO_MEMORY = re.compile(r"OutOfMemoryError|out of memory|ALLOC_FAILED|can't allocate")
+
+
+def failure_of(problem: BaseException) -> CsmError:
+    """Any exception as one of this program's errors, with the exception as its cause; an interrupt is raised again."""
+    if is_stop(problem):
+        raise problem
+    if isinstance(problem, CsmError):
+        return problem
+    failure: CsmError
+    if isinstance(problem, MemoryError) or _NO_MEMORY.search(f"{type(problem).__name__}: {problem}"):
+        failure = OutOfMemory("out of memory; use a smaller --batch-size, shorter context or another --device")
+    elif isinstance(problem, OSError):
+        place = f"{problem.filename}: " if problem.filename else ""
+        hint = "; free some space and run again" if problem.errno == errno.ENOSPC else ""
+        failure = OutputFailed(f"{place}{problem.strerror or problem}{hint}")
+    else:
+        text = " ".join(str(problem).split())[:500]
+        hint = "run again with --debug and report the traceback"
+        failure = CsmError(f"unexpected {type(problem).__name__}: {text}; {hint}")
+    failure.__cause__, failure._kind = problem, type(problem).__name__
+    return failure
 
 
 def is_stop(problem: BaseException) -> bool:

@@ -15,10 +15,10 @@ import soundfile
 from numpy.typing import NDArray
 
 from csm_cli.audio import AUDIO_FORMATS
+from csm_cli.audio.limits import BLOCK_SAMPLES, MAX_LEVEL, MAX_SAMPLES, MAX_SECONDS, MAX_TAG_BYTES
 from csm_cli.errors import AudioUnreadable, OutputRefused
 from csm_cli.storage.files import check_writable, write_atomically
 
-MAX_SECONDS = 600.0  # far more than fits into a context window
 _TOLERANCE_SECONDS = 0.01  # past the end of a file, for durations that were rounded
 # libsndfile logs the size in a header and the actual size, if they differ
 _SIZE_MISMATCH = re.compile(r"^\s*(?:data|SSND) : (\d+) \(should be (\d+)\)", re.MULTILINE)
@@ -94,7 +94,8 @@ def read_audio(
     """An audio file, or its range from `start` to `end` seconds, mixed to mono and resampled to `rate` Hz.
 
     Raises:
-        AudioUnreadable: as `probe`; or the range is outside the file, longer than `max_seconds` or has NaN samples.
+        AudioUnreadable: as `probe`; or the range is outside the file, longer than `max_seconds` or MAX_SAMPLES, or has
+            samples that are no sound.
     """
     with _open(path) as file:
         source_rate: int = file.samplerate
@@ -105,16 +106,39 @@ def read_audio(
         last = min(round((duration if end is None else end) * source_rate), file.frames)
         if first >= last:
             raise AudioUnreadable(f"{path}: the range from {start or 0:g} s to {end or duration:g} s is empty")
+        if last - first > MAX_SAMPLES:
+            sizes = f"{last - first:,} samples at {source_rate:,} Hz, at most {MAX_SAMPLES:,}"
+            raise AudioUnreadable(f"{path}: {sizes}; resample it to 48 kHz, or take a part")
         try:
             file.seek(first)
-            samples = file.read(last - first, dtype="float32", always_2d=True)
+            mono = _read_mono(file, last - first)
         except soundfile.SoundFileError as error:
             raise _unreadable(path, error) from error
-        if len(samples) < last - first:
-            raise _truncated(path, last / source_rate, (first + len(samples)) / source_rate)
-    if not np.isfinite(samples).all():
-        raise AudioUnreadable(f"{path}: has NaN or infinite samples; export it again from its source")
-    return resample(Audio(samples.mean(axis=1), source_rate), rate)
+        if len(mono) < last - first:
+            raise _truncated(path, last / source_rate, (first + len(mono)) / source_rate)
+    if not (len(mono) and max(-mono.min(), mono.max()) <= MAX_LEVEL):  # false for NaN
+        problem = "has NaN or infinite samples, or some beyond all sound"
+        raise AudioUnreadable(f"{path}: {problem}; export it again from its source")
+    return resample(Audio(mono, source_rate), rate)
+
+
+def _read_mono(file: soundfile.SoundFile, count: int) -> Samples:
+    """The next `count` samples as the mean of all channels, decoded in blocks; fewer where the file ends before.
+
+    The level of a channel beyond MAX_LEVEL stays one in the mean, which is NaN then.
+    """
+    mono = np.empty(count, np.float32)
+    size = max(1, BLOCK_SAMPLES // file.channels)
+    done = 0
+    while done < count:
+        block = file.read(min(size, count - done), dtype="float32", always_2d=True)
+        if not len(block):
+            break
+        if not max(-block.min(), block.max()) <= MAX_LEVEL:
+            block[:] = np.nan
+        mono[done : done + len(block)] = block.mean(axis=1)
+        done += len(block)
+    return mono[:done]
 
 
 def range_problem(duration: float, start: float | None, end: float | None, max_seconds: float = MAX_SECONDS) -> str:
@@ -223,7 +247,10 @@ def encode(audio: Audio, kind: str, tags: Tags | None = None) -> bytes:
     with soundfile.SoundFile(buffer, "w", audio.rate, channels=1, subtype=subtype, format=container) as file:
         for name, text in asdict(tags or Tags()).items():
             if text:
-                setattr(file, name, text)
+                data = text.encode("utf-8", "replace")  # a name that is not UTF-8 may be part of it
+                is_long = len(data) > MAX_TAG_BYTES
+                text = data[: MAX_TAG_BYTES - 3 if is_long else None].decode("utf-8", "ignore")
+                setattr(file, name, f"{text}..." if is_long else text)
         file.write(_to_int16(audio.samples))
     return buffer.getvalue()
 

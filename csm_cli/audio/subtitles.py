@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import html
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+
+_ARROW = re.compile(r"(?<!-)-{2,}>")
 
 
 @dataclass(frozen=True)
@@ -21,11 +24,11 @@ class Cue:
 def srt(cues: Sequence[Cue]) -> str:
     """SubRip. It has no field for the speaker, whose name is put before the text. Players interpret `<i>` and the like.
 
-    A `-->` in a text, which would look like the times of a cue, is changed to `->`.
+    A `-->` in a text, which would look like the times of a cue, is changed to `->`, however many dashes it has.
     """
 
     def one_line(text: str) -> str:
-        return " ".join(text.split()).replace("-->", "->")
+        return _ARROW.sub("->", " ".join(text.split()))
 
     blocks = []
     for number, cue in enumerate(by_start(cues), 1):

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from csm_cli.batch.ledger import LedgerEntry
-from csm_cli.errors import CsmError, InputError, UsageError
+from csm_cli.errors import CsmError, InputError, UsageError, failure_of
 from csm_cli.storage.fingerprint import fingerprint
 from csm_cli.storage.paths import expand_path, resolved_name
 from csm_cli.types import Conversation, Turn
@@ -28,13 +28,15 @@ FIELDS = ("id", "index", "speaker", "shard")
 class BatchItem:
     """A row of the manifest and its output: `path`; `file` is its path below the ledger's folder.
 
-    fingerprint: equal where the result would be (see `with_fingerprint`); empty until known.
+    fingerprint: equal where the result would be (see `with_fingerprint`); empty until known. error: why it could not be
+    known, where a recording can no longer be read.
     """
 
     conversation: Conversation
     path: Path
     file: str = ""
     fingerprint: str = ""
+    error: CsmError | None = None
 
     @property
     def id(self) -> str:
@@ -134,6 +136,13 @@ def with_fingerprint(item: BatchItem, setup: SynthesisSetup) -> BatchItem:
     A fingerprint covers id, text, speakers, the bytes of recordings, options, checkpoint, schema and the output's name.
     The seed of an item without one is derived from all of these but the name.
     """
+    try:
+        return _with_fingerprint(item, setup)
+    except BaseException as problem:  # it is recorded as this item's failure
+        return replace(item, error=failure_of(problem))
+
+
+def _with_fingerprint(item: BatchItem, setup: SynthesisSetup) -> BatchItem:
     conversation = item.conversation
     sound = fingerprint(
         SCHEMA,

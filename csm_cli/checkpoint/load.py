@@ -14,7 +14,6 @@ from csm_cli.checkpoint.sesame import CODEC_FILE, convert_sesame, is_sesame_form
 from csm_cli.checkpoint.weights import CheckpointWeights, TensorMap, check_shapes, read_json, read_weights
 from csm_cli.errors import CheckpointInvalid
 from csm_cli.models.csm.config import Json, ModelConfig, model_config
-from csm_cli.models.mimi.config import codec_config
 from csm_cli.settings import validate
 from csm_cli.storage.fingerprint import Fingerprint
 from csm_cli.types import GenerationOptions
@@ -142,7 +141,10 @@ def open_checkpoint(
         config_json, codec = _add_codec(source, config_json, stored, codec)
     elif not config_json:
         raise source.missing("config.json")
+    from csm_cli.models.mimi.config import codec_config  # its package imports torch
+
     config = _model_config(source, config_json)
+    codec_config(config_json["codec_config"])
     tensors = (convert_sesame if sesame else check_shapes)(stored, config, str(file))
     if adapter is not None:
         tensors = merge_adapter(tensors, adapter, config.tied, offline)
@@ -192,9 +194,7 @@ def _read_config(source: Source) -> Json:
 
 def _model_config(source: Source, config_json: Json) -> ModelConfig:
     try:
-        config = model_config(config_json)
-        codec_config(config_json["codec_config"])
-        return config
+        return model_config(config_json)
     except CheckpointInvalid as error:
         raise CheckpointInvalid(f"{source.name}: {error}") from error
     except (TypeError, ValueError, AttributeError, OverflowError) as error:

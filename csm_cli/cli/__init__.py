@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import errno
 import logging
-import re
 import sys
 import traceback
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from csm_cli.cli.console import allow_undecodable_names, log_line, replace_closed_streams, warn
-from csm_cli.errors import INTERRUPTED, CsmError, OutOfMemory, OutputFailed, ScriptInvalid
+from csm_cli.errors import INTERRUPTED, ScriptInvalid, failure_of
 
 if TYPE_CHECKING:
     from typer import TyperException
-
-# torch's own class; the messages of its allocators on CPU, CUDA and MPS, and of cuBLAS and cuDNN
-_NO_MEMORY = re.compile(r"OutOfMemoryError|out of memory|ALLOC_FAILED|can't allocate")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -38,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         code = INTERRUPTED
     except SystemExit as closed_pipe:
         return int(closed_pipe.code or 0)
-    except Exception as error:
+    except BaseException as error:  # panics of Rust are no Exceptions
         if debug:
             traceback.print_exc()
         return _report(error, arguments)
@@ -56,14 +51,14 @@ def _run(arguments: list[str]) -> int:
     return code or 0
 
 
-def _report(error: Exception, arguments: list[str]) -> int:
+def _report(error: BaseException, arguments: list[str]) -> int:
     from typer import TyperException
 
     if isinstance(error, TyperException):
         if error.format_message():  # empty where the help was printed for a missing command
             warn(_usage(error, arguments))
         return error.exit_code
-    failure = error if isinstance(error, CsmError) else _translated(error)
+    failure = failure_of(error)
     if isinstance(failure, ScriptInvalid):
         from csm_cli.script import diagnostic_lines
 
@@ -100,14 +95,3 @@ def _command(arguments: list[str]) -> str:
         names.append(word)
         command = command.commands[word]  # type: ignore[attr-defined]
     return " ".join(names)
-
-
-def _translated(error: Exception) -> CsmError:
-    """A failure of the machine, or a bug, as one of this program's errors."""
-    if isinstance(error, MemoryError) or _NO_MEMORY.search(f"{type(error).__name__}: {error}"):
-        return OutOfMemory("out of memory; use a smaller --batch-size, shorter context or another --device")
-    if isinstance(error, OSError):
-        place = f"{error.filename}: " if error.filename else ""
-        hint = "; free some space and run again" if error.errno == errno.ENOSPC else ""
-        return OutputFailed(f"{place}{error.strerror or error}{hint}")
-    return CsmError(f"unexpected {type(error).__name__}: {error}; run again with --debug and report the traceback")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import islice
@@ -43,7 +44,7 @@ from csm_cli.cli.synthesis import (
     speak,
     with_settings,
 )
-from csm_cli.errors import BatchPartlyFailed, CsmError, GenerationFailed, OutputFailed, UsageError
+from csm_cli.errors import BatchPartlyFailed, CsmError, GenerationFailed, OutputFailed, UsageError, failure_of
 from csm_cli.generation.events import ConversationFailed, audio_tags
 from csm_cli.generation.fingerprint import SynthesisSetup
 from csm_cli.report import format_count
@@ -255,8 +256,12 @@ class BatchRun:
 
     def _conversations(self, selected: Iterator[BatchItem]) -> Iterator[Conversation]:
         for item in selected:
+            if item.error:
+                self._record_failure(item, item.error, [])
+                continue
             self._active[item.id] = item
-            self._remove_temp_files(item.path.parent)
+            with suppress(OSError):  # writing the item says what is wrong with its folder
+                self._remove_temp_files(item.path.parent)
             yield item.conversation
 
     def _write(self, item: BatchItem, finished: FinishedConversation, synth: Synthesizer) -> None:
@@ -264,13 +269,18 @@ class BatchRun:
 
         try:
             tags = audio_tags(finished.utterances, synth.checkpoint, finished.conversation.title)
-            write_atomically(item.path, encode_audio(item.path, finished.track.audio, tags), flush=False)
+            record = conversation_record(finished, str(item.path), synth.checkpoint, str(synth.device))
+            data = encode_audio(item.path, finished.track.audio, tags)
+        except BaseException as problem:
+            self._record_failure(item, failure_of(problem), [])
+            return
+        try:
+            write_atomically(item.path, data, flush=False)
         except OutputFailed:
             raise  # a full disk would fail all other items too
         except CsmError as error:
             self._record_failure(item, error, [])
             return
-        record = conversation_record(finished, str(item.path), synth.checkpoint, str(synth.device))
         del record["rtf"]  # items are decoded together: the time of one says nothing about its own cost
         self._ledger.append(record | {"file": item.file, "fingerprint": item.fingerprint}, item.path)
         self._written += 1
@@ -288,7 +298,7 @@ class BatchRun:
     def _record_failure(self, item: BatchItem, error: CsmError, seeds: list[int]) -> None:
         turns = [{"speaker": turn.label, "text": turn.text} for turn in item.conversation.turns]
         record: dict[str, Any] = {"id": item.id, "status": "failed", "output": None, "error": str(error)}
-        record |= {"seeds_tried": seeds, "turns": turns}
+        record |= {"error_class": error.kind, "seeds_tried": seeds, "turns": turns}
         self._ledger.append(record | {"fingerprint": item.fingerprint})
         self._failed += 1
         warn(f"{item.id}: {error}")

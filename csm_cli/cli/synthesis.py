@@ -23,7 +23,7 @@ from csm_cli.cli.summary import (
     summarize,
     turn_warnings,
 )
-from csm_cli.errors import CsmError, GenerationFailed, UsageError
+from csm_cli.errors import CsmError, GenerationFailed, UsageError, failure_of
 from csm_cli.generation.events import (
     AudioChunk,
     ConversationFailed,
@@ -186,8 +186,12 @@ def collect_turns(
         yield event
         if len(utterances) == len(conversation.turns):
             del unfinished[conversation.id]
-            track = mix_utterances(utterances, conversation.tail, conversation.loudness)
-            yield FinishedConversation(conversation, tuple(utterances), track)
+            try:
+                track = mix_utterances(utterances, conversation.tail, conversation.loudness)
+            except BaseException as problem:
+                yield ConversationFailed(conversation, failure_of(problem))
+            else:
+                yield FinishedConversation(conversation, tuple(utterances), track)
 
 
 def _note_unknown_voices(conversations: Iterable[Conversation], checkpoint: Checkpoint) -> Iterator[Conversation]:
@@ -221,7 +225,11 @@ def _wants_unknown_voice(conversation: Conversation) -> bool:
             if turn.speaker >= BUNDLED_SPEAKERS and turn.speaker not in with_context:
                 return True
         elif not recording.codes_path and assets not in recording.path.parents:
-            with suppress(OSError, soundfile.SoundFileError), soundfile.SoundFile(recording.path) as file:
+            # a file that cannot be read is refused where it is spoken
+            with (
+                suppress(Exception),
+                soundfile.SoundFile(recording.path) as file,
+            ):
                 if BUNDLED not in (file.comment or ""):
                     return True
     return False

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from csm_cli.audio.io import Audio, AudioInfo, probe, range_problem, read_audio
 from csm_cli.data.dataset import ChunkResult, DatasetChunk, DroppedClip, TrainingClip, TrainingConversation
 from csm_cli.data.parquet import read_cell_audio
-from csm_cli.errors import AudioUnreadable
+from csm_cli.errors import AudioUnreadable, failure_of
 
 _FRAME_SECONDS = 0.02
 # A frame is silent below either level: of full scale (-54 dBFS), or of the loudest frame (-40 dB).
@@ -63,6 +63,9 @@ def read_clips(conversation: TrainingConversation, limits: ClipLimits) -> Iterat
         except UnsuitableClip as problem:
             seconds = round(problem.seconds, 2)
             yield DroppedClip(conversation.id, clip.place, problem.reason, problem.detail, seconds)
+        except BaseException as unexpected:  # one clip never stops a run over a million
+            failure = failure_of(unexpected)
+            yield DroppedClip(conversation.id, clip.place, "unreadable", f"{failure.kind}: {unexpected}")
 
 
 def check_clip(clip: TrainingClip, limits: ClipLimits) -> Audio:

@@ -5,7 +5,7 @@ An interrupted run resumes: a chunk whose shard is on disk with the same fingerp
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from itertools import islice
@@ -29,7 +29,7 @@ from csm_cli.data.dataset import (
 from csm_cli.data.store import CodecIdentity, CodedTurn, Example, StoreWriter
 from csm_cli.data.workers import map_processes
 from csm_cli.device import pick_device
-from csm_cli.errors import NothingToLearn
+from csm_cli.errors import InputError, NothingToLearn, failure_of
 from csm_cli.generation.prompt import PromptBuilder
 from csm_cli.models.mimi import Codec
 from csm_cli.models.mimi.config import codec_config
@@ -84,9 +84,15 @@ class Encoder:
             runs: list[list[CodedTurn]] = [[]]  # turns with no dropped clip between them
             for clip in conversation.clips:
                 turn, seconds = next(turns)
-                if isinstance(turn, CodedTurn) and (positions := self._positions(turn)) > self.max_positions:
+                try:
+                    positions = self._positions(turn) if isinstance(turn, CodedTurn) else 0
+                except InputError as problem:  # of the tokenizer
+                    turn = DroppedClip(conversation.id, clip.place, "invalid row", str(problem), round(seconds, 2))
+                    positions = 0
+                if positions > self.max_positions:
                     detail = f"takes {positions} positions, the model's context has {self.max_positions}"
                     turn = DroppedClip(conversation.id, clip.place, "exceeds context", detail, round(seconds, 2))
+                turn = turn if isinstance(turn, CodedTurn) else replace(turn, id=conversation.id)
                 result.add(clip, turn if isinstance(turn, DroppedClip) else seconds)
                 if isinstance(turn, CodedTurn):
                     runs[-1].append(turn)
@@ -115,18 +121,32 @@ class Encoder:
         while block := list(islice(clips, 4 * self.batch_size)):
             readable = [index for index, (_, audio) in enumerate(block) if isinstance(audio, Audio)]
             readable.sort(key=lambda index: block[index][1].duration)  # type: ignore[union-attr]
-            turns: dict[int, CodedTurn] = {}
+            turns: dict[int, CodedTurn | DroppedClip] = {}
             for start in range(0, len(readable), self.batch_size):
-                batch = readable[start : start + self.batch_size]
-                samples = [self._resample(block[index][1]) for index in batch]  # type: ignore[arg-type]
-                for index, codes in zip(batch, self._codec.encode_batch(samples), strict=True):
-                    clip = block[index][0]
-                    turns[index] = CodedTurn(clip.speaker, clip.text, codes.cpu(), clip.trained)
+                batch = {index: block[index] for index in readable[start : start + self.batch_size]}
+                turns |= self._encode_batch(batch)
             for index, (_, audio) in enumerate(block):
                 if isinstance(audio, DroppedClip):
                     yield audio, audio.seconds
                 else:
                     yield turns[index], audio.duration
+
+    def _encode_batch(self, clips: Mapping[int, tuple[TrainingClip, Any]]) -> dict[int, CodedTurn | DroppedClip]:
+        """The turns of clips by index; where encoding them together fails, each is encoded alone, or dropped."""
+        try:
+            samples = [self._resample(audio) for _, audio in clips.values()]
+            encoded = [codes.cpu() for codes in self._codec.encode_batch(samples)]
+        except BaseException as problem:
+            failure = failure_of(problem)
+            if len(clips) > 1:
+                return {index: turn for index in clips for turn in self._encode_batch({index: clips[index]}).values()}
+            ((index, (clip, audio)),) = clips.items()
+            detail = f"{failure.kind}: {problem}"
+            return {index: DroppedClip("", clip.place, "unreadable", detail, round(audio.duration, 2))}
+        return {
+            index: CodedTurn(clip.speaker, clip.text, codes, clip.trained)
+            for (index, (clip, _)), codes in zip(clips.items(), encoded, strict=True)
+        }
 
     def _resample(self, audio: Audio) -> torch.Tensor:
         """[T * frame_samples]: at the codec's rate, padded with silence to whole frames."""

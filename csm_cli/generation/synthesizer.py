@@ -17,7 +17,7 @@ from torch import Tensor
 from csm_cli.audio.io import Audio, read_audio
 from csm_cli.checkpoint import Checkpoint
 from csm_cli.engine import Engine, Frame, Request, SamplingParams, decode_loop
-from csm_cli.errors import CsmError, GenerationFailed
+from csm_cli.errors import GenerationFailed, failure_of
 from csm_cli.generation.context_window import WindowLimits
 from csm_cli.generation.conversation import ConversationState, ResolvedDefaults, TurnState
 from csm_cli.generation.events import AudioChunk, ConversationFailed, Event, FrameProgress, Utterance
@@ -149,17 +149,20 @@ class _Run:
         self._events: deque[Event] = deque()
 
     def events(self, conversations: Iterable[Conversation]) -> Iterator[Event]:
-        waiting = (ConversationState(each, self._defaults, self._limits) for each in conversations)
+        waiting = iter(conversations)
         loop = decode_loop(self._synth.engine, lambda: self._next_request(waiting), self._chunk_decoder.flush)
         try:
             for frames in loop:
                 for frame in frames:
                     if frame.request in self._active:
-                        self._add_frame(frame)
+                        self._add_frame_isolated(frame)
                 if self._ended:
                     self._chunk_decoder.flush()  # of all ended takes, before waiting for any
                 for ended in self._ended:
-                    self._finish_take(ended)
+                    try:
+                        self._finish_take(ended)
+                    except BaseException as problem:
+                        self._fail(ended.state.conversation, problem)
                 self._ended.clear()
                 while self._events:
                     yield self._events.popleft()
@@ -168,18 +171,23 @@ class _Run:
             for request in self._active:
                 self._synth.engine.cancel(request)
 
-    def _next_request(self, waiting: Iterator[ConversationState]) -> Request | None:
+    def _next_request(self, waiting: Iterator[Conversation]) -> Request | None:
         """The request for the next take: of a conversation in progress, else the first of a new one."""
-        while state := self._ready.popleft() if self._ready else next(waiting, None):
+        while conversation := self._ready[0].conversation if self._ready else next(waiting, None):
             try:
+                state = self._ready.popleft() if self._ready else None
+                state = state or ConversationState(conversation, self._defaults, self._limits)
                 request = self._request(state)
-            except CsmError as error:
-                self._events.append(ConversationFailed(state.conversation, error))
-                continue
-            if request:
-                self._active[request] = state, TakeBuilder(self._chunk_decoder, state.take_spec())
-                return request
+                if request:
+                    self._active[request] = state, TakeBuilder(self._chunk_decoder, state.take_spec())
+                    return request
+            except BaseException as problem:
+                self._fail(conversation, problem)
         return None
+
+    def _fail(self, conversation: Conversation, problem: BaseException) -> None:
+        """Ends one conversation for any exception, so that the others go on; an interrupt is raised again."""
+        self._events.append(ConversationFailed(conversation, failure_of(problem)))
 
     def _request(self, state: ConversationState) -> Request | None:
         """The request for the next turn without a recording; emits the recorded turns before it. None at the end."""
@@ -195,6 +203,15 @@ class _Run:
             self._events.append(Utterance(conversation, turn, codes, audio, "recorded", number=current.number))
             state.add_recorded(synth.recording_segments(turn))
         return None
+
+    def _add_frame_isolated(self, frame: Frame) -> None:
+        state, _ = self._active[frame.request]
+        try:
+            self._add_frame(frame)
+        except BaseException as problem:
+            if self._active.pop(frame.request, None):
+                self._synth.engine.cancel(frame.request)
+            self._fail(state.conversation, problem)
 
     def _add_frame(self, frame: Frame) -> None:
         state, builder = self._active[frame.request]

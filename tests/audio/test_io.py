@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import os
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -222,3 +223,23 @@ def test_tags_are_written(tmp_path: Path, suffix: str) -> None:
     with soundfile.SoundFile(path) as file:
         assert (file.comment, file.title) == (comment, "Folge é") and file.software.startswith("csm-cli 1")
     assert np.array_equal(read_audio(path, 24000).samples, np.full(50, 0.25, np.float32))
+
+
+@pytest.mark.parametrize("suffix", [".wav", ".flac"])
+@pytest.mark.parametrize("title", ["a" * 51_196, "\N{GRINNING FACE}" * 20_000, "\udcff" * 5000])
+def test_a_tag_of_any_length_leaves_a_readable_file(tmp_path: Path, suffix: str, title: str) -> None:
+    path = tmp_path / f"a{suffix}"
+    write_audio(path, Audio(np.full(50, 0.25, np.float32), 24000), tags=Tags("csm-cli 1", title, title))
+    with soundfile.SoundFile(path) as file:
+        assert (file.frames, len(file.title) > 400, file.title) == (50, True, file.comment)
+
+
+def test_memory_does_not_grow_with_the_channels(tmp_path: Path) -> None:
+    peaks = []
+    for channels in (1, 8):
+        soundfile.write(tmp_path / "a.flac", np.zeros((2_000_000, channels), np.int16), 24000)
+        tracemalloc.start()
+        read_audio(tmp_path / "a.flac", 24000)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < 1.2 * peaks[0]

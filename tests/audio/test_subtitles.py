@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
 from csm_cli.audio.subtitles import Cue, srt, to_json, vtt
 
 CUES = [
@@ -30,3 +32,10 @@ def test_json_keeps_the_text_as_written() -> None:
 
 def test_no_cues() -> None:
     assert (srt([]), vtt([]), to_json([])) == ("", "WEBVTT\n", "[]\n")
+
+
+@pytest.mark.parametrize("arrow", ["-->", "--->", "---->", "--" * 20 + ">", "-->-->", "- -->"])
+def test_no_text_looks_like_the_times_of_a_cue(arrow: str) -> None:
+    text = srt([Cue(0, 1, f"ana{arrow}", f"a {arrow} b")])
+    assert text.count("-->") == 1
+    assert vtt([Cue(0, 1, f"ana{arrow}", f"a {arrow} b")]).count("-->") == 1
