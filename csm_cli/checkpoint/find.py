@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import difflib
 import errno
+import logging
 import re
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -31,6 +33,7 @@ BUNDLED = "bundled voice"
 _REPOSITORY = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 _WEIGHT_SUFFIXES = (".safetensors", ".pt", ".json")
 _MODEL_TYPES = ("csm", "mimi")
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -150,6 +153,8 @@ def find_source(model: str | None, revision: str | None = None, offline: bool = 
         if model != "" and folder.is_dir():
             if revision is not None:
                 raise UsageError(f"--revision belongs to a Hugging Face id, and {name} is a local checkpoint")
+            if model and _REPOSITORY.fullmatch(model) and not weights:
+                _note_local(model)
             return LocalFolder(folder, name, weights, offline=offline)
     if model is None:
         hint = f"name a model, as in --model {MIRROR}"
@@ -157,6 +162,12 @@ def find_source(model: str | None, revision: str | None = None, offline: bool = 
     if not _REPOSITORY.fullmatch(model) or folder.suffix in _WEIGHT_SUFFIXES:
         raise _unknown_model(model)
     return HubRepository(model, revision, offline)
+
+
+@cache
+def _note_local(model: str) -> None:
+    """Said once: a folder of somebody else's may be named like the repository that is meant."""
+    _LOG.warning("%s is a folder here, not the Hugging Face repository; write ./%s to say so", model, model)
 
 
 def _unknown_model(model: str, note: str = "") -> ModelNotFound:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, Protocol
 
 from csm_cli.audio.io import Audio
@@ -33,6 +35,8 @@ class WhisperRecognizer:
     def __init__(self, name: str) -> None:
         if any(find_spec(module) is None for module in ("faster_whisper", "jiwer", "whisper_normalizer")):
             raise UsageError("--verify needs a recognizer; pip install 'csm-cli[verify]'")
+        if re.fullmatch(r"[\w.-]+", name) and Path(name).is_dir():  # faster-whisper prefers a folder to a size
+            raise UsageError(f"--verify-model {name}: is a size and a folder here; write ./{name} for the folder")
         self._name = name
         self._model: Any = None
 

@@ -22,7 +22,7 @@ class Setting:
 
     type: str, int, float or bool. expected: what an error says it takes. panel: of the long help (`--help-all`); None
     puts it into the short one too. above: exclusive minimum. pattern: of the whole text. keywords: words that stand for
-    a number.
+    a number. user_only: it loads code or weights or uses the network, so that a project's csm.toml cannot set it.
     """
 
     name: str
@@ -36,6 +36,7 @@ class Setting:
     maximum: float | None = None
     pattern: str = ""
     keywords: Mapping[str, float] = field(default_factory=dict)
+    user_only: bool = False
 
     def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
         from csm_cli.settings.model import value_type
@@ -91,6 +92,7 @@ _ALL = (
         "ID|PATH",
         expected="an id or a path",
         pattern=_TEXT,
+        user_only=True,
     ),
     Setting(
         "adapter",
@@ -100,6 +102,7 @@ _ALL = (
         "Model",
         expected="an id or a path",
         pattern=_TEXT,
+        user_only=True,
     ),
     Setting(
         "revision",
@@ -109,6 +112,7 @@ _ALL = (
         "Model",
         expected="a commit, branch or tag",
         pattern=_TEXT,
+        user_only=True,
     ),
     Setting(
         "device",
@@ -137,7 +141,13 @@ _ALL = (
         pattern="none|int8",
     ),
     Setting(
-        "compile", bool, "Use torch.compile: faster, after half a minute or more of compiling.", "", "Model", **_SWITCH
+        "compile",
+        bool,
+        "Use torch.compile: faster, after half a minute or more of compiling.",
+        "",
+        "Model",
+        user_only=True,
+        **_SWITCH,
     ),
     Setting(
         "retries",
@@ -176,6 +186,7 @@ _ALL = (
         "Transcribe takes and retry where the words differ; needs csm-cli[verify].",
         "",
         "Generation",
+        user_only=True,
         **_SWITCH,
     ),
     Setting(
@@ -186,6 +197,7 @@ _ALL = (
         "Generation",
         expected="a size or a folder",
         pattern=_TEXT,
+        user_only=True,
     ),
     Setting("offline", bool, "Use only models that are already on this machine.", "", "Model", **_SWITCH),
 )

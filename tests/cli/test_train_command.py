@@ -82,13 +82,14 @@ def test_missing_library_is_reported_before_loading(
     assert "loading" not in result.err
 
 
-def test_csm_toml_and_flags_fill_in_the_model(
-    csm: Run, config: Path, tmp_path: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+def test_config_toml_and_flags_fill_in_the_model(
+    csm: Run, config: Path, tmp_path: Path, home: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config.write_text("".join(line for line in config.open() if not line.startswith("model")))
     assert csm("train", config, "--device", "cpu", "-q").code == 3  # the bundled voice's codec is another
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "csm.toml").write_text(f'model = "{tiny_checkpoint}"\ndtype = "bfloat16"\n')
+    (home / "config.toml").write_text(f'model = "{tiny_checkpoint}"\n')
+    (tmp_path / "csm.toml").write_text('dtype = "bfloat16"\n')
     trained = csm("train", config, "--device", "cpu", "-q")
     assert trained.code == 0
     assert csm("export", "--adapter", trained.out.strip(), "-o", "merged", "-q").code == 0

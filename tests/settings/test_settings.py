@@ -149,8 +149,11 @@ def test_the_schema_knows_every_key(csm: Csm) -> None:
     assert TypeAdapter(dict[str, object]).validate_python(schema)
 
 
-def test_a_flag_counts_over_a_file(csm: Csm, here: Path, tiny_checkpoint: Path) -> None:
-    (here / "csm.toml").write_text(f'model = "{tiny_checkpoint}"\nmax_duration = 0.4\nretries = 0\n')
+def test_a_flag_counts_over_a_file(
+    csm: Csm, here: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CSM_MODEL", str(tiny_checkpoint))
+    (here / "csm.toml").write_text("max_duration = 0.4\nretries = 0\n")
     metadata = csm("say", "Hi", "--json", "-o", "a.wav").json
     assert metadata["model"] == str(tiny_checkpoint) and metadata["duration_s"] == 0.4
     assert csm("say", "Hi", "--json", "--max-duration", "0.16", "-o", "a.wav").json["duration_s"] == 0.16
