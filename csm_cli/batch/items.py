@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from csm_cli.batch.ledger import LedgerEntry
 from csm_cli.errors import CsmError, InputError, UsageError, failure_of
 from csm_cli.storage.fingerprint import fingerprint
-from csm_cli.storage.paths import expand_path, resolved_name
+from csm_cli.storage.paths import expand_path, name_problem, portable_name, resolved_name
 from csm_cli.types import Conversation, Turn
 
 if TYPE_CHECKING:
@@ -29,7 +29,8 @@ class BatchItem:
     """A row of the manifest and its output: `path`; `file` is its path below the ledger's folder.
 
     fingerprint: equal where the result would be (see `with_fingerprint`); empty until known. error: why it could not be
-    known, where a recording can no longer be read.
+    known, where a recording can no longer be read. problem: why the id cannot be part of a file name; empty where it
+    can.
     """
 
     conversation: Conversation
@@ -37,6 +38,7 @@ class BatchItem:
     file: str = ""
     fingerprint: str = ""
     error: CsmError | None = None
+    problem: str = ""
 
     @property
     def id(self) -> str:
@@ -82,10 +84,13 @@ class OutputPattern:
 
     def items(self, conversations: Iterable[Conversation]) -> Iterator[BatchItem]:
         """Each conversation with its output."""
+        folder, pattern = self.folder, str(expand_path(self.text))  # `~` is expanded in the pattern, never in an id
+        has_id = any(name == "id" for _, name, _, _ in string.Formatter().parse(self.text))
         for index, conversation in enumerate(conversations, 1):
             values = {"id": conversation.id, "index": index, "speaker": file_name(conversation.turns[0])}
-            path = expand_path(self.text.format(**values, shard=self.shard))
-            yield BatchItem(conversation, path, os.path.relpath(path, self.folder))
+            path = Path(pattern.format(**values, shard=self.shard))
+            problem = name_problem(conversation.id) if has_id else ""
+            yield BatchItem(conversation, path, os.path.relpath(path, folder), problem=problem)
 
 
 def file_name(turn: Turn) -> str:
@@ -99,23 +104,29 @@ def check_outputs(items: Iterable[BatchItem], inputs: Iterable[Path] = ()) -> It
     Only hashes of names are stored, so that memory stays small. inputs: files read besides the items' recordings.
 
     Raises:
-        InputError: two items have the same output.
+        InputError: two items have the same output, on any system, or an id that cannot be a file name.
         UsageError: an output is read by this batch.
         OutputRefused: an output cannot be written.
     """
     from csm_cli.audio.io import check_output
 
-    outputs: set[int] = set()
+    outputs, portable_outputs = set[int](), set[int]()
     read = {hash(resolved_name(path)) for path in inputs}
     problem: CsmError | None = None
     for item in items:
-        output = hash(resolved_name(item.path))
+        output, portable = hash(resolved_name(item.path)), hash(portable_name(item.path))
         turns = (*item.conversation.context, *item.conversation.turns)
         recordings = {hash(resolved_name(turn.recording.path)): turn.recording.path for turn in turns if turn.recording}
         read.update(recordings)
         try:
+            if item.problem:
+                hint = "change it, or use {index} in -o"
+                raise InputError(f'the id "{item.id}" cannot be a file name on every system: it {item.problem}; {hint}')
             if output in outputs:
                 raise InputError(f'"{item.id}" and an earlier row have the same output {item.path}; put {{id}} into -o')
+            if portable in portable_outputs:
+                reason = "differ only in case or in Unicode form, which many disks take for one"
+                raise InputError(f'{item.path} of "{item.id}" and the output of an earlier row {reason}; rename one')
             check_output(item.path)
             if replaced := recordings.keys() & outputs:
                 path = recordings[min(replaced)]
@@ -125,6 +136,7 @@ def check_outputs(items: Iterable[BatchItem], inputs: Iterable[Path] = ()) -> It
         except CsmError as error:
             problem = problem or error
         outputs.add(output)
+        portable_outputs.add(portable)
         yield item
     if problem:
         raise problem

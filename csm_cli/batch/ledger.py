@@ -7,6 +7,7 @@ of the last moment, never part of one; those items are generated again, with the
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -22,6 +23,8 @@ from typing import Any
 
 from csm_cli.errors import InputError, OutputFailed, OutputRefused
 from csm_cli.storage.files import exclusive_lock, write_atomically
+from csm_cli.storage.paths import contained_path, portable_name, relative_parts
+from csm_cli.storage.untrusted import parse_json
 
 LEDGER = "results.jsonl"
 SCHEMA = 2  # of a line
@@ -114,16 +117,16 @@ class Ledger:
         """Every result, oldest first.
 
         Raises:
-            InputError: a line that is no result, or of another schema.
+            InputError: a line that is no result, or of another schema, or whose file is not in the folder.
         """
         self._file.seek(0)
         for number, line in enumerate(self._file, 1):
             complete = line.endswith(b"\n")
             try:
-                record = json.loads(line.decode("utf-8", "surrogateescape"))
+                record = parse_json(line.decode("utf-8", "surrogateescape"))
             except ValueError:
                 record = None
-            is_result = isinstance(record, dict) and "id" in record and "status" in record
+            is_result = isinstance(record, dict) and "id" in record and record.get("status") in ("ok", "failed")
             if not is_result and (complete or record is not None):
                 hint = "choose another output folder or move the file away"
                 raise InputError(f"{self.path}:{number}: is not a result; {hint}")
@@ -132,6 +135,11 @@ class Ledger:
             if record.get("schema") != SCHEMA:
                 hint = "name another output folder, or move the file away to generate all items again"
                 raise InputError(f"{self.path}: was written by another version of csm and is left unchanged; {hint}")
+            if "file" in record:
+                try:
+                    relative_parts(record["file"])
+                except InputError as error:
+                    raise InputError(f"{self.path}:{number}: {error}; remove the line, or generate again") from error
             yield record
 
     def latest(self) -> Iterator[LedgerRecord]:
@@ -150,7 +158,8 @@ class Ledger:
     def _raise_error(self) -> None:
         if self._error:
             problem = f"{self._error.filename or self.path}: {self._error.strerror}"
-            raise OutputFailed(f"{problem}; make room and run again to go on") from self._error
+            hint = "run again to go on" if self._error.errno == errno.ENOENT else "make room and run again to go on"
+            raise OutputFailed(f"{problem}; {hint}") from self._error
 
     def _write_lines(self) -> None:
         """The thread: writes all waiting lines, each after its audio is on disk."""
@@ -163,6 +172,8 @@ class Ledger:
                 records = [each for each in group if each]
                 if records and not self._error:
                     try:
+                        if not self._is_in_place():
+                            raise OSError(errno.ENOENT, "the folder was moved or removed while csm wrote to it")
                         list(pool.map(_flush_file, {audio for _, audio in records if audio}))
                         self._file.writelines(line for line, _ in records)
                         self._file.flush()
@@ -173,6 +184,14 @@ class Ledger:
                     self._queue.task_done()
                 if None in group:
                     return
+
+    def _is_in_place(self) -> bool:
+        """Whether the open file is still the one at `path`."""
+        try:
+            found, own = self.path.stat(), os.fstat(self._file.fileno())
+        except FileNotFoundError:
+            return False
+        return (found.st_dev, found.st_ino) == (own.st_dev, own.st_ino)
 
 
 def _entry(record: LedgerRecord, before: LedgerEntry | None) -> LedgerEntry:
@@ -205,7 +224,7 @@ def merge_ledgers(folders: Sequence[Path], target: Path) -> tuple[int, int]:
     counts only if the item is ok in no folder.
 
     Raises:
-        InputError: a folder without results, a missing file, or two items with one file.
+        InputError: a folder without results, a missing file, two items with one file, or a file outside its folder.
         UsageError: a folder is in use by another run.
         OutputRefused, OutputFailed: the target cannot be written.
     """
@@ -221,9 +240,12 @@ def merge_ledgers(folders: Sequence[Path], target: Path) -> tuple[int, int]:
     }
     owners: dict[str, str] = {}
     for name, (_, record) in merged.items():
-        owner = owners.setdefault(record["file"], name) if record["status"] == "ok" else name
+        owner = owners.setdefault(portable_name(target / record["file"]), name) if record["status"] == "ok" else name
         if owner != name:
             raise InputError(f'"{owner}" and "{name}" have the same file {record["file"]}; nothing was merged')
+    for folder, record in merged.values():
+        if record["status"] == "ok":
+            contained_path(folder, record["file"])  # before anything is written
     with Ledger(target) as ledger:
         for name, (folder, record) in merged.items():
             entry = ledger.entries.get(name)
@@ -232,7 +254,7 @@ def merge_ledgers(folders: Sequence[Path], target: Path) -> tuple[int, int]:
                 if not same:
                     ledger.append(record)
                 continue
-            source, copy = folder / record["file"], target / record["file"]
+            source, copy = contained_path(folder, record["file"]), contained_path(target, record["file"])
             if not same or not copy.exists():
                 try:
                     data = source.read_bytes()

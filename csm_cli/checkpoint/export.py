@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import stat
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from csm_cli.checkpoint.load import Checkpoint
 from csm_cli.checkpoint.sesame import CODEC_FILE, sesame_config, sesame_tensors
-from csm_cli.errors import OutputFailed, OutputRefused
-from csm_cli.storage.files import replace_folder
+from csm_cli.errors import OutputFailed
+from csm_cli.storage.folders import replace_folder
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
 _SESAME_KEYS = ("_flavor", "backbone_head_dim", "decoder_head_dim", "audio_vocab_size", "audio_num_codebooks")
-_CONFIG_FILES = ("config.json", "adapter_config.json")
 _DROPPED_KEYS = ("transformers_weights", "transformers_version", "torch_dtype", "_name_or_path")
 
 
@@ -29,24 +29,25 @@ def write_checkpoint(
     folder: Path,
     to: Literal["transformers", "original"] = "transformers",
     dtype: torch.dtype | None = None,
+    force: bool = False,
 ) -> None:
     """Writes weights, config.json and the files of `processor`, by name (see `processor_files`).
 
-    to: the format. dtype: of the model's weights; None leaves them as they are.
+    to: the format. dtype: of the model's weights; None leaves them as they are. force: replaces any folder.
 
     transformers' format holds the audio table under both its names and `tie_word_embeddings: false`, which every
     release since 5.0 loads, with one table or two.
 
     Raises:
         CheckpointInvalid: the original format cannot hold this model.
-        OutputRefused: `folder` holds something that is no checkpoint.
+        OutputRefused: `folder` holds files that csm did not write there.
         OutputFailed: it could not be written to the end.
     """
     weights = dict(checkpoint.weights) if dtype is None else {n: t.to(dtype) for n, t in checkpoint.weights.items()}
     config = {name: value for name, value in checkpoint.config_json.items() if name not in _DROPPED_KEYS}
     config.update(architectures=["CsmForConditionalGeneration"], tie_word_embeddings=False)
     config["dtype"] = _config_dtype(checkpoint, weights, dtype)
-    with replace_checkpoint(folder) as fresh:
+    with replace_checkpoint(folder, force) as fresh:
         for name, path in processor.items():
             shutil.copyfile(path, fresh / name)
         if to == "original":
@@ -60,20 +61,9 @@ def write_checkpoint(
         (fresh / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-@contextmanager
-def replace_checkpoint(folder: Path) -> Iterator[Path]:
-    """A new folder that takes the place of `folder`, as `replace_folder`; other files are never replaced.
-
-    Raises:
-        OutputRefused: `folder` is a file, or holds something that is no checkpoint.
-        OutputFailed: as `replace_folder`.
-    """
-    if folder.exists() and not folder.is_dir():
-        raise OutputRefused(f"{folder} is a file; name a folder")
-    if folder.is_dir() and any(folder.iterdir()) and not any((folder / name).exists() for name in _CONFIG_FILES):
-        raise OutputRefused(f"{folder} holds other files; name a new folder, or one with a checkpoint to replace")
-    with replace_folder(folder) as fresh:
-        yield fresh
+def replace_checkpoint(folder: Path, force: bool = False) -> AbstractContextManager[Path]:
+    """A new folder for a checkpoint or an adapter; see `replace_folder`."""
+    return replace_folder(folder, "checkpoint", force)
 
 
 def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
@@ -91,11 +81,13 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
         tensor = tensor.detach().cpu().contiguous()
         separate[name] = tensor.clone() if tensor.data_ptr() in seen else tensor
         seen.add(tensor.data_ptr())
+    path.touch()  # with the permissions of the umask, which save_file does not heed
+    mode = path.stat().st_mode
     try:
         save_file(separate, path, metadata={"format": "pt"})
     except SafetensorError as error:
         raise OutputFailed(f"{path}: could not be written ({error}); make room and run again") from error
-    path.chmod(0o644)
+    path.chmod(stat.S_IMODE(mode))
 
 
 def _config_dtype(checkpoint: Checkpoint, weights: Mapping[str, Tensor], dtype: torch.dtype | None) -> str:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -48,7 +46,7 @@ from csm_cli.errors import BatchPartlyFailed, CsmError, GenerationFailed, Output
 from csm_cli.generation.events import ConversationFailed, audio_tags
 from csm_cli.generation.fingerprint import SynthesisSetup
 from csm_cli.report import format_count
-from csm_cli.storage.files import MAX_CACHED_FOLDERS, remove_temp_files, write_atomically
+from csm_cli.storage.files import write_atomically
 from csm_cli.types import Conversation
 
 if TYPE_CHECKING:
@@ -212,7 +210,6 @@ class BatchRun:
         self._job, self._ledger, self._counts, self._failures_allowed = job, ledger, counts, failures_allowed
         self._quiet = job.output_options.quiet
         self._active: dict[str, BatchItem] = {}  # by conversation id
-        self._remove_temp_files = lru_cache(MAX_CACHED_FOLDERS)(remove_temp_files)  # once for each folder
         self._written = self._failed = 0
 
     def generate(self, selected: Iterator[BatchItem], synth: Synthesizer) -> None:
@@ -260,8 +257,6 @@ class BatchRun:
                 self._record_failure(item, item.error, [])
                 continue
             self._active[item.id] = item
-            with suppress(OSError):  # writing the item says what is wrong with its folder
-                self._remove_temp_files(item.path.parent)
             yield item.conversation
 
     def _write(self, item: BatchItem, finished: FinishedConversation, synth: Synthesizer) -> None:

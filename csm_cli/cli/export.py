@@ -12,6 +12,7 @@ from csm_cli.cli.console import configure_logging, emit_path, log_line
 from csm_cli.cli.options import OutputOptions
 from csm_cli.errors import OutputRefused, UsageError
 from csm_cli.settings import setting
+from csm_cli.storage.folders import check_replaceable
 from csm_cli.storage.paths import resolved_name
 
 
@@ -38,6 +39,9 @@ class ExportOptions:
 def export(
     output: Annotated[Path, typer.Option("-o", "--output", metavar="FOLDER", help="Folder to write.")],
     no_clobber: Annotated[bool, typer.Option("--no-clobber", help="Refuse to replace an existing folder.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace the folder even if it holds files that csm did not write.")
+    ] = False,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Print only the folder's path.")] = False,
     *,
     options: ExportOptions,
@@ -49,6 +53,8 @@ def export(
     configure_logging(OutputOptions(quiet=quiet))
     if no_clobber and output.exists():
         raise OutputRefused(f"{output}: exists already; leave out --no-clobber to replace it")
+    folder = output.expanduser()
+    check_replaceable(folder, "checkpoint", force)  # before gigabytes are read
     from csm_cli.checkpoint import open_checkpoint, processor_files
     from csm_cli.checkpoint.export import write_checkpoint
     from csm_cli.device import as_torch, check_names
@@ -59,7 +65,7 @@ def export(
         log_line(f"reading {options.model or 'the bundled voice'} ...")
     model, revision, offline = options.model, options.revision, options.offline
     checkpoint = open_checkpoint(model, revision, options.adapter, offline=offline)
-    if resolved_name(output.expanduser()) in {resolved_name(file.parent) for file in checkpoint.weights.files}:
+    if resolved_name(folder) in {resolved_name(file.parent) for file in checkpoint.weights.files}:
         raise UsageError(f"{output} holds the exported checkpoint itself and would be replaced; name another -o")
-    write_checkpoint(checkpoint, processor_files(model, revision, offline), output.expanduser(), options.to, dtype)
+    write_checkpoint(checkpoint, processor_files(model, revision, offline), folder, options.to, dtype, force)
     emit_path(output)

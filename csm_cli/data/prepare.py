@@ -243,6 +243,7 @@ class Preparation:
             CsmError: a worker was killed.
         """
         with exclusive_lock(self._folder):
+            self._writer.claim()
             count = examples = 0
             for progress in map_processes(_run_job, self._jobs(chunks), self._workers):
                 count, examples = count + 1, examples + progress.examples

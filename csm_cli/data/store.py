@@ -7,6 +7,7 @@ text for each, and `index.json`, which is written last: a folder without it is i
 from __future__ import annotations
 
 import json
+import re
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -23,10 +24,12 @@ from torch import Tensor
 
 from csm_cli.errors import InputError
 from csm_cli.storage.files import write_atomically
+from csm_cli.storage.folders import claim_folder
 
 VERSION = 2
 INDEX = "index.json"
 _OPEN_SHARDS = 256
+_OWN_NAMES = re.compile(r"[0-9]{5}\.(safetensors|jsonl)|(index|report)\.json|dropped\.jsonl|durations\.png")
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,6 +70,10 @@ class StoreWriter:
 
     folder: Path
     codec: CodecIdentity
+
+    def claim(self) -> None:
+        """Marks the folder as csm's. Raises OutputRefused where it holds files that csm would replace."""
+        claim_folder(self.folder, "training data", _OWN_NAMES)
 
     def write(self, number: int, examples: Sequence[Example], note: Mapping[str, Any] | None = None) -> None:
         """Writes a shard. note: saved with it, see `note`.
@@ -117,9 +124,10 @@ class StoreWriter:
         shards = [_Shard(self.folder, number, self.codec.codebooks).counts for number in range(count)]
         index = {"version": VERSION, "codec": asdict(self.codec), "shards": shards, **(info or {})}
         write_atomically(self.folder / INDEX, json.dumps(index, ensure_ascii=False).encode())
-        for path in self.folder.glob("[0-9]*.*"):
-            if path.suffix in (".safetensors", ".jsonl") and path.stem.isdigit() and int(path.stem) >= count:
-                path.unlink()
+        while self.note(count) is not None:  # of an earlier run, which made more
+            for path in _shard_files(self.folder, count):
+                path.unlink(missing_ok=True)
+            count += 1
 
     def discard(self, count: int) -> None:
         """Removes the first `count` shards unless they are part of a complete store."""

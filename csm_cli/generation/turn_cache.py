@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import re
 import secrets
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
@@ -34,6 +35,7 @@ _LOG = logging.getLogger(__name__)
 SCHEMA = 3  # increased whenever cached turns of earlier versions must not be reused
 INDEX_FILE = "turns.json"
 _OLD_INDEX_FILE = "state.json"  # of earlier schemas, in a folder named after the whole file name
+_DIGEST = re.compile(r"[0-9a-f]{16}")
 MAX_UNUSED_TURNS = 100  # cached beyond those of the track, or as many as the track has
 
 
@@ -147,7 +149,7 @@ class TurnCache:
         self._write_index()
         digests = {turn.digest for turn in self.turns}
         for path in self.folder.iterdir():
-            if path.suffix in (".wav", ".npy") and path.stem not in digests:
+            if path.suffix in (".wav", ".npy") and _DIGEST.fullmatch(path.stem) and path.stem not in digests:
                 path.unlink(missing_ok=True)
 
     def recording(self, turn: CachedTurn) -> Recording:
@@ -192,6 +194,8 @@ def _cached_turn(record: dict[str, Any]) -> CachedTurn:
     """Raises LookupError, TypeError or ValueError if the record is not a cached turn."""
     lists = {name: tuple(record[name]) for name in ("takes", "segments", "warnings")}
     chunks = tuple((text, int(frames)) for text, frames in record["chunks"])
+    if not _DIGEST.fullmatch(record["digest"]):  # it names files
+        raise ValueError(f"{record['digest']!r} is not a digest")
     return CachedTurn(**record | lists | {"chunks": chunks})
 
 

@@ -20,7 +20,7 @@ from csm_cli.recipe.corpus import FRAME
 from csm_cli.recipe.natural_corpus import COLUMNS, held_out_stems, training_stems
 from csm_cli.recipe.quantizer import QuantizerTrainer, reserve_code_zero
 from csm_cli.recipe.spectral import mel_distance, spectral_loss
-from csm_cli.storage.files import replace_folder
+from csm_cli.storage.folders import replace_folder
 from csm_cli.train.batches import IGNORE
 from csm_cli.train.history import append_figures, plot_history, save_state
 
@@ -217,5 +217,5 @@ def train_codec(plan: CodecPlan, corpus: Path, folder: Path) -> MimiModel:
 
 def export_codec(model: MimiModel, folder: Path) -> None:
     """Writes the codec as a folder that MimiModel.from_pretrained reads, float16; replaces `folder` at once."""
-    with replace_folder(folder) as fresh:
+    with replace_folder(folder, "checkpoint") as fresh:
         copy.deepcopy(model).half().save_pretrained(fresh)

@@ -18,7 +18,8 @@ from csm_cli.recipe.codes import BEGIN, END, text_ids
 from csm_cli.recipe.corpus import FRAME, RATE, render_voice
 from csm_cli.recipe.measure import retrieval
 from csm_cli.recipe.model import codebook_size
-from csm_cli.storage.files import replace_folder
+from csm_cli.storage.files import MARKER
+from csm_cli.storage.folders import replace_folder
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -46,9 +47,9 @@ CHAT_TEMPLATE = """\
 
 def export_voice(model: CsmForConditionalGeneration, sampling: SamplingPlan, folder: Path) -> None:
     """Writes the checkpoint beside `folder` and swaps it in; other files in `folder` remain."""
-    with replace_folder(folder) as fresh:
+    with replace_folder(folder, "checkpoint", force=True) as fresh:
         if folder.exists():
-            shutil.copytree(folder, fresh, dirs_exist_ok=True)
+            shutil.copytree(folder, fresh, dirs_exist_ok=True, ignore=shutil.ignore_patterns(MARKER))
         model.save_pretrained(fresh, state_dict=stored_weights(model))  # names on disk differ from those in memory
         (fresh / "model.safetensors").chmod(0o644)
         _write_json(fresh / "config.json", stored_config(model))

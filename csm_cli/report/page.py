@@ -21,9 +21,10 @@ from numpy.typing import NDArray
 
 from csm_cli import __version__
 from csm_cli.audio.io import Audio, read_audio
-from csm_cli.errors import AudioUnreadable
+from csm_cli.errors import InputError
 from csm_cli.report import format_duration
 from csm_cli.storage.files import atomic_file
+from csm_cli.storage.paths import contained_path
 
 MAX_EMBEDDED_SECONDS = 1800.0  # of audio in a page; with more, the page links to the audio files
 MAX_ROWS = 10_000
@@ -112,10 +113,10 @@ def _item_row(result: Mapping[str, Any], folder: Path, page: Path, detail: Repor
     """The row of a batch item; without audio if it failed or its file is missing."""
     if result["status"] != "ok":
         return report_row(result)
-    file = folder / str(result.get("file") or ".")
     try:
+        file = contained_path(folder, result.get("file"))
         audio = read_audio(file, _RATE)
-    except AudioUnreadable as error:
+    except InputError as error:  # also where the file is missing or unreadable
         return report_row(result, warnings=[*(result.get("warnings") or ()), str(error)])
     source = embed_audio(audio) if embed else link_audio(os.path.relpath(file, page.parent))
     return report_row(result, audio=source, picture=spectrogram(audio, detail))

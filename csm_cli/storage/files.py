@@ -1,11 +1,11 @@
-"""Atomic writes and locks: a file or a folder appears complete or not at all, and is checked before work starts."""
+"""Atomic writes and locks: a file appears complete or not at all, and is checked before work starts."""
 
 from __future__ import annotations
 
 import os
 import re
 import secrets
-import shutil
+import stat
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from functools import lru_cache
@@ -17,7 +17,13 @@ from filelock import FileLock, Timeout
 
 from csm_cli.errors import OutputFailed, OutputRefused, UsageError
 
-MAX_CACHED_FOLDERS = 4096  # bounds memory where a batch has a folder for each item
+try:
+    import fcntl
+except ImportError:  # Windows, where a file that a process has open cannot be removed anyway
+    fcntl = None  # type: ignore[assignment]
+
+_MAX_CACHED_FOLDERS = 4096  # bounds memory where a batch has a folder for each item
+MARKER = ".csm-folder.json"  # marks a folder as csm's own, see `folders`
 _TEMP_NAME = re.compile(r"\.[0-9a-f]{16}\.tmp")
 
 
@@ -49,7 +55,7 @@ def check_writable(path: Path, clobber: bool = True) -> None:
         raise OutputRefused(f"{path}: {reason}; choose another folder") from error
 
 
-@lru_cache(MAX_CACHED_FOLDERS)
+@lru_cache(_MAX_CACHED_FOLDERS)
 def _write_probe(folder: Path) -> None:
     """Creates an unnamed file: permission bits say nothing about /proc or a read-only disk. Cached where it worked."""
     with TemporaryFile(dir=folder, prefix=".csm-"):
@@ -57,23 +63,39 @@ def _write_probe(folder: Path) -> None:
 
 
 class _StagedFile:
-    """A temporary file beside `path`, open for writing. On exit it is removed unless published, with folders made."""
+    """A temporary file beside `path`, open for writing. On exit it is removed unless published, with folders made.
+
+    A file that is replaced passes on its permissions; a new one gets those of the umask.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._target = path.resolve()  # a link is written through, not replaced
-        self._temporary = self._target.with_name(f".{secrets.token_hex(8)}.tmp")
+        self._temporary = self._target
         self._made: list[Path] = []
 
     def __enter__(self) -> _StagedFile:
+        folder = self._target.parent
         try:
-            self._made += (folder for folder in self._target.parents if not folder.exists())
-            self._target.parent.mkdir(parents=True, exist_ok=True)
-            self.file: BinaryIO = self._temporary.open("xb")
+            self._made += (each for each in self._target.parents if not each.exists())
+            folder.mkdir(parents=True, exist_ok=True)
+            _remove_temp_files_once(folder)
+            self.file: BinaryIO = self._open_temp_file(folder)
+            with suppress(FileNotFoundError):
+                self._temporary.chmod(stat.S_IMODE(self._target.stat().st_mode))
         except OSError as error:
             self._remove()
             raise OutputRefused(f"{self._path}: cannot be created ({error.strerror}); choose another folder") from error
         return self
+
+    def _open_temp_file(self, folder: Path) -> BinaryIO:
+        """A new file, locked until it is closed: `remove_temp_files` of other processes leaves it alone."""
+        while True:
+            self._temporary = folder / f".{secrets.token_hex(8)}.tmp"
+            file = self._temporary.open("xb")
+            if _lock_descriptor(file.fileno()) is not False and os.fstat(file.fileno()).st_nlink:
+                return file
+            file.close()  # another process took it for a stale one before it was locked
 
     @contextmanager
     def writing(self, flush: bool) -> Iterator[None]:
@@ -103,7 +125,8 @@ class _StagedFile:
 
     def _remove(self) -> None:
         with suppress(OSError):  # folders that hold something stay
-            self._temporary.unlink(missing_ok=True)
+            if self._temporary != self._target:
+                self._temporary.unlink(missing_ok=True)
             for folder in self._made:
                 folder.rmdir()
 
@@ -145,73 +168,48 @@ def write_together(files: Iterable[tuple[Path, bytes]], flush: bool = True) -> N
 
 
 def remove_temp_files(folder: Path) -> None:
-    """Removes temporary files that a killed process left in `folder`."""
-    for path in folder.glob(".*.tmp"):
-        if _TEMP_NAME.fullmatch(path.name):
-            path.unlink(missing_ok=True)
+    """Removes temporary files in `folder` that killed processes left; those of running processes are locked."""
+    with suppress(OSError):
+        for name in filter(_TEMP_NAME.fullmatch, os.listdir(folder)):  # noqa: PTH208 (names only)
+            path = folder / name
+            if path.is_symlink() or not path.is_file():
+                continue
+            with suppress(OSError), path.open("rb+") as file:
+                if _lock_descriptor(file.fileno()):
+                    path.unlink()
+
+
+_remove_temp_files_once = lru_cache(_MAX_CACHED_FOLDERS)(remove_temp_files)
+
+
+def _lock_descriptor(descriptor: int) -> bool | None:
+    """Locks an open file until it is closed. False: another process has it; None: this file system has no locks."""
+    if fcntl is None:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return None
+    return True
 
 
 @contextmanager
-def replace_folder(folder: Path) -> Iterator[Path]:
-    """A new, empty folder `NAME.new`, which takes the place of `folder` when the block ends without an exception.
-
-    Raises:
-        OutputRefused: it cannot be created.
-        OutputFailed: its content did not fit, or it could not be put in place; `folder` is as before.
-    """
-    fresh, old = folder.with_name(folder.name + ".new"), folder.with_name(folder.name + ".old")
-    try:
-        recover_folder(folder)
-        fresh.mkdir(parents=True)
-    except OSError as error:
-        raise OutputRefused(f"{folder}: cannot be created ({error.strerror}); choose another folder") from error
-    try:
-        yield fresh
-        for path in fresh.rglob("*"):
-            if path.is_file():
-                with path.open("rb+") as file:
-                    os.fsync(file.fileno())
-        if folder.exists():
-            folder.replace(old)
-        fresh.replace(folder)
-        shutil.rmtree(old, ignore_errors=True)
-    except OSError as error:
-        raise OutputFailed(
-            f"{folder}: could not be written ({error.strerror or error}); make room and retry"
-        ) from error
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
-
-
-def recover_folder(folder: Path) -> None:
-    """Undoes a killed `replace_folder`: restores the previous content and removes what was half-written."""
-    old = folder.with_name(folder.name + ".old")
-    shutil.rmtree(folder.with_name(folder.name + ".new"), ignore_errors=True)
-    if old.exists() and not folder.exists():
-        old.replace(folder)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def remove_folder(folder: Path) -> None:
-    """Removes a folder at once: readers see all of it or nothing. Raises OSError."""
-    gone = folder.with_name(f".{secrets.token_hex(8)}.old")
-    folder.rename(gone)
-    shutil.rmtree(gone)
-
-
-@contextmanager
-def exclusive_lock(folder: Path, name: str = ".lock", shown: Path | None = None) -> Iterator[None]:
+def exclusive_lock(
+    folder: Path, name: str = ".lock", shown: Path | None = None, wait: float = 0.0, temporary: bool = False
+) -> Iterator[None]:
     """Locks a folder for this process; the system releases the lock when the process ends in any way.
 
     Missing folders are made; a folder that stays empty is removed again. name: of the lock file in it; shown: how
-    messages name the folder.
+    messages name the folder. wait: seconds to wait for another process. temporary: the lock file is removed at the end.
 
     Raises:
         UsageError: another process holds the lock. OutputRefused: the folder cannot be written to.
     """
-    lock = FileLock(folder / name, timeout=0)
+    lock = FileLock(folder / name, timeout=wait, poll_interval=0.02)
+    made = not folder.exists()
     try:
-        made = not folder.exists()
         folder.mkdir(parents=True, exist_ok=True)
         lock.acquire()
     except Timeout as error:
@@ -224,9 +222,11 @@ def exclusive_lock(folder: Path, name: str = ".lock", shown: Path | None = None)
     try:
         yield
     finally:
-        if made:
-            with suppress(OSError):
-                if [path.name for path in folder.iterdir()] == [name]:
-                    (folder / name).unlink()  # waiting processes lose the lock file, which they would not get anyway
-                    folder.rmdir()
+        with suppress(OSError):  # a process that waits notices that the file is gone, and makes another
+            if temporary:
+                (folder / name).unlink()
+            if made and {path.name for path in folder.iterdir()} <= {name, MARKER}:
+                for own in (name, MARKER):
+                    (folder / own).unlink(missing_ok=True)
+                folder.rmdir()
         lock.release()

@@ -1,14 +1,19 @@
-"""Paths: the user's own folders, `~`, and the name of a file behind links."""
+"""Paths: the user's own folders, `~`, names behind links, and names that come from data."""
 
 from __future__ import annotations
 
 import os
-from pathlib import Path
+import re
+import unicodedata
+from pathlib import Path, PureWindowsPath
 
-from csm_cli.errors import ConfigInvalid, OutputRefused
+from csm_cli.errors import ConfigInvalid, InputError, OutputRefused
 
 HOME_VARIABLE = "CSM_HOME"
 CONFIG_NAME = "config.toml"
+_MAX_NAME_BYTES = 240  # file systems take 255; csm adds suffixes
+_IMPOSSIBLE = re.compile(r'[\x00-\x1f\x7f<>:"/\\|?*]')  # in the names of files on some system
+_RESERVED = re.compile(r"(con|prn|aux|nul|com[0-9\u00b9\u00b2\u00b3]|lpt[0-9\u00b9\u00b2\u00b3])(\..*)?", re.IGNORECASE)
 
 
 def user_data_folder() -> Path:
@@ -52,3 +57,45 @@ def expand_path(name: str) -> Path:
 def resolved_name(path: Path) -> str:
     """A name that two paths share exactly where they lead to the same place, through links and `..`."""
     return os.path.normcase(os.path.realpath(path))
+
+
+def portable_name(path: Path) -> str:
+    """A name that two paths share where some system takes them for one: it ignores case and Unicode composition."""
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", resolved_name(path)).casefold())
+
+
+def name_problem(name: str) -> str:
+    """Why `name` cannot be a file or folder on every system, as the end of a sentence; empty where it can."""
+    if found := _IMPOSSIBLE.search(name):
+        return f"has the character {found[0]!r}"
+    if not name.strip(". ") or name.endswith((".", " ")):
+        return "is empty, or ends with a dot or a space"
+    if _RESERVED.fullmatch(name):
+        return "is reserved on Windows"
+    size = len(name.encode("utf-8", "surrogatepass"))
+    return f"has {size} bytes, of at most {_MAX_NAME_BYTES}" if size > _MAX_NAME_BYTES else ""
+
+
+def relative_parts(name: object) -> tuple[str, ...]:
+    """The parts of a relative path that a file holds.
+
+    Raises:
+        InputError: no text, or absolute, empty, or with a part `..`, on any system.
+    """
+    if isinstance(name, str) and name and "\0" not in name:
+        windows = PureWindowsPath(name)
+        if not windows.drive and not windows.root and ".." not in windows.parts:
+            return Path(name).parts
+    raise InputError(f"{name!r} is not a path inside its folder")
+
+
+def contained_path(folder: Path, name: object) -> Path:
+    """The path `name` below `folder`, where `name` comes from a file that others may have written.
+
+    Raises:
+        InputError: it leads out of the folder, also through a link; or as `relative_parts`.
+    """
+    path = folder.joinpath(*relative_parts(name))
+    if not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder)):
+        raise InputError(f"{name!r} leads out of {folder} through a link")
+    return path

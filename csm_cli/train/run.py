@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
@@ -15,7 +16,8 @@ from csm_cli.data.prepare import codec_digest
 from csm_cli.data.store import open_store
 from csm_cli.errors import InputError, UsageError
 from csm_cli.generation.prompt import PromptBuilder
-from csm_cli.storage.files import exclusive_lock, recover_folder, remove_temp_files
+from csm_cli.storage.files import exclusive_lock, remove_temp_files
+from csm_cli.storage.folders import check_replaceable, claim_folder, recover_folder
 from csm_cli.train.batches import BatchSpec, ExampleSampler, LossMask, evaluation_batches
 from csm_cli.train.history import HistoryWriter, plot_history, save_state
 from csm_cli.train.loss import LossModule
@@ -25,6 +27,7 @@ from csm_cli.train.trainer import OptimizerConfig, Trainer, detect_lost_process,
 
 STATE = "state.pt"
 STATE_VERSION = 2
+_OWN_NAMES = re.compile(r"state\.pt|history\.jsonl|loss\.png|best|last|samples|tensorboard")
 
 
 @dataclass(frozen=True)
@@ -154,10 +157,11 @@ class TrainingRun:
             )
             history = None
             if self.is_main:
-                for folder in (self.folder, *self.folder.glob("samples/*")):
-                    remove_temp_files(folder)
+                claim_folder(self.folder, "training run", _OWN_NAMES)
+                remove_temp_files(self.folder)
                 for name in ("best", "last"):
                     recover_folder(self.folder / name)
+                    check_replaceable(self.folder / name, "checkpoint")
                 history = HistoryWriter(self.folder, self.trainer.step, self.settings.tensorboard)
             yield from self._train(stop, history)
 

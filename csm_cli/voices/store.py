@@ -8,14 +8,16 @@ import json
 import logging
 import re
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from csm_cli.errors import AudioUnreadable, OutputFailed, OutputRefused, VoiceInvalid, VoiceNotFound
-from csm_cli.storage.files import remove_folder, replace_folder, write_atomically
+from csm_cli.storage.files import exclusive_lock, write_atomically
 from csm_cli.storage.fingerprint import fingerprint
+from csm_cli.storage.folders import check_replaceable, recover_folders, remove_folder, replace_folder
 from csm_cli.storage.paths import user_data_folder
 from csm_cli.types import Recording, Turn
 
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 _LOG = logging.getLogger(__name__)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 _AUDIO, _INFO = "audio.flac", "voice.json"
+_LOCK_SECONDS = 20.0  # for another process that saves or removes a voice
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,7 @@ def find_voice(name: str) -> SavedVoice:
         VoiceInvalid: its files cannot be used.
     """
     if is_name(name):
+        recover_folders(voices_folder())
         for parent, bundled in _locations():
             if (parent / name / _INFO).is_file():
                 return _read(parent / name, bundled)
@@ -114,21 +118,26 @@ def check_name(name: str, replace: bool = False) -> None:
 
 
 def add_voice(name: str, audio: Audio, info: VoiceInfo, replace: bool = False) -> SavedVoice:
-    """Saves a voice; raises OutputRefused as `check_name`, and as `save_voice`."""
-    check_name(name, replace)
-    return save_voice(voices_folder() / name, audio, info)
+    """Saves a voice; of several processes that add the same name, one does.
+
+    Raises:
+        OutputRefused: as `check_name`, and as `save_voice`. UsageError: another process saves voices for too long.
+    """
+    with _voices_lock():
+        check_name(name, replace)
+        return save_voice(voices_folder() / name, audio, info)
 
 
 def save_voice(folder: Path, audio: Audio, info: VoiceInfo) -> SavedVoice:
     """Writes a voice's folder, named as the voice, atomically.
 
     Raises:
-        OutputRefused: the folder cannot be made.
+        OutputRefused: the folder cannot be made, or holds files that csm did not write there.
         OutputFailed: the disk is full or failed.
     """
     from csm_cli.audio.io import write_audio
 
-    with replace_folder(folder) as fresh:
+    with replace_folder(folder, "voice", known=(_AUDIO, _INFO)) as fresh:
         write_audio(fresh / _AUDIO, audio)
         write_atomically(fresh / _INFO, (json.dumps(asdict(info), ensure_ascii=False, indent=2) + "\n").encode())
     return SavedVoice(folder.name, folder, info)
@@ -138,18 +147,25 @@ def remove_voice(name: str) -> SavedVoice:
     """Removes a saved voice and its codes.
 
     Raises:
-        VoiceNotFound: no such voice. OutputRefused: it is bundled. OutputFailed: it could not be removed.
+        VoiceNotFound: no such voice. OutputFailed: it could not be removed.
+        OutputRefused: it is bundled, or its folder holds files that csm did not write there.
     """
-    voice = find_voice(name)
-    if voice.bundled:
-        raise OutputRefused(f"{name!r} is bundled with csm and cannot be removed")
-    try:
-        for file in _codes_folder().glob(f"{_clip_fingerprint(voice.audio)}-*.npy"):
-            file.unlink(missing_ok=True)
-        remove_folder(voice.folder)
-    except OSError as error:
-        raise OutputFailed(f"{voice.folder}: could not be removed ({error.strerror})") from error
+    with _voices_lock():
+        voice = find_voice(name)
+        if voice.bundled:
+            raise OutputRefused(f"{name!r} is bundled with csm and cannot be removed")
+        check_replaceable(voice.folder, "voice", known=(_AUDIO, _INFO))
+        try:
+            for file in _codes_folder().glob(f"{_clip_fingerprint(voice.audio)}-*.npy"):
+                file.unlink(missing_ok=True)
+            remove_folder(voice.folder)
+        except OSError as error:
+            raise OutputFailed(f"{voice.folder}: could not be removed ({error.strerror})") from error
     return voice
+
+
+def _voices_lock() -> AbstractContextManager[None]:
+    return exclusive_lock(voices_folder(), wait=_LOCK_SECONDS, temporary=True)
 
 
 def cached_codes(audio: Path, codec: str, encode: Callable[[], NDArray[np.int64]]) -> NDArray[np.int64]:
@@ -192,6 +208,7 @@ def _locations() -> tuple[tuple[Path, bool], ...]:
 
 
 def _voice_folders() -> list[tuple[Path, bool]]:
+    recover_folders(voices_folder())
     return [
         (folder, bundled)
         for parent, bundled in _locations()

@@ -117,13 +117,16 @@ def test_folders_with_other_files_are_left_unchanged(csm: Run, tiny_checkpoint: 
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("x")
     result = csm("export", tiny_checkpoint, "-o", tmp_path / "mine")
-    assert result.code == 2 and "holds other files" in result.err
+    assert result.code == 2 and "notes.txt" in result.err
     assert csm("export", tiny_checkpoint, "-o", tmp_path / "mine" / "notes.txt").code == 2
     assert csm("export", tiny_checkpoint, "-o", tmp_path / "a", "--to", "gguf").code == 2
     assert csm("export", tiny_checkpoint, "-o", tmp_path / "a", "--dtype", "int4").code == 2
     assert csm("export", tiny_checkpoint, "-o", tmp_path / "a").code == 0
     assert csm("export", tiny_checkpoint, "-o", tmp_path / "a", "--no-clobber").code == 2
     assert csm("export", tiny_checkpoint, "-o", tmp_path / "a").code == 0
+    (tmp_path / "a" / "notes.txt").write_text("x")
+    assert csm("export", tiny_checkpoint, "-o", tmp_path / "a").code == 2
+    assert csm("export", tiny_checkpoint, "-o", tmp_path / "a", "--force").code == 0
 
 
 def test_a_checkpoint_does_not_replace_itself(csm: Run, tiny_checkpoint: Path, tmp_path: Path) -> None:

@@ -16,9 +16,7 @@ from csm_cli.storage.files import (
     atomic_file,
     check_writable,
     exclusive_lock,
-    recover_folder,
     remove_temp_files,
-    replace_folder,
     write_atomically,
     write_together,
 )
@@ -160,24 +158,36 @@ def test_only_our_temporary_files_are_removed(tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {".mine.tmp", "a.wav"}
 
 
-def test_a_folder_is_replaced_as_a_whole(tmp_path: Path) -> None:
-    folder = tmp_path / "a"
-    for name in ("one", "two"):
-        with replace_folder(folder) as fresh:
-            (fresh / name).touch()
-    with pytest.raises(OutputFailed, match="No space left"), replace_folder(folder) as fresh:
-        (fresh / "half").touch()
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    assert [path.relative_to(tmp_path) for path in sorted(tmp_path.rglob("*"))] == [Path("a"), Path("a/two")]
-    with pytest.raises(OutputRefused), replace_folder(folder / "two" / "in"):
-        pass
+def test_a_temporary_file_of_a_running_process_stays(tmp_path: Path) -> None:
+    with atomic_file(tmp_path / "a.bin") as file:
+        file.write(b"half")
+        remove_temp_files(tmp_path)
+        assert len(list(tmp_path.iterdir())) == 1
+    assert [entry.name for entry in tmp_path.iterdir()] == ["a.bin"]
 
 
-def test_a_killed_replacement_is_undone(tmp_path: Path) -> None:
-    (tmp_path / "a.old" / "whole").mkdir(parents=True)
-    (tmp_path / "a.new" / "half").mkdir(parents=True)
-    recover_folder(tmp_path / "a")
-    assert [path.relative_to(tmp_path) for path in sorted(tmp_path.rglob("*"))] == [Path("a"), Path("a/whole")]
+def test_a_write_removes_what_killed_processes_left(tmp_path: Path) -> None:
+    (tmp_path / ".0123456789abcdef.tmp").write_bytes(b"half")
+    write_atomically(tmp_path / "a.bin", b"x")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["a.bin"]
+
+
+@pytest.mark.parametrize(
+    ("before", "umask", "after"), [(0o600, 0o022, 0o600), (None, 0o077, 0o600), (None, 0o022, 0o644)]
+)
+def test_permissions_are_those_of_the_replaced_file_or_of_the_umask(
+    tmp_path: Path, before: int | None, umask: int, after: int
+) -> None:
+    path = tmp_path / "a.bin"
+    if before is not None:
+        path.touch()
+        path.chmod(before)
+    old = os.umask(umask)
+    try:
+        write_atomically(path, b"x")
+    finally:
+        os.umask(old)
+    assert path.stat().st_mode & 0o777 == after
 
 
 def test_equal_content_has_equal_fingerprints(tmp_path: Path) -> None:

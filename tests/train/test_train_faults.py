@@ -311,11 +311,12 @@ def test_folder_in_use_by_another_run(csm: Csm, started: Path, tmp_path: Path) -
 
 def test_interrupted_folder_swap_is_recovered(csm: Csm, started: Path, tmp_path: Path) -> None:
     run, model = tmp_path / "run", yaml.safe_load(started.read_text())["model"]
-    (run / "best").rename(run / "best.old")
-    (run / "best.new").mkdir()
+    old, new = ".best.0123456789abcdef.old", ".best.0123456789abcdef.new"
+    (run / "best").rename(run / old)
+    (run / new).mkdir()
     (run / ".0123456789abcdef.tmp").write_text("half")
     assert csm("train", started, "--device", "cpu", "-q").code == 0
-    assert not {"best.old", "best.new", ".0123456789abcdef.tmp"} & names(run)
+    assert not {old, new, ".0123456789abcdef.tmp"} & names(run)
     assert open_checkpoint(model, adapter=str(run / "best"))
 
 

@@ -1,0 +1,169 @@
+"""Commands with a fault at their n-th file operation: a kill, an interrupt or a full disk, in a forked process."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Literal
+
+Fault = Literal["none", "kill", "interrupt", "full"]
+FAULTS: tuple[Fault, ...] = ("kill", "interrupt", "full")
+# Imports once; each line is a run in a forked child, with a fault at its n-th file operation below a folder. Prints the
+# child's wait status and how many operations it made (-1 where it was killed).
+_FORK_SERVER = """
+import errno, json, os, signal, sys
+import accelerate, peft
+import csm_cli.checkpoint.export, csm_cli.data.prepare, csm_cli.generation.synthesizer, csm_cli.report.page
+import csm_cli.train.run, csm_cli.voices.clip
+from csm_cli.cli import main
+
+CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.chmod", "os.truncate", "os.link", "os.symlink"}
+
+def watch(folder, fault, number, counted):
+    def hook(event, details):
+        if event == "open":
+            if not isinstance(details[0], (str, bytes)) or not (details[2] or 0) & (os.O_WRONLY | os.O_RDWR):
+                return
+        elif event not in CHANGES:
+            return
+        if not os.path.abspath(os.fsdecode(details[0])).startswith(folder):
+            return
+        counted[0] += 1
+        if counted[0] != number:
+            return
+        if fault == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if fault == "interrupt":
+            raise KeyboardInterrupt
+        if fault == "full":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), os.fsdecode(details[0]))
+    return hook
+
+print("ready", flush=True)
+for line in sys.stdin:
+    arguments, folder, fault, number, log = json.loads(line)
+    read, write = os.pipe()
+    child = os.fork()
+    if not child:
+        counted = [0]
+        output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(output, 1)
+        os.dup2(output, 2)
+        sys.addaudithook(watch(folder, fault, number, counted))
+        code = 99
+        try:
+            code = main(arguments)
+        finally:
+            os.write(write, str(counted[0]).encode())
+            sys.stdout.flush()
+            os._exit(code)
+    os.close(write)
+    status = os.waitpid(child, 0)[1]
+    print(status, os.read(read, 20).decode() or -1, flush=True)
+    os.close(read)
+"""
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a run ended. code: its exit code, None where it was killed; operations: file operations that it made."""
+
+    code: int | None
+    operations: int
+    output: str
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command that writes below `folder`. units: files or folders that each change as a whole; foreign: files of the
+    user's that never change."""
+
+    arguments: Sequence[object]
+    folder: Path
+    units: Sequence[Path]
+    foreign: Sequence[Path]
+
+
+@contextmanager
+def fault_runner(home: Path) -> Iterator[Callable[[Command, Fault, int], Ended]]:
+    """Runs commands with a fault at the n-th operation."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("CSM_")}
+    environment |= {"CSM_HOME": str(home), "PYTHONWARNINGS": "ignore"}
+    pipes = dict.fromkeys(("stdin", "stdout"), subprocess.PIPE)
+    with subprocess.Popen([sys.executable, "-c", _FORK_SERVER], **pipes, text=True, env=environment) as server:
+        assert server.stdin and server.stdout and server.stdout.readline() == "ready\n"
+
+        def run(command: Command, fault: Fault = "none", number: int = 0) -> Ended:
+            log = command.folder.parent / "log.txt"
+            arguments = [str(argument) for argument in command.arguments]
+            print(json.dumps([arguments, str(command.folder), fault, number, str(log)]), file=server.stdin, flush=True)
+            assert server.stdout
+            status, operations = map(int, server.stdout.readline().split())
+            code = os.waitstatus_to_exitcode(status)
+            return Ended(code if code >= 0 else None, operations, log.read_text(errors="replace"))
+
+        try:
+            yield run
+        finally:
+            server.kill()
+
+
+def content(path: Path) -> str:
+    """A digest of a file or of all files of a folder, empty where there is none; locks and markers do not count."""
+    if path.is_file():
+        return sha256(path.read_bytes()).hexdigest()
+    files = [each for each in sorted(path.rglob("*")) if each.is_file() and each.suffix != ".lock"]
+    return sha256(b"".join(each.name.encode() + each.read_bytes() for each in files)).hexdigest() if files else ""
+
+
+def leftovers(folder: Path) -> list[str]:
+    """Temporary files and folders."""
+    return [path.name for path in folder.rglob(".*") if path.suffix in (".tmp", ".new", ".old", ".gone")]
+
+
+def check_faults(
+    run: Callable[[Command, Fault, int], Ended], command: Command, faults: Sequence[Fault], sample: int | None = None
+) -> int:
+    """Runs `command` with each fault at each file operation, or at `sample` of them; returns how many were tried.
+
+    Asserts that every unit is as before or as after a run without a fault, that foreign files are unchanged, and that
+    the same command without a fault then ends as if nothing had happened, with nothing left behind.
+    """
+    backup = command.folder.with_name("backup")
+    shutil.rmtree(backup, ignore_errors=True)
+    shutil.copytree(command.folder, backup, symlinks=True)
+
+    def restore() -> None:
+        shutil.rmtree(command.folder)
+        shutil.copytree(backup, command.folder, symlinks=True)
+
+    before = [content(path) for path in (*command.units, *command.foreign)]
+    whole = run(command, "none", 0)
+    assert whole.code == 0, whole.output
+    after = [content(path) for path in (*command.units, *command.foreign)]
+    assert after[len(command.units) :] == before[len(command.units) :], "a foreign file changed"
+    numbers = list(range(1, whole.operations + 1))
+    if sample:
+        numbers = sorted({numbers[round(index * (len(numbers) - 1) / (sample - 1))] for index in range(sample)})
+    for fault in faults:
+        for number in numbers:
+            restore()
+            where = f"{command.arguments[0]}: {fault} at operation {number} of {whole.operations}"
+            ended = run(command, fault, number)
+            found = [content(path) for path in (*command.units, *command.foreign)]
+            for path, now, old, new in zip((*command.units, *command.foreign), found, before, after, strict=True):
+                assert now in (old, new), f"{where}: {path} is neither as before nor as after; {ended.output}"
+            again = run(command, "none", 0)
+            assert again.code == 0, f"{where}: {again.output}"
+            assert [content(path) for path in (*command.units, *command.foreign)] == after, where
+            assert not leftovers(command.folder), where
+    shutil.rmtree(backup)
+    return len(numbers) * len(faults)
