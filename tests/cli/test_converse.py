@@ -98,7 +98,7 @@ def test_a_dry_run_needs_a_model_and_no_torch(csm: Csm, script: Path, tmp_path: 
         "import sys; from csm_cli.cli import main; main(['converse', sys.argv[1], '-n']); print('torch' in sys.modules)"
     )
     result = subprocess.run([sys.executable, "-c", code, script], capture_output=True, text=True, check=True)
-    assert "2048 positions" in result.stdout and result.stdout.endswith("False\n")
+    assert "of 300 (this voice's limit) positions" in result.stdout and result.stdout.endswith("False\n")
 
 
 def test_a_dry_run_checks_the_output_that_is_named(csm: Csm, script: Path, tmp_path: Path) -> None:

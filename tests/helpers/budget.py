@@ -11,7 +11,7 @@ from contextlib import suppress
 from csm_cli.errors import CsmError
 
 MAX_RATIO = 2.6  # of the cost of 2n to the cost of n: a linear reader has 2, a quadratic one 4
-_SMALL_SECONDS, _SMALL_BYTES = 0.01, 1 << 20  # below, a ratio is noise, and 2n that cheap is within any budget
+_SMALL_SECONDS, _SMALL_BYTES = 0.01, 2 << 20  # below, a ratio is noise, and 2n that cheap is within any budget
 _ROUNDS = 2, 8  # at least and at most
 
 
