@@ -118,14 +118,14 @@ class RedoOptions:
 
     def request(self, conversation: Conversation, track: Path | None) -> RedoRequest:
         """Raises UsageError if a turn of --redo is unknown or a recording, or there is no turn cache to use."""
-        from csm_cli.generation.turn_cache import INDEX_FILE, RedoRequest, cache_folder
+        from csm_cli.generation.turn_cache import RedoRequest, cache_folder, has_cached_turns
 
         if track is None and (self.redo is not None or self.source is not None):
             flag = "--from" if self.redo is None else "--redo"
             raise UsageError(f"{flag} reuses turns cached beside the track; name it with -o out.wav")
         numbers = parse_turns(self.redo, conversation.turns) if self.redo is not None else frozenset()
         source = None if self.source is None else expand_path(self.source)
-        if source and not (cache_folder(source) / INDEX_FILE).exists():
+        if source and not has_cached_turns(source):
             raise UsageError(f"--from {source}: it has no cached turns ({cache_folder(source)} is missing)")
         return RedoRequest(numbers, self.cascade, self.fresh, source)
 

@@ -240,9 +240,9 @@ def recorded_events(conversation: Conversation, checkpoint: Checkpoint, stream: 
 
     The codes of a recording that is not cached are unknown: [T, 0]. stream: yields audio chunks too.
     """
-    import numpy as np
     import torch
 
+    from csm_cli.audio.codes import read_codes
     from csm_cli.audio.io import read_audio
     from csm_cli.models.mimi.config import codec_config
 
@@ -252,7 +252,8 @@ def recorded_events(conversation: Conversation, checkpoint: Checkpoint, stream: 
         assert recording is not None
         audio = read_audio(recording.path, codec.rate, recording.start, recording.end)
         if recording.codes_path:
-            codes = torch.from_numpy(np.load(recording.codes_path, allow_pickle=False).astype(np.int64))
+            sizes = checkpoint.config.codebooks, checkpoint.config.vocab
+            codes = torch.from_numpy(read_codes(recording.codes_path, *sizes))
         else:
             codes = torch.empty(-(-len(audio.samples) // codec.frame_samples), 0, dtype=torch.int64)
         if stream:
@@ -310,9 +311,10 @@ def _incremental_run(request: RunRequest, track: Path, redo: RedoRequest, checkp
     from csm_cli.generation.turn_cache import IncrementalRun, TurnCache
 
     job = request.job
-    cache = TurnCache.open(track)
+    sizes = checkpoint.config.codebooks, checkpoint.config.vocab
+    cache = TurnCache.open(track, *sizes)
     if redo.source and not redo.fresh:
-        cache.copy_from(TurnCache.open(redo.source))
+        cache.copy_from(TurnCache.open(redo.source, *sizes))
     setup = SynthesisSetup(checkpoint, job.flags, job.retry_policy, job.speech.verify)
     return IncrementalRun(cache, job.conversations[0], setup, redo)
 

@@ -100,7 +100,8 @@ def add(
         warn(f"{clip}: no --license; note the terms, or whose consent, under which this voice may be used")
     voice = add_voice(name, speech, info, options.replace)
     samples = torch.from_numpy(read_audio(voice.audio, codec.rate).samples)  # as saved: rounded to 16 bits
-    cached_codes(voice.audio, codec.fingerprint, lambda: codec.encode(samples).numpy())
+    sizes = codec.codebooks, checkpoint.config.vocab
+    cached_codes(voice.audio, codec.fingerprint, sizes, lambda: codec.encode(samples).numpy())
     if output_options.json:
         emit_json(_record(voice))
         return

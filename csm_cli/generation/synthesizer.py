@@ -14,10 +14,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from csm_cli.audio.codes import read_codes
 from csm_cli.audio.io import Audio, read_audio
 from csm_cli.checkpoint import Checkpoint
 from csm_cli.engine import Engine, Frame, Request, SamplingParams, decode_loop
-from csm_cli.errors import GenerationFailed, failure_of
+from csm_cli.errors import AudioUnreadable, GenerationFailed, failure_of
 from csm_cli.generation.context_window import WindowLimits
 from csm_cli.generation.conversation import ConversationState, ResolvedDefaults, TurnState
 from csm_cli.generation.events import AudioChunk, ConversationFailed, Event, FrameProgress, Utterance
@@ -89,8 +90,12 @@ class Synthesizer:
 
     def recording_codes(self, recording: Recording) -> Tensor:
         """A recording's codes [T, K]; the last hundreds are cached. Raises as `read_recording` does."""
+        sizes = self.codec.codebooks, self.checkpoint.config.vocab
         if recording.codes_path:
-            return torch.from_numpy(np.load(recording.codes_path, allow_pickle=False).astype(np.int64))
+            try:
+                return torch.from_numpy(read_codes(recording.codes_path, *sizes))
+            except (OSError, ValueError) as problem:
+                raise AudioUnreadable(f"{recording.codes_path}: {problem}; remove it and run again") from problem
 
         def encode() -> NDArray[np.int64]:
             if recording.voice:
@@ -101,7 +106,9 @@ class Synthesizer:
 
         codes = self._codes.pop(recording, None)
         if codes is None:
-            cached = cached_codes(recording.path, self.codec.fingerprint, encode) if recording.voice else encode()
+            cached = (
+                encode() if not recording.voice else cached_codes(recording.path, self.codec.fingerprint, sizes, encode)
+            )
             codes = torch.from_numpy(cached)
         self._codes[recording] = codes
         if len(self._codes) > MAX_CACHED_RECORDINGS:

@@ -1,7 +1,11 @@
 """The turns of earlier runs, cached beside a track: which are reused, and which are generated again.
 
 The cache of `OUT.wav` is the folder `.OUT.csm` beside it. All tracks with one stem share it, so that `OUT.flac` reuses
-the turns of `OUT.wav`. It holds turns.json and, for each turn, its audio (float32 WAV) and its codes (.npy, [T, K]).
+the turns of `OUT.wav`. It holds for each turn its audio (float32 WAV) and its codes (.npy, [T, K]), and two lists of
+them: turns.json, written when a track is finished, and turns.jsonl, to which a run appends each turn. A line costs the
+same however many turns there are. turns.jsonl counts only for the turns.json whose digest is in its first line.
+
+Nothing in the folder is trusted: what is not a cached turn of this checkpoint is generated again, with a warning.
 """
 
 from __future__ import annotations
@@ -9,34 +13,45 @@ from __future__ import annotations
 import io
 import json
 import logging
+import math
+import os
 import re
 import secrets
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import soundfile
+from numpy.typing import NDArray
 
+from csm_cli.audio.codes import read_codes, write_codes
+from csm_cli.audio.limits import MAX_SAMPLES
 from csm_cli.errors import OutputFailed, OutputRefused
 from csm_cli.generation.chunking import apply_lexicon
 from csm_cli.generation.events import Segment, Utterance
 from csm_cli.generation.fingerprint import SynthesisSetup
 from csm_cli.storage.files import exclusive_lock, write_together
 from csm_cli.storage.fingerprint import fingerprint
+from csm_cli.storage.untrusted import parse_json, read_regular
 from csm_cli.types import Conversation, Recording, Turn, turn_seed
 
 if TYPE_CHECKING:
+    from pydantic import TypeAdapter
+
     from csm_cli.generation.take import Take
 
 _LOG = logging.getLogger(__name__)
 SCHEMA = 3  # increased whenever cached turns of earlier versions must not be reused
-INDEX_FILE = "turns.json"
+INDEX_FILE, JOURNAL_FILE = "turns.json", "turns.jsonl"
 _OLD_INDEX_FILE = "state.json"  # of earlier schemas, in a folder named after the whole file name
-_DIGEST = re.compile(r"[0-9a-f]{16}")
 MAX_UNUSED_TURNS = 100  # cached beyond those of the track, or as many as the track has
+MAX_INDEX_BYTES = 256 << 20  # a turn has about 1 KB
+_DIGEST = re.compile(r"[0-9a-f]{16}")
+_STOPS = ("cap", "silence", "repeat", "eos", "empty")
 
 
 @dataclass(frozen=True)
@@ -58,7 +73,7 @@ class CachedTurn:
     stop: str
     takes: tuple[dict[str, Any], ...] = ()
     chunks: tuple[tuple[str, int], ...] = ()
-    segments: tuple[dict[str, Any], ...] = ()
+    segments: tuple[Segment, ...] = ()
     peak_positions: int = 0
     warnings: tuple[str, ...] = ()
 
@@ -77,31 +92,68 @@ def lock_track(output: Path) -> AbstractContextManager[None]:
     return exclusive_lock(cache_folder(output), shown=output)
 
 
+def has_cached_turns(output: Path) -> bool:
+    """Whether an output has a turn cache, of a finished run or of one that was stopped."""
+    return any((cache_folder(output) / name).exists() for name in (INDEX_FILE, JOURNAL_FILE))
+
+
 @dataclass
 class TurnCache:
-    """The cached turns of one track, newest last."""
+    """The cached turns of one track, newest last. codebooks, vocab: of the codes that can be reused."""
 
     output: Path
+    codebooks: int
+    vocab: int
     turns: list[CachedTurn] = field(default_factory=list)
+    _journal: list[CachedTurn] = field(default_factory=list)  # the turns that are not in the index
+    _index_digest: str = ""
+    _journal_is_whole: bool = False  # so that a line can be appended
 
     @classmethod
-    def open(cls, output: Path) -> TurnCache:
+    def open(cls, output: Path, codebooks: int, vocab: int) -> TurnCache:
         """The cache of an output; empty if there is none. One that is unreadable or of another schema is ignored."""
-        cache = cls(output)
+        cache = cls(output, codebooks, vocab)
         index = cache.folder / INDEX_FILE
         old = output.with_name(f".{output.name}.csm") / _OLD_INDEX_FILE
         try:
-            record = json.loads(index.read_text(encoding="utf-8"))
+            data = read_regular(index, MAX_INDEX_BYTES)
+            cache._index_digest = fingerprint(data, length=16)
+            record = parse_json(data)
             if record["schema"] == SCHEMA:
-                cache.turns = [_cached_turn(each) for each in record["turns"]]
+                cache.turns = [_cached_turn(json.dumps(each)) for each in record["turns"]]
             else:
                 _LOG.warning("%s was written by another version of csm and is ignored", index)
         except FileNotFoundError:
             if old.exists():
                 _LOG.warning("the turn cache %s was written by an older csm and is ignored; delete it", old.parent)
         except (OSError, ValueError, LookupError, TypeError) as error:
-            _LOG.warning("%s cannot be read (%s); all turns are generated again", index, error)
+            _LOG.warning("%s cannot be read (%s); all turns are generated again", index, _one_line(error))
+        cache._read_journal()
         return cache
+
+    def _read_journal(self) -> None:
+        """Adds the turns since the index was written, up to the first line that cannot be read."""
+        path = self.folder / JOURNAL_FILE
+        try:
+            header, *lines = read_regular(path, MAX_INDEX_BYTES).split(b"\n")
+            if header != self._journal_header:
+                return  # of an earlier index, which includes its turns or rejected them
+            for number, line in enumerate(lines[:-1], 2):
+                try:
+                    self._journal.append(_cached_turn(line))
+                except ValueError as error:
+                    _LOG.warning("%s:%d cannot be read (%s); turns are generated again", path, number, _one_line(error))
+                    break
+            self._journal_is_whole = len(self._journal) == len(lines) - 1 and not lines[-1]
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            _LOG.warning("%s cannot be read (%s); its turns are generated again", path, error.strerror)
+        self.turns += self._journal
+
+    @property
+    def _journal_header(self) -> bytes:
+        return json.dumps({"schema": SCHEMA, "index": self._index_digest}).encode()
 
     @property
     def folder(self) -> Path:
@@ -113,15 +165,31 @@ class TurnCache:
         Raises:
             OutputRefused, OutputFailed: the folder cannot be written.
         """
-        codes, samples = utterance.codes.numpy().astype(np.int16), utterance.audio.samples
-        stored = replace(turn, digest=fingerprint(codes.tobytes(), samples.tobytes(), length=16))
-        codes_file, audio_file = io.BytesIO(), io.BytesIO()
-        np.save(codes_file, codes)
+        codes, samples = utterance.codes.numpy(), utterance.audio.samples
+        stored = replace(turn, digest=_content_digest(codes, samples))
+        audio_file = io.BytesIO()
         soundfile.write(audio_file, samples, utterance.audio.rate, format="WAV", subtype="FLOAT")
-        self._write(zip(self._files(stored), (audio_file.getvalue(), codes_file.getvalue()), strict=True))
+        self._write(zip(self._files(stored), (audio_file.getvalue(), write_codes(codes)), strict=True))
         self.turns.append(stored)
-        self._write_index()
+        self._append(stored)
         return stored
+
+    def _append(self, turn: CachedTurn) -> None:
+        self._journal.append(turn)
+        path = self.folder / JOURNAL_FILE
+        if not self._journal_is_whole:
+            lines = [self._journal_header, *map(_line, self._journal), b""]
+            self._write([(path, b"\n".join(lines))])
+            self._journal_is_whole = True
+            return
+        try:
+            with _refusing_links(path).open("ab") as file:
+                file.write(_line(turn) + b"\n")
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            self._journal_is_whole = False
+            raise OutputFailed(self._not_cached(error.strerror)) from error
 
     def copy_from(self, other: TurnCache) -> None:
         """Adds the turns of another track's cache, as older than those here.
@@ -144,7 +212,9 @@ class TurnCache:
         """
         if not current:
             return
-        others = [turn for turn in self.turns if turn not in current and turn not in rejected]
+        # by digest and number first: turns are compared field by field, and there may be thousands
+        leaving = {(turn.digest, turn.number): turn for turn in (*current, *rejected)}
+        others = [turn for turn in self.turns if leaving.get((turn.digest, turn.number)) != turn]
         self.turns = [*others[-max(MAX_UNUSED_TURNS, len(current)) :], *current]
         self._write_index()
         digests = {turn.digest for turn in self.turns}
@@ -160,11 +230,12 @@ class TurnCache:
         """Whether a turn's files still hold what was written; logs a warning otherwise."""
         audio, codes = self._files(turn)
         try:
-            samples, _ = soundfile.read(audio, dtype="float32")
-            intact = (
-                fingerprint(np.load(codes, allow_pickle=False).tobytes(), samples.tobytes(), length=16) == turn.digest
-            )
-        except (OSError, ValueError, EOFError, soundfile.SoundFileError):
+            array = read_codes(codes, self.codebooks, self.vocab)
+            with soundfile.SoundFile(audio) as file:
+                samples = file.read(min(file.frames, MAX_SAMPLES), dtype="float32")
+            frames = sum(count for _, count in turn.chunks) if turn.chunks else len(array)
+            intact = frames == len(array) and _content_digest(array, samples) == turn.digest
+        except (OSError, ValueError, TypeError, soundfile.SoundFileError):
             intact = False
         if not intact:
             _LOG.warning("the cached turn %d is damaged and is generated again", turn.number)
@@ -177,26 +248,62 @@ class TurnCache:
         text = json.dumps(
             {"schema": SCHEMA, "turns": [asdict(turn) for turn in self.turns]}, ensure_ascii=False, indent=1
         )
-        self._write([(self.folder / INDEX_FILE, text.encode("utf-8", "replace"))])
+        data = text.encode("utf-8", "replace")
+        self._write([(self.folder / INDEX_FILE, data)])
+        self._index_digest, self._journal, self._journal_is_whole = fingerprint(data, length=16), [], False
+        (self.folder / JOURNAL_FILE).unlink(missing_ok=True)
 
     def _write(self, files: Iterable[tuple[Path, bytes]]) -> None:
         try:
-            write_together(files)
+            write_together((_refusing_links(path), data) for path, data in files)
         except (OutputFailed, OutputRefused) as error:  # names the output: users do not know the cache's files
-            reason = getattr(error.__cause__, "strerror", None) or error
-            raise type(error)(
-                f"{self.output}: its turns could not be cached beside it ({reason}); free some space, or choose "
-                "another -o, and run again"
-            ) from error
+            raise type(error)(self._not_cached(getattr(error.__cause__, "strerror", None) or error)) from error
+
+    def _not_cached(self, reason: object) -> str:
+        hint = f"free some space, remove {self.folder}, or choose another -o, and run again"
+        return f"{self.output}: its turns could not be cached beside it ({reason}); {hint}"
 
 
-def _cached_turn(record: dict[str, Any]) -> CachedTurn:
-    """Raises LookupError, TypeError or ValueError if the record is not a cached turn."""
-    lists = {name: tuple(record[name]) for name in ("takes", "segments", "warnings")}
-    chunks = tuple((text, int(frames)) for text, frames in record["chunks"])
-    if not _DIGEST.fullmatch(record["digest"]):  # it names files
-        raise ValueError(f"{record['digest']!r} is not a digest")
-    return CachedTurn(**record | lists | {"chunks": chunks})
+def _refusing_links(path: Path) -> Path:
+    """The path, where it is not a link: the cache of a folder that is somebody else's may lead anywhere."""
+    if path.is_symlink():
+        raise OutputRefused(f"{path} is a link")
+    return path
+
+
+def _content_digest(codes: NDArray[np.int64], samples: NDArray[np.float32]) -> str:
+    return fingerprint(codes.astype(np.int16).tobytes(), samples.tobytes(), length=16)
+
+
+def _line(turn: CachedTurn) -> bytes:
+    return json.dumps(asdict(turn), ensure_ascii=False).encode("utf-8", "replace")
+
+
+def _one_line(error: Exception) -> str:
+    return str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+
+
+def _cached_turn(record: str | bytes) -> CachedTurn:
+    """A turn from its JSON object. Raises ValueError where it is none."""
+    turn = _turn_type().validate_json(record, strict=True)
+    problems = (
+        turn.number < 1 and "its number",
+        not _DIGEST.fullmatch(turn.digest) and "its digest, which names files",
+        turn.stop not in _STOPS and "how it stopped",
+        any(type(take.get("seed")) is not int for take in turn.takes) and "the seeds of its takes",
+        any(frames < 0 for _, frames in turn.chunks) and "its chunks",
+        not all(math.isfinite(each.start) and math.isfinite(each.end) for each in turn.segments) and "its segments",
+    )
+    if problem := next(filter(None, problems), None):
+        raise ValueError(f"a turn without {problem}")
+    return turn
+
+
+@cache
+def _turn_type() -> TypeAdapter[CachedTurn]:
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(CachedTurn)
 
 
 @dataclass(frozen=True)
@@ -237,14 +344,17 @@ class IncrementalRun:
 
     def _plan(self) -> list[Turn]:
         """The turns with recordings where cached ones are reused, and with seeds elsewhere."""
-        candidates = [] if self._redo.fresh else list(self._cache.turns)
+        candidates: dict[str, list[CachedTurn]] = {}  # by fingerprint, the newest first
+        for each in () if self._redo.fresh else reversed(self._cache.turns):
+            candidates.setdefault(each.fingerprint, []).append(each)
         turns = list(self.script.turns)
         history = self._start  # empty once it cannot be known before synthesis
         for index, turn in enumerate(self.script.turns):
             number = index + 1
-            cached = None if turn.recording else self._find(candidates, number, history)
+            own = candidates.get(self._fingerprints[index], [])
+            cached = None if turn.recording else self._find(own, number, history)
             if cached:
-                candidates.remove(cached)
+                own.remove(cached)
             if cached and number in self._redo.turns:
                 self._replaced[number] = cached
                 cached = None
@@ -262,13 +372,12 @@ class IncrementalRun:
         return turns
 
     def _find(self, candidates: Sequence[CachedTurn], number: int, history: str) -> CachedTurn | None:
-        """The cached turn to reuse: same fingerprint and requested seed, best with the same history, then nearest."""
+        """The cached turn to reuse: of the same requested seed, best with the same history, then nearest, then newest.
+
+        candidates: those with the turn's fingerprint, the newest first.
+        """
         requested = None if self._redo.turns else self._requested_seed(number)
-        matches = [
-            each
-            for each in reversed(candidates)
-            if each.fingerprint == self._fingerprints[number - 1] and requested in (None, each.requested_seed)
-        ]
+        matches = [each for each in candidates if requested in (None, each.requested_seed)]
         matches.sort(key=lambda each: (each.history != history, abs(each.number - number)))
         return next((each for each in matches if self._cache.is_intact(each)), None)
 
@@ -306,7 +415,7 @@ class IncrementalRun:
                 utterance,
                 stop=cached.stop,
                 seed=cached.seed,
-                segments=tuple(Segment(**segment) for segment in cached.segments),
+                segments=cached.segments,
                 peak_positions=cached.peak_positions,
                 warnings=cached.warnings,
                 cached=True,
@@ -321,7 +430,7 @@ class IncrementalRun:
                 stop=utterance.stop,
                 takes=tuple(take_record(take, utterance.audio.rate) for take in utterance.takes),
                 chunks=tuple((apply_lexicon(each.text, lexicon), each.frames) for each in utterance.segments),
-                segments=tuple(asdict(segment) for segment in utterance.segments),
+                segments=utterance.segments,
                 peak_positions=utterance.peak_positions,
                 warnings=utterance.warnings,
             )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import io
 import json
 import logging
 import re
@@ -19,6 +18,7 @@ from csm_cli.storage.files import exclusive_lock, write_atomically
 from csm_cli.storage.fingerprint import fingerprint
 from csm_cli.storage.folders import check_replaceable, recover_folders, remove_folder, replace_folder
 from csm_cli.storage.paths import user_data_folder
+from csm_cli.storage.untrusted import read_json
 from csm_cli.types import Recording, Turn
 
 if TYPE_CHECKING:
@@ -73,10 +73,15 @@ def is_name(text: str) -> bool:
 def list_voices() -> list[SavedVoice]:
     """Every saved voice by name, the bundled ones first. Folders without a voice are skipped.
 
-    Raises:
-        VoiceInvalid: a voice cannot be read.
+    A voice that cannot be read is skipped with a warning: the others can be used.
     """
-    return [_read(folder, bundled) for folder, bundled in _voice_folders()]
+    found = []
+    for folder, bundled in _voice_folders():
+        try:
+            found.append(_read(folder, bundled))
+        except VoiceInvalid as problem:
+            _LOG.warning("%s", problem)
+    return found
 
 
 def find_voice(name: str) -> SavedVoice:
@@ -168,24 +173,25 @@ def _voices_lock() -> AbstractContextManager[None]:
     return exclusive_lock(voices_folder(), wait=_LOCK_SECONDS, temporary=True)
 
 
-def cached_codes(audio: Path, codec: str, encode: Callable[[], NDArray[np.int64]]) -> NDArray[np.int64]:
-    """The codes [T, K] of a clip, from the cache, else from `encode` and then cached. codec: its fingerprint.
+def cached_codes(
+    audio: Path, codec: str, sizes: tuple[int, int], encode: Callable[[], NDArray[np.int64]]
+) -> NDArray[np.int64]:
+    """The codes [T, K] of a clip, from the cache, else from `encode` and then cached.
+
+    codec: its fingerprint. sizes: K and the number of codes; a file of another shape or range is made again.
 
     Raises:
         AudioUnreadable: the clip cannot be read.
     """
-    import numpy as np
+    from csm_cli.audio.codes import read_codes, write_codes
 
     file = _codes_folder() / f"{_clip_fingerprint(audio)}-{codec}.npy"
     try:
-        cached: NDArray[np.int64] = np.load(file, allow_pickle=False)
-        return cached
-    except (OSError, ValueError, EOFError):  # not cached, or damaged
+        return read_codes(file, *sizes)
+    except (OSError, ValueError):  # not cached, or damaged
         codes = encode()
-    buffer = io.BytesIO()
-    np.save(buffer, codes)
     try:
-        write_atomically(file, buffer.getvalue())
+        write_atomically(file, write_codes(codes))
     except (OutputRefused, OutputFailed) as error:
         _LOG.warning("the voice's codes are not cached: %s", error)
     return codes
@@ -218,9 +224,15 @@ def _voice_folders() -> list[tuple[Path, bool]]:
 
 
 def _read(folder: Path, bundled: bool) -> SavedVoice:
+    from csm_cli.script.source import text_problem
+
     path = folder / _INFO
     try:
-        info = VoiceInfo(**json.loads(path.read_text(encoding="utf-8")))
+        info = VoiceInfo(**read_json(path))
+        if not all(isinstance(value, str) for value in asdict(info).values()):
+            raise ValueError("its values are not all texts")
+        if problem := text_problem(info.text) if info.text.strip() else "it has no text":
+            raise ValueError(problem)
     except (OSError, ValueError, TypeError) as error:
         raise VoiceInvalid(f"{path}: does not describe a voice ({error}); remove {folder} and add it again") from error
     if not (folder / _AUDIO).is_file():

@@ -26,6 +26,10 @@ def checkpoint(tiny_checkpoint: Path) -> Checkpoint:
     return open_checkpoint(str(tiny_checkpoint))
 
 
+def opened(output: Path) -> TurnCache:
+    return TurnCache.open(output, codebooks=4, vocab=2000)
+
+
 def conversation(*texts: str) -> Conversation:
     return Conversation(tuple(Turn(index % 2, text) for index, text in enumerate(texts)))
 
@@ -54,7 +58,12 @@ def run(tmp_path: Path, checkpoint: Checkpoint) -> Run:
         soft_limit: int = 0,
     ) -> IncrementalRun:
         setup = SynthesisSetup(replace(checkpoint, soft_limit=soft_limit), flags, retry_policy)
-        incremental = IncrementalRun(TurnCache.open(tmp_path / "o.wav"), script, setup, redo)
+        incremental = IncrementalRun(
+            opened(tmp_path / "o.wav"),
+            script,
+            setup,
+            redo,
+        )
         generate(incremental)
         incremental.finish()
         return incremental
@@ -72,7 +81,10 @@ def test_an_unchanged_script_reuses_all_turns(run: Run) -> None:
 def test_a_reused_turn_is_reported_as_when_it_was_generated(run: Run, tmp_path: Path, checkpoint: Checkpoint) -> None:
     run(conversation("One"), flags=GenerationOptions(seed=5))
     incremental = IncrementalRun(
-        TurnCache.open(tmp_path / "o.wav"), conversation("One"), SynthesisSetup(checkpoint, UNSET, POLICY), NO_REDO
+        opened(tmp_path / "o.wav"),
+        conversation("One"),
+        SynthesisSetup(checkpoint, UNSET, POLICY),
+        NO_REDO,
     )
     (turn,) = incremental.conversation.turns
     audio = Audio(np.zeros(1920, np.float32), 24000)
@@ -156,7 +168,7 @@ def test_a_recorded_turn_is_neither_cached_nor_generated(run: Run, tone: Path) -
 
 def test_turns_finished_before_an_interruption_are_reused(run: Run, tmp_path: Path, checkpoint: Checkpoint) -> None:
     cut = IncrementalRun(
-        TurnCache.open(tmp_path / "o.wav"),
+        opened(tmp_path / "o.wav"),
         conversation("One", "Two"),
         SynthesisSetup(checkpoint, UNSET, POLICY),
         NO_REDO,

@@ -97,7 +97,7 @@ def test_a_failed_write_leaves_the_old_voice(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_a_removed_voice_leaves_nothing_behind(home: Path) -> None:
     voice = add_voice("ana", padded(speech()), WORDS)
-    cached_codes(voice.audio, "codec", lambda: np.zeros((3, 8), np.int64))
+    cached_codes(voice.audio, "codec", (8, 64), lambda: np.zeros((3, 8), np.int64))
     remove_voice("ana")
     assert not [path for path in home.rglob("*") if path.is_file()]
     with pytest.raises(VoiceNotFound):
@@ -127,7 +127,7 @@ def test_codes_are_encoded_once_for_each_codec() -> None:
             asked.append(codec)
             return np.full((3, 8), value)
 
-        return int(cached_codes(voice.audio, codec, encode)[0, 0])
+        return int(cached_codes(voice.audio, codec, (8, 64), encode)[0, 0])
 
     assert [codes("a", 1), codes("b", 2), codes("a", 3), codes("b", 4)] == [1, 2, 1, 2]
     assert asked == ["a", "b"]
@@ -138,7 +138,7 @@ def test_codes_are_encoded_once_for_each_codec() -> None:
 def test_half_written_codes_are_encoded_again(home: Path) -> None:
     voice = add_voice("ana", padded(speech()), WORDS)
     for value in (1, 2):
-        assert cached_codes(voice.audio, "a", lambda: np.full((3, 8), value))[0, 0] == value  # noqa: B023
+        assert cached_codes(voice.audio, "a", (8, 64), lambda: np.full((3, 8), value))[0, 0] == value  # noqa: B023
         (file,) = (home / "codes").iterdir()
         file.write_bytes(file.read_bytes()[:-7])
 
@@ -146,7 +146,7 @@ def test_half_written_codes_are_encoded_again(home: Path) -> None:
 def test_codes_that_cannot_be_cached_are_returned(home: Path, caplog: pytest.LogCaptureFixture) -> None:
     voice = add_voice("ana", padded(speech()), WORDS)
     (home / "codes").write_text("in the way")
-    assert cached_codes(voice.audio, "a", lambda: np.full((3, 8), 1))[0, 0] == 1
+    assert cached_codes(voice.audio, "a", (8, 64), lambda: np.full((3, 8), 1))[0, 0] == 1
     assert "are not cached" in caplog.text
 
 
