@@ -32,6 +32,15 @@ _FLUSH_THREADS = 8  # files flushed at once: a journalling file system serves th
 _LOG = logging.getLogger(__name__)
 
 LedgerRecord = dict[str, Any]
+_FIELD_TYPES: dict[str, Any] = {
+    "id": str | int,
+    "file": str,
+    "fingerprint": str,
+    "duration_s": int | float,
+    "seeds_tried": list,
+    "warnings": list,
+    "turns": list,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,14 +136,16 @@ class Ledger:
             except ValueError:
                 record = None
             is_result = isinstance(record, dict) and "id" in record and record.get("status") in ("ok", "failed")
+            hint = "choose another output folder or move the file away"
             if not is_result and (complete or record is not None):
-                hint = "choose another output folder or move the file away"
                 raise InputError(f"{self.path}:{number}: is not a result; {hint}")
             if not complete:
                 continue
             if record.get("schema") != SCHEMA:
                 hint = "name another output folder, or move the file away to generate all items again"
                 raise InputError(f"{self.path}: was written by another version of csm and is left unchanged; {hint}")
+            if invalid := _invalid_field(record):
+                raise InputError(f"{self.path}:{number}: is not a result ({invalid} is invalid); {hint}")
             if "file" in record:
                 try:
                     relative_parts(record["file"])
@@ -194,9 +205,22 @@ class Ledger:
         return (found.st_dev, found.st_ino) == (own.st_dev, own.st_ino)
 
 
+def _invalid_field(record: LedgerRecord) -> str | None:
+    """The first field without the type that the commands rely on, since others can write the file too."""
+    if record["status"] == "ok" and "file" not in record:
+        return "file"
+    for name, kind in _FIELD_TYPES.items():
+        if name in record and not isinstance(record[name], kind):
+            return name
+    if not all(isinstance(seed, int) for seed in record.get("seeds_tried", ())):
+        return "seeds_tried"
+    turns = record.get("turns", ())
+    return None if all(isinstance(each, dict) and isinstance(each.get("takes", []), list) for each in turns) else "turns"
+
+
 def _entry(record: LedgerRecord, before: LedgerEntry | None) -> LedgerEntry:
-    fingerprint = str(record.get("fingerprint", ""))
-    last_seed = max(record.get("seeds_tried") or (), default=-1)
+    fingerprint = record.get("fingerprint", "")
+    last_seed = max(record.get("seeds_tried", ()), default=-1)
     if before and before.fingerprint == fingerprint:
         last_seed = max(last_seed, before.last_seed)
     return LedgerEntry(sys.intern(str(record["status"])), fingerprint, last_seed)

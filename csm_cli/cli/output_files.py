@@ -18,6 +18,7 @@ from csm_cli.errors import OutputRefused, UsageError
 from csm_cli.generation.events import audio_tags
 from csm_cli.storage.files import check_writable
 from csm_cli.storage.paths import expand_path, resolved_name
+from csm_cli.storage.untrusted import read_json
 from csm_cli.types import Conversation, Turn
 
 if TYPE_CHECKING:
@@ -110,7 +111,7 @@ class OutputFiles:
         paths: list[Path] = []
         with suppress(OSError, ValueError, LookupError, TypeError, AttributeError):
             sidecar = self.track.with_name(f"{self.track.name}.json")
-            earlier = json.loads(sidecar.read_text(encoding="utf-8"))
+            earlier = read_json(sidecar)
             names = [Path(name).name for key in ("stems", "subtitles") for name in earlier[key].values()]
             paths = [*map(self.track.with_name, names), sidecar]
         current = set(self)

@@ -7,8 +7,9 @@ and manifests with recorded turns.
 from __future__ import annotations
 
 import csv
-import json
+import io
 import math
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -29,6 +30,7 @@ from csm_cli.errors import InputError, ScriptInvalid
 from csm_cli.script import Manifest, read_script
 from csm_cli.script.source import text_problem
 from csm_cli.storage.fingerprint import fingerprint
+from csm_cli.storage.untrusted import parse_json
 from csm_cli.types import Conversation, Recording
 
 DATASET_FORMATS = ("auto", "conversation", "audiofolder", "nemo", "ljspeech")
@@ -223,7 +225,7 @@ class RowReader:
             if not name:
                 raise _InvalidRow("has no id before the first |")
             candidates = [path.parent / "wavs" / f"{name}{suffix}" for suffix in (".wav", ".flac")]
-            recording = next((file for file in candidates if file.exists()), candidates[0])
+            recording = next((file for file in candidates if os.path.exists(file)), candidates[0])  # noqa: PTH110, any string
             text = _text(cells[-1] or cells[1])
             clip = TrainingClip(self.speakers.default, text, Recording(recording), place)
             return TrainingConversation(name, (clip,))
@@ -259,8 +261,13 @@ class RowReader:
         return f"one of {', '.join(AUDIO_COLUMNS)} and one of {', '.join(self.text_columns)}"
 
     def _table_rows(self, path: Path, delimiter: str) -> _Rows:
-        table = csv.reader((line for _, line in _numbered_lines(path)), delimiter=delimiter)
-        header = [name.strip() for name in next(table, [])]
+        lines = (line for _, line in _numbered_lines(path))
+        parts = (part for line in lines for part in io.StringIO(line, newline=""))  # a carriage return ends a line too
+        table = csv.reader(parts, delimiter=delimiter)
+        try:
+            header = [name.strip() for name in next(table, [])]
+        except csv.Error as error:
+            raise InputError(f"{path}: its first line is not a row of a table ({error})") from error
         if not {*header} & {*AUDIO_COLUMNS} or not {*header} & {*self.text_columns}:
             expected = self._expected_columns
             raise InputError(f"{path}: the first line names no audio and text columns; expected {expected}")
@@ -336,8 +343,8 @@ def _json_rows(path: Path) -> _Rows:
 
 def _json_object(line: str) -> dict[str, Any] | None:
     try:
-        fields = json.loads(line)
-    except (ValueError, RecursionError):
+        fields = parse_json(line)
+    except ValueError:
         return None
     return fields if isinstance(fields, dict) else None
 

@@ -25,10 +25,12 @@ from torch import Tensor
 from csm_cli.errors import InputError
 from csm_cli.storage.files import write_atomically
 from csm_cli.storage.folders import claim_folder
+from csm_cli.storage.untrusted import parse_json, read_json
 
 VERSION = 2
 INDEX = "index.json"
 _OPEN_SHARDS = 256
+_MAX_INDEX_BYTES = 1 << 30
 _OWN_NAMES = re.compile(r"[0-9]{5}\.(safetensors|jsonl)|(index|report)\.json|dropped\.jsonl|durations\.png")
 
 
@@ -195,7 +197,7 @@ class _Shard:
             self.frame_offsets = file.get_tensor("frame_offsets").numpy()  # [N + 1]
             self.line_offsets = file.get_tensor("line_offsets").numpy()  # [N + 1], in bytes
             self.held_out = file.get_tensor("held_out").numpy()  # [N]
-            self.note: dict[str, Any] = json.loads((file.metadata() or {})["note"])
+            self.note: dict[str, Any] = parse_json((file.metadata() or {})["note"])
             complete = file.get_slice("codes").get_shape() == [self.frame_offsets[-1], codebooks]
             complete = complete and self._text.stat().st_size == self.line_offsets[-1]
         except (SafetensorError, OSError, KeyError, ValueError) as problem:
@@ -218,7 +220,7 @@ class _Shard:
         try:
             with self._text.open("rb") as file:
                 file.seek(start)
-                record = json.loads(file.read(end - start))
+                record = parse_json(file.read(end - start).decode("utf-8", "surrogatepass"))
             codes = self._file.get_slice("codes")[first:last].long()
             ends = np.cumsum([turn["frames"] for turn in record["turns"]]).tolist()
             if not ends or ends[-1] != len(codes):
@@ -238,7 +240,7 @@ class _Shard:
 def _read_index(folder: Path) -> dict[str, Any]:
     path = folder / INDEX
     try:
-        index = json.loads(path.read_text(encoding="utf-8"))
+        index = read_json(path, _MAX_INDEX_BYTES)
         version = index["version"]
     except FileNotFoundError as problem:
         hint = "run csm data prepare to the end" if folder.is_dir() else "make it with csm data prepare"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-import json
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -13,6 +12,7 @@ from typing import Any
 
 from csm_cli.errors import Diagnostic, ScriptInvalid
 from csm_cli.script.files import STDIN, read_text
+from csm_cli.storage.untrusted import parse_json
 
 _TAGS = {
     "dia": re.compile(r"\[(S\d{1,3})\]"),
@@ -135,7 +135,7 @@ def _read_tagged(path: str, text: str, source_format: str) -> list[_ImportedTurn
 def _read_higgs_messages(path: str, text: str) -> list[_ImportedTurn]:
     """The user's messages are turns; one with the assistant's audio after it is recorded, which makes it context."""
     try:
-        data = json.loads(text)
+        data = parse_json(text)
     except ValueError as error:
         line = getattr(error, "lineno", 1)
         raise _invalid(path, line, f"is not JSON: {getattr(error, 'msg', error)}") from error

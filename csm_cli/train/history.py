@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from csm_cli.errors import OutputFailed, UsageError
 from csm_cli.storage.files import atomic_file, write_atomically
+from csm_cli.storage.untrusted import parse_json
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -81,7 +82,7 @@ def _read_history(path: Path) -> list[dict[str, Any]]:
     records = []
     for line in path.read_text().splitlines() if path.exists() else []:
         try:
-            records.append(json.loads(line))
+            records.append(parse_json(line))
         except ValueError:
             break
     return records

@@ -20,7 +20,7 @@ from csm_cli.generation.fingerprint import SynthesisSetup
 from csm_cli.types import Conversation, GenerationOptions, Recording, RetryPolicy, Turn
 
 LINES = [
-    {"schema": 2, "id": "a", "status": "ok", "fingerprint": "1"},
+    {"schema": 2, "id": "a", "status": "ok", "fingerprint": "1", "file": "a.wav"},
     {"schema": 2, "id": "b", "status": "failed", "fingerprint": "2"},
 ]
 
@@ -37,7 +37,7 @@ def whole() -> str:
 
 def test_appended_results_are_read_at_the_next_opening(tmp_path: Path) -> None:
     with Ledger(tmp_path / "new" / "folder") as ledger:
-        for line in [*LINES, LINES[1] | {"status": "ok"}]:
+        for line in [*LINES, LINES[1] | {"status": "ok", "file": "b.wav"}]:
             ledger.append(line)
     with Ledger(tmp_path / "new" / "folder") as again:
         assert again.entries == {"a": LedgerEntry("ok", "1"), "b": LedgerEntry("ok", "2")}
@@ -49,8 +49,8 @@ def test_an_unfinished_last_line_is_removed(tmp_path: Path, torn: str) -> None:
     path = ledger_of(tmp_path, whole() + torn)
     with Ledger(tmp_path) as ledger:
         assert set(ledger.entries) == {"a", "b"}
-        ledger.append({"id": "d", "status": "ok"})
-    assert path.read_text() == whole() + '{"schema": 2, "id": "d", "status": "ok"}\n'
+        ledger.append({"id": "d", "status": "ok", "file": "d.wav"})
+    assert path.read_text() == whole() + '{"schema": 2, "id": "d", "status": "ok", "file": "d.wav"}\n'
 
 
 def test_a_ledger_of_one_unfinished_line_is_empty(tmp_path: Path) -> None:

@@ -99,3 +99,25 @@ def test_a_folder_moved_while_it_is_written_to_ends_the_run(tmp_path: Path) -> N
         (tmp_path / "out").mkdir()
         results.append({"id": "a", "status": "ok"})
         results.flush()
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        {"file": None},
+        {"file": ["a.wav"]},
+        {"fingerprint": 1},
+        {"duration_s": "1"},
+        {"seeds_tried": 7},
+        {"seeds_tried": ["7"]},
+        {"warnings": "none"},
+        {"turns": [1]},
+        {"turns": [{"takes": 1}]},
+    ],
+    ids=str,
+)
+def test_a_line_with_a_field_of_another_type_is_refused(field: dict[str, object], tmp_path: Path) -> None:
+    record = {"schema": 2, "id": "a", "status": "ok", "fingerprint": "1", "file": "a.wav", **field}
+    (tmp_path / "results.jsonl").write_text(json.dumps(record) + "\n")
+    with pytest.raises(InputError, match=f":1: .*{next(iter(field))}"):
+        Ledger(tmp_path)

@@ -1,4 +1,4 @@
-"""Complexity budgets of the readers of scripts, manifests and foreign formats: twice the input, at most 2.6 times."""
+"""Complexity budgets of the readers of scripts, manifests and foreign forms: at most 2.6 times for twice the input."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ def many(line: str, n: int) -> str:
 # How an input of n units is written, its suffix, and n: each took quadratic time or memory, or could.
 IMPORTED: dict[str, tuple[Callable[[int], str], str, int]] = {
     "blank lines before Dia": (lambda n: "\n" * n + "[S1] a\n[S2] b", ".txt", 10_000),
-    "turns of Dia": (lambda n: "[S1] a\n" * n, ".txt", 1500),
+    "turns of Dia": (lambda n: "[S1] a\n" * n, ".txt", 600),
     "tags of Dia without text": (lambda n: "[S1] " * n, ".txt", 1500),
     "VibeVoice spaces": (lambda n: "Speaker 1: a\n" + ("Speaker" + " " * 50 + "x\n") * n, ".txt", 2000),
     "spaces in a voice tag": (lambda n: cue("<v" + " " * n + "x"), ".vtt", 20_000),
-    "open voice tags": (lambda n: cue("<v a" * n), ".vtt", 10_3000),
+    "open voice tags": (lambda n: cue("<v a" * n), ".vtt", 10_000),
     "open braces": (lambda n: cue("{\\" * n), ".vtt", 10_000),
     "digits of a name": (lambda n: cue("<v " + "1" * n + "a>b"), ".vtt", 20_000),
     "digits of a reference": (lambda n: cue("&#" + "1" * n + ";"), ".vtt", 10_000),
@@ -79,7 +79,7 @@ MANIFESTS: dict[str, tuple[Callable[[int], str], str, int]] = {
 
 def budget(read: Callable[[str], object], folder: Path, case: tuple[Callable[[int], str], str, int]) -> None:
     write, suffix, n = case
-    for size in (n, 2 * n):
+    for size in (n, 8 * n):
         (folder / f"{size}{suffix}").write_text(write(size))
     assert_linear(lambda size: read(str(folder / f"{size}{suffix}")), n)
 
@@ -100,7 +100,7 @@ def test_manifests(case: tuple[Callable[[int], str], str, int], tmp_path: Path) 
 
 
 def test_tags_of_say() -> None:
-    assert_linear(lambda n: parse_say("[1]\n" * n, 0), 2000)
+    assert_linear(lambda n: parse_say("[1]\n" * n, 0), 1000)
 
 
 def test_equals_signs_in_the_text_of_a_voice(tmp_path: Path) -> None:
