@@ -215,7 +215,9 @@ def _invalid_field(record: LedgerRecord) -> str | None:
     if not all(isinstance(seed, int) for seed in record.get("seeds_tried", ())):
         return "seeds_tried"
     turns = record.get("turns", ())
-    return None if all(isinstance(each, dict) and isinstance(each.get("takes", []), list) for each in turns) else "turns"
+    return (
+        None if all(isinstance(each, dict) and isinstance(each.get("takes", []), list) for each in turns) else "turns"
+    )
 
 
 def _entry(record: LedgerRecord, before: LedgerEntry | None) -> LedgerEntry:
