@@ -2,6 +2,8 @@
 
 CsmError                      1  generation failed
 ├── GenerationFailed          1  no usable take, or an empty one
+│   └── DeadlineExceeded      1  a request to the server took longer than its deadline
+├── ServerBusy                1  the server's queue is full, or it is stopping
 ├── OutputFailed              1  a file could not be written completely
 ├── TrainingFailed            1  the loss is not finite
 │   └── PeerLost              1  another process of the same training has ended
@@ -58,6 +60,18 @@ class CsmError(Exception):
 
 class GenerationFailed(CsmError):
     pass
+
+
+class DeadlineExceeded(GenerationFailed):
+    pass
+
+
+class ServerBusy(CsmError):
+    """retry_after: seconds after which another try can succeed."""
+
+    def __init__(self, message: str, retry_after: int = 1) -> None:
+        self.retry_after = retry_after
+        super().__init__(message)
 
 
 class OutputFailed(CsmError):

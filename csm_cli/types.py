@@ -71,8 +71,8 @@ class RetryPolicy:
 
     trim: end takes that fall silent or repeat one frame, trim them, and reject unusable ones. max_retries: more takes,
     each with the next seed, while none is usable. takes: make so many of each chunk and keep the best. chunk_chars:
-    split longer texts into chunks of about so many characters; 0 for none. stream: emit audio as soon as it is decoded,
-    which excludes all of the above.
+    split longer texts into chunks of about so many characters; 0 for none. stream: emit audio as soon as it is decoded.
+    The first take that is not silent then counts: `takes` has no effect, and a fault ends no conversation.
     """
 
     trim: bool = False

@@ -22,6 +22,7 @@ FLOORS = [
     ["engine", "report"],
     ["generation"],
     ["batch"],
+    ["serve"],
     ["data"],
     ["train"],
     ["bench"],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -19,6 +19,7 @@ from csm_cli.models.csm.model import CsmModel
 
 _MIN_CPU_SHARE = 0.8  # of the wall time; a thread that waits for the others spins, so it has nearly all if undisturbed
 _MIN_MEASURED_STEPS = 10
+_MIN_REUSED_POSITIONS = 16  # a shorter common prefix is the start of any text, and no reason to choose a slot
 
 IDLE_SAMPLING = SamplingParams(temperature=0, top_k=1, depth_temperature=0, depth_top_k=1, seed=0, max_frames=0)
 
@@ -30,18 +31,27 @@ def decode(engine: Engine, next_request: Callable[[], Request | None]) -> Iterat
 
 
 def decode_loop(
-    engine: Engine, next_request: Callable[[], Request | None], while_waiting: Callable[[], None] = lambda: None
-) -> Iterator[list[Frame]]:
+    engine: Engine,
+    next_request: Callable[[], Request | None],
+    while_waiting: Callable[[], None] = lambda: None,
+    on_rejected: Callable[[Request, BaseException], None] | None = None,
+) -> Generator[list[Frame]]:
     """Yields the frames of each step, of all requests together, until there are no requests left.
 
     next_request: called whenever a slot is free; None means "not now". A request that follows a frame with a stop
     reason (the conversation's next turn) starts at once, on the KV cache which that frame left. Closing the generator
-    frees the slots. while_waiting: as for `Engine.step`.
+    frees the slots. while_waiting: as for `Engine.step`. on_rejected: gets the exception of a request whose prefill
+    failed, and the others go on; without it, the exception is raised.
     """
     try:
         while True:
             while len(engine.busy) < len(engine.slots) and (request := next_request()):
-                engine.admit(request)
+                try:
+                    engine.admit(request)
+                except BaseException as problem:
+                    if on_rejected is None:
+                        raise
+                    on_rejected(request, problem)
             if not engine.busy:
                 return
             with engine.contention.measure_step():
@@ -86,12 +96,16 @@ class ContentionMonitor:
 
 
 class Slot:
-    """One row of the KV cache: the prompt and the frames it holds, and the request it serves, if any."""
+    """One row of the KV cache: the prompt and the frames it holds, and the request it serves, if any.
+
+    admitted: a number that grows with each request; of the last one that this slot served.
+    """
 
     def __init__(self, codebooks: int) -> None:
         self.prompt = torch.empty(0, codebooks + 1, dtype=torch.int64)
         self.frames: list[Tensor] = []
         self.request: Request | None = None
+        self.admitted = 0
         self.uniforms = Uniforms(0, codebooks)
 
     def __len__(self) -> int:
@@ -122,6 +136,7 @@ class Engine:
         self.runner = ModelRunner(model, self.state, compile)
         self.contention = ContentionMonitor()  # of the steps of `decode_loop`
         self._shape: DecodeShape | None = None  # None: the buffers do not match the slots
+        self._admissions = 0
 
     @property
     def busy(self) -> list[int]:
@@ -130,7 +145,10 @@ class Engine:
 
     @torch.inference_mode()
     def admit(self, request: Request) -> None:
-        """Prefills a request into the free slot whose cache already holds most of it. One must be free.
+        """Prefills a request into a free slot; one must be free.
+
+        That is the slot whose cache already holds most of the prompt, and of equal ones the least recently used. What
+        a busy slot holds more of the prompt, such as a voice that many requests begin with, is copied from there.
 
         Raises:
             ValueError: the prompt and its frames exceed max_seq_len.
@@ -138,10 +156,20 @@ class Engine:
         prompt, frames = request.prompt, request.sampling.max_frames
         if len(prompt) + frames > self.max_seq_len:
             raise ValueError(f"{len(prompt)} positions and {frames} frames exceed the window of {self.max_seq_len}")
-        cached = {n: slot.cached_prefix_len(prompt) for n, slot in enumerate(self.slots) if not slot.request}
-        index = max(cached, key=lambda n: cached[n])
-        slot, start = self.slots[index], min(cached[index], len(prompt) - 1)
+        cached = [slot.cached_prefix_len(prompt) for slot in self.slots]
+        least = min(_MIN_REUSED_POSITIONS, len(prompt) - 1)
+        reused = [length if length >= least else 0 for length in cached]
+        free = [n for n, slot in enumerate(self.slots) if not slot.request]
+        index = max(free, key=lambda n: (reused[n], -self.slots[n].admitted))
+        source = max(range(len(cached)), key=lambda n: (reused[n], n == index))
+        if reused[source] <= reused[index]:
+            source = index
+        slot, start = self.slots[index], min(cached[source], len(prompt) - 1)
+        if source != index:
+            self.state.backbone_cache.copy_row(source, index, start)
         slot.prompt, slot.frames = prompt[:start], []  # what the cache holds if the prefill fails
+        self._admissions += 1
+        slot.admitted = self._admissions
         positions = PrefillSlots(index, index + 1, start, len(prompt))
         embedded = self.model.embed_prompt(prompt[start:].to(self.model.device))[None]
         self.state.hidden[index] = self.model.backbone(embedded, self.state.backbone_cache, positions)[0, -1]
@@ -206,14 +234,21 @@ class Engine:
         return self._shape
 
     def _compact(self) -> int:
-        """Moves busy slots down if that makes the batch smaller; returns its rows, a power of two or all."""
+        """Moves busy slots down if that makes the batch smaller; returns its rows, a power of two or all.
+
+        What a free slot's cache holds changes places with it, since a conversation may go on from there.
+        """
         busy = self.busy
         rows = min(1 << (len(busy) - 1).bit_length(), len(self.slots))
         for source in (index for index in busy if index >= rows):
             target = next(index for index in range(rows) if not self.slots[index].request)
-            self.state.backbone_cache.copy_row(source, target, len(self.slots[source]))
+            if len(self.slots[target]):
+                length = max(len(self.slots[source]), len(self.slots[target]))
+                self.state.backbone_cache.swap_rows(source, target, length)
+            else:
+                self.state.backbone_cache.copy_row(source, target, len(self.slots[source]))
             self.state.hidden[target] = self.state.hidden[source]
-            self.slots[target], self.slots[source] = self.slots[source], Slot(self.model.config.codebooks)
+            self.slots[target], self.slots[source] = self.slots[source], self.slots[target]
             self._shape = None
         return rows
 

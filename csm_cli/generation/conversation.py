@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -13,6 +13,7 @@ from csm_cli.engine import Request, SamplingParams
 from csm_cli.errors import PromptTooLong
 from csm_cli.generation.chunking import apply_lexicon, split_text, spoken_length
 from csm_cli.generation.context_window import ContextWindow, PromptTurn, WindowLimits
+from csm_cli.generation.stream_joiner import StreamJoiner
 from csm_cli.generation.take import Take, TakeSpec, best_take
 from csm_cli.types import Conversation, GenerationOptions, RetryPolicy, Turn, resolve_options, turn_seed
 
@@ -39,7 +40,7 @@ class TurnState:
 
     number: in the conversation, from 1. takes: of the current chunk; all_takes: of all chunks so far. chosen: the best
     take of each finished chunk. started: when its first prefill began, by time.perf_counter. peak_positions, evicted:
-    as in `Utterance`.
+    as in `Utterance`. joiner: of its stream, if it has one.
     """
 
     turn: Turn
@@ -53,6 +54,7 @@ class TurnState:
     peak_positions: int = 0
     evicted: list[int] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    joiner: StreamJoiner | None = None
 
     @property
     def chunk(self) -> str | None:
@@ -64,10 +66,28 @@ class TurnState:
         self.all_takes.append(take)
 
 
-class ConversationState:
-    """A conversation and its current turn; `current` is None at the end."""
+@dataclass(frozen=True, eq=False)
+class PastTurn:
+    """A turn that has been spoken: each segment's text, and its prompt tokens [S, K + 1]. recorded: not generated."""
 
-    def __init__(self, conversation: Conversation, defaults: ResolvedDefaults, limits: WindowLimits) -> None:
+    speaker: int
+    segments: tuple[tuple[str, Tensor], ...]
+    recorded: bool = False
+
+
+class ConversationState:
+    """A conversation and its current turn; `current` is None at the end.
+
+    past: its first turns, which have been spoken before; the current turn is the one after them.
+    """
+
+    def __init__(
+        self,
+        conversation: Conversation,
+        defaults: ResolvedDefaults,
+        limits: WindowLimits,
+        past: Sequence[PastTurn] = (),
+    ) -> None:
         self.conversation = conversation
         seed = defaults.flags.over(conversation.defaults).seed
         self.seed = secrets.randbelow(2**31) if seed is None else seed
@@ -77,7 +97,12 @@ class ConversationState:
         self._has_recordings = bool(conversation.context)
         self._context_added = False
         self.current: TurnState | None = None
-        self._start_turn(1)
+        for number, turn in enumerate(past, 1):
+            self._known_speakers.add(turn.speaker)
+            self._has_recordings = self._has_recordings or turn.recorded
+            for text, tokens in turn.segments:
+                self._window.add_turn(PromptTurn(number, turn.speaker, text, tokens))
+        self._start_turn(len(past) + 1)
 
     def add_context(self, encode: Callable[[Turn], Tensor]) -> None:
         """Adds the context turns to the window, once; `encode` returns their prompt tokens [S, K + 1]."""
@@ -85,6 +110,10 @@ class ConversationState:
             for turn in self.conversation.context:
                 self._window.add_context(PromptTurn(0, turn.speaker, turn.text, encode(turn)))
         self._context_added = True
+
+    @property
+    def retry_policy(self) -> RetryPolicy:
+        return self._defaults.retry_policy
 
     @property
     def next_seed(self) -> int:
@@ -143,6 +172,8 @@ class ConversationState:
         """The best take of the current chunk."""
         current = self.require_current()
         rate = self._window.speaking_rate(current.turn.speaker)
+        if self.retry_policy.stream:
+            return current.takes[-1]
         return best_take(
             current.takes, spoken_length(self.chunk_text) / rate * self._window.limits.frame_rate if rate else None
         )

@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
+from threading import Lock
 
 import numpy as np
 import torch
@@ -18,11 +19,12 @@ from csm_cli.audio.codes import read_codes
 from csm_cli.audio.io import Audio, read_audio
 from csm_cli.checkpoint import Checkpoint
 from csm_cli.engine import Engine, Frame, Request, SamplingParams, decode_loop
-from csm_cli.errors import AudioUnreadable, GenerationFailed, failure_of
+from csm_cli.errors import AudioUnreadable, CsmError, GenerationFailed, UsageError, failure_of, is_stop
 from csm_cli.generation.context_window import WindowLimits
-from csm_cli.generation.conversation import ConversationState, ResolvedDefaults, TurnState
+from csm_cli.generation.conversation import ConversationState, PastTurn, ResolvedDefaults, TurnState
 from csm_cli.generation.events import AudioChunk, ConversationFailed, Event, FrameProgress, Utterance
 from csm_cli.generation.prompt import PromptBuilder
+from csm_cli.generation.stream_joiner import StreamJoiner
 from csm_cli.generation.take import TakeBuilder, concatenate, worst_stop
 from csm_cli.generation.verification import Recognizer, apply_transcription
 from csm_cli.models.csm.model import CsmModel
@@ -38,7 +40,8 @@ MAX_CACHED_RECORDINGS = 256  # bounds memory in a long batch whose items have th
 class Synthesizer:
     """A checkpoint loaded on one device; generates up to `slots` conversations at a time.
 
-    compile: as for `Engine`. int8: with 8-bit weights.
+    One run at a time. What prepares conversations (`new_state`, `recording_codes`, `encode`) may be called on other
+    threads meanwhile. compile: as for `Engine`. int8: with 8-bit weights.
     """
 
     def __init__(
@@ -57,7 +60,9 @@ class Synthesizer:
             model.quantize()
         self.engine = Engine(model, slots, compile)
         self.device = device
+        self.running = False  # whether a run uses the engine
         self._codes: dict[Recording, Tensor] = {}  # most recently used last
+        self._codes_lock = Lock()
 
     @cached_property
     def codec(self) -> Codec:
@@ -77,8 +82,42 @@ class Synthesizer:
         defaults, the checkpoint's. retry_policy: without one, takes are neither trimmed nor judged; with `trim`, a
         conversation ends at its first turn without a usable take. recognizer: transcribes every take; one that does not
         match its text is unusable.
+
+        Raises:
+            UsageError: another run is not finished; its generator was neither exhausted nor closed.
         """
-        return _Run(self, flags, retry_policy or RetryPolicy(), recognizer).events(conversations)
+        defaults = ResolvedDefaults(flags, self.checkpoint.defaults, retry_policy or RetryPolicy())
+        waiting = iter(conversations)
+
+        def next_job() -> SynthesisItem | None:
+            conversation = next(waiting, None)
+            if conversation is None:
+                return None
+            return SynthesisItem(conversation, partial(self.new_state, conversation, defaults))
+
+        return SynthesisRun(self, recognizer).events(next_job)
+
+    def new_state(
+        self, conversation: Conversation, defaults: ResolvedDefaults, past: Sequence[PastTurn] = ()
+    ) -> ConversationState:
+        """The state of a conversation, before its context is encoded."""
+        limits = WindowLimits(self.engine.max_seq_len, self.codec.frame_rate, self.checkpoint.soft_limit)
+        return ConversationState(conversation, defaults, limits, past)
+
+    def past_turn(self, utterance: Utterance) -> PastTurn:
+        """A finished turn as later turns have it in their context."""
+        turn, tokens, first = utterance.turn, self.prompt_builder.turn_tokens, 0
+        segments: list[tuple[str, Tensor]] = []
+        for text, frames in [(each.text, each.frames) for each in utterance.segments] or [
+            (turn.text, len(utterance.codes))
+        ]:
+            segments.append((text, tokens(turn.speaker, text, utterance.codes[first : first + frames])))
+            first += frames
+        return PastTurn(turn.speaker, tuple(segments), recorded=utterance.stop == "recorded")
+
+    def encode(self, audio: Audio) -> Tensor:
+        """The codes [T, K] of audio at the codec's rate."""
+        return self.codec.encode(torch.from_numpy(audio.samples).to(self.device)).cpu()
 
     def read_recording(self, recording: Recording) -> Audio:
         """A recording at the codec's rate.
@@ -100,19 +139,21 @@ class Synthesizer:
         def encode() -> NDArray[np.int64]:
             if recording.voice:
                 log.warning("encoding the voice %s for this codec, once", recording.voice)
-            samples = torch.from_numpy(self.read_recording(recording).samples)
-            encoded: NDArray[np.int64] = self.codec.encode(samples.to(self.device)).cpu().numpy()
+            encoded: NDArray[np.int64] = self.encode(self.read_recording(recording)).numpy()
             return encoded
 
-        codes = self._codes.pop(recording, None)
+        with self._codes_lock:
+            codes = self._codes.get(recording)
         if codes is None:
             cached = (
                 encode() if not recording.voice else cached_codes(recording.path, self.codec.fingerprint, sizes, encode)
             )
             codes = torch.from_numpy(cached)
-        self._codes[recording] = codes
-        if len(self._codes) > MAX_CACHED_RECORDINGS:
-            del self._codes[next(iter(self._codes))]
+        with self._codes_lock:
+            self._codes.pop(recording, None)
+            self._codes[recording] = codes
+            if len(self._codes) > MAX_CACHED_RECORDINGS:
+                del self._codes[next(iter(self._codes))]
         return codes
 
     def recording_segments(self, turn: Turn) -> Iterator[tuple[str, Tensor]]:
@@ -140,24 +181,50 @@ class _EndedTake:
     sampling: SamplingParams
 
 
-class _Run:
-    """One call of `Synthesizer.speak`: the takes in progress, and the events to yield before the next frame."""
+@dataclass(frozen=True, eq=False)
+class SynthesisItem:
+    """A conversation to synthesize. make_state: its state; called when a slot is free."""
 
-    def __init__(
-        self, synth: Synthesizer, flags: GenerationOptions, retry_policy: RetryPolicy, recognizer: Recognizer | None
-    ) -> None:
-        self._synth, self._policy, self._recognizer = synth, retry_policy, recognizer
-        self._defaults = ResolvedDefaults(flags, synth.checkpoint.defaults, retry_policy)
-        self._limits = WindowLimits(synth.engine.max_seq_len, synth.codec.frame_rate, synth.checkpoint.soft_limit)
+    conversation: Conversation
+    make_state: Callable[[], ConversationState]
+
+
+class SynthesisRun:
+    """One use of a synthesizer's engine: the takes in progress, and the events to yield before the next frame.
+
+    Conversations join and leave between frames. isolate_stops: an exception that would end the program, such as an
+    interrupt, fails the conversation in which it was raised, as all others do; for a thread that serves many.
+    """
+
+    def __init__(self, synth: Synthesizer, recognizer: Recognizer | None = None, isolate_stops: bool = False) -> None:
+        self._synth, self._recognizer, self._isolate_stops = synth, recognizer, isolate_stops
         self._chunk_decoder = ChunkDecoder(synth.codec, rows=len(synth.engine.slots))
         self._active: dict[Request, tuple[ConversationState, TakeBuilder]] = {}
         self._ended: list[_EndedTake] = []
         self._ready: deque[ConversationState] = deque()  # need another take
         self._events: deque[Event] = deque()
 
-    def events(self, conversations: Iterable[Conversation]) -> Iterator[Event]:
-        waiting = iter(conversations)
-        loop = decode_loop(self._synth.engine, lambda: self._next_request(waiting), self._chunk_decoder.flush)
+    def cancel(self, conversation_id: str) -> None:
+        """Ends a conversation of this run, between two events; its slot is free. No event of it follows."""
+        for request, (state, builder) in list(self._active.items()):
+            if state.conversation.id == conversation_id:
+                self._synth.engine.cancel(request)
+                builder.discard()
+                del self._active[request]
+        self._ready = deque(state for state in self._ready if state.conversation.id != conversation_id)
+        self._events = deque(event for event in self._events if event.conversation.id != conversation_id)
+
+    def events(self, next_item: Callable[[], SynthesisItem | None]) -> Iterator[Event]:
+        """Synthesizes until nothing is left to do and `next_item` returns None; can be called again then.
+
+        next_item: called whenever a slot is free; None means "not now".
+        """
+        if self._synth.running:
+            raise UsageError("the model is in use by another run; finish it, or close its generator, before the next")
+        self._synth.running = True
+        loop = decode_loop(
+            self._synth.engine, lambda: self._next_request(next_item), self._chunk_decoder.flush, self._reject
+        )
         try:
             for frames in loop:
                 for frame in frames:
@@ -173,28 +240,43 @@ class _Run:
                 self._ended.clear()
                 while self._events:
                     yield self._events.popleft()
-            yield from self._events
+            while self._events:
+                yield self._events.popleft()
         finally:  # the caller may stop early: the slots are free for the next call
+            loop.close()
             for request in self._active:
                 self._synth.engine.cancel(request)
+            self._synth.running = False
 
-    def _next_request(self, waiting: Iterator[Conversation]) -> Request | None:
+    def _next_request(self, next_item: Callable[[], SynthesisItem | None]) -> Request | None:
         """The request for the next take: of a conversation in progress, else the first of a new one."""
-        while conversation := self._ready[0].conversation if self._ready else next(waiting, None):
+        while True:
+            state = self._ready.popleft() if self._ready else None
+            item = None if state else next_item()
+            if item is None and state is None:
+                return None
+            conversation = state.conversation if state else item.conversation  # type: ignore[union-attr]
             try:
-                state = self._ready.popleft() if self._ready else None
-                state = state or ConversationState(conversation, self._defaults, self._limits)
+                state = state or item.make_state()  # type: ignore[union-attr]
                 request = self._request(state)
                 if request:
                     self._active[request] = state, TakeBuilder(self._chunk_decoder, state.take_spec())
                     return request
             except BaseException as problem:
                 self._fail(conversation, problem)
-        return None
+
+    def _reject(self, request: Request, problem: BaseException) -> None:
+        state, _ = self._active.pop(request)
+        self._fail(state.conversation, problem)
 
     def _fail(self, conversation: Conversation, problem: BaseException) -> None:
         """Ends one conversation for any exception, so that the others go on; an interrupt is raised again."""
-        self._events.append(ConversationFailed(conversation, failure_of(problem)))
+        if self._isolate_stops and is_stop(problem):
+            error = CsmError(f"unexpected {type(problem).__name__}")
+            error.__cause__ = problem
+        else:
+            error = failure_of(problem)
+        self._events.append(ConversationFailed(conversation, error))
 
     def _request(self, state: ConversationState) -> Request | None:
         """The request for the next turn without a recording; emits the recorded turns before it. None at the end."""
@@ -205,7 +287,7 @@ class _Run:
             if not turn.recording:
                 return state.request(synth.prompt_builder.turn_tokens(turn.speaker, state.chunk_text))
             audio, codes = synth.read_recording(turn.recording), synth.recording_codes(turn.recording)
-            if self._policy.stream:
+            if state.retry_policy.stream:
                 self._events.append(AudioChunk(conversation, turn, audio.samples, current.number))
             self._events.append(Utterance(conversation, turn, codes, audio, "recorded", number=current.number))
             state.add_recorded(synth.recording_segments(turn))
@@ -216,8 +298,9 @@ class _Run:
         try:
             self._add_frame(frame)
         except BaseException as problem:
-            if self._active.pop(frame.request, None):
+            if active := self._active.pop(frame.request, None):
                 self._synth.engine.cancel(frame.request)
+                active[1].discard()
             self._fail(state.conversation, problem)
 
     def _add_frame(self, frame: Frame) -> None:
@@ -253,13 +336,23 @@ class _Run:
         current.add_take(take)
         self._stream(state, ended.builder)
         greedy = not (ended.sampling.temperature or ended.sampling.depth_temperature)  # all takes would be the same
-        usable = any(not each.fault for each in current.takes)
-        enough = self._policy.takes if usable else self._policy.takes + self._policy.max_retries
-        if not greedy and len(current.takes) < enough:
+        usable, policy = any(not each.fault for each in current.takes), state.retry_policy
+        wanted = 1 if policy.stream else policy.takes
+        enough = wanted if usable else wanted + policy.max_retries
+        streamed = current.joiner is not None and current.joiner.audible
+        if not greedy and not streamed and len(current.takes) < enough:
+            if current.joiner:
+                current.joiner.start_take()
             self._ready.append(state)
             return
         best = state.best_take()
-        failed = bool(best.fault) and self._policy.trim
+        failed = bool(best.fault) and policy.trim and not policy.stream
+        if current.joiner:
+            last = len(current.chosen) + 1 == len(current.chunks)
+            length = len(best.samples)
+            rest = current.joiner.end_take(current.chunk or "", len(best.codes), length, last)
+            self._emit(state, rest)
+            current.joiner.start_take()
         tokens = self._synth.prompt_builder.turn_tokens(current.turn.speaker, state.chunk_text, best.codes)
         state.accept_take(best, tokens)
         if failed or current.chunk is None:
@@ -270,13 +363,26 @@ class _Run:
 
     def _stream(self, state: ConversationState, builder: TakeBuilder) -> None:
         """Emits new samples, if the retry policy asks for a stream."""
-        if self._policy.stream and len(samples := builder.new_samples()):
+        policy, current = state.retry_policy, state.require_current()
+        if not policy.stream:
+            return
+        samples = builder.new_samples()
+        if policy.trim:
+            current.joiner = current.joiner or StreamJoiner(self._synth.codec.rate)
+            samples = current.joiner.push(samples)
+        self._emit(state, samples)
+
+    def _emit(self, state: ConversationState, samples: NDArray[np.float32]) -> None:
+        if len(samples):
             current = state.require_current()
             self._events.append(AudioChunk(state.conversation, current.turn, samples, current.number))
 
     def _utterance(self, conversation: Conversation, current: TurnState) -> Utterance:
         takes, rate = current.chosen, self._synth.codec.rate
-        samples, segments = concatenate(current.chunks[: len(takes)], takes, rate)
+        if current.joiner:
+            samples, segments = current.joiner.samples, tuple(current.joiner.segments)
+        else:
+            samples, segments = concatenate(current.chunks[: len(takes)], takes, rate)
         return Utterance(
             conversation=conversation,
             turn=current.turn,
@@ -286,7 +392,7 @@ class _Run:
             # later chunks use the seeds after the first, so the first take's repeats a turn of several chunks
             seed=takes[0].seed if len(current.chunks) == 1 else current.all_takes[0].seed,
             seconds=time.perf_counter() - current.started,
-            fault=takes[-1].fault,
+            fault=next((take.fault for take in takes if take.fault), ""),
             takes=tuple(current.all_takes),
             segments=segments,
             peak_positions=current.peak_positions,

@@ -31,7 +31,7 @@ _STOPS_BEST_FIRST = ("eos", "silence", "cap", "repeat", "empty")
 # Between the last sound of a segment and the first of the next.
 SENTENCE_PAUSE_SECONDS, CLAUSE_PAUSE_SECONDS = 0.35, 0.15
 FADE_SECONDS = 0.02
-_LEVEL_SECONDS = 0.01  # length of the pieces whose level is measured
+LEVEL_SECONDS = 0.01  # length of the pieces whose level is measured
 _SENTENCE_ENDS = frozenset(".!?…。！？")  # noqa: RUF001
 _CLOSING_MARKS = "\"')]}»”’ "  # noqa: RUF001
 
@@ -131,6 +131,11 @@ class TakeBuilder:
         if self._submitted < len(self.frames):
             self._submit(last=True)
 
+    def discard(self) -> None:
+        """Drops what was submitted and is not analysed yet."""
+        self._pending.clear()
+        self._chunk_decoder.discard(self._stream)
+
     def finish(self, stop: str) -> Take:
         """The take, ended by `stop` unless analysis shows that it ended before."""
         self.finish_frames()
@@ -167,7 +172,7 @@ class TakeBuilder:
             reason = "repeat" if stuck else "silence"
             if analysed < len(self.frames):
                 self._early_stop = reason
-                self._pending.clear()
+                self.discard()
                 self._submitted = analysed
                 del self.frames[analysed:]
             return reason
@@ -242,10 +247,9 @@ def concatenate(texts: Sequence[str], takes: Sequence[Take], rate: int) -> tuple
     segments: list[Segment] = []
     for text, take in zip(texts, takes, strict=True):
         if segments:
-            sentence_ends = segments[-1].text.rstrip(_CLOSING_MARKS)[-1:] in _SENTENCE_ENDS
-            pause = SENTENCE_PAUSE_SECONDS if sentence_ends else CLAUSE_PAUSE_SECONDS
             # both fades are part of the pause
-            samples = np.pad(samples, (0, round((pause - 2 * FADE_SECONDS) * rate)))
+            pause = joint_pause(segments[-1].text) - 2 * FADE_SECONDS
+            samples = np.pad(samples, (0, round(pause * rate)))
         start = len(samples) / rate
         sound = _trim_edges(take.samples, rate, start=bool(segments), end=len(segments) + 1 < len(takes))
         samples = np.concatenate((samples, sound))
@@ -253,11 +257,23 @@ def concatenate(texts: Sequence[str], takes: Sequence[Take], rate: int) -> tuple
     return samples, tuple(segments)
 
 
+def joint_pause(text: str) -> float:
+    """Seconds of silence after a segment with this text."""
+    sentence_ends = text.rstrip(_CLOSING_MARKS)[-1:] in _SENTENCE_ENDS
+    return SENTENCE_PAUSE_SECONDS if sentence_ends else CLAUSE_PAUSE_SECONDS
+
+
+def rms_levels(samples: Samples, step: int) -> Samples:
+    """The RMS of each whole piece of `step` samples."""
+    whole = len(samples) // step
+    levels: Samples = np.sqrt(np.square(samples[: whole * step]).reshape(whole, step).mean(axis=1))
+    return levels
+
+
 def _trim_edges(samples: Samples, rate: int, start: bool, end: bool) -> Samples:
     """Trims silence at the start and the end, as asked for, up to a faded margin; only if some sample is not silent."""
-    step, fade = round(_LEVEL_SECONDS * rate), round(FADE_SECONDS * rate)
-    whole = len(samples) // step
-    levels = np.sqrt(np.square(samples[: whole * step]).reshape(whole, step).mean(axis=1))
+    step, fade = round(LEVEL_SECONDS * rate), round(FADE_SECONDS * rate)
+    levels = rms_levels(samples, step)
     loud = np.flatnonzero(levels > max(SILENCE_LEVEL, RELATIVE_SILENCE_LEVEL * levels.max(initial=0.0)))
     first, last = (int(loud[0]) * step, int(loud[-1] + 1) * step) if len(loud) else (0, len(samples))
     first = max(0, first - fade) if start else 0

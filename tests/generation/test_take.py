@@ -45,6 +45,9 @@ class FakeChunkDecoder:
         self.chunks.append(len(codes))
         return FakeChunk(codes, is_last)
 
+    def discard(self, decoder: None) -> None:
+        pass
+
 
 def new_builder(text: str = "Hello.", capped: bool = False, trim: bool = True, deferred: bool = False) -> TakeBuilder:
     return TakeBuilder(FakeChunkDecoder(deferred), TakeSpec(text, 7, capped, trim))  # type: ignore[arg-type]

@@ -32,6 +32,11 @@ class KVCache:
         for layer in self.layers:
             layer[target, :, :length] = layer[source, :, :length]
 
+    def swap_rows(self, first: int, second: int, length: int) -> None:
+        """Exchanges the first `length` positions of two rows."""
+        for layer in self.layers:
+            layer[[first, second], :, :length] = layer[[second, first], :, :length]
+
 
 @dataclass(frozen=True)
 class KVCacheView:

@@ -185,6 +185,10 @@ class ChunkDecoder:
             self._start([chunk], [codes])
         return chunk
 
+    def discard(self, decoder: StreamingDecoder) -> None:
+        """Drops the chunks of an utterance that nobody waits for any more."""
+        self._waiting = [each for each in self._waiting if each.decoder is not decoder]
+
     def flush(self) -> None:
         """On CUDA starts all waiting chunks without waiting for them. Raises as `StreamingDecoder.push` does.
 
