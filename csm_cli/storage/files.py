@@ -222,11 +222,14 @@ def exclusive_lock(
     try:
         yield
     finally:
+        unused = False
         with suppress(OSError):  # a process that waits notices that the file is gone, and makes another
-            if temporary:
+            unused = made and {path.name for path in folder.iterdir()} <= {name, MARKER}
+            if temporary or unused:
                 (folder / name).unlink()
-            if made and {path.name for path in folder.iterdir()} <= {name, MARKER}:
-                for own in (name, MARKER):
-                    (folder / own).unlink(missing_ok=True)
-                folder.rmdir()
+            if unused:
+                (folder / MARKER).unlink(missing_ok=True)
         lock.release()
+        if unused:  # after the release: some file systems keep a removed file's name while it is open
+            with suppress(OSError):
+                folder.rmdir()

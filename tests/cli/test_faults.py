@@ -124,6 +124,11 @@ def test_a_kill_at_some_operations_loses_nothing(name: str, workplace: Path, tin
     check_faults(run, prepare(name, workplace, tiny_checkpoint, run), ["kill"], sample=4)
 
 
+@pytest.mark.parametrize("name", ["export", "data prepare"])
+def test_two_processes_at_once_lose_nothing(name: str, workplace: Path, tiny_checkpoint: Path, run: Run) -> None:
+    check_faults(run, prepare(name, workplace, tiny_checkpoint, run), ["twin"], sample=3)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_fault_at_every_operation_loses_nothing(

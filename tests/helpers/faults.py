@@ -1,4 +1,4 @@
-"""Commands with a fault at their n-th file operation: a kill, an interrupt or a full disk, in a forked process."""
+"""Commands with a fault at their n-th file operation: a kill, an interrupt, a full disk or a second process."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Literal
 
-Fault = Literal["none", "kill", "interrupt", "full"]
-FAULTS: tuple[Fault, ...] = ("kill", "interrupt", "full")
-# Imports once; each line is a run in a forked child, with a fault at its n-th file operation below a folder. Prints the
-# child's wait status and how many operations it made (-1 where it was killed).
+Fault = Literal["none", "kill", "interrupt", "full", "twin"]
+FAULTS: tuple[Fault, ...] = ("kill", "interrupt", "full", "twin")
+# Imports once; each line is a run in a forked child, with a fault at its n-th file operation below a folder: for "twin"
+# the child waits there while another one runs the same command to its end. Prints the child's wait status, how many
+# operations it made (-1 where it was killed), and the other one's wait status (0 where there was none).
 _FORK_SERVER = """
 import errno, json, os, signal, sys
 import accelerate, peft
@@ -27,7 +28,7 @@ from csm_cli.cli import main
 
 CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.chmod", "os.truncate", "os.link", "os.symlink"}
 
-def watch(folder, fault, number, counted):
+def watch(folder, fault, number, counted, pipes):
     def hook(event, details):
         if event == "open":
             if not isinstance(details[0], (str, bytes)) or not (details[2] or 0) & (os.O_WRONLY | os.O_RDWR):
@@ -45,40 +46,59 @@ def watch(folder, fault, number, counted):
             raise KeyboardInterrupt
         if fault == "full":
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), os.fsdecode(details[0]))
+        if fault == "twin":
+            os.write(pipes[1], b"twin")
+            os.read(pipes[2], 1)
     return hook
+
+def run(arguments, log, hook=None):
+    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    if hook:
+        sys.addaudithook(hook)
+    code = 99
+    try:
+        code = main(arguments)
+    finally:
+        sys.stdout.flush()
+        return code
 
 print("ready", flush=True)
 for line in sys.stdin:
     arguments, folder, fault, number, log = json.loads(line)
-    read, write = os.pipe()
+    pipes = [*os.pipe(), *os.pipe()]
     child = os.fork()
     if not child:
         counted = [0]
-        output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        os.dup2(output, 1)
-        os.dup2(output, 2)
-        sys.addaudithook(watch(folder, fault, number, counted))
-        code = 99
-        try:
-            code = main(arguments)
-        finally:
-            os.write(write, str(counted[0]).encode())
-            sys.stdout.flush()
-            os._exit(code)
-    os.close(write)
+        code = run(arguments, log, watch(folder, fault, number, counted, pipes))
+        os.write(pipes[1], str(counted[0]).encode())
+        os._exit(code)
+    os.close(pipes[1])
+    twin_status, made = 0, os.read(pipes[0], 20)
+    if made == b"twin":
+        twin = os.fork()
+        if not twin:
+            os._exit(run(arguments, log + ".twin"))
+        twin_status = os.waitpid(twin, 0)[1]
+        os.write(pipes[3], b"!")
+        made = os.read(pipes[0], 20)
     status = os.waitpid(child, 0)[1]
-    print(status, os.read(read, 20).decode() or -1, flush=True)
-    os.close(read)
+    print(status, made.decode() or -1, twin_status, flush=True)
+    for pipe in (pipes[0], pipes[2], pipes[3]):
+        os.close(pipe)
 """
 
 
 @dataclass(frozen=True)
 class Ended:
-    """How a run ended. code: its exit code, None where it was killed; operations: file operations that it made."""
+    """How a run ended. code: its exit code, None where it was killed; operations: file operations that it made; twin:
+    the exit code of the second process."""
 
     code: int | None
     operations: int
     output: str
+    twin: int = 0
 
 
 @dataclass(frozen=True)
@@ -106,9 +126,10 @@ def fault_runner(home: Path) -> Iterator[Callable[[Command, Fault, int], Ended]]
             arguments = [str(argument) for argument in command.arguments]
             print(json.dumps([arguments, str(command.folder), fault, number, str(log)]), file=server.stdin, flush=True)
             assert server.stdout
-            status, operations = map(int, server.stdout.readline().split())
+            status, operations, twin = map(int, server.stdout.readline().split())
             code = os.waitstatus_to_exitcode(status)
-            return Ended(code if code >= 0 else None, operations, log.read_text(errors="replace"))
+            output = log.read_text(errors="replace")
+            return Ended(code if code >= 0 else None, operations, output, os.waitstatus_to_exitcode(twin))
 
         try:
             yield run
@@ -135,7 +156,8 @@ def check_faults(
     """Runs `command` with each fault at each file operation, or at `sample` of them; returns how many were tried.
 
     Asserts that every unit is as before or as after a run without a fault, that foreign files are unchanged, and that
-    the same command without a fault then ends as if nothing had happened, with nothing left behind.
+    the same command without a fault then ends as if nothing had happened, with nothing left behind. Of two processes
+    one at least does its work, and the other too or it is refused.
     """
     backup = command.folder.with_name("backup")
     shutil.rmtree(backup, ignore_errors=True)
@@ -161,6 +183,9 @@ def check_faults(
             found = [content(path) for path in (*command.units, *command.foreign)]
             for path, now, old, new in zip((*command.units, *command.foreign), found, before, after, strict=True):
                 assert now in (old, new), f"{where}: {path} is neither as before nor as after; {ended.output}"
+            if fault == "twin":
+                codes = sorted((ended.code, ended.twin), key=str)
+                assert codes in ([0, 0], [0, 2]), f"{where}: exit codes {codes}; {ended.output}"
             again = run(command, "none", 0)
             assert again.code == 0, f"{where}: {again.output}"
             assert [content(path) for path in (*command.units, *command.foreign)] == after, where
