@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import shorten
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -22,8 +23,9 @@ if TYPE_CHECKING:
     from rich.status import Status
 
     from csm_cli.data.checks import ClipLimits
-    from csm_cli.data.dataset import ChunkResult, DatasetChunk, SpeakerNumbers
+    from csm_cli.data.dataset import ChunkResult, DatasetChunk, SpeakerNumbers, TrainingClip
 
+_EXAMPLES = 3  # clips that are shown as they will be learned
 _LINES_PER_REASON = 5  # of dropped clips, without --all
 _NO_MATPLOTLIB = 'matplotlib is not installed; pip install "csm-cli[train]"'
 
@@ -37,7 +39,9 @@ class DataSelection:
     """How datasets are read, and which clips are dropped."""
 
     format: Annotated[str, _option("NAME", "auto, conversation, audiofolder, nemo or ljspeech.")] = "auto"
-    text_column: Annotated[str | None, _option("NAME", "Column of the transcript; default: text.")] = None
+    text_column: Annotated[str | None, _option("NAME", "Column of the transcript, by name or number.")] = None
+    speaker_column: Annotated[str | None, _option("NAME", "Column of the speaker.")] = None
+    audio_column: Annotated[str | None, _option("NAME", "Column of the audio file.")] = None
     default_speaker: Annotated[int, _option("N", "Speaker number of unlabelled clips.", min=0, max=999)] = 0
     min_duration: Annotated[float, _option("SEC", "Drop shorter clips.", min=0)] = 0.2
     max_duration: Annotated[float, _option("SEC", "Drop longer clips.", min=0)] = 30.0
@@ -57,15 +61,10 @@ class DataSelection:
         Raises:
             UsageError: an unknown format, or limits that exclude everything. InputError: no dataset there.
         """
+        from csm_cli.data.columns import ColumnChoice
         from csm_cli.data.dataset import SpeakerNumbers
-        from csm_cli.data.readers import (
-            DATASET_FORMATS,
-            TEXT_COLUMNS,
-            RowReader,
-            find_datasets,
-            read_datasets,
-            split_chunks,
-        )
+        from csm_cli.data.discovery import DATASET_FORMATS, find_datasets
+        from csm_cli.data.readers import RowReader, read_datasets, split_chunks
 
         if self.format not in DATASET_FORMATS:
             raise UsageError(f"--format takes {', '.join(DATASET_FORMATS)}, not {self.format!r}")
@@ -73,7 +72,7 @@ class DataSelection:
             limits = f"--min-duration {self.min_duration:g}", f"--max-duration {self.max_duration:g}"
             raise UsageError(f"{limits[0]} is not below {limits[1]}")
         speakers = SpeakerNumbers(self.default_speaker)
-        reader = RowReader(speakers, (self.text_column,) if self.text_column else TEXT_COLUMNS)
+        reader = RowReader(speakers, ColumnChoice(self.text_column, self.speaker_column, self.audio_column))
         files = find_datasets([source.expanduser() for source in sources], self.format)
         return speakers, split_chunks(read_datasets(files, reader))
 
@@ -108,7 +107,9 @@ def check(
 ) -> None:
     """Report which clips of a dataset can be used for training, and why the others are dropped.
 
-    Reads audiofolder, Hugging Face Parquet, NeMo manifests, LJSpeech, and csm's scripts and manifests. Loads no model.
+    Reads tables and lists of files (audiofolder, Common Voice, LJSpeech, NeMo, VITS), Parquet, JSON arrays, Whisper's
+    transcripts, recordings with a .txt file each, and csm's scripts and manifests. Shows how the first clips are
+    read. Loads no model.
 
     \b
     Examples:
@@ -124,16 +125,50 @@ def check(
     if plot and not _has_matplotlib():
         raise UsageError(f"--plot: {_NO_MATPLOTLIB}")
     speakers, chunks = selection.read(sources)
+    examples: list[TrainingClip] = []
     report = _Report(selection, output_options)
     with report.live():
-        for result in map_processes(partial(check_chunk, limits=selection.limits), chunks, jobs):
+        for result in map_processes(partial(check_chunk, limits=selection.limits), _seen(chunks, examples), jobs):
             report.add(result)
-    report.print_result({"speaker_names": speakers.names})
+    report.print_result({"speaker_names": speakers.names, "examples": _shown(examples, speakers, output_options)})
     if plot:
         report.counts.save_plot(plot.expanduser())
         emit_path(plot)
     if not report.counts.trained:
         raise NothingToLearn
+
+
+def _seen(chunks: Iterator[DatasetChunk], examples: list[TrainingClip]) -> Iterator[DatasetChunk]:
+    """The chunks; their first clips are added to `examples`."""
+    for chunk in chunks:
+        clips = [clip for item in chunk for clip in getattr(item, "clips", ()) if clip.recording]
+        examples += clips[: _EXAMPLES - len(examples)]
+        yield chunk
+
+
+def _shown(examples: list[TrainingClip], speakers: SpeakerNumbers, options: OutputOptions) -> list[dict[str, Any]]:
+    """The examples as JSON objects; prints them as they will be learned."""
+    names = {number: name for name, number in speakers.names.items()}
+    rows = []
+    for clip in examples:
+        assert clip.recording
+        recording, name = clip.recording, names.get(clip.speaker)
+        rows.append(
+            {
+                "place": clip.place,
+                "file": str(recording.path),
+                "start_s": recording.start,
+                "end_s": recording.end,
+                "speaker": clip.speaker,
+                "name": name,
+                "text": clip.text,
+            }
+        )
+        if not options.quiet and not options.json:
+            span = "" if recording.start is None else f" {recording.start:g} to {recording.end or 'its end'} s"
+            speaker = f"speaker {clip.speaker}" + (f" ({name})" if name is not None else "")
+            log_line(f'{recording.path.name}{span}, {speaker}: "{shorten(clip.text, 100)}"')
+    return rows
 
 
 def prepare(

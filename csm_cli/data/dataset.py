@@ -33,9 +33,6 @@ REASONS = (
     "too little text",
     "exceeds context",
 )
-# Names of a table's audio column; the first that exists is used.
-AUDIO_COLUMNS = ("file_name", "audio_filepath", "audio", "audio_file_name", "path")
-
 _BIN_SECONDS = 0.5
 _MAX_BINS = 120
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from csm_cli.audio.io import AudioBytes
-from csm_cli.data.dataset import AUDIO_COLUMNS
+from csm_cli.data.columns import ColumnChoice, find_columns
 from csm_cli.errors import AudioUnreadable, InputError
 
 SUFFIX = ".parquet"
@@ -36,11 +36,11 @@ def resolve_beside(path: Path, name: str) -> Path:
 
 
 class ParquetTable:
-    """One table. columns: all names. audio_column: the first of AUDIO_COLUMNS, or None; has_audio_bytes: a struct with
+    """One table. columns: all names. audio_column: with audio or file names, or None; has_audio_bytes: a struct with
     embedded audio files. Audio is cheap to read in row order."""
 
-    def __init__(self, path: Path) -> None:
-        """Raises InputError where the file is not Parquet."""
+    def __init__(self, path: Path, audio_column: str | None = None) -> None:
+        """audio_column: the user's choice. Raises InputError where the file is not Parquet."""
         from pyarrow.parquet import ParquetFile
         from pyarrow.types import is_struct
 
@@ -51,9 +51,12 @@ class ParquetTable:
             raise self._unreadable(problem) from problem
         schema, metadata = self._file.schema_arrow, self._file.metadata
         self.columns: list[str] = schema.names
-        self.audio_column = next((name for name in AUDIO_COLUMNS if name in schema.names), None)
-        kind = schema.field(self.audio_column or 0).type
-        self.has_audio_bytes = is_struct(kind) and kind.get_field_index("bytes") >= 0
+        embedded = {
+            field.name for field in schema if is_struct(field.type) and field.type.get_field_index("bytes") >= 0
+        }
+        named = find_columns(schema.names, ColumnChoice(audio=audio_column)).get("audio")
+        self.audio_column = next(iter(embedded)) if len(embedded) == 1 and audio_column is None else named
+        self.has_audio_bytes = self.audio_column in embedded
         groups = (metadata.row_group(number).num_rows for number in range(metadata.num_row_groups))
         self._group_starts = [0, *accumulate(groups)]  # and the end of the last group
         self._group, self._next_row = -1, 0

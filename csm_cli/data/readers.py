@@ -1,23 +1,29 @@
-"""Datasets on disk: their format is detected, and they are read row by row into conversations with unique ids.
-
-Formats: audiofolder (metadata.jsonl, .csv, .tsv), Hugging Face Parquet, NeMo manifests, LJSpeech, and csm's own scripts
-and manifests with recorded turns.
-"""
+"""Datasets on disk, read row by row into conversations with unique ids; each row is kept or dropped for a reason."""
 
 from __future__ import annotations
 
-import csv
-import io
+import logging
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from csm_cli.data.columns import (
+    AUDIO_SUFFIXES,
+    ColumnChoice,
+    Role,
+    expected_columns,
+    find_audio,
+    find_columns,
+    guess_columns,
+    spelled_column,
+    spells_out,
+)
 from csm_cli.data.dataset import (
-    AUDIO_COLUMNS,
     DatasetChunk,
     DatasetItem,
     DroppedClip,
@@ -25,102 +31,40 @@ from csm_cli.data.dataset import (
     TrainingClip,
     TrainingConversation,
 )
-from csm_cli.data.parquet import SUFFIX, ParquetTable, require_pyarrow, resolve_beside
+from csm_cli.data.discovery import DatasetFile, header_of
+from csm_cli.data.parquet import ParquetTable
+from csm_cli.data.tables import (
+    DELIMITERS,
+    Row,
+    csv_cells,
+    find_pairs,
+    first_lines,
+    json_lines,
+    numbered_lines,
+    plain_rows,
+    quoted_rows,
+    read_json_file,
+    recording_beside,
+    segment_rows,
+    split_cells,
+    transcript_segments,
+)
 from csm_cli.errors import InputError, ScriptInvalid
 from csm_cli.script import Manifest, read_script
 from csm_cli.script.source import text_problem
 from csm_cli.storage.fingerprint import fingerprint
-from csm_cli.storage.untrusted import parse_json
+from csm_cli.storage.untrusted import read_regular
 from csm_cli.types import Conversation, Recording
 
-DATASET_FORMATS = ("auto", "conversation", "audiofolder", "nemo", "ljspeech")
 CHUNK_CLIPS = 256  # an interrupted run repeats at most one chunk
-# Names of columns; the first that exists is used.
-TEXT_COLUMNS = ("text", "transcription", "transcript", "sentence")
-SPEAKER_COLUMNS = ("speaker_id", "speaker", "source", "client_id")
-ID_COLUMNS = ("id", "custom_id")
-RATE_COLUMNS = ("sampling_rate", "sample_rate")
-_OTHER_COLUMNS = (*AUDIO_COLUMNS, *SPEAKER_COLUMNS, *ID_COLUMNS, *RATE_COLUMNS, "offset", "duration")
-_METADATA_FILES = ("metadata.jsonl", "metadata.csv", "metadata.tsv")
-_DELIMITERS = {".csv": ",", ".tsv": "\t"}
-
-_Rows = Iterator[tuple[int, Mapping[str, Any] | str]]
-"""Line number, and the row's fields or what is wrong with it."""
+_AUDIO_FOLDERS = ("wavs", "wav", "clips", "audio")
+_MAX_UNUSED = 20  # columns that a message names
+_MAX_TEXT_BYTES = 64 << 10  # of a text file beside a recording
+_LOG = logging.getLogger(__name__)
 
 
 class _InvalidRow(Exception):
     """What is wrong with a row."""
-
-
-@dataclass(frozen=True)
-class DatasetFile:
-    """One file of a dataset. prefix: of the ids in it; format: rows, ljspeech, parquet, script or manifest."""
-
-    prefix: str
-    path: Path
-    format: str
-
-
-def find_datasets(sources: Sequence[Path], format: str = "auto") -> list[DatasetFile]:
-    """The files of datasets, each of which is a file or a folder. format: one of DATASET_FORMATS.
-
-    Raises:
-        InputError: no such file, or a folder without a dataset.
-    """
-    prefixes: set[str] = set()
-    files: list[DatasetFile] = []
-    for source in sources:
-        path = source.resolve()
-        prefix = path.parent.name if path.name in _METADATA_FILES else path.stem if path.is_file() else path.name
-        while prefix in prefixes:  # two datasets of one name
-            prefix += "-2"
-        prefixes.add(prefix)
-        if not source.is_dir():
-            files.append(DatasetFile(prefix, source, _detect_format(source, format)))
-            continue
-        tables = sorted(file for name in _METADATA_FILES for file in source.rglob(name))
-        names = [table.parent.relative_to(source).as_posix() for table in tables]
-        if not tables:
-            tables = sorted(source.rglob(f"*{SUFFIX}"))
-            names = [table.relative_to(source).with_suffix("").as_posix() for table in tables]
-        if not tables:
-            expected = f"expected {' or '.join(_METADATA_FILES)} or *{SUFFIX} in it; or name a manifest or scripts"
-            raise InputError(f"{source}: holds no dataset; {expected}")
-        for name, table in zip(names, tables, strict=True):
-            inner = prefix if name == "." else f"{prefix}/{name}"
-            files.append(DatasetFile(inner, table, _detect_format(table, format)))
-    return files
-
-
-def _detect_format(path: Path, format: str) -> str:
-    """Raises InputError where the file cannot be read."""
-    suffix = path.suffix.lower()
-    if suffix == SUFFIX:
-        require_pyarrow(path)
-        return "parquet"
-    if format in ("audiofolder", "nemo"):
-        return "rows"
-    if format == "ljspeech":
-        return format
-    if suffix in (".yaml", ".yml"):
-        return "script"
-    lines = _first_lines(path)
-    if suffix in _DELIMITERS:
-        named = not lines or any(name in lines[0].replace("\t", ",").split(",") for name in AUDIO_COLUMNS)
-        return "rows" if named or "|" not in lines[0] else "ljspeech"
-    # JSONL is known by its first two lines, of which one may be a header; other JSON is a script.
-    objects = [fields for fields in map(_json_object, lines) if fields is not None]
-    is_nemo = bool(objects) and any(name in objects[0] for name in ("audio_filepath", "file_name"))
-    if format == "auto" and (path.name in _METADATA_FILES or is_nemo):
-        return "rows"
-    conversations = any(name in fields for fields in objects for name in ("turns", "messages"))
-    return "manifest" if conversations and len(objects) == len(lines) else "script"
-
-
-def _first_lines(path: Path) -> list[str]:
-    """The first two lines that are neither empty nor comments."""
-    lines = (line.strip() for _, line in _numbered_lines(path))
-    return list(islice((line for line in lines if line and not line.startswith("#")), 2))
 
 
 def read_datasets(files: Sequence[DatasetFile], reader: RowReader) -> Iterator[DatasetItem]:
@@ -147,12 +91,8 @@ def _read_file(file: DatasetFile, reader: RowReader) -> Iterator[DatasetItem]:
     elif file.format == "manifest":
         for number, item in Manifest(file.path).lines():
             yield _from_script(item, f"{file.path}:{number}")
-    elif file.format == "ljspeech":
-        yield from reader.read_ljspeech(file.path)
-    elif file.format == "parquet":
-        yield from reader.read_parquet(file.path)
     else:
-        yield from reader.read_rows(file.path)
+        yield from reader.read(file)
 
 
 def split_chunks(items: Iterator[DatasetItem], clips: int = CHUNK_CLIPS) -> Iterator[DatasetChunk]:
@@ -192,131 +132,231 @@ def _from_script(conversation: Conversation | ScriptInvalid, place: str) -> Data
     return TrainingConversation(conversation.id, tuple(clips))
 
 
+@dataclass
+class _Table:
+    """A file whose rows are read. folders: beside it, with its audio; choice: of columns; unused: names told so far."""
+
+    path: Path
+    choice: ColumnChoice
+    folders: Sequence[str] = ()
+    unused: set[str] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self.folders = [name for name in _AUDIO_FOLDERS if (self.path.parent / name).is_dir()]
+
+    def warn_of_unused(self, names: Iterable[str], columns: Mapping[Role, str]) -> None:
+        new = [name for name in names if name.strip() and name not in columns.values() and name not in self.unused]
+        if new and len(self.unused) < _MAX_UNUSED:
+            shown = ", ".join(name[:40] for name in new[:_MAX_UNUSED])
+            _LOG.warning("%s: columns that are not used: %s", self.path, shown + (" ..." if new[_MAX_UNUSED:] else ""))
+            self.unused.update(new)
+
+
 @dataclass(frozen=True)
 class RowReader:
-    """Reads datasets with one clip per row. text_columns: possible names of the text column."""
+    """Reads datasets with one clip per row. columns: the user's choice of them."""
 
     speakers: SpeakerNumbers
-    text_columns: tuple[str, ...] = TEXT_COLUMNS
+    columns: ColumnChoice = field(default_factory=ColumnChoice)
 
-    def read_rows(self, path: Path) -> Iterator[DatasetItem]:
-        """Rows of a JSONL, CSV or TSV file with named columns.
-
-        Raises:
-            InputError: it cannot be read, or its header has no audio or text column.
-        """
-        delimiter = _DELIMITERS.get(path.suffix.lower())
-        rows = _json_rows(path) if delimiter is None else self._table_rows(path, delimiter)
-        return _convert(path, rows, lambda fields, place: self._conversation(path, fields, place))
-
-    def read_ljspeech(self, path: Path) -> Iterator[DatasetItem]:
-        """Rows `id|text|normalized text` of LJSpeech's metadata.csv; the audio files are in `wavs` beside it.
-
-        Raises:
-            InputError: it cannot be read.
-        """
-        rows = ((number, {"row": line.rstrip("\r\n")}) for number, line in _numbered_lines(path) if line.strip())
-
-        def convert(fields: Mapping[str, Any], place: str) -> TrainingConversation:
-            cells = fields["row"].split("|")
-            if len(cells) not in (2, 3):
-                raise _InvalidRow(f"has {len(cells)} fields between |; expected id|text or id|text|normalized text")
-            name = cells[0].strip()
-            if not name:
-                raise _InvalidRow("has no id before the first |")
-            candidates = [path.parent / "wavs" / f"{name}{suffix}" for suffix in (".wav", ".flac")]
-            recording = next((file for file in candidates if os.path.exists(file)), candidates[0])  # noqa: PTH110, any string
-            text = _text(cells[-1] or cells[1])
-            clip = TrainingClip(self.speakers.default, text, Recording(recording), place)
-            return TrainingConversation(name, (clip,))
-
-        return _convert(path, rows, convert)
-
-    def read_parquet(self, path: Path) -> Iterator[DatasetItem]:
-        """Rows of a table, numbered from 1.
+    def read(self, file: DatasetFile) -> Iterator[DatasetItem]:
+        """Every row of a file that is no script or manifest.
 
         Raises:
             InputError: it cannot be read, or has no audio or text column.
         """
-        table = ParquetTable(path)
-        names = set(table.columns)
-        if table.audio_column is None or not names & set(self.text_columns):
-            raise InputError(f"{path}: has no audio and text columns; expected {self._expected_columns}")
-        columns = [name for name in (*_OTHER_COLUMNS, *self.text_columns) if name in names]
+        path = file.path
+        if file.format == "parquet":
+            return self._read_parquet(path)
+        if file.format == "pairs":
+            return self._read_pairs(path)
+        if file.format == "list":
+            return self._read_list(path)
+        if file.format == "table":
+            rows: Iterator[Row] = self._table_rows(path)
+        elif file.format == "lines":
+            rows = json_lines(path)
+        else:
+            value = read_json_file(path)
+            segments = transcript_segments(value)
+            if segments is not None:
+                rows = segment_rows(segments, recording_beside(path))
+            else:
+                rows = ((number, fields) for number, fields in enumerate(value if isinstance(value, list) else [], 1))
+        return _convert(path, rows, partial(self._conversation, _Table(path, self.columns)))
+
+    def _read_list(self, path: Path) -> Iterator[DatasetItem]:
+        """A list without column names, as LJSpeech's `id|text|normalized text` with the audio in `wavs` beside it."""
+        lines = [line for _, line in islice(numbered_lines(path, newline=""), 1000) if line.strip()]
+        counts = {each: sum(each in line for line in lines) for each in "|\t;,"}
+        delimiter = next((each for each in counts if counts[each] and counts[each] * 10 >= 9 * len(lines)), None)
+        named = delimiter is None or (delimiter in ",;" and not any(map(_is_audio, csv_cells(lines[0], delimiter))))
+        if named or not lines:
+            names = csv_cells(lines[0], ",") if lines else []
+            found = f" ({', '.join(name[:40] for name in names[:20])})" if names else ""
+            expected = expected_columns(self.columns)
+            raise InputError(
+                f"{path}: the first line{found} names no audio and text columns; expected {expected},"
+                " or --audio-column and --text-column"
+            )
+        assert delimiter
+        is_quoted = delimiter in ",;"
+        table = _Table(path, ColumnChoice())
+        sample = [(csv_cells if is_quoted else split_cells)(line, delimiter) for line in lines]
+        first = [cells[0].strip() for cells in sample[:20]]
+        known = {0} if all(name and find_audio(path.parent, name, table.folders) for name in first) else set()
+        roles = guess_columns(str(path), sample, known, self.columns)
+        spelled = spelled_column(sample, roles)
+        used = (*roles.values(), *(() if spelled is None else (spelled,)))
+        width = max(len(cells) for cells in sample[:200])
+        unused = ", ".join(str(index + 1) for index in range(width) if index not in used)
+        described = ", ".join(f"{role} {index + 1}" for role, index in sorted(roles.items(), key=lambda each: each[1]))
+        described += f", the words spelled out {spelled + 1}" if spelled is not None else ""
+        described += f"; not used: {unused}" if unused else ""
+        _LOG.warning("%s: has no column names; its columns are %s", path, described)
+
+        def convert(cells: Any, place: str) -> TrainingConversation:
+            if not max(roles["audio"], roles["text"]) < len(cells) <= width:
+                raise _InvalidRow(f"has {len(cells)} fields between {delimiter!r}; expected {width}")
+            row: dict[str, Any] = {role: cells[index].strip() for role, index in roles.items() if index < len(cells)}
+            if not row["audio"]:
+                raise _InvalidRow(f"names no audio file in column {roles['audio'] + 1}")
+            if spelled is not None and spelled < len(cells) and spells_out(row["text"], cells[spelled]):
+                row["text"] = cells[spelled].strip() or row["text"]
+            return self._conversation(table, row, place)
+
+        rows = quoted_rows(path, delimiter, width, lambda _: False) if is_quoted else plain_rows(path, delimiter)
+        return _convert(path, rows, convert)
+
+    def _read_pairs(self, folder: Path) -> Iterator[DatasetItem]:
+        for name, recording, text in find_pairs(folder):
+            place = str(text or recording)
+            if recording is None:
+                yield DroppedClip(name, place, "no audio", "there is no recording of its name beside it")
+            elif text is None:
+                yield DroppedClip(name, place, "no text", "there is no .txt or .lab file of its name beside it")
+            else:
+                try:
+                    words = _text(read_regular(text, _MAX_TEXT_BYTES).decode("utf-8-sig", "surrogateescape"))
+                except (OSError, _InvalidRow) as problem:
+                    yield DroppedClip(name, place, "invalid row", getattr(problem, "strerror", None) or str(problem))
+                else:
+                    clip = TrainingClip(self.speakers.default, " ".join(words.split()), Recording(recording), place)
+                    yield TrainingConversation(name, (clip,))
+
+    def _read_parquet(self, path: Path) -> Iterator[DatasetItem]:
+        """Rows of a table, numbered from 1."""
+        table = ParquetTable(path, self.columns.audio)
+        roles = find_columns(table.columns, self.columns)
+        if table.audio_column is None or "text" not in roles:
+            raise InputError(f"{path}: has no audio and text columns; expected {expected_columns(self.columns)}")
+        source = _Table(path, self.columns)
+        source.warn_of_unused(table.columns, roles)
+        names = [name for name in roles.values() if name != table.audio_column or not table.has_audio_bytes]
         if not table.has_audio_bytes:
-            return _convert(path, table.rows(columns), lambda fields, place: self._conversation(path, fields, place))
+            return _convert(path, table.rows(names), partial(self._conversation, source))
 
-        def convert(fields: Mapping[str, Any], place: str) -> TrainingConversation:
-            without_audio = {name: value for name, value in fields.items() if name not in AUDIO_COLUMNS}
-            conversation = self._conversation(path, without_audio, place)
+        def convert(fields: Any, place: str) -> TrainingConversation:
             row = place.rpartition(":")[2]
-            clip = replace(conversation.clips[0], recording=Recording(path), row=int(row))
-            has_id = _first_value(fields, ID_COLUMNS) is not None
-            return TrainingConversation(conversation.id if has_id else row, (clip,))
+            conversation = self._conversation(source, {**fields, table.audio_column: row}, place)
+            clip = conversation.clips[0]
+            assert clip.recording
+            clip = replace(clip, recording=replace(clip.recording, path=path), row=int(row))
+            return TrainingConversation(conversation.id, (clip,))
 
-        return _convert(path, table.rows([name for name in columns if name != table.audio_column]), convert)
+        return _convert(path, table.rows(names), convert)
 
-    @property
-    def _expected_columns(self) -> str:
-        return f"one of {', '.join(AUDIO_COLUMNS)} and one of {', '.join(self.text_columns)}"
+    def _table_rows(self, path: Path) -> Iterator[Row]:
+        suffix = path.suffix.lower()
+        lines = first_lines(path)
+        found = header_of(lines, suffix, self.columns)
+        if found is None:
+            names = csv_cells(lines[0], DELIMITERS.get(suffix, "|")) if lines else []
+            shown = f" ({', '.join(name[:40] for name in names[:20])})" if names else ""
+            expected = expected_columns(self.columns)
+            raise InputError(f"{path}: the first line{shown} names no audio and text columns; expected {expected}")
+        delimiter, header = found
+        repeated = {name for name in header if name and header.count(name) > 1} if len(header) <= 1000 else set()
+        columns = find_columns(header, self.columns)
+        if doubled := repeated & set(columns.values()):
+            raise InputError(f"{path}: has more than one column {min(doubled)!r}; rename one")
+        index = header.index(columns["audio"]) if "audio" in columns else None
+        is_row = partial(_is_audio_row, index, len(header))
+        beside = None if index is not None else recording_beside(path)
+        rows = quoted_rows(path, delimiter, len(header), is_row) if delimiter in ",;" else plain_rows(path, delimiter)
+        names = list(header)
+        if beside and suffix == ".tsv":  # Whisper's, in milliseconds
+            names = [f"{name}_ms" if name in (columns["start"], columns["end"]) else name for name in header]
+        is_header = False
+        for place, cells in rows:
+            if isinstance(cells, list) and not is_header:
+                is_header = [cell.strip() for cell in cells] == header
+                continue  # the header, and what precedes it
+            if isinstance(cells, list):
+                while len(cells) > len(header) and not cells[-1].strip():
+                    cells.pop()
+                if len(cells) != len(header):
+                    cells = f"has {len(cells)} cells, the header {len(header)}" if any(cells) else ""
+                else:
+                    cells = {names[number]: cell for number, cell in enumerate(cells) if cell and names[number]}
+                    cells |= {"audio": beside.name} if beside else {}
+            if cells:
+                yield place, cells
+        if not is_header:
+            raise InputError(f"{path}: its first line cannot be read as the names of columns; write it anew")
 
-    def _table_rows(self, path: Path, delimiter: str) -> _Rows:
-        lines = (line for _, line in _numbered_lines(path))
-        parts = (part for line in lines for part in io.StringIO(line, newline=""))  # a carriage return ends a line too
-        table = csv.reader(parts, delimiter=delimiter)
-        try:
-            header = [name.strip() for name in next(table, [])]
-        except csv.Error as error:
-            raise InputError(f"{path}: its first line is not a row of a table ({error})") from error
-        if not {*header} & {*AUDIO_COLUMNS} or not {*header} & {*self.text_columns}:
-            expected = self._expected_columns
-            raise InputError(f"{path}: the first line names no audio and text columns; expected {expected}")
-        while True:
-            try:
-                cells = next(table, None)
-            except csv.Error as problem:
-                yield table.line_num, str(problem)
-                continue
-            if cells is None:
-                return
-            if len(cells) == len(header):
-                yield table.line_num, {name: cell for name, cell in zip(header, cells, strict=True) if cell}
-            elif cells:
-                yield table.line_num, f"has {len(cells)} cells, the header {len(header)}"
-
-    def _conversation(self, path: Path, fields: Mapping[str, Any], place: str) -> TrainingConversation:
-        """The clip of a row. Raises _InvalidRow."""
-        audio = _first_value(fields, AUDIO_COLUMNS)
+    def _conversation(self, table: _Table, fields: Any, place: str) -> TrainingConversation:
+        """The clip of a row, or the clips of a list of rows. Raises _InvalidRow."""
+        if isinstance(fields, list):
+            if not fields:
+                raise _InvalidRow("is an empty list; expected clips")
+            parts = [self._conversation(table, each, f"{place} {n}") for n, each in enumerate(fields, 1)]
+            return TrainingConversation(place.rpartition(":")[2], tuple(part.clips[0] for part in parts))
+        if not isinstance(fields, Mapping):
+            raise _InvalidRow(f"is {fields!r:.40}; expected fields")
+        present = {str(name): value for name, value in fields.items() if value is not None}
+        columns = find_columns(present, table.choice)
+        table.warn_of_unused(present, columns)
+        row: dict[Role, Any] = {role: present[name] for role, name in columns.items()}
+        audio = row.get("audio")
         audio = audio.get("path") if isinstance(audio, Mapping) else audio  # as `datasets` writes it
         if audio is not None and not isinstance(audio, str):
             raise _InvalidRow(f"audio is {audio!r:.40}; expected a file name")
         name = _text(audio)
-        offset, duration = _seconds(fields, "offset"), _seconds(fields, "duration")
-        end = None if offset is None or duration is None else offset + duration
-        speaker, rate = _first_value(fields, SPEAKER_COLUMNS), _first_value(fields, RATE_COLUMNS)
+        start, end, duration = _span(row)
+        speaker, rate = row.get("speaker"), row.get("rate")
         try:
             rate = None if rate is None else int(rate)
         except (TypeError, ValueError, OverflowError):
             raise _InvalidRow(f"sampling rate is {rate!r:.40}; expected samples per second") from None
+        recording = None
+        if name:
+            folder = table.path.parent
+            missing = (
+                name if table.choice is self.columns or name.lower().endswith(AUDIO_SUFFIXES) else f"wavs/{name}.wav"
+            )
+            file = find_audio(folder, name, table.folders) or folder / os.path.expanduser(missing)  # noqa: PTH111
+            recording = Recording(file, start, end)
         clip = TrainingClip(
-            speaker=self.speakers.number(None if speaker is None else str(speaker).strip()),
-            text=_text(_first_value(fields, self.text_columns)),
-            recording=Recording(resolve_beside(path, name), offset, end) if name else None,
+            speaker=self.speakers.number(None if speaker is None else str(speaker).strip() or None),
+            text=_text(row.get("text")),
+            recording=recording,
             place=place,
             duration=duration if end is None else None,
             rate=rate,
         )
-        explicit = _first_value(fields, ID_COLUMNS)
-        derived = name.rpartition(".")[0] or name if offset is None else f"{name}@{offset:g}"
+        explicit = row.get("id")
+        suffix = next((each for each in AUDIO_SUFFIXES if name.lower().endswith(each)), "")
+        derived = name.removesuffix(name[len(name) - len(suffix) :]) if start is None else f"{name}@{start:g}"
         return TrainingConversation(str(explicit) if explicit is not None else derived or place, (clip,))
 
 
 def _convert(
-    path: Path, rows: _Rows, convert: Callable[[Mapping[str, Any], str], TrainingConversation]
+    path: Path, rows: Iterable[Row], convert: Callable[[Any, str], TrainingConversation]
 ) -> Iterator[DatasetItem]:
-    """Each numbered row as a conversation; invalid ones as dropped clips."""
-    for number, fields in rows:
-        place = f"{path}:{number}"
+    """Each row as a conversation; invalid ones as dropped clips."""
+    for where, fields in rows:
+        place = f"{path}:{where}"
         try:
             if isinstance(fields, str):
                 raise _InvalidRow(fields)
@@ -325,33 +365,25 @@ def _convert(
             yield DroppedClip("", place, "invalid row", str(problem))
 
 
-def _numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Lines with their ends, numbered from 1; bytes that are not UTF-8 become surrogates."""
-    try:
-        with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="\n") as file:
-            yield from enumerate(file, 1)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); name a dataset's file or folder") from error
+def _is_audio(cell: str) -> bool:
+    return cell.strip().lower().endswith(AUDIO_SUFFIXES)
 
 
-def _json_rows(path: Path) -> _Rows:
-    for number, line in _numbered_lines(path):
-        if line.strip():
-            fields = _json_object(line)
-            yield number, "is not a JSON object" if fields is None else fields
+def _is_audio_row(audio: int | None, width: int, cells: Sequence[str]) -> bool:
+    return audio is not None and len(cells) == width and _is_audio(cells[audio])
 
 
-def _json_object(line: str) -> dict[str, Any] | None:
-    try:
-        fields = parse_json(line)
-    except ValueError:
-        return None
-    return fields if isinstance(fields, dict) else None
-
-
-def _first_value(fields: Mapping[str, Any], names: tuple[str, ...]) -> Any:
-    """A row's value in the first of these columns that has one."""
-    return next((fields[name] for name in names if fields.get(name) is not None), None)
+def _span(row: Mapping[Role, Any]) -> tuple[float | None, float | None, float | None]:
+    """Start and end of the clip in its recording and its duration, all in seconds, as far as the row names them."""
+    start, end, duration = (_seconds(row, "start"), _seconds(row, "end"), _seconds(row, "duration"))
+    start = _seconds(row, "start_ms", 1000) if start is None else start
+    start = _seconds(row, "offset") if start is None else start
+    end = _seconds(row, "end_ms", 1000) if end is None else end
+    if end is None and start is not None and duration is not None:
+        end = start + duration
+    if end is not None and end <= (start or 0.0):
+        raise _InvalidRow(f"ends at {end:g} s, not after its start at {start or 0.0:g} s")
+    return start, end, duration
 
 
 def _text(value: Any) -> str:
@@ -366,14 +398,14 @@ def _text(value: Any) -> str:
     return value.strip()
 
 
-def _seconds(fields: Mapping[str, Any], name: str) -> float | None:
-    value = fields.get(name)
+def _seconds(row: Mapping[Role, Any], role: Role, per_second: int = 1) -> float | None:
+    value = row.get(role)
     if value is None:
         return None
     try:
-        seconds = float(value)
-    except (TypeError, ValueError):
+        seconds = float(value) / per_second
+    except (TypeError, ValueError, OverflowError):
         seconds = math.nan
     if not 0 <= seconds < math.inf:
-        raise _InvalidRow(f"{name} is {value!r:.40}; expected seconds")
+        raise _InvalidRow(f"{role} is {value!r:.40}; expected {'seconds' if per_second == 1 else 'milliseconds'}")
     return seconds

@@ -10,7 +10,8 @@ import pytest
 from helpers.budget import assert_linear
 
 from csm_cli.data.dataset import SpeakerNumbers
-from csm_cli.data.readers import RowReader, find_datasets, read_datasets
+from csm_cli.data.discovery import find_datasets
+from csm_cli.data.readers import RowReader, read_datasets
 
 
 def test_many_speakers() -> None:

@@ -16,10 +16,12 @@ from helpers.run import Result
 from pyarrow.parquet import ParquetFile, write_table
 
 from csm_cli.data.checks import ClipLimits, UnsuitableClip, check_clip
+from csm_cli.data.columns import ColumnChoice
 from csm_cli.data.dataset import DroppedClip, SpeakerNumbers, TrainingClip, TrainingConversation
+from csm_cli.data.discovery import find_datasets
 from csm_cli.data.parquet import read_cell_audio
 from csm_cli.data.prepare import clip_fingerprint
-from csm_cli.data.readers import RowReader, find_datasets, read_datasets
+from csm_cli.data.readers import RowReader, read_datasets
 from csm_cli.errors import InputError
 
 SOUND = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
@@ -40,7 +42,7 @@ def table(path: Path, sounds: Sequence[dict[str, Any] | None], rows_of_a_group: 
 
 
 def read(*sources: Path, columns: Sequence[str] = ("text",)) -> list[TrainingConversation | DroppedClip]:
-    return list(read_datasets(find_datasets(sources), RowReader(SpeakerNumbers(), tuple(columns))))
+    return list(read_datasets(find_datasets(sources), RowReader(SpeakerNumbers(), ColumnChoice(*columns))))
 
 
 def clips(path: Path) -> list[TrainingClip]:

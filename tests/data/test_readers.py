@@ -9,16 +9,18 @@ from pathlib import Path
 import pytest
 from helpers.audio import write_tone
 
+from csm_cli.data.columns import ColumnChoice
 from csm_cli.data.dataset import DatasetChunk, DroppedClip, SpeakerNumbers, TrainingClip, TrainingConversation
-from csm_cli.data.readers import RowReader, find_datasets, read_datasets, split_chunks
+from csm_cli.data.discovery import DatasetFile, find_datasets
+from csm_cli.data.readers import RowReader, read_datasets, split_chunks
 from csm_cli.errors import InputError
 from csm_cli.types import Recording
 
 
 def rows(path: Path, text: str, *columns: str) -> list[TrainingConversation | DroppedClip]:
     path.write_text(text, encoding="utf-8", errors="surrogateescape")
-    reader = RowReader(SpeakerNumbers(), columns) if columns else RowReader(SpeakerNumbers())
-    return list((reader.read_ljspeech if "|" in text else reader.read_rows)(path))
+    format = "list" if "|" in text else "table" if path.suffix in (".csv", ".tsv") else "lines"
+    return list(RowReader(SpeakerNumbers(), ColumnChoice(*columns)).read(DatasetFile("", path, format)))
 
 
 def only(items: list[TrainingConversation | DroppedClip]) -> TrainingConversation:
@@ -120,8 +122,7 @@ def test_invalid_row_is_reported_and_the_next_is_read(tmp_path: Path, line: str,
     [
         ("file_name,text\na.wav,Hi,Ho\n", "has 3 cells, the header 2"),
         ("file_name,text\na.wav," + "x" * 200_000 + "\n", "field larger"),
-        ("a|b|c|d\n", "has 4 fields between |"),
-        ("|b\n", "has no id before the first |"),
+        ("|b\n", "names no audio file in column 1"),
     ],
 )
 def test_invalid_table_row(tmp_path: Path, text: str, message: str) -> None:
@@ -142,7 +143,7 @@ def test_header_without_required_columns(tmp_path: Path, text: str) -> None:
 
 def test_missing_rows_file(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="No such file"):
-        list(RowReader(SpeakerNumbers()).read_rows(tmp_path / "none.jsonl"))
+        list(RowReader(SpeakerNumbers()).read(DatasetFile("", tmp_path / "none.jsonl", "lines")))
 
 
 ROW = '{"file_name": "a.wav", "text": "Hi"}\n'

@@ -25,7 +25,8 @@ from pathlib import Path
 from csm_cli.batch.ledger import Ledger
 from csm_cli.checkpoint import open_checkpoint
 from csm_cli.data.dataset import SpeakerNumbers
-from csm_cli.data.readers import RowReader, find_datasets, read_datasets
+from csm_cli.data.discovery import find_datasets
+from csm_cli.data.readers import RowReader, read_datasets
 from csm_cli.errors import CsmError
 from csm_cli.generation.turn_cache import TurnCache
 from csm_cli.script import read_either, read_manifest, script_from

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from csm_cli.data.dataset import DatasetChunk, SpeakerNumbers
-from csm_cli.data.readers import RowReader, find_datasets, read_datasets, split_chunks
+from csm_cli.data.discovery import find_datasets
+from csm_cli.data.readers import RowReader, read_datasets, split_chunks
 
 
 def chunks(dataset: Path, clips: int = 2) -> Iterator[DatasetChunk]:
