@@ -19,9 +19,9 @@ from csm_cli.data.columns import AUDIO_SUFFIXES
 from csm_cli.errors import InputError
 from csm_cli.storage.untrusted import parse_json, read_regular
 
-Place = int | str
+Location = int | str
 """Line number of a row, or its place in words, as `row 3`."""
-Row = tuple[Place, Any]
+Row = tuple[Location, Any]
 """A row's place and its fields: a mapping, a list of cells or of a conversation's mappings; text is what is wrong."""
 
 MAX_JSON_BYTES = 256 << 20  # of a JSON array or transcript, which is read at once
