@@ -22,11 +22,12 @@ from csm_cli.cli.models import models
 from csm_cli.cli.options import expand_options
 from csm_cli.cli.say import say
 from csm_cli.cli.script import script
+from csm_cli.cli.serve import serve
 from csm_cli.cli.train import train
 from csm_cli.cli.voices import voices
 
 COMMANDS: dict[str, tuple[Any, ...]] = {
-    "Speak": (say, converse, batch),
+    "Speak": (say, converse, batch, serve),
     "Scripts and batches": (check, script, merge),
     "Voices and models": (voices, models, export),
     "Training": (data, train),

@@ -1,1 +1,1 @@
-"""`csm serve`: OpenAI's speech endpoint, conversations, text streamed in, and the studio page."""
+"""`csm serve`: OpenAI's speech endpoint over HTTP."""

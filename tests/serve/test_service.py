@@ -5,14 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from threading import Event as Flag
 
 import numpy as np
 import pytest
 import torch
 
-from csm_cli.checkpoint import open_checkpoint
 from csm_cli.errors import CsmError, DeadlineExceeded, ServerBusy, UsageError
 from csm_cli.generation.conversation import ConversationState, ResolvedDefaults
 from csm_cli.generation.events import AudioChunk, Event, Utterance
@@ -49,11 +47,6 @@ class Client:
     @property
     def samples(self) -> np.ndarray:
         return np.concatenate([event.samples for event in self.events if isinstance(event, AudioChunk)])
-
-
-@pytest.fixture(scope="module")
-def synth(tiny_checkpoint: Path) -> Synthesizer:
-    return Synthesizer(open_checkpoint(str(tiny_checkpoint)), torch.device("cpu"), torch.float32, slots=4)
 
 
 @pytest.fixture

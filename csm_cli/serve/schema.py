@@ -1,0 +1,105 @@
+"""What clients send, and the form of errors."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from csm_cli.errors import InputError
+from csm_cli.serve.limits import MAX_CONTEXT_CLIPS, MAX_INPUT_CHARS
+from csm_cli.serve.tempo import MAX_SPEED, MIN_SPEED
+from csm_cli.settings import GENERATION
+from csm_cli.settings.model import GenerationFields
+from csm_cli.types import GenerationOptions
+
+ResponseFormat = Literal["mp3", "opus", "aac", "flac", "wav", "pcm"]
+SpokenText = Annotated[str, Field(min_length=1, max_length=MAX_INPUT_CHARS)]
+Speed = Annotated[float, Field(ge=MIN_SPEED, le=MAX_SPEED, allow_inf_nan=False)]
+
+
+class VoiceRef(BaseModel):
+    """A voice as an object, as OpenAI names custom voices."""
+
+    id: str
+
+
+class ContextClip(BaseModel):
+    """An earlier turn that the model hears: what was said, and the sound as base64 or a data: URL."""
+
+    model_config = ConfigDict(extra="forbid")
+    text: SpokenText
+    audio: str
+    speaker: Annotated[int, Field(ge=0, le=999)] = 0
+
+
+class SpokenFields(GenerationFields):
+    """What every request for speech can set. Unknown fields are accepted and named in a header."""
+
+    model_config = ConfigDict(extra="allow")
+    response_format: ResponseFormat = "mp3"
+    speed: Speed = 1.0
+    instructions: str | None = Field(None, description="Accepted; has no effect.")
+    stream_format: Literal["audio", "sse"] = "audio"
+    stream: bool = Field(True, description="False: send the whole file when it is finished, after retries if needed.")
+
+    @property
+    def options(self) -> GenerationOptions:
+        return GenerationOptions(**{name: getattr(self, name) for name in GENERATION})
+
+    @property
+    def ignored(self) -> list[str]:
+        """Fields without effect."""
+        return (["instructions"] if self.instructions else []) + sorted(self.model_extra or {})
+
+
+class SpeechBody(SpokenFields):
+    """`POST /v1/audio/speech`."""
+
+    model: str = "csm"
+    input: SpokenText
+    voice: str | VoiceRef | None = None
+    speaker: Annotated[int, Field(ge=0, le=999)] = 0
+    ref_audio: str | None = Field(None, description="A clip of the voice: base64 or a data: URL.")
+    ref_text: SpokenText | None = Field(None, description="What the clip says.")
+    context: Annotated[list[ContextClip], Field(default_factory=list, max_length=MAX_CONTEXT_CLIPS)]
+
+    @property
+    def voice_name(self) -> str | None:
+        return self.voice.id if isinstance(self.voice, VoiceRef) else self.voice
+
+
+def decode_audio(name: str, text: str) -> bytes:
+    """The bytes of base64 or of a data: URL.
+
+    Raises:
+        InputError: it is neither. A path or another URL is refused: the server opens nothing that a client names.
+    """
+    data = text
+    if text[:5].lower() == "data:":
+        head, comma, data = text.partition(",")
+        if not comma or not head.lower().endswith(";base64"):
+            raise InputError(f"{name}: expected a data: URL with ;base64")
+    try:
+        decoded = base64.b64decode("".join(data.split()), validate=True)
+    except (binascii.Error, ValueError) as problem:
+        hint = "; paths and URLs are not opened" if "/" in text[:64] or ":" in text[:64] else ""
+        raise InputError(f"{name}: expected audio as base64 or as a data: URL{hint}") from problem
+    if not decoded:
+        raise InputError(f"{name}: holds no audio")
+    return decoded
+
+
+def error_body(message: str, kind: str, param: str | None = None, code: str | None = None) -> dict[str, Any]:
+    """An error in OpenAI's form."""
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
+def describe_validation(errors: list[Any]) -> tuple[str, str | None]:
+    """The message and the field of a request that is not valid."""
+    first = errors[0]
+    path = ".".join(str(each) for each in first["loc"] if each not in ("body", "query", "path"))
+    more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
+    return f"{path or 'body'}: {first['msg']}{more}", path or None
