@@ -17,7 +17,7 @@ Samples = NDArray[np.float32]
 _UNKNOWN_SIZE = 0xFFFFFFFF  # of a WAV whose length is not known when its header is sent
 
 
-class Encoder(Protocol):
+class StreamEncoder(Protocol):
     """push: the bytes that more samples [N] give. finish: the last ones."""
 
     def push(self, samples: Samples) -> bytes: ...
@@ -47,7 +47,7 @@ STREAM_FORMATS = {
 }
 
 
-def new_encoder(name: str, rate: int, comment: str = "") -> Encoder:
+def new_encoder(name: str, rate: int, comment: str = "") -> StreamEncoder:
     """An encoder of one of `STREAM_FORMATS` for mono samples at `rate`. comment: metadata, where the format has any.
 
     Raises:

@@ -12,7 +12,7 @@ from csm_cli.errors import CsmError
 from csm_cli.generation.conversation import ConversationState
 from csm_cli.generation.events import AudioChunk, Event, Utterance
 from csm_cli.generation.synthesizer import Synthesizer
-from csm_cli.serve.encoders import Encoder, Samples
+from csm_cli.serve.encoders import StreamEncoder, Samples
 from csm_cli.serve.service import SpeechJob, SpeechService
 from csm_cli.serve.tempo import TempoChanger
 
@@ -91,7 +91,7 @@ async def _disconnected(request: Request) -> None:
 
 
 async def encoded(
-    stream: EventStream, first: AudioChunk | None, encoder: Encoder, tempo: TempoChanger
+    stream: EventStream, first: AudioChunk | None, encoder: StreamEncoder, tempo: TempoChanger
 ) -> AsyncIterator[bytes]:
     """The bytes of a stream whose first chunk has come already."""
     chunk = first
@@ -102,6 +102,6 @@ async def encoded(
     yield encode_last(encoder, tempo.finish())
 
 
-def encode_last(encoder: Encoder, samples: Samples) -> bytes:
+def encode_last(encoder: StreamEncoder, samples: Samples) -> bytes:
     """The bytes of the last samples and the end of the file."""
     return encoder.push(samples) + encoder.finish()

@@ -20,7 +20,7 @@ from csm_cli.errors import CsmError, GenerationFailed, InputError
 from csm_cli.generation.conversation import ConversationState, ResolvedDefaults
 from csm_cli.generation.events import Utterance, audio_tags
 from csm_cli.generation.synthesizer import Synthesizer
-from csm_cli.serve.encoders import STREAM_FORMATS, Encoder, new_encoder
+from csm_cli.serve.encoders import STREAM_FORMATS, StreamEncoder, new_encoder
 from csm_cli.serve.events import EventStream, encode_last, encoded, unless_disconnected
 from csm_cli.serve.limits import MAX_IGNORED_NAMES
 from csm_cli.serve.problems import problem_of
@@ -202,7 +202,7 @@ class SpokenResponse:
         tags = audio_tags([utterance], self.context.synth.checkpoint)
         if name in ("wav", "flac", "pcm"):
             return encode(Audio(samples, rate), name, tags)
-        encoder: Encoder = new_encoder(name, rate, tags.comment)
+        encoder: StreamEncoder = new_encoder(name, rate, tags.comment)
         return encode_last(encoder, samples)
 
     async def _audio(self, stream: EventStream, audio: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
