@@ -75,7 +75,7 @@ _OTHER_LABELS = frozenset(
     ]
 )
 _PHONETIC = re.compile(r"[ɐ-ʯˈˌː]|\b[A-Z]{1,2}[0-2]\b")  # IPA, or vowels of ARPABET with their stress
-_WORD = re.compile(r"[^\W\d_]{3,}(?![\w.])")
+_TOKEN = re.compile(r"\w+\.?")
 
 
 @dataclass(frozen=True)
@@ -156,10 +156,9 @@ def spelled_column(rows: Sequence[Sequence[str]], roles: Mapping[Role, int]) -> 
 
 def spells_out(text: str, other: str) -> bool:
     """Whether `other` has the words of `text`, with numbers and abbreviations written out."""
-    words, others = (
-        {word.casefold() for word in _WORD.findall(text)},
-        {word.casefold() for word in _WORD.findall(other)},
-    )
+    words, others = ({token.casefold() for token in _TOKEN.findall(each)} for each in (text, other))
+    words = {word for word in words if len(word) > 2 and word.isalpha()}  # without what a dot ends, as "Dr."
+    others = {word.removesuffix(".") for word in others}
     if not words:  # only numbers, abbreviations or short words
         return not any(char.isdigit() for char in other) and (
             text.strip().casefold() == other.strip().casefold() or len(other.split()) > len(text.split())
