@@ -100,6 +100,8 @@ def error_body(message: str, kind: str, param: str | None = None, code: str | No
 def describe_validation(errors: list[Any]) -> tuple[str, str | None]:
     """The message and the field of a request that is not valid."""
     first = errors[0]
+    if first["type"] == "model_attributes_type" and tuple(first["loc"]) == ("body",):
+        return "body: expected a JSON object, sent with the header Content-Type: application/json", None
     path = ".".join(str(each) for each in first["loc"] if each not in ("body", "query", "path"))
     more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
     return f"{path or 'body'}: {first['msg']}{more}", path or None

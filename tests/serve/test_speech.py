@@ -217,3 +217,8 @@ def test_a_deadline_is_503(synth: Synthesizer) -> None:
     with running_server(synth, deadline=0.05, flags=GenerationOptions(max_duration=20.0)) as server:
         response = server.http.post("/v1/audio/speech", json=SPEECH | {"stream": False})
         assert response.status_code == 503 and response.json()["error"]["code"] == "deadline_exceeded"
+
+
+def test_a_body_without_its_content_type_names_the_header(server: RunningServer) -> None:
+    answer = server.http.post("/v1/audio/speech", content=b'{"input": "Hi."}', headers={"content-type": "text/plain"})
+    assert answer.status_code == 400 and "Content-Type: application/json" in answer.json()["error"]["message"]
