@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from csm_cli.errors import Diagnostic, ScriptInvalid
+from csm_cli.script.cues import CUE_START, read_cues
 from csm_cli.script.files import STDIN, read_text
 from csm_cli.storage.untrusted import parse_json
 
@@ -22,18 +22,7 @@ _TAGS = {
 _EXAMPLES = {"dia": "[S1] Hello.", "higgs": "[SPEAKER0] Hello.", "vibevoice": "Speaker 1: Hello."}
 _HIGGS_MARK = re.compile(r"<\|(\w{1,64}?)_(start|end)\|>")
 
-_TIME = r"(?:(\d{1,6}):)?(\d{1,2}):(\d{2})[,.](\d{3})"
-_CUE_TIMES = re.compile(rf"^\s*{_TIME}[ \t]+-->[ \t]+{_TIME}(?:[ \t].*)?$")
-_CUE_START = re.compile(r"^[ \t]*(\d{1,6}:)?\d{1,2}:\d{2}[,.]\d{3} +-->", re.MULTILINE)
-# No part of these can match in two ways, so that they take time in proportion to the text.
-_CUE_VOICE = re.compile(r"^<v(?:\.[^\s>]*)?[ \t]+([^\s>][^>]*)>")
-_CUE_MARKUP = re.compile(r"</?[a-zA-Z][^<>]*>|<\d[\d:.]*>|\{\\[^{}]*\}")
-_CUE_NAME = re.compile(r"^([^\W\d_][^:<>]{0,30}):\s+(?=\S)")
 _LAST_NUMBER = re.compile(r"(?<!\d)\d{1,9}$")
-_DEFAULT_SPEAKER = "speaker 0"
-_SENTENCE_END = re.compile(r"[.!?…。！？][\"'”’)\]]*$")  # noqa: RUF001
-MAX_CUE_GAP = 0.5  # seconds between two cues of one sentence
-MAX_JOINED_CHARS = 200  # of the cues of one turn
 
 
 @dataclass(frozen=True)
@@ -88,7 +77,7 @@ def _detect_format(path: str, text: str) -> str:
         return suffix
     if text.lstrip().startswith("WEBVTT"):
         return "vtt"
-    if _CUE_START.search(text[:2000]):
+    if CUE_START.search(text[:2000]):
         return "srt"
     if text.lstrip().startswith(("{", "[{")):
         return "higgs"
@@ -181,68 +170,14 @@ def _without_instructions(text: str) -> str:
     return "".join((*parts, text[position:]))
 
 
-def _unescape(text: str) -> str:
-    """HTML references as characters; as written where a number has thousands of digits, which int() refuses."""
-    try:
-        return html.unescape(text)
-    except ValueError:
-        return text
-
-
 def _read_cues(path: str, text: str) -> list[_ImportedTurn]:
-    """The turns of subtitles, ordered by time; the cues of one sentence are joined to one turn.
-
-    The speaker is a WebVTT voice, or a name before the text ("ANA: Hello.") if it is in capitals or every cue has one.
-
-    Raises:
-        ScriptInvalid: there are no cues, or one without a text.
-    """
-    cues = []
-    lines = iter(enumerate(text.splitlines(), 1))
-    for number, line in lines:
-        if times := _CUE_TIMES.match(line):
-            below: list[str] = []
-            for _, text_line in lines:
-                if not text_line.strip():
-                    break
-                below.append(text_line.strip())
-            cues.append(_parse_cue(path, number, times, " ".join(below)))
-    if not cues:
-        raise _invalid(path, 1, "there are no cues (00:00:01,000 --> 00:00:02,000)")
-    cues.sort(key=lambda cue: cue.start)
-    names = [_CUE_NAME.match(cue.text) for cue in cues]
-    all_named = all(names)
-    turns: list[_ImportedTurn] = []
-    for cue, name in zip(cues, names, strict=True):
-        if name and not cue.speaker and (all_named or name[1].isupper()):
-            cue = replace(cue, speaker=name[1], text=cue.text[name.end() :].removeprefix("- "))
-        cue = replace(cue, speaker=cue.speaker or _DEFAULT_SPEAKER)
-        last = turns[-1] if turns else replace(cue, speaker="")
-        if (
-            last.speaker == cue.speaker
-            and cue.start - last.end <= MAX_CUE_GAP
-            and len(last.text) + len(cue.text) < MAX_JOINED_CHARS
-            and not _SENTENCE_END.search(last.text)
-        ):
-            turns[-1] = replace(last, text=f"{last.text} {cue.text}", end=max(last.end, cue.end))
-        else:
-            turns.append(cue)
-    return turns
-
-
-def _parse_cue(path: str, line: int, times: re.Match[str], content: str) -> _ImportedTurn:
-    seconds = []
-    for first in (0, 4):
-        hours, minutes, whole, milliseconds = (int(part or 0) for part in times.groups()[first : first + 4])
-        seconds.append(hours * 3600 + minutes * 60 + whole + milliseconds / 1000)
-    start, end = seconds
-    voice = _CUE_VOICE.match(content)
-    text = " ".join(_unescape(_CUE_MARKUP.sub("", content)).split()).removeprefix("- ")
-    if end <= start:
-        raise _invalid(path, line, "the cue ends before it begins")
-    if not text:
-        raise _invalid(path, line, "expected text below the times, got nothing")
-    return _ImportedTurn(line, _unescape(voice[1]).strip() if voice else "", text, start, end)
+    """Raises ScriptInvalid for a line that is no time line, for a cue that ends before it begins, without cues."""
+    found = read_cues(path, text, lambda line, message: _invalid(path, line, message))
+    if not found.turns:
+        raise _invalid(
+            path, found.left_out[0][0] if found.left_out else 1, "expected text below the times, got nothing"
+        )
+    return [_ImportedTurn(each.line, each.speaker, each.text, each.start, each.end) for each in found.turns]
 
 
 def _invalid(path: str, line: int, message: str) -> ScriptInvalid:

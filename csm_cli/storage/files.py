@@ -99,19 +99,21 @@ class _StagedFile:
 
     @contextmanager
     def writing(self, flush: bool) -> Iterator[None]:
-        """Closes the file after the block; with `flush` its content is on the disk then. OSError -> OutputFailed."""
+        """Hands over what was written; with `flush` it is on the disk after the block. OSError -> OutputFailed."""
         try:
-            with self.file:
-                yield
-                self.file.flush()
-                if flush:
-                    os.fsync(self.file.fileno())
+            yield
+            self.file.flush()
+            if flush:
+                os.fsync(self.file.fileno())
         except OSError as error:
             reason = error.strerror or error
             raise OutputFailed(f"{self._path}: could not be written ({reason}); nothing was left behind") from error
 
     def publish(self) -> None:
+        """Until then the file stays open, and so locked: others remove a temporary file that nobody has locked."""
         try:
+            if os.name == "nt":  # which renames no open file
+                self.file.close()
             self._temporary.replace(self._target)
         except OSError as error:
             raise OutputFailed(

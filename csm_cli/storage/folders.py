@@ -123,7 +123,8 @@ def remove_folder(folder: Path) -> None:
     """Removes a folder at once: readers see all of it or nothing. Raises OSError."""
     gone = _sibling(folder, "gone")
     folder.rename(gone)
-    shutil.rmtree(gone)
+    with suppress(FileNotFoundError):  # another process may remove it as a leftover at the same time
+        shutil.rmtree(gone)
 
 
 def recover_folder(folder: Path) -> None:
