@@ -1,11 +1,13 @@
-"""A fault at every file operation of every command that writes: nothing is lost, half-written or left behind.
+"""A fault at file operations of every command that writes: nothing is lost, half-written or left behind.
 
-`pytest -m slow tests/cli/test_faults.py -s` prints how many operations were tried for each command.
+`CSM_TEST_EVERY_FAULT=1 pytest -m slow tests/cli/test_faults.py -s` takes every operation, which needs half an hour, and
+prints how many were tried for each command. Without it a few of each are taken.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -131,9 +133,10 @@ def test_two_processes_at_once_lose_nothing(name: str, workplace: Path, tiny_che
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", COMMANDS)
-def test_a_fault_at_every_operation_loses_nothing(
+def test_a_fault_at_any_operation_loses_nothing(
     name: str, workplace: Path, tiny_checkpoint: Path, run: Run, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    tried = check_faults(run, prepare(name, workplace, tiny_checkpoint, run), FAULTS)
+    sample = None if os.environ.get("CSM_TEST_EVERY_FAULT") else 4
+    tried = check_faults(run, prepare(name, workplace, tiny_checkpoint, run), FAULTS, sample)
     with capsys.disabled():
         print(f"\n{name}: {tried} operations tried, 0 lost", end="")
