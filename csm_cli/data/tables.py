@@ -176,7 +176,8 @@ def quoted_rows(path: Path, delimiter: str, width: int, is_row: Callable[[Sequen
             return
         number, line = taken[0]
         inner = [csv_cells(each, delimiter) for _, each in taken[1:]]
-        if any(map(is_row, inner)):
+        is_whole = cells is None or len(cells) == width or (len(cells) > width and not any(cells[width:]))
+        if inner and not problem and (any(map(is_row, inner)) or not is_whole):
             problem = "a quote is left open before the next row"
         if problem:
             waiting.extendleft(reversed(taken[1:]))
