@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -229,13 +230,16 @@ def account(form: str, rows: list[str], changes: list[tuple[str, int, int]], fol
     lines = changed(lines, changes)
     path = folder / name
     path.write_bytes((header + "".join(lines)).encode("utf-8", "surrogateescape"))
+    logging.disable()  # xdist cannot send captured names that are not UTF-8
     try:
         clips, dropped, _ = read(path)
     except InputError:
         return  # refused as a whole
+    finally:
+        logging.disable(logging.NOTSET)
     text = header + "".join(lines)
     places = [int(item.place.rpartition(":")[2]) for item in (*clips, *dropped)]
-    full = {number for number, line in enumerate(text.split("\n"), 1) if line.strip(" \t\r\x1c\x1d\x1e\x85")}
+    full = {number for number, line in enumerate(text.split("\n"), 1) if line.strip(" \t\r\x1c\x1d\x1e\x85,|")}
     lost = full - set(places) - ({1} if header else set())
     inside = {
         place + each for place, clip in zip(places, clips, strict=False) for each in range(clip.text.count("\n") + 1)
@@ -254,7 +258,7 @@ ROWS: Any = st.lists(st.lists(st.sampled_from(WORDS), min_size=1, max_size=4), m
 
 
 @given(form=FORM, rows=ROWS, changes=CHANGES)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60, deadline=None, derandomize=True)
 def test_every_row_is_accounted_for(
     form: str, rows: list[list[str]], changes: list[tuple[str, int, int]], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
@@ -265,7 +269,7 @@ def test_every_row_is_accounted_for(
 @pytest.mark.parametrize("form", sorted(FORMS))
 def test_every_row_of_a_thousand_files_is_accounted_for(form: str, tmp_path: Path) -> None:
     @given(rows=ROWS, changes=CHANGES)
-    @settings(max_examples=1000, deadline=None)
+    @settings(max_examples=1000, deadline=None, derandomize=True)
     def check(rows: list[list[str]], changes: list[tuple[str, int, int]]) -> None:
         account(form, rows, changes, tmp_path)  # type: ignore[arg-type]
 
