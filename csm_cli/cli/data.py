@@ -72,9 +72,9 @@ class DataSelection:
             limits = f"--min-duration {self.min_duration:g}", f"--max-duration {self.max_duration:g}"
             raise UsageError(f"{limits[0]} is not below {limits[1]}")
         speakers = SpeakerNumbers(self.default_speaker)
-        reader = RowReader(speakers, ColumnChoice(self.text_column, self.speaker_column, self.audio_column))
-        files = find_datasets([source.expanduser() for source in sources], self.format)
-        return speakers, split_chunks(read_datasets(files, reader))
+        columns = ColumnChoice(self.text_column, self.speaker_column, self.audio_column)
+        files = find_datasets([source.expanduser() for source in sources], self.format, columns)
+        return speakers, split_chunks(read_datasets(files, RowReader(speakers, columns)))
 
 
 @dataclass(frozen=True)

@@ -39,39 +39,12 @@ _SAMPLE_ROWS = 200  # rows of a table without column names that decide what its 
 # Labels that follow the text in lists of files, and name no speaker: emotions, languages, parts of a dataset, genders.
 _OTHER_LABELS = frozenset(
     [
-        *("neutral", "happy", "sad", "angry", "anger", "amused", "disgust", "disgusted", "sleepy", "sleepiness", "joy"),
-        *("surprised", "surprise", "whisper", "whispering", "drunk", "calm", "fear", "fearful", "excited", "confused"),
-        *(
-            "laughing",
-            "default",
-            "sadness",
-            "narration",
-            "conversational",
-            "en",
-            "de",
-            "fr",
-            "es",
-            "it",
-            "pt",
-            "nl",
-            "pl",
-        ),
-        *(
-            "ru",
-            "zh",
-            "ja",
-            "ko",
-            "en-us",
-            "en-gb",
-            "en_us",
-            "en_gb",
-            "english",
-            "german",
-            "french",
-            "spanish",
-            "train",
-        ),
-        *("dev", "test", "valid", "validation", "eval", "true", "false", "male", "female", "m", "f", "yes", "no"),
+        *("neutral", "happy", "sad", "angry", "anger", "amused", "disgust", "disgusted", "sleepy"),
+        *("sleepiness", "joy", "surprised", "surprise", "whisper", "whispering", "drunk", "calm", "fear"),
+        *("fearful", "excited", "confused", "laughing", "default", "sadness", "narration", "conversational"),
+        *("en", "de", "fr", "es", "it", "pt", "nl", "pl", "ru", "zh", "ja", "ko", "en-us", "en-gb", "en_us"),
+        *("en_gb", "english", "german", "french", "spanish", "train", "dev", "test", "valid", "validation"),
+        *("eval", "true", "false", "male", "female", "m", "f", "yes", "no"),
     ]
 )
 _PHONETIC = re.compile(r"[ɐ-ʯˈˌː]|\b[A-Z]{1,2}[0-2]\b")  # IPA, or vowels of ARPABET with their stress
@@ -114,8 +87,7 @@ def find_columns(names: Iterable[str], choice: ColumnChoice) -> dict[Role, str]:
 
 
 def guess_columns(place: str, rows: Sequence[Sequence[str]], known: set[int], choice: ColumnChoice) -> dict[Role, int]:
-    """The column of each role in a table without column names, counted from 0; `text` may have a second column
-    "spelled", in which numbers are written out.
+    """The column of each role in a table without column names, counted from 0.
 
     rows: the first rows' cells. known: columns whose cells name files that exist.
 

@@ -46,12 +46,17 @@ class DatasetFile:
     format: str
 
 
-def find_datasets(sources: Sequence[Path], format: str = "auto") -> list[DatasetFile]:
-    """The files of datasets, each of which is a file or a folder. format: one of DATASET_FORMATS.
+def find_datasets(
+    sources: Sequence[Path], format: str = "auto", choice: ColumnChoice | None = None
+) -> list[DatasetFile]:
+    """The files of datasets, each of which is a file or a folder.
+
+    format: one of DATASET_FORMATS. choice: of columns, by which a table is known too.
 
     Raises:
         InputError: no such file, or a folder without a dataset.
     """
+    choice = choice or ColumnChoice()
     prefixes: set[str] = set()
     files: list[DatasetFile] = []
     for source in sources:
@@ -61,7 +66,7 @@ def find_datasets(sources: Sequence[Path], format: str = "auto") -> list[Dataset
             prefix += "-2"
         prefixes.add(prefix)
         if not source.is_dir():
-            files.append(DatasetFile(prefix, source, _detect_format(source, format)))
+            files.append(DatasetFile(prefix, source, _detect_format(source, format, choice)))
             continue
         tables = _tables_of(source)
         if not tables:
@@ -71,7 +76,7 @@ def find_datasets(sources: Sequence[Path], format: str = "auto") -> list[Dataset
             name = inner.relative_to(source).as_posix()
             is_only = len(tables) == 1 and table.parent == source and table.suffix != SUFFIX
             full = prefix if name == "." or is_only else f"{prefix}/{name}"
-            files.append(DatasetFile(full, table, _detect_format(table, format)))
+            files.append(DatasetFile(full, table, _detect_format(table, format, choice)))
     return files
 
 
@@ -103,7 +108,7 @@ def _tables_of(folder: Path) -> list[Path]:
     raise InputError(f"{folder}: holds no dataset; {expected}; or name a manifest or scripts")
 
 
-def _detect_format(path: Path, format: str) -> str:
+def _detect_format(path: Path, format: str, choice: ColumnChoice) -> str:
     """Raises InputError where the file cannot be read."""
     suffix = path.suffix.lower()
     if suffix == SUFFIX:
@@ -115,7 +120,7 @@ def _detect_format(path: Path, format: str) -> str:
         return "list"
     lines = first_lines(path)
     if suffix in (*DELIMITERS, ".txt", ".list", ".lst"):
-        return "table" if format in ("audiofolder", "nemo") or header_of(lines, suffix, ColumnChoice()) else "list"
+        return "table" if format in ("audiofolder", "nemo") or header_of(lines, suffix, choice) else "list"
     if format in ("audiofolder", "nemo"):
         return "lines"
     # JSONL is known by its first two lines, of which one may be a header.
@@ -126,14 +131,13 @@ def _detect_format(path: Path, format: str) -> str:
     if len(objects) == len(lines) and any(name in fields for fields in objects for name in ("turns", "messages")):
         return "manifest"
     if format == "auto" and suffix == ".json":
-        return _detect_json(path)
-    is_table = (
-        format == "auto" and bool(objects) and {"audio", "text"} <= find_columns(objects[0], ColumnChoice()).keys()
-    )
-    return "lines" if is_table and not {"speaker", "csm", "context"} & objects[0].keys() else "script"
+        return _detect_json(path, choice)
+    first = objects[0] if objects and format == "auto" else {}
+    is_row = {"audio", "text"} <= find_columns(first, choice).keys()
+    return "lines" if is_row and not {"speaker", "csm", "context"} & first.keys() else "script"
 
 
-def _detect_json(path: Path) -> str:
+def _detect_json(path: Path, choice: ColumnChoice) -> str:
     try:
         value = read_json_file(path)
     except InputError:
@@ -145,7 +149,7 @@ def _detect_json(path: Path) -> str:
         first = first[0] if first else None
     if not isinstance(first, Mapping) or "role" in first:
         return "script"
-    return "array" if "audio" in find_columns(map(str, first), ColumnChoice()) else "script"
+    return "array" if "audio" in find_columns(map(str, first), choice) else "script"
 
 
 def header_of(lines: Sequence[str], suffix: str, choice: ColumnChoice) -> tuple[str, list[str]] | None:

@@ -134,12 +134,16 @@ def _from_script(conversation: Conversation | ScriptInvalid, place: str) -> Data
 
 @dataclass
 class _Table:
-    """A file whose rows are read. folders: beside it, with its audio; choice: of columns; unused: names told so far."""
+    """A file whose rows are read. choice: of columns; is_list: it has no column names.
+
+    folders: those beside it that may hold its audio; unused: names of columns that were reported.
+    """
 
     path: Path
     choice: ColumnChoice
-    folders: Sequence[str] = ()
-    unused: set[str] = field(default_factory=set)
+    is_list: bool = False
+    folders: Sequence[str] = field(init=False)
+    unused: set[str] = field(default_factory=set, init=False)
 
     def __post_init__(self) -> None:
         self.folders = [name for name in _AUDIO_FOLDERS if (self.path.parent / name).is_dir()]
@@ -201,14 +205,18 @@ class RowReader:
             )
         assert delimiter
         is_quoted = delimiter in ",;"
-        table = _Table(path, ColumnChoice())
+        table = _Table(path, ColumnChoice(), is_list=True)
         sample = [(csv_cells if is_quoted else split_cells)(line, delimiter) for line in lines]
-        first = [cells[0].strip() for cells in sample[:20]]
-        known = {0} if all(name and find_audio(path.parent, name, table.folders) for name in first) else set()
-        roles = guess_columns(str(path), sample, known, self.columns)
-        spelled = spelled_column(sample, roles)
-        used = (*roles.values(), *(() if spelled is None else (spelled,)))
         width = max(len(cells) for cells in sample[:200])
+        first = [[cell.strip() for cell in cells] for cells in sample[:20]]
+        known = {
+            index
+            for index in range(min(map(len, first)))
+            if all(cells[index] and find_audio(path.parent, cells[index], table.folders) for cells in first)
+        }
+        roles = guess_columns(str(path), sample, known, self.columns)
+        spelled = None if self.columns.text else spelled_column(sample, roles)
+        used = {*roles.values(), spelled}
         unused = ", ".join(str(index + 1) for index in range(width) if index not in used)
         described = ", ".join(f"{role} {index + 1}" for role, index in sorted(roles.items(), key=lambda each: each[1]))
         described += f", the words spelled out {spelled + 1}" if spelled is not None else ""
@@ -332,9 +340,7 @@ class RowReader:
         recording = None
         if name:
             folder = table.path.parent
-            missing = (
-                name if table.choice is self.columns or name.lower().endswith(AUDIO_SUFFIXES) else f"wavs/{name}.wav"
-            )
+            missing = f"wavs/{name}.wav" if table.is_list and not _is_audio(name) else name
             file = find_audio(folder, name, table.folders) or folder / os.path.expanduser(missing)  # noqa: PTH111
             recording = Recording(file, start, end)
         clip = TrainingClip(

@@ -10,9 +10,12 @@ import html
 import logging
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
+
+from csm_cli.errors import Diagnostic, ScriptInvalid
+from csm_cli.script.files import STDIN
 
 _LOG = logging.getLogger(__name__)
 
@@ -31,18 +34,20 @@ _SENTENCE_END = re.compile(r"[.!?…。！？][\"'”’)\]]*$")  # noqa: RUF001
 _DEFAULT_SPEAKER, _OTHER_SPEAKER = "speaker 0", "speaker 1"
 MAX_CUE_GAP = 0.5  # seconds between two cues of one sentence
 MAX_JOINED_CHARS = 200  # of the cues of one turn
+_MAX_REPEATED_LINES = 8  # of a caption that rolls up; they show two or three
 _SHOWN = 5  # cues left out that a message names
 
 
 @dataclass(frozen=True)
-class Spoken:
-    """What a speaker says. line: of its times in the file; start, end: seconds."""
+class ImportedTurn:
+    """A turn of a file. line: its number; start, end: seconds, both 0 if unknown; audio: file of a recorded turn."""
 
     line: int
     speaker: str
     text: str
-    start: float
-    end: float
+    start: float = 0.0
+    end: float = 0.0
+    audio: str = ""
 
 
 @dataclass
@@ -53,7 +58,7 @@ class CueFile:
     where two speakers share it.
     """
 
-    turns: list[Spoken]
+    turns: list[ImportedTurn]
     found: int = 0
     repeated: int = 0
     left_out: list[tuple[int, str]] = field(default_factory=list)
@@ -70,24 +75,28 @@ class _Block:
     is_repeated: bool = False
 
 
-def read_cues(path: str, text: str, error: Callable[[int, str], Exception]) -> CueFile:
+def invalid_line(path: str, line: int, message: str) -> ScriptInvalid:
+    """The error of a line of a file that is converted."""
+    return ScriptInvalid([Diagnostic(STDIN if path == "-" else path, line, 1, "", message)])
+
+
+def read_cues(path: str, text: str) -> CueFile:
     """The cues of a file as turns, ordered by time; the cues of one sentence are joined to one turn.
 
     The speaker is a WebVTT voice; a label as `[SPEAKER_00]:` or `(speaker 1)`; or a name as `ANA:` or `>> Ana:` if it
     is in capitals, if several cues have it, or if every cue has one. A cue without a label continues the speaker before
-    it. error: makes the exception to raise for a line.
+    it.
 
     Raises:
-        Exception: what `error` makes, for a line with `-->` that is no time line, for a cue that ends before it begins,
-        and for a file without cues.
+        ScriptInvalid: a line with `-->` is no time line, a cue ends before it begins, or there are no cues with a text.
     """
-    blocks = _blocks(path, text, error)
+    blocks = _blocks(path, text)
     if not blocks:
-        raise error(1, "there are no cues (00:00:01,000 --> 00:00:02,000)")
+        raise invalid_line(path, 1, "there are no cues (00:00:01,000 --> 00:00:02,000)")
     result = CueFile([], len(blocks))
     if _is_rolling(blocks):
         result.repeated = _remove_repeated(blocks)
-    spoken: list[Spoken] = []
+    spoken: list[ImportedTurn] = []
     for block in blocks:
         if block.is_repeated:
             continue
@@ -98,7 +107,7 @@ def read_cues(path: str, text: str, error: Callable[[int, str], Exception]) -> C
         spoken += _dash_pair(block, lines) or [_one(block, lines)]
     names = _names(path, [each.text for each in spoken if not each.speaker])
     previous = _DEFAULT_SPEAKER
-    labelled: list[Spoken] = []
+    labelled: list[ImportedTurn] = []
     for each in sorted(spoken, key=lambda spoken: spoken.start):
         speaker, words = each.speaker, each.text
         if not speaker and (label := _BRACKETED.match(words)):
@@ -108,6 +117,8 @@ def read_cues(path: str, text: str, error: Callable[[int, str], Exception]) -> C
         previous = speaker or previous
         labelled.append(replace(each, speaker=previous, text=words.removeprefix("- ")))
     result.turns = _joined(labelled)
+    if not result.turns:
+        raise invalid_line(path, blocks[0].line, "expected text below the times, got nothing to speak")
     if result.left_out or result.repeated:
         shown = ", ".join(f"line {line}: {reason}" for line, reason in result.left_out[:_SHOWN])
         shown += f" and {len(result.left_out) - _SHOWN} more" if len(result.left_out) > _SHOWN else ""
@@ -117,16 +128,19 @@ def read_cues(path: str, text: str, error: Callable[[int, str], Exception]) -> C
     return result
 
 
-def _blocks(path: str, text: str, error: Callable[[int, str], Exception]) -> list[_Block]:
+def _blocks(path: str, text: str) -> list[_Block]:
     lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
     is_vtt = text.lstrip("\ufeff \t\r\n").startswith("WEBVTT")
+    if is_vtt:
+        _blank_notes(lines)
     starts: list[tuple[int, re.Match[str]]] = []
     for index, line in enumerate(lines):
         if "-->" in line:
-            if times := _TIMES.match(line):
-                starts.append((index, times))
-            elif not (is_vtt and _is_note(lines, index)):
-                raise error(index + 1, "has --> but is not a time line such as 00:00:01,000 --> 00:00:02,000")
+            times = _TIMES.match(line)
+            if not times:
+                example = "00:00:01,000 --> 00:00:02,000"
+                raise invalid_line(path, index + 1, f"has --> but is no time line such as {example}")
+            starts.append((index, times))
     before = [line for line in lines[: starts[0][0] if starts else 0] if line.strip() and not line.strip().isdecimal()]
     if before and not is_vtt:
         _LOG.warning("%s: the text before the first cue is left out: %.60s", path, before[0])
@@ -142,29 +156,21 @@ def _blocks(path: str, text: str, error: Callable[[int, str], Exception]) -> lis
                 below.pop()  # the number or name of the next cue
         start, stop = _seconds(times.groups()[:4]), _seconds(times.groups()[4:])
         if stop < start:
-            raise error(index + 1, "the cue ends before it begins")
-        blocks.append(_Block(index + 1, start, stop, _without_notes(below) if is_vtt else below))
-    for block in blocks:
-        block.lines = [line.strip() for line in block.lines if line.strip()]
+            raise invalid_line(path, index + 1, "the cue ends before it begins")
+        blocks.append(_Block(index + 1, start, stop, [line.strip() for line in below if line.strip()]))
     return blocks
 
 
-def _is_note(lines: Sequence[str], index: int) -> bool:
-    while index > 0 and lines[index - 1]:
-        index -= 1
-    return lines[index].startswith("NOTE")
-
-
-def _without_notes(lines: Sequence[str]) -> list[str]:
-    """Lines of a cue without the blocks of comments and styles that follow it."""
-    found: list[str] = []
+def _blank_notes(lines: list[str]) -> None:
+    """Makes the lines of WebVTT's comments and styles empty: blocks that begin after an empty line."""
     in_note = False
     for index, line in enumerate(lines):
-        if index and not lines[index - 1]:
+        if not line:
+            in_note = False
+        elif index and not lines[index - 1]:
             in_note = re.match(r"(NOTE|STYLE|REGION)\b", line) is not None
-        if not in_note:
-            found.append(line)
-    return found
+        if in_note:
+            lines[index] = " "  # not empty, which would begin a block
 
 
 def _seconds(parts: Sequence[str | None]) -> float:
@@ -185,7 +191,7 @@ def _remove_repeated(blocks: Sequence[_Block]) -> int:
     repeated = 0
     for block in blocks:
         plain = [_plain(line) for line in block.lines]
-        count = next((n for n in range(len(plain), 0, -1) if before[-n:] == plain[:n]), 0)
+        count = next((n for n in range(min(len(plain), _MAX_REPEATED_LINES), 0, -1) if before[-n:] == plain[:n]), 0)
         block.lines = block.lines[count:]
         block.is_repeated = bool(plain) and not block.lines
         repeated += block.is_repeated
@@ -205,14 +211,14 @@ def _unescape(text: str) -> str:
         return text
 
 
-def _one(block: _Block, lines: Sequence[str]) -> Spoken:
+def _one(block: _Block, lines: Sequence[str]) -> ImportedTurn:
     content = " ".join(lines)
     voice = _VOICE.match(content)
     text = _plain(content).removeprefix(">>").lstrip("> ").removeprefix("- ")
-    return Spoken(block.line, _unescape(voice[1]).strip() if voice else "", text, block.start, block.end)
+    return ImportedTurn(block.line, _unescape(voice[1]).strip() if voice else "", text, block.start, block.end)
 
 
-def _dash_pair(block: _Block, lines: Sequence[str]) -> list[Spoken]:
+def _dash_pair(block: _Block, lines: Sequence[str]) -> list[ImportedTurn]:
     """The two speakers of lines that begin with a dash; empty for other cues. The time is parted by their lengths."""
     words = [_plain(line) for line in lines]
     if len(words) != 2 or not all(re.match(r"[-–—]\s*\w", each) for each in words):  # noqa: RUF001
@@ -221,9 +227,9 @@ def _dash_pair(block: _Block, lines: Sequence[str]) -> list[Spoken]:
     middle = block.start + (block.end - block.start) * len(words[0]) / sum(map(len, words))
     named = [_NAME.match(each) for each in words]
     speakers = ["", ""] if all(named) else [_DEFAULT_SPEAKER, _OTHER_SPEAKER]
-    spans = ((block.start, middle), (middle, block.end))
     return [
-        Spoken(block.line, *each, *span) for each, span in zip(zip(speakers, words, strict=True), spans, strict=True)
+        ImportedTurn(block.line, speakers[0], words[0], block.start, middle),
+        ImportedTurn(block.line, speakers[1], words[1], middle, block.end),
     ]
 
 
@@ -241,8 +247,8 @@ def _names(path: str, texts: Sequence[str]) -> set[str] | None:
     return names
 
 
-def _joined(spoken: Sequence[Spoken]) -> list[Spoken]:
-    turns: list[Spoken] = []
+def _joined(spoken: Sequence[ImportedTurn]) -> list[ImportedTurn]:
+    turns: list[ImportedTurn] = []
     for each in spoken:
         last = turns[-1] if turns else None
         if (

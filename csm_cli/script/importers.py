@@ -5,13 +5,12 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from csm_cli.errors import Diagnostic, ScriptInvalid
-from csm_cli.script.cues import CUE_START, read_cues
-from csm_cli.script.files import STDIN, read_text
+from csm_cli.script.cues import CUE_START, ImportedTurn, invalid_line, read_cues
+from csm_cli.script.files import read_text
 from csm_cli.storage.untrusted import parse_json
 
 _TAGS = {
@@ -25,18 +24,6 @@ _HIGGS_MARK = re.compile(r"<\|(\w{1,64}?)_(start|end)\|>")
 _LAST_NUMBER = re.compile(r"(?<!\d)\d{1,9}$")
 
 
-@dataclass(frozen=True)
-class _ImportedTurn:
-    """line: its number in the file. start, end: seconds; both 0 if unknown. audio: the file of a recorded turn."""
-
-    line: int
-    speaker: str
-    text: str
-    start: float = 0.0
-    end: float = 0.0
-    audio: str = ""
-
-
 def convert(path: str, source_format: str | None = None, folder: Path = Path()) -> dict[str, Any]:
     """A dialogue in another format as the data of a script to be written to `folder`; `-` is standard input.
 
@@ -48,7 +35,7 @@ def convert(path: str, source_format: str | None = None, folder: Path = Path()) 
     text = read_text(path)
     source_format = source_format or _detect_format(path, text)
     if source_format in ("srt", "vtt"):
-        turns = _read_cues(path, text)
+        turns = read_cues(path, text).turns
     elif source_format == "higgs" and text.lstrip().startswith(("{", "[{")):
         turns = _read_higgs_messages(path, text)
     else:
@@ -85,10 +72,10 @@ def _detect_format(path: str, text: str) -> str:
     if starts:
         return min(starts, key=lambda name: starts[name])
     known = ", ".join(f"{name} ({example})" for name, example in _EXAMPLES.items())
-    raise _invalid(path, 1, f"is in no known format: {known}, Higgs messages in JSON, srt, vtt")
+    raise invalid_line(path, 1, f"is in no known format: {known}, Higgs messages in JSON, srt, vtt")
 
 
-def _script_turns(turns: Sequence[_ImportedTurn]) -> Iterator[dict[str, Any]]:
+def _script_turns(turns: Sequence[ImportedTurn]) -> Iterator[dict[str, Any]]:
     """Entries of `turns`; if times are known, with the silence or overlap between turns."""
     end = 0.0
     for turn in turns:
@@ -101,38 +88,38 @@ def _script_turns(turns: Sequence[_ImportedTurn]) -> Iterator[dict[str, Any]]:
         end = turn.end
 
 
-def _read_tagged(path: str, text: str, source_format: str) -> list[_ImportedTurn]:
+def _read_tagged(path: str, text: str, source_format: str) -> list[ImportedTurn]:
     """The turns of a text in which a tag with the speaker starts each turn."""
     tags = list(_TAGS[source_format].finditer(text))
     if not tags or text[: tags[0].start()].strip():
         got = text.split("\n", 1)[0][:40]
-        raise _invalid(path, 1, f"expected a turn such as {_EXAMPLES[source_format]!r}, got {got!r}")
+        raise invalid_line(path, 1, f"expected a turn such as {_EXAMPLES[source_format]!r}, got {got!r}")
     turns = []
     line, counted = 1, 0  # lines are counted on from the tag before
     for tag, end in zip(tags, [*(tag.start() for tag in tags[1:]), len(text)], strict=True):
         line, counted = line + text.count("\n", counted, tag.start()), tag.start()
         speaker, spoken = " ".join(tag[1].split()), " ".join(text[tag.end() : end].split())
-        turns.append(_ImportedTurn(line, speaker, spoken))
+        turns.append(ImportedTurn(line, speaker, spoken))
     if source_format == "dia" and not turns[-1].text:
         turns.pop()  # Dia recommends a last tag without text
     for turn in turns:
         if not turn.text:
-            raise _invalid(path, turn.line, f"expected text after {turn.speaker}, got nothing")
+            raise invalid_line(path, turn.line, f"expected text after {turn.speaker}, got nothing")
     return turns
 
 
-def _read_higgs_messages(path: str, text: str) -> list[_ImportedTurn]:
+def _read_higgs_messages(path: str, text: str) -> list[ImportedTurn]:
     """The user's messages are turns; one with the assistant's audio after it is recorded, which makes it context."""
     try:
         data = parse_json(text)
     except ValueError as error:
         line = getattr(error, "lineno", 1)
-        raise _invalid(path, line, f"is not JSON: {getattr(error, 'msg', error)}") from error
+        raise invalid_line(path, line, f"is not JSON: {getattr(error, 'msg', error)}") from error
     messages = data.get("messages") if isinstance(data, dict) else data
     if not isinstance(messages, list) or not all(isinstance(each, dict) and "role" in each for each in messages):
-        raise _invalid(path, 1, 'expected Higgs messages: {"messages": [{"role": ..., "content": ...}]}')
-    turns: list[_ImportedTurn] = []
-    latest: list[_ImportedTurn] = []  # of the user's last message; its audio may follow
+        raise invalid_line(path, 1, 'expected Higgs messages: {"messages": [{"role": ..., "content": ...}]}')
+    turns: list[ImportedTurn] = []
+    latest: list[ImportedTurn] = []  # of the user's last message; its audio may follow
     for message in messages:
         content = message.get("content")
         items = content if isinstance(content, list) else [content]
@@ -142,7 +129,7 @@ def _read_higgs_messages(path: str, text: str) -> list[_ImportedTurn]:
         if message["role"] == "user" and spoken:
             turns += latest
             is_tagged = _TAGS["higgs"].match(spoken)
-            untagged = [_ImportedTurn(1, "SPEAKER0", " ".join(spoken.split()))]
+            untagged = [ImportedTurn(1, "SPEAKER0", " ".join(spoken.split()))]
             latest = _read_tagged(path, spoken, "higgs") if is_tagged else untagged
         elif message["role"] == "assistant" and audio and latest:
             turns.append(replace(latest[0], audio=audio[0]))
@@ -168,17 +155,3 @@ def _without_instructions(text: str) -> str:
             parts.append(text[position : mark.start()])
             position = marks[after[-1]].end()
     return "".join((*parts, text[position:]))
-
-
-def _read_cues(path: str, text: str) -> list[_ImportedTurn]:
-    """Raises ScriptInvalid for a line that is no time line, for a cue that ends before it begins, without cues."""
-    found = read_cues(path, text, lambda line, message: _invalid(path, line, message))
-    if not found.turns:
-        raise _invalid(
-            path, found.left_out[0][0] if found.left_out else 1, "expected text below the times, got nothing"
-        )
-    return [_ImportedTurn(each.line, each.speaker, each.text, each.start, each.end) for each in found.turns]
-
-
-def _invalid(path: str, line: int, message: str) -> ScriptInvalid:
-    return ScriptInvalid([Diagnostic(STDIN if path == "-" else path, line, 1, "", message)])

@@ -21,7 +21,8 @@ from csm_cli.errors import InputError
 
 def read(source: Path, **choice: str) -> tuple[list[TrainingClip], list[DroppedClip], dict[str, int]]:
     speakers = SpeakerNumbers()
-    items = list(read_datasets(find_datasets([source]), RowReader(speakers, ColumnChoice(**choice))))
+    columns = ColumnChoice(**choice)
+    items = list(read_datasets(find_datasets([source], choice=columns), RowReader(speakers, columns)))
     clips = [clip for item in items if not isinstance(item, DroppedClip) for clip in item.clips]
     return clips, [item for item in items if isinstance(item, DroppedClip)], speakers.names
 
@@ -76,10 +77,30 @@ def test_an_unclear_column_is_asked_for(line: str, tmp_path: Path) -> None:
         read(path, text="9")
 
 
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("m.csv", "take,words,who\na.wav,Hi.,ana\n"),
+        ("m.tsv", "take\twords\twho\na.wav\tHi.\tana\n"),
+        ("m.jsonl", '{"take": "a.wav", "words": "Hi.", "who": "ana"}\n'),
+        ("m.json", '[{"take": "a.wav", "words": "Hi.", "who": "ana"}]'),
+    ],
+)
+def test_columns_of_other_names(name: str, text: str, tmp_path: Path) -> None:
+    clips, dropped, names = read(write(tmp_path / name, text), audio="take", text="Words", speaker="who")
+    assert [clip.text for clip in clips] == ["Hi."] and not dropped and names == {"ana": 0}
+
+
+def test_a_chosen_text_column_is_used_as_it_is(tmp_path: Path) -> None:
+    path = write(tmp_path / "metadata.csv", "x|The 2 dogs sleep.|The two dogs sleep.\n")
+    assert words(path) == ["The two dogs sleep."]
+    assert words(path, text="2") == ["The 2 dogs sleep."]
+
+
 def test_files_are_found_by_id_in_folders_with_any_suffix(tmp_path: Path) -> None:
     (tmp_path / "wav").mkdir()
     write_tone(tmp_path / "wav" / "1.wav")
-    for line in ("1.wav|Hi there.", "1|Hi there.", "wav\\1.wav|Hi there."):
+    for line in ("1.wav|Hi there.", "1|Hi there.", "Hi there.|1", "wav\\1.wav|Hi there."):
         (clip,), _, _ = read(write(tmp_path / "metadata.csv", line))
         assert clip.recording and clip.recording.path == tmp_path / "wav" / "1.wav", line
 

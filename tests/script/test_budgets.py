@@ -40,6 +40,12 @@ IMPORTED: dict[str, tuple[Callable[[int], str], str, int]] = {
         ".srt",
         600,
     ),
+    "arrows in a note": (lambda n: cue("Hi.") + "\nNOTE\n" + "a --> b\n" * n, ".vtt", 2000),
+    "lines of captions that roll up": (
+        lambda n: "WEBVTT\n\n" + "00:01.000 --> 00:01.000\n" + ("a\n" * n + "\n00:01.000 --> 00:01.000\n") * 3 + "a\n",
+        ".vtt",
+        1000,
+    ),
     "instructions of Higgs": (
         lambda n: json.dumps([{"role": "user", "content": "<|a_start|>" * n}]),
         ".json",

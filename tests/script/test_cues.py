@@ -9,11 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from csm_cli.audio.subtitles import Cue, srt, vtt
+from csm_cli.errors import ScriptInvalid
 from csm_cli.script.cues import CueFile, read_cues
 
 
 def read(text: str) -> CueFile:
-    return read_cues("a.srt", text, lambda line, message: ValueError(f"{line}: {message}"))
+    return read_cues("a.srt", text)
 
 
 def spoken(text: str) -> list[tuple[str, str]]:
@@ -42,8 +43,9 @@ def test_times(times: str, start: float, end: float) -> None:
 
 @pytest.mark.parametrize("line", ["00:00:01,000 --> soon", "Look --> there", "00:00:61:00 --> 1"])
 def test_a_line_with_an_arrow_is_a_time_line_or_an_error(line: str) -> None:
-    with pytest.raises(ValueError, match=r"^5: "):
+    with pytest.raises(ScriptInvalid) as caught:
         read(f"{cue(1, 'Hi.')}{line}\nText.\n")
+    assert caught.value.diagnostics[0].line == 5
 
 
 def test_a_blank_line_inside_a_cue_and_none_between_cues() -> None:
@@ -150,7 +152,7 @@ def account(rows: list[tuple[str, list[str]]], changes: list[tuple[str, int, int
     text = "\n".join(lines)
     try:
         found = read(text)
-    except ValueError:
+    except ScriptInvalid:
         return  # refused with its line
     in_turns = {turn.line for turn in found.turns}
     assert found.found == sum("-->" in line for line in text.split("\n"))
