@@ -212,9 +212,12 @@ class OutOfMemory(DeviceError):
 _NO_MEMORY = re.compile(r"OutOfMemoryError|out of memory|ALLOC_FAILED|can't allocate")
 
 
-def failure_of(problem: BaseException) -> CsmError:
-    """Any exception as one of this program's errors, with the exception as its cause; an interrupt is raised again."""
-    if is_stop(problem):
+def failure_of(problem: BaseException, isolate_stops: bool = False) -> CsmError:
+    """Any exception as one of this program's errors, with the exception as its cause; an interrupt is raised again.
+
+    isolate_stops: not even an interrupt; for a thread that serves many.
+    """
+    if is_stop(problem) and not isolate_stops:
         raise problem
     if isinstance(problem, CsmError):
         return problem

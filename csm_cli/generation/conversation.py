@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -66,27 +66,14 @@ class TurnState:
         self.all_takes.append(take)
 
 
-@dataclass(frozen=True, eq=False)
-class PastTurn:
-    """A turn that has been spoken: each segment's text, and its prompt tokens [S, K + 1]. recorded: not generated."""
-
-    speaker: int
-    segments: tuple[tuple[str, Tensor], ...]
-    recorded: bool = False
-
-
 class ConversationState:
-    """A conversation and its current turn; `current` is None at the end.
-
-    past: its first turns, which have been spoken before; the current turn is the one after them.
-    """
+    """A conversation and its current turn; `current` is None at the end."""
 
     def __init__(
         self,
         conversation: Conversation,
         defaults: ResolvedDefaults,
         limits: WindowLimits,
-        past: Sequence[PastTurn] = (),
     ) -> None:
         self.conversation = conversation
         seed = defaults.flags.over(conversation.defaults).seed
@@ -97,12 +84,7 @@ class ConversationState:
         self._has_recordings = bool(conversation.context)
         self._context_added = False
         self.current: TurnState | None = None
-        for number, turn in enumerate(past, 1):
-            self._known_speakers.add(turn.speaker)
-            self._has_recordings = self._has_recordings or turn.recorded
-            for text, tokens in turn.segments:
-                self._window.add_turn(PromptTurn(number, turn.speaker, text, tokens))
-        self._start_turn(len(past) + 1)
+        self._start_turn(1)
 
     def add_context(self, encode: Callable[[Turn], Tensor]) -> None:
         """Adds the context turns to the window, once; `encode` returns their prompt tokens [S, K + 1]."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, partial
 from threading import Lock
@@ -19,9 +19,9 @@ from csm_cli.audio.codes import read_codes
 from csm_cli.audio.io import Audio, read_audio
 from csm_cli.checkpoint import Checkpoint
 from csm_cli.engine import Engine, Frame, Request, SamplingParams, decode_loop
-from csm_cli.errors import AudioUnreadable, CsmError, GenerationFailed, UsageError, failure_of, is_stop
+from csm_cli.errors import AudioUnreadable, GenerationFailed, UsageError, failure_of
 from csm_cli.generation.context_window import WindowLimits
-from csm_cli.generation.conversation import ConversationState, PastTurn, ResolvedDefaults, TurnState
+from csm_cli.generation.conversation import ConversationState, ResolvedDefaults, TurnState
 from csm_cli.generation.events import AudioChunk, ConversationFailed, Event, FrameProgress, Utterance
 from csm_cli.generation.prompt import PromptBuilder
 from csm_cli.generation.stream_joiner import StreamJoiner
@@ -97,23 +97,10 @@ class Synthesizer:
 
         return SynthesisRun(self, recognizer).events(next_job)
 
-    def new_state(
-        self, conversation: Conversation, defaults: ResolvedDefaults, past: Sequence[PastTurn] = ()
-    ) -> ConversationState:
+    def new_state(self, conversation: Conversation, defaults: ResolvedDefaults) -> ConversationState:
         """The state of a conversation, before its context is encoded."""
         limits = WindowLimits(self.engine.max_seq_len, self.codec.frame_rate, self.checkpoint.soft_limit)
-        return ConversationState(conversation, defaults, limits, past)
-
-    def past_turn(self, utterance: Utterance) -> PastTurn:
-        """A finished turn as later turns have it in their context."""
-        turn, tokens, first = utterance.turn, self.prompt_builder.turn_tokens, 0
-        segments: list[tuple[str, Tensor]] = []
-        for text, frames in [(each.text, each.frames) for each in utterance.segments] or [
-            (turn.text, len(utterance.codes))
-        ]:
-            segments.append((text, tokens(turn.speaker, text, utterance.codes[first : first + frames])))
-            first += frames
-        return PastTurn(turn.speaker, tuple(segments), recorded=utterance.stop == "recorded")
+        return ConversationState(conversation, defaults, limits)
 
     def encode(self, audio: Audio) -> Tensor:
         """The codes [T, K] of audio at the codec's rate."""
@@ -271,11 +258,7 @@ class SynthesisRun:
 
     def _fail(self, conversation: Conversation, problem: BaseException) -> None:
         """Ends one conversation for any exception, so that the others go on; an interrupt is raised again."""
-        if self._isolate_stops and is_stop(problem):
-            error = CsmError(f"unexpected {type(problem).__name__}")
-            error.__cause__ = problem
-        else:
-            error = failure_of(problem)
+        error = failure_of(problem, self._isolate_stops)
         self._events.append(ConversationFailed(conversation, error))
 
     def _request(self, state: ConversationState) -> Request | None:

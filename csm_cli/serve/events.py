@@ -29,12 +29,11 @@ class EventStream:
         service: SpeechService,
         prepare: Callable[[Synthesizer], ConversationState],
         deadline: float,
-        urgent: bool = False,
     ) -> None:
         self._service, self._loop = service, asyncio.get_running_loop()
         self._queue: asyncio.Queue[Event | CsmError | None] = asyncio.Queue()
         self.utterance: Utterance | None = None
-        self.job = SpeechJob(prepare, self._put, self._put, deadline, urgent)
+        self.job = SpeechJob(prepare, self._put, self._put, deadline)
         service.submit(self.job)
 
     def _put(self, event: Event | CsmError | None) -> None:

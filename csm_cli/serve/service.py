@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from itertools import count
 from threading import Condition, Thread
 
-from csm_cli.errors import CsmError, DeadlineExceeded, ServerBusy, failure_of, is_stop
+from csm_cli.errors import CsmError, DeadlineExceeded, ServerBusy, failure_of
 from csm_cli.generation.conversation import ConversationState, ResolvedDefaults
 from csm_cli.generation.events import AudioChunk, ConversationFailed, Event, Utterance
 from csm_cli.generation.synthesizer import SynthesisItem, SynthesisRun, Synthesizer
@@ -36,15 +36,13 @@ class SpeechJob:
 
     prepare: makes its state, of a conversation with an id of its own; called on a worker. on_event, on_end: called on
     other threads, and must not block; on_end once, with the error or None, after which nothing follows. deadline:
-    seconds from submission to the end. urgent: goes before others in the queue, as the next sentence of a stream that
-    is being played does.
+    seconds from submission to the end.
     """
 
     prepare: Callable[[Synthesizer], ConversationState]
     on_event: Callable[[Event], None]
     on_end: Callable[[CsmError | None], None]
     deadline: float = math.inf
-    urgent: bool = False
     id: int = field(default_factory=_job_ids.__next__)
     submitted: float = 0.0
     started: float = 0.0  # when it got a slot; 0 before
@@ -178,13 +176,10 @@ class SpeechService:
         try:
             job.state = job.prepare(self.synth)
         except BaseException as problem:
-            self._end(job, _as_failure(problem))
+            self._end(job, failure_of(problem, isolate_stops=True))
             return
         with self._changed:
-            if job.urgent:
-                self._waiting.appendleft(job)
-            else:
-                self._waiting.append(job)
+            self._waiting.append(job)
             self._changed.notify()
 
     def _decode(self) -> None:
@@ -208,7 +203,7 @@ class SpeechService:
                         self._remove_ended(run)
             except BaseException as problem:  # of the engine itself: every running job is lost, the thread is not
                 log.exception("the decode loop failed")
-                failure = _as_failure(problem)
+                failure = failure_of(problem, isolate_stops=True)
                 for job in list(self._running.values()):
                     self._end(job, failure)
         for job in list(self._live.values()):
@@ -255,7 +250,7 @@ class SpeechService:
         try:
             job.on_event(event)
         except BaseException as problem:
-            self._end(job, _as_failure(problem))
+            self._end(job, failure_of(problem, isolate_stops=True))
             return
         if isinstance(event, Utterance) and (event.number >= len(event.conversation.turns) or event.fault):
             if event.stop != "recorded":
@@ -273,18 +268,9 @@ class SpeechService:
         try:
             job.on_end(error)
         except BaseException:
-            log.exception("a client's end could not be told")
+            log.exception("the end of a request could not be reported")
 
     @staticmethod
     def _overdue(job: SpeechJob) -> DeadlineExceeded:
         where = "while it was spoken" if job.started else "before a slot was free"
         return DeadlineExceeded(f"the request's deadline of {job.deadline:g} s passed {where}; try again later")
-
-
-def _as_failure(problem: BaseException) -> CsmError:
-    """As `failure_of`; an exception that ends a program is a failure too, since this is a thread."""
-    if is_stop(problem):
-        failure = CsmError(f"unexpected {type(problem).__name__}")
-        failure.__cause__ = problem
-        return failure
-    return failure_of(problem)

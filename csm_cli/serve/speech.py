@@ -131,14 +131,11 @@ def prepare_speech(context: ServerContext, body: SpeechBody) -> Prepare:
 
 @dataclass(frozen=True, eq=False)
 class SpokenResponse:
-    """Sends the audio of a job. done: called with the finished turn; returns more fields of the last event."""
+    """Sends the audio of a job."""
 
     context: ServerContext
     fields: SpokenFields
     prepare: Prepare
-    done: Callable[[Utterance], dict[str, Any]] = lambda utterance: {}
-    headers: tuple[tuple[str, str], ...] = ()
-    close: Callable[[], None] = lambda: None  # called once, however the response ends
 
     async def send(self, request: Request) -> Response:
         """The response, when the first audio is there, so that a failure before that has its own status.
@@ -158,7 +155,8 @@ class SpokenResponse:
             if first is None and stream.utterance and stream.utterance.fault:
                 raise GenerationFailed(f"the turn {stream.utterance.fault}; try another seed or text")
         except BaseException:
-            self._release(stream)
+            if stream:
+                stream.__exit__()
             raise
         sse = fields.stream_format == "sse"
         audio = encoded(stream, first, encoder, tempo)
@@ -166,11 +164,6 @@ class SpokenResponse:
         media_type = "text/event-stream" if sse else STREAM_FORMATS[fields.response_format].media_type
         headers = self._headers() | ({"cache-control": "no-cache"} if sse else {})
         return StreamingResponse(body, media_type=media_type, headers=headers)
-
-    def _release(self, stream: EventStream | None) -> None:
-        if stream:
-            stream.__exit__()
-        self.close()
 
     async def _send_whole(self, request: Request, stream: EventStream, tempo: TempoChanger) -> Response:
         """The whole file with its metadata. A turn without a usable take is an error."""
@@ -182,16 +175,14 @@ class SpokenResponse:
             if utterance.fault:
                 faults = ", ".join(f"{take.fault} with seed {take.seed}" for take in utterance.takes if take.fault)
                 raise GenerationFailed(f"no usable take: {faults}; try another seed or text")
-            more = self.done(utterance)
             data = await run_in_threadpool(self._whole_file, utterance, tempo)
         finally:
-            self._release(stream)
+            stream.__exit__()
         headers = self._headers() | {
             "x-csm-stop": utterance.stop,
             "x-csm-seed": str(utterance.seed),
             "x-csm-duration": f"{utterance.audio.duration:.3f}",
         }
-        headers |= {f"x-csm-{name}": str(value) for name, value in more.items() if isinstance(value, int | str)}
         return Response(data, media_type=STREAM_FORMATS[self.fields.response_format].media_type, headers=headers)
 
     def _whole_file(self, utterance: Utterance, tempo: TempoChanger) -> bytes:
@@ -209,10 +200,8 @@ class SpokenResponse:
         try:
             async for data in audio:
                 yield data
-            if stream.utterance:
-                self.done(stream.utterance)
         finally:
-            self._release(stream)
+            stream.__exit__()
 
     async def _events(self, stream: EventStream, audio: AsyncIterator[bytes]) -> AsyncIterator[str]:
         """OpenAI's events; an error after the first audio is an event too."""
@@ -228,18 +217,18 @@ class SpokenResponse:
             usage = {"input_tokens": tokens, "output_tokens": len(utterance.codes)}
             usage["total_tokens"] = sum(usage.values())
             last = {"type": "speech.audio.done", "usage": usage, "stop": utterance.stop, "seed": utterance.seed}
-            yield _event(last | {"fault": utterance.fault or None} | self.done(utterance))
+            yield _event(last | {"fault": utterance.fault or None})
         except CsmError as error:
             yield _event({"type": "error", **problem_of(error).body})
         finally:
-            self._release(stream)
+            stream.__exit__()
 
     def _headers(self) -> dict[str, str]:
         ignored = [name for name in self.fields.ignored if name.isascii() and name.isprintable()]
         headers = {"x-sample-rate": str(self.context.synth.codec.rate), "x-channels": "1", "x-bit-depth": "16"}
         if ignored:
             headers["x-csm-ignored"] = ", ".join(name[:40] for name in ignored[:MAX_IGNORED_NAMES])
-        return headers | dict(self.headers)
+        return headers
 
     def _comment(self) -> str:
         return f"synthetic speech; model: {self.context.model_name}"
