@@ -58,6 +58,7 @@ from csm_cli.types import Conversation, Recording
 
 CHUNK_CLIPS = 256  # an interrupted run repeats at most one chunk
 _AUDIO_FOLDERS = ("wavs", "wav", "clips", "audio")
+_MAX_LIST_COLUMNS = 64  # each is compared with the text; lists of files have two to eight
 _MAX_UNUSED = 20  # columns that a message names
 _MAX_TEXT_BYTES = 64 << 10  # of a text file beside a recording
 _LOG = logging.getLogger(__name__)
@@ -208,6 +209,8 @@ class RowReader:
         table = _Table(path, ColumnChoice(), is_list=True)
         sample = [(csv_cells if is_quoted else split_cells)(line, delimiter) for line in lines]
         width = max(len(cells) for cells in sample[:200])
+        if width > _MAX_LIST_COLUMNS:
+            raise InputError(f"{path}: has {width} columns and no names for them; expected at most {_MAX_LIST_COLUMNS}")
         first = [[cell.strip() for cell in cells] for cells in sample[:20]]
         known = {
             index

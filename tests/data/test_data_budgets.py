@@ -39,6 +39,7 @@ TABLES: dict[str, tuple[Callable[[int], str], str, int]] = {
     ),
     "brackets": (lambda n: '{"file_name": ' + "[" * n + "\n", "metadata.jsonl", 20_000),
     "quotes": (lambda n: 'file_name,text\n"' + '""' * n, "metadata.csv", 20_000),
+    "words and bars": (lambda n: "a.wav|x|" + "b " * n + "|c" * n + "\n", "list.csv", 500),
     "a long word": (lambda n: "a|" + "b" * n + "|c d\n", "list.csv", 10_000),
     "bars": (lambda n: "a|b" + "|" * n + "\n", "list.csv", 20_000),
 }
