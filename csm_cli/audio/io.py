@@ -1,13 +1,10 @@
-"""Reads any audio file that libsndfile reads, as mono float32 at one rate; writes 16-bit WAV and FLAC."""
+"""Reads sound files as mono float32 at one rate; writes 16-bit WAV and FLAC."""
 
 from __future__ import annotations
 
 import io
 import math
-import re
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,24 +12,23 @@ import soundfile
 from numpy.typing import NDArray
 
 from csm_cli.audio import AUDIO_FORMATS
+from csm_cli.audio.decoders import TOLERANCE_SECONDS, AudioBytes, open_sound, truncated, unreadable
 from csm_cli.audio.limits import BLOCK_SAMPLES, MAX_LEVEL, MAX_SAMPLES, MAX_SECONDS, MAX_TAG_BYTES
 from csm_cli.errors import AudioUnreadable, OutputRefused
 from csm_cli.storage.files import check_writable, write_atomically
 
-_TOLERANCE_SECONDS = 0.01  # past the end of a file, for durations that were rounded
-# libsndfile logs the size in a header and the actual size, if they differ
-_SIZE_MISMATCH = re.compile(r"^\s*(?:data|SSND) : (\d+) \(should be (\d+)\)", re.MULTILINE)
-_UNKNOWN_SIZES = (0x7FFFFFFF, 0xFFFFFFFF)  # in the header of a WAV that was streamed through a pipe
+_CANCELLED = 0.25  # of the mean's variance: two channels with a correlation below -0.75
 
 Samples = NDArray[np.float32]
 
 
 @dataclass(frozen=True, eq=False)
 class Audio:
-    """Mono audio: samples float32 [N], full scale -1 to 1; rate in Hz."""
+    """Mono audio: samples float32 [N], full scale -1 to 1; rate in Hz. notes: what is unusual about its file."""
 
     samples: Samples
     rate: int
+    notes: tuple[str, ...] = ()
 
     @property
     def duration(self) -> float:
@@ -63,24 +59,13 @@ class AudioInfo:
         return self.frames / self.rate
 
 
-@dataclass(frozen=True, eq=False)
-class AudioBytes:
-    """An audio file that is stored inside another file. name: for diagnostics."""
-
-    name: str
-    data: bytes
-
-    def __str__(self) -> str:
-        return self.name
-
-
 def probe(path: Path | AudioBytes) -> AudioInfo:
     """Length, rate and channels of an audio file, from its header.
 
     Raises:
         AudioUnreadable: missing, not audio, empty or truncated.
     """
-    with _open(path) as file:
+    with open_sound(path) as file:
         return AudioInfo(file.frames, file.samplerate, file.channels)
 
 
@@ -97,7 +82,7 @@ def read_audio(
         AudioUnreadable: as `probe`; or the range is outside the file, longer than `max_seconds` or MAX_SAMPLES, or has
             samples that are no sound.
     """
-    with _open(path) as file:
+    with open_sound(path) as file:
         source_rate: int = file.samplerate
         duration = file.frames / source_rate
         if problem := range_problem(duration, start, end, max_seconds):
@@ -111,24 +96,32 @@ def read_audio(
             raise AudioUnreadable(f"{path}: {sizes}; resample it to 48 kHz, or take a part")
         try:
             file.seek(first)
-            mono = _read_mono(file, last - first)
+            read = _read_mono(file, last - first)
+            notes: tuple[str, ...] = ()
+            if read.is_cancelled:
+                loudest = int(read.channels.argmax())
+                file.seek(first)
+                read = _read_mono(file, last - first, loudest)
+                notes = (f"its channels cancel each other (out of phase); only channel {loudest + 1} is used",)
         except soundfile.SoundFileError as error:
-            raise _unreadable(path, error) from error
-        if len(mono) < last - first:
-            raise _truncated(path, last / source_rate, (first + len(mono)) / source_rate)
+            raise unreadable(path, error) from error
+        if len(read.samples) < last - first:
+            raise truncated(path, last / source_rate, (first + len(read.samples)) / source_rate)
+    mono = read.samples
     if not (len(mono) and max(-mono.min(), mono.max()) <= MAX_LEVEL):  # false for NaN
         problem = "has NaN or infinite samples, or some beyond all sound"
         raise AudioUnreadable(f"{path}: {problem}; export it again from its source")
-    return resample(Audio(mono, source_rate), rate)
+    return resample(Audio(mono, source_rate, notes), rate)
 
 
-def _read_mono(file: soundfile.SoundFile, count: int) -> Samples:
-    """The next `count` samples as the mean of all channels, decoded in blocks; fewer where the file ends before.
+def _read_mono(file: soundfile.SoundFile, count: int, channel: int | None = None) -> _Mono:
+    """The next `count` samples as the mean of all channels, or one channel; fewer where the file ends before.
 
-    The level of a channel beyond MAX_LEVEL stays one in the mean, which is NaN then.
+    They are decoded in blocks. The level of a channel beyond MAX_LEVEL stays one in the mean, which is NaN then.
     """
     mono = np.empty(count, np.float32)
     size = max(1, BLOCK_SAMPLES // file.channels)
+    sums = np.zeros((2, file.channels + 1))  # of samples and of their squares: for each channel, and the mean
     done = 0
     while done < count:
         block = file.read(min(size, count - done), dtype="float32", always_2d=True)
@@ -136,9 +129,33 @@ def _read_mono(file: soundfile.SoundFile, count: int) -> Samples:
             break
         if not max(-block.min(), block.max()) <= MAX_LEVEL:
             block[:] = np.nan
-        mono[done : done + len(block)] = block.mean(axis=1)
+        mean = block.mean(axis=1) if channel is None else block[:, channel]
+        mono[done : done + len(block)] = mean
+        if channel is None and file.channels > 1:
+            for index, samples in enumerate((*block.T, mean)):
+                sums[:, index] += samples.sum(dtype=np.float64), np.square(samples, dtype=np.float64).sum()
         done += len(block)
-    return mono[:done]
+    variances = sums[1] / max(1, done) - np.square(sums[0] / max(1, done))
+    return _Mono(mono[:done], variances[:-1], variances[-1])
+
+
+@dataclass(frozen=True, eq=False)
+class _Mono:
+    """samples: [N]; variances: of the channels [C], and of their mean."""
+
+    samples: Samples
+    channels: NDArray[np.float64]
+    mean: np.float64
+
+    @property
+    def is_cancelled(self) -> bool:
+        """Whether the channels cancel each other in the mean, as with one of two wires swapped.
+
+        Channels that have nothing in common have a mean whose variance is the sum of theirs by the square of their
+        number. It is near 0 where they are opposite.
+        """
+        unrelated = self.channels.sum() / len(self.channels) ** 2
+        return bool(len(self.channels) > 1 and unrelated > 0 and self.mean < _CANCELLED * unrelated)
 
 
 def range_problem(duration: float, start: float | None, end: float | None, max_seconds: float = MAX_SECONDS) -> str:
@@ -147,7 +164,7 @@ def range_problem(duration: float, start: float | None, end: float | None, max_s
     end_of_file = f"the end of the file ({round(duration, 2):g} s)"
     if not 0 <= first < duration:
         return f"start {first:g} s is {'before the beginning' if first < 0 else f'past {end_of_file}'}"
-    if not last <= duration + _TOLERANCE_SECONDS:
+    if not last <= duration + TOLERANCE_SECONDS:
         return f"end {last:g} s is past {end_of_file}"
     if last <= first:
         return f"end {last:g} s is not after start {first:g} s"
@@ -157,53 +174,15 @@ def range_problem(duration: float, start: float | None, end: float | None, max_s
     return ""
 
 
-@contextmanager
-def _open(path: Path | AudioBytes) -> Iterator[soundfile.SoundFile]:
-    """Raises AudioUnreadable: missing, not audio, empty or truncated."""
-    try:
-        if isinstance(path, Path) and path.is_dir():
-            raise AudioUnreadable(f"{path}: is a directory; name an audio file in it")
-        if isinstance(path, Path) and path.exists() and not path.is_file():  # opening a named pipe would block
-            raise AudioUnreadable(f"{path}: is a pipe or a device; save the audio to a file first")
-        # a file object, since libsndfile's own opening hides the reason of a failure
-        with path.open("rb") if isinstance(path, Path) else io.BytesIO(path.data) as source:
-            try:
-                file = soundfile.SoundFile(source)
-            except (soundfile.SoundFileError, TypeError) as error:  # TypeError: a suffix of headerless samples
-                raise _unreadable(path, error) from error
-            with file:
-                if file.frames <= 0:
-                    raise AudioUnreadable(f"{path}: holds no audio (zero length)")
-                duration, sizes = file.frames / file.samplerate, _SIZE_MISMATCH.search(file.extra_info)
-                if sizes and int(sizes[1]) not in _UNKNOWN_SIZES:
-                    expected = duration * int(sizes[1]) / int(sizes[2])
-                    if expected > duration + _TOLERANCE_SECONDS:
-                        raise _truncated(path, expected, duration)
-                yield file
-    except OSError as error:
-        raise AudioUnreadable(f"{path}: {error.strerror or error}; name an audio file that can be read") from error
-
-
-def _unreadable(path: Path | AudioBytes, error: Exception) -> AudioUnreadable:
-    reason = str(getattr(error, "error_string", error)).rstrip(".")
-    return AudioUnreadable(f"{path}: not readable as audio ({reason}); WAV, FLAC, OGG, MP3 and AIFF are")
-
-
-def _truncated(path: Path | AudioBytes, expected: float, actual: float) -> AudioUnreadable:
-    return AudioUnreadable(
-        f"{path}: is cut off: its header says {expected:.2f} s, it holds {actual:.2f} s; copy or export it again"
-    )
-
-
 def resample(audio: Audio, rate: int) -> Audio:
-    """The same audio at `rate` Hz."""
+    """The same audio at `rate` Hz: what librosa.resample gives with "soxr_hq", without the cache that numba needs."""
     if audio.rate == rate:
         return audio
-    import librosa
+    import soxr
 
-    length = -(-len(audio.samples) * rate // audio.rate)  # librosa's ceil, in floats, can be one sample too many
-    samples: Samples = librosa.resample(audio.samples, orig_sr=audio.rate, target_sr=rate, res_type="soxr_hq")
-    return Audio(samples[:length], rate)
+    length = -(-len(audio.samples) * rate // audio.rate)
+    samples: Samples = soxr.resample(audio.samples, audio.rate, rate, quality="HQ")[:length]
+    return replace(audio, samples=np.pad(samples, (0, length - len(samples))), rate=rate)
 
 
 def check_output(path: Path, clobber: bool = True, kind: str | None = None) -> None:

@@ -268,6 +268,10 @@ class _Report:
             self._lines[clip.reason] += 1
             if self._lines[clip.reason] <= self._max_lines and not self._output_options.quiet:
                 warn(str(clip))
+        for kind, line in result.warnings:
+            self._lines[f"warned: {kind}"] += 1
+            if self._lines[f"warned: {kind}"] <= self._max_lines and not self._output_options.quiet:
+                warn(line)
         if self._status:
             self._status.update(str(self))
         elif not self._output_options.quiet:
@@ -290,6 +294,8 @@ class _Report:
             table.add_row("usable", str(self.counts.clips), f"{self.counts.seconds / 3600:.3f}")
             for reason, (clips, seconds) in self.counts.by_reason.items():
                 table.add_row(f"dropped: {reason}", str(clips), f"{seconds / 3600:.3f}" if seconds else "-")
+            for kind, clips in sorted(self.counts.warnings.items()):
+                table.add_row(f"usable, with a warning: {kind}", str(clips), "-")
             Console(stderr=True).print(table)
 
     def __str__(self) -> str:

@@ -70,9 +70,15 @@ def _torch() -> dict[str, Any]:
 def _audio() -> dict[str, Any]:
     try:
         import soundfile
+
+        from csm_cli.audio.decoders import decoder_name
     except Exception as error:  # a missing libsndfile is an OSError, a missing package an ImportError
         return {"error": f"cannot be imported: {error}; install libsndfile"}
-    return {"libsndfile": soundfile.__libsndfile_version__, "formats": sorted(soundfile.available_formats())}
+    return {
+        "libsndfile": soundfile.__libsndfile_version__,
+        "formats": sorted(soundfile.available_formats()),
+        "M4A, AAC, WebM": decoder_name() or "need PyAV or ffmpeg: pip install 'csm-cli[av]'",
+    }
 
 
 def _playback() -> dict[str, Any]:

@@ -225,13 +225,12 @@ def _wants_unknown_voice(conversation: Conversation) -> bool:
             if turn.speaker >= BUNDLED_SPEAKERS and turn.speaker not in with_context:
                 return True
         elif not recording.codes_path and assets not in recording.path.parents:
-            # a file that cannot be read is refused where it is spoken
-            with (
-                suppress(Exception),
-                soundfile.SoundFile(recording.path) as file,
-            ):
-                if BUNDLED not in (file.comment or ""):
-                    return True
+            comment = ""
+            # a file that cannot be read is refused where it is spoken; M4A is converted there
+            with suppress(Exception), soundfile.SoundFile(recording.path) as file:
+                comment = file.comment or ""
+            if BUNDLED not in comment:
+                return True
     return False
 
 
@@ -242,6 +241,7 @@ def recorded_events(conversation: Conversation, checkpoint: Checkpoint, stream: 
     """
     import torch
 
+    from csm_cli.audio.clip_checks import clip_warnings
     from csm_cli.audio.codes import read_codes
     from csm_cli.audio.io import read_audio
     from csm_cli.models.mimi.config import codec_config
@@ -251,6 +251,8 @@ def recorded_events(conversation: Conversation, checkpoint: Checkpoint, stream: 
         recording = turn.recording
         assert recording is not None
         audio = read_audio(recording.path, codec.rate, recording.start, recording.end)
+        for warning in () if recording.codes_path else clip_warnings(audio).values():
+            warn(f"{recording.path}: {warning}")
         if recording.codes_path:
             sizes = checkpoint.config.codebooks, checkpoint.config.vocab
             codes = torch.from_numpy(read_codes(recording.codes_path, *sizes))

@@ -8,14 +8,20 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from csm_cli.audio.clip_checks import (
+    FRAME_SECONDS,
+    MIN_CLIP_SECONDS,
+    SILENT_LEVEL,
+    clip_warnings,
+    frame_levels,
+    is_silent,
+)
 from csm_cli.audio.io import Audio, AudioInfo, probe, range_problem, read_audio
 from csm_cli.data.dataset import ChunkResult, DatasetChunk, DroppedClip, TrainingClip, TrainingConversation
 from csm_cli.data.parquet import read_cell_audio
 from csm_cli.errors import AudioUnreadable, failure_of
 
-_FRAME_SECONDS = 0.02
-# A frame is silent below either level: of full scale (-54 dBFS), or of the loudest frame (-40 dB).
-SILENT, SILENT_BELOW_LOUDEST = 2e-3, 1e-2
+SILENT_BELOW_LOUDEST = 1e-2  # a frame is silent below SILENT_LEVEL, or 40 dB below the loudest frame
 # Audio is clipped where so many consecutive samples are at full scale.
 FULL_SCALE, CLIPPED_RUN = 0.995, 4
 # Letters and digits per second of speech; beyond, transcript and audio do not match.
@@ -28,7 +34,7 @@ _DURATION_TOLERANCE, _RELATIVE_TOLERANCE = 0.2, 0.02  # of durations stated by t
 class ClipLimits:
     """Durations and the longest inner silence in seconds; max_clipped: share of clipped samples; min_rate: in Hz."""
 
-    min_duration: float = 0.2
+    min_duration: float = MIN_CLIP_SECONDS
     max_duration: float = 30.0
     max_silence: float = 2.0
     max_clipped: float = 0.001
@@ -52,6 +58,8 @@ def check_chunk(chunk: DatasetChunk, limits: ClipLimits) -> ChunkResult:
             continue
         for clip, audio in zip(item.clips, read_clips(item, limits), strict=True):
             result.add(clip, audio if isinstance(audio, DroppedClip) else audio.duration)
+            if isinstance(audio, Audio):
+                result.warn(clip, clip_warnings(audio))
     return result
 
 
@@ -121,18 +129,18 @@ def _check_samples(audio: Audio, text: str, limits: ClipLimits, seconds: float) 
     if clipped > limits.max_clipped:
         raise UnsuitableClip("clipping", f"{clipped:.1%} of the samples, maximum {limits.max_clipped:.1%}", seconds)
     silent = _silent_frames(audio)
-    if silent.all():
+    if silent.all() or is_silent(audio):
         raise UnsuitableClip("silence", "it is silent throughout", seconds)
     starts, ends = _runs(silent)
     if len(starts):
         longest = int((ends - starts).argmax())
-        start, duration = starts[longest] * _FRAME_SECONDS, (ends - starts)[longest] * _FRAME_SECONDS
+        start, duration = starts[longest] * FRAME_SECONDS, (ends - starts)[longest] * FRAME_SECONDS
         if duration > limits.max_silence:
             detail = f"{duration:.1f} s of silence after {start:.1f} s, maximum {limits.max_silence:g} s"
             raise UnsuitableClip("silence", detail, seconds)
     letters = sum(char.isalnum() for char in text)
-    speech = float((~silent).sum()) * _FRAME_SECONDS
-    if letters > MAX_LETTERS_PER_SECOND * (speech + _FRAME_SECONDS):
+    speech = float((~silent).sum()) * FRAME_SECONDS
+    if letters > MAX_LETTERS_PER_SECOND * (speech + FRAME_SECONDS):
         raise UnsuitableClip("too much text", f"{letters} letters for {speech:.2f} s of speech", seconds)
     if letters < MIN_LETTERS_PER_SECOND * (speech - _SLOW_SPEECH_SECONDS):
         raise UnsuitableClip("too little text", f"{letters} letters for {speech:.2f} s of speech", seconds)
@@ -147,11 +155,8 @@ def clipped_share(samples: NDArray[np.float32]) -> float:
 
 def _silent_frames(audio: Audio) -> NDArray[np.bool_]:
     """Which frames of 20 ms are silent, including a partial frame at the end."""
-    size = max(1, round(_FRAME_SECONDS * audio.rate))
-    starts = np.arange(0, len(audio.samples), size)
-    counts = np.minimum(size, len(audio.samples) - starts)
-    levels = np.sqrt(np.add.reduceat(np.square(audio.samples, dtype=np.float64), starts) / counts)
-    silent: NDArray[np.bool_] = levels <= max(SILENT, SILENT_BELOW_LOUDEST * float(levels.max()))
+    levels = frame_levels(audio)
+    silent: NDArray[np.bool_] = levels <= max(SILENT_LEVEL, SILENT_BELOW_LOUDEST * float(levels.max()))
     return silent
 
 

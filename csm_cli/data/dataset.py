@@ -84,11 +84,15 @@ DatasetChunk = list[DatasetItem]
 
 @dataclass
 class ChunkResult:
-    """Result of a chunk. usable: speaker and seconds of each usable clip; trained: how many are not only context."""
+    """Result of a chunk. usable: speaker and seconds of each usable clip; trained: how many are not only context.
+
+    warnings: of usable clips, their kinds and the lines for the user.
+    """
 
     usable: list[tuple[int, float]] = field(default_factory=list)
     dropped: list[DroppedClip] = field(default_factory=list)
     trained: int = 0
+    warnings: list[tuple[str, str]] = field(default_factory=list)
 
     def add(self, clip: TrainingClip, outcome: DroppedClip | float) -> None:
         """outcome: the dropped clip, or the seconds of a usable one."""
@@ -98,13 +102,24 @@ class ChunkResult:
             self.usable.append((clip.speaker, round(outcome, 3)))
             self.trained += clip.trained
 
+    def warn(self, clip: TrainingClip, warnings: Mapping[str, str]) -> None:
+        """warnings: by kind, as of `clip_warnings`."""
+        name = clip.recording.path if clip.recording else "audio"
+        self.warnings += [(kind, f"{clip.place}: {name}: {text}") for kind, text in warnings.items()]
+
     def to_json(self) -> dict[str, Any]:
-        return {"usable": self.usable, "dropped": [asdict(clip) for clip in self.dropped], "trained": self.trained}
+        return {
+            "usable": self.usable,
+            "dropped": [asdict(clip) for clip in self.dropped],
+            "trained": self.trained,
+            "warnings": self.warnings,
+        }
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> ChunkResult:
         usable = [(speaker, seconds) for speaker, seconds in record["usable"]]
-        return cls(usable, [DroppedClip(**each) for each in record["dropped"]], record["trained"])
+        warnings = [(kind, line) for kind, line in record.get("warnings", ())]
+        return cls(usable, [DroppedClip(**each) for each in record["dropped"]], record["trained"], warnings)
 
 
 @dataclass
@@ -145,6 +160,7 @@ class DatasetCounts:
         self.clips = self.trained = 0
         self.seconds = 0.0
         self.dropped: list[DroppedClip] = []
+        self.warnings: Counter[str] = Counter()  # usable clips by what is wrong with them
         self._speakers: Counter[int] = Counter()  # clips of each
         self._usable_bins: Counter[int] = Counter()  # clips by duration
         self._dropped_bins: Counter[int] = Counter()
@@ -153,6 +169,7 @@ class DatasetCounts:
         self.clips += len(result.usable)
         self.trained += result.trained
         self.dropped += result.dropped
+        self.warnings.update(kind for kind, _ in result.warnings)
         self._dropped_bins.update(int(clip.seconds / _BIN_SECONDS) for clip in result.dropped if clip.seconds)
         for speaker, seconds in result.usable:
             self.seconds += seconds
@@ -172,6 +189,7 @@ class DatasetCounts:
                 reason: {"clips": clips, "hours": _hours(seconds)}
                 for reason, (clips, seconds) in self.by_reason.items()
             },
+            "warnings": dict(sorted(self.warnings.items())),
             "speakers": {str(speaker): count for speaker, count in sorted(self._speakers.items())},
             "dropped_clips": [asdict(clip) for clip in self.dropped],
         }

@@ -15,7 +15,7 @@ from itertools import accumulate, islice
 from pathlib import Path
 from typing import Any
 
-from csm_cli.audio.io import AudioBytes
+from csm_cli.audio.decoders import AudioBytes
 from csm_cli.data.columns import ColumnChoice, find_columns
 from csm_cli.errors import AudioUnreadable, InputError
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from csm_cli.audio.clip_checks import clip_warnings
 from csm_cli.audio.io import Audio, resample
 from csm_cli.checkpoint import open_checkpoint
 from csm_cli.data.checks import ClipLimits, read_clips
@@ -83,7 +84,7 @@ class Encoder:
         for conversation in conversations:
             runs: list[list[CodedTurn]] = [[]]  # turns with no dropped clip between them
             for clip in conversation.clips:
-                turn, seconds = next(turns)
+                turn, seconds, warnings = next(turns)
                 try:
                     positions = self._positions(turn) if isinstance(turn, CodedTurn) else 0
                 except InputError as problem:  # of the tokenizer
@@ -95,6 +96,7 @@ class Encoder:
                 turn = turn if isinstance(turn, CodedTurn) else replace(turn, id=conversation.id)
                 result.add(clip, turn if isinstance(turn, DroppedClip) else seconds)
                 if isinstance(turn, CodedTurn):
+                    result.warn(clip, warnings)
                     runs[-1].append(turn)
                 else:
                     runs.append([])
@@ -111,8 +113,8 @@ class Encoder:
 
     def _encode_clips(
         self, conversations: Iterable[TrainingConversation]
-    ) -> Iterator[tuple[CodedTurn | DroppedClip, float]]:
-        """Each clip encoded or dropped, with its seconds; clips of similar length are encoded together."""
+    ) -> Iterator[tuple[CodedTurn | DroppedClip, float, dict[str, str]]]:
+        """Each clip encoded or dropped, with its seconds and warnings; clips of similar length are encoded together."""
         clips = (
             (clip, audio)
             for conversation in conversations
@@ -127,9 +129,9 @@ class Encoder:
                 turns |= self._encode_batch(batch)
             for index, (_, audio) in enumerate(block):
                 if isinstance(audio, DroppedClip):
-                    yield audio, audio.seconds
+                    yield audio, audio.seconds, {}
                 else:
-                    yield turns[index], audio.duration
+                    yield turns[index], audio.duration, clip_warnings(audio)
 
     def _encode_batch(self, clips: Mapping[int, tuple[TrainingClip, Any]]) -> dict[int, CodedTurn | DroppedClip]:
         """The turns of clips by index; where encoding them together fails, each is encoded alone, or dropped."""

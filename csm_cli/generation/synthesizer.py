@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from csm_cli.audio.clip_checks import clip_warnings, require_sound
 from csm_cli.audio.codes import read_codes
 from csm_cli.audio.io import Audio, read_audio
 from csm_cli.checkpoint import Checkpoint
@@ -114,8 +115,12 @@ class Synthesizer:
         """
         return read_audio(recording.path, self.codec.rate, recording.start, recording.end)
 
-    def recording_codes(self, recording: Recording) -> Tensor:
-        """A recording's codes [T, K]; the last hundreds are cached. Raises as `read_recording` does."""
+    def recording_codes(self, recording: Recording, is_turn: bool = False) -> Tensor:
+        """A recording's codes [T, K]; the last hundreds are cached. is_turn: of the track, where it may be silent.
+
+        Raises:
+            AudioUnreadable: as `read_recording`; or it is silent.
+        """
         sizes = self.codec.codebooks, self.checkpoint.config.vocab
         if recording.codes_path:
             try:
@@ -126,7 +131,12 @@ class Synthesizer:
         def encode() -> NDArray[np.int64]:
             if recording.voice:
                 log.warning("encoding the voice %s for this codec, once", recording.voice)
-            encoded: NDArray[np.int64] = self.encode(self.read_recording(recording)).numpy()
+            audio = self.read_recording(recording)
+            if not is_turn:
+                require_sound(audio, recording.path)
+            for warning in clip_warnings(audio).values():
+                log.warning("%s: %s", recording.path, warning)
+            encoded: NDArray[np.int64] = self.encode(audio).numpy()
             return encoded
 
         with self._codes_lock:
@@ -146,7 +156,7 @@ class Synthesizer:
     def recording_segments(self, turn: Turn) -> Iterator[tuple[str, Tensor]]:
         """The segments of a turn that has a recording: each one's text, and its prompt tokens [S, K + 1]."""
         assert turn.recording is not None
-        codes = self.recording_codes(turn.recording)
+        codes = self.recording_codes(turn.recording, is_turn=True)
         first = 0
         for text, frames in turn.recording.chunks or ((turn.text, len(codes)),):
             yield text, self.prompt_builder.turn_tokens(turn.speaker, text, codes[first : first + frames])
@@ -269,7 +279,7 @@ class SynthesisRun:
             turn = current.turn
             if not turn.recording:
                 return state.request(synth.prompt_builder.turn_tokens(turn.speaker, state.chunk_text))
-            audio, codes = synth.read_recording(turn.recording), synth.recording_codes(turn.recording)
+            audio, codes = synth.read_recording(turn.recording), synth.recording_codes(turn.recording, is_turn=True)
             if state.retry_policy.stream:
                 self._events.append(AudioChunk(conversation, turn, audio.samples, current.number))
             self._events.append(Utterance(conversation, turn, codes, audio, "recorded", number=current.number))

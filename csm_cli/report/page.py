@@ -199,14 +199,22 @@ def spectrogram(audio: Audio, detail: ReportDetail) -> Json | None:
 
 def _mel_spectrogram(samples: NDArray[np.float32], edges: NDArray[Any], rate: int, bands: int) -> NDArray[np.float32]:
     """[W, B] from 0 (below the dynamic range) to 1 (the loudest)."""
-    from librosa.filters import mel
+    from transformers.audio_utils import mel_filter_bank  # librosa's, without the cache that numba needs
 
     padded = np.pad(samples, _FFT_SAMPLES // 2)
     centres = (edges[:-1] + edges[1:]) // 2
     windows = np.lib.stride_tricks.sliding_window_view(padded, _FFT_SAMPLES)[np.minimum(centres, len(samples))]
     power = np.abs(np.fft.rfft(windows * np.hanning(_FFT_SAMPLES))) ** 2
-    bank = mel(sr=rate, n_fft=_FFT_SAMPLES, n_mels=bands, fmax=min(_MAX_HZ, rate / 2))
-    level = 10 * np.log10(np.maximum(power @ bank.T, 1e-10))
+    bank = mel_filter_bank(
+        num_frequency_bins=_FFT_SAMPLES // 2 + 1,
+        num_mel_filters=bands,
+        min_frequency=0.0,
+        max_frequency=min(_MAX_HZ, rate / 2),
+        sampling_rate=rate,
+        norm="slaney",
+        mel_scale="slaney",
+    )
+    level = 10 * np.log10(np.maximum(power @ bank, 1e-10))
     shown: NDArray[np.float32] = np.clip(1 + (level - max(level.max(), -40.0)) / _DYNAMIC_RANGE, 0, 1).astype(
         np.float32
     )

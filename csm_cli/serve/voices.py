@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections import OrderedDict
 from threading import Lock
 
 from torch import Tensor
 
-from csm_cli.audio.io import Audio, AudioBytes, read_audio
+from csm_cli.audio.clip_checks import clip_warnings, require_sound
+from csm_cli.audio.decoders import AudioBytes
+from csm_cli.audio.io import Audio, read_audio
 from csm_cli.errors import InputError, OutputRefused, VoiceNotFound
 from csm_cli.generation.synthesizer import Synthesizer
 from csm_cli.script.source import text_problem
@@ -16,6 +19,8 @@ from csm_cli.serve.limits import MAX_CLIP_SECONDS, MAX_CLIPS_CACHED, MAX_VOICES
 from csm_cli.types import Turn
 from csm_cli.voices.clip import prepare_clip
 from csm_cli.voices.store import SavedVoice, VoiceInfo, add_voice, check_name, find_voice, is_name, list_voices
+
+log = logging.getLogger(__name__)
 
 # OpenAI's names, for clients that know no others. A saved voice of the same name goes before.
 ALIASES = {
@@ -76,13 +81,16 @@ class ClipEncoder:
         return read_audio(AudioBytes(name, data), self._synth.codec.rate, max_seconds=max_seconds)
 
     def codes(self, name: str, data: bytes) -> Tensor:
-        """The codes [T, K]. Raises AudioUnreadable."""
+        """The codes [T, K]. Raises AudioUnreadable, for silence too."""
         digest = hashlib.sha256(data).digest()
         with self._lock:
             if digest in self._codes:
                 self._codes.move_to_end(digest)
                 return self._codes[digest]
-        codes = self._synth.encode(self.read(name, data))
+        clip = require_sound(self.read(name, data), name)
+        for warning in clip_warnings(clip).values():
+            log.warning("%s: %s", name, warning)
+        codes = self._synth.encode(clip)
         with self._lock:
             self._codes[digest] = codes
             if len(self._codes) > MAX_CLIPS_CACHED:

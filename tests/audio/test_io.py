@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import io
 import os
+import subprocess
+import sys
 import tracemalloc
 from pathlib import Path
 
@@ -10,7 +12,7 @@ import pytest
 import soundfile
 from numpy.typing import NDArray
 
-from csm_cli.audio.io import Audio, Tags, check_output, encode, probe, read_audio, write_audio
+from csm_cli.audio.io import Audio, Tags, check_output, encode, probe, read_audio, resample, write_audio
 from csm_cli.errors import AudioUnreadable, OutputRefused
 
 RATE = 24000
@@ -243,3 +245,28 @@ def test_memory_does_not_grow_with_the_channels(tmp_path: Path) -> None:
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert peaks[1] < 1.2 * peaks[0]
+
+
+@pytest.mark.parametrize("rate", [8000, 11025, 16000, 22050, 44100, 48000, 96000])
+@pytest.mark.parametrize("count", [1, 2, 1001, 24000])
+def test_resampling_equals_librosas(rate: int, count: int) -> None:
+    import librosa
+
+    samples = np.random.default_rng(0).normal(size=count).astype(np.float32)
+    expected = librosa.resample(samples, orig_sr=rate, target_sr=RATE, res_type="soxr_hq")
+    resampled = resample(Audio(samples, rate), RATE)
+    assert len(resampled.samples) == -(-count * RATE // rate)
+    assert np.array_equal(resampled.samples, expected[: len(resampled.samples)])
+
+
+def test_an_install_that_nobody_may_write_to_reads_any_rate(tmp_path: Path) -> None:
+    """numba, which librosa imports, fails where it finds no folder for its cache."""
+    path = written(tmp_path / "clip.wav", tone(2.0, 48000), 48000)
+    code = (
+        "import sys; from pathlib import Path; from csm_cli.audio.io import read_audio;"
+        "from csm_cli.voices.clip import prepare_clip;"
+        f"audio = read_audio(Path({str(path)!r}), 24000); prepare_clip(audio, 'Hello there, you.');"
+        "assert len(audio.samples) == 48000;"
+        "assert not {'numba', 'librosa'} & sys.modules.keys()"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
