@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
+from typing import Any
 
 # Long texts are generated in chunks of about this many characters. Measured with the bundled voice: 48 of 48 texts
 # right at 67 characters a chunk, 44 of 48 at 101, 34 of 45 at 166.
@@ -130,7 +131,7 @@ class Conversation:
 
     id: unique within a run. tail: seconds of silence after the last turn. defaults: options of the script, below a
     turn's and above those of the environment. lexicon: words and their respellings for the model; texts stay as
-    written. loudness: of the track, in LUFS.
+    written. loudness: of the track, in LUFS. extra: other columns of a manifest's row, carried to the results.
     """
 
     turns: tuple[Turn, ...]
@@ -141,6 +142,7 @@ class Conversation:
     defaults: GenerationOptions = field(default_factory=GenerationOptions)
     loudness: float | None = None
     lexicon: Mapping[str, str] = field(default_factory=dict)
+    extra: Mapping[str, Any] = field(default_factory=dict)
 
 
 def resolve_options(

@@ -22,7 +22,7 @@ from csm_cli.batch.items import (
 )
 from csm_cli.batch.ledger import LEDGER, Ledger, merge_ledgers
 from csm_cli.cli.console import emit_json, emit_path, log_line, warn
-from csm_cli.cli.options import OutputFile, OutputOptions, SynthesisFlags
+from csm_cli.cli.options import ManifestOptions, OutputFile, OutputOptions, SynthesisFlags
 from csm_cli.cli.output_files import ReportFile, report_path
 from csm_cli.cli.progress import ProgressMeter, show_progress
 from csm_cli.cli.summary import (
@@ -84,13 +84,16 @@ class BatchScope:
 
 
 def batch(
-    manifest: Annotated[str, typer.Argument(metavar="MANIFEST", help="JSONL, CSV or text lines; - is standard input.")],
+    manifest: Annotated[
+        str, typer.Argument(metavar="MANIFEST", help="JSONL, JSON, CSV or text lines; - is standard input.")
+    ],
     batch_size: Annotated[
         str, typer.Option("--batch-size", metavar="auto|N", help="Items decoded together; auto: by free memory.")
     ] = "auto",
     report: ReportFile = None,
     *,
     scope: BatchScope,
+    rows: ManifestOptions,
     speech: SynthesisFlags,
     output: OutputFile,
     output_options: OutputOptions,
@@ -99,14 +102,15 @@ def batch(
 
     Fields of -o: {id}, {index} (from 1), {speaker}, {shard}.
 
-    Finished items are recorded in results.jsonl beside the files;
+    Finished items are recorded in results.jsonl beside the files,
+    with the columns of their rows that csm does not use;
     the same command again generates only the rest.
 
     Examples:
       csm batch lines.jsonl -o 'out/{id}.wav'
-      csm batch book.txt -o 'book/{index:04d}.flac' --shard 1/4
+      csm batch game.csv -o 'out/{speaker}/{id}.wav' --text-column line --speaker-column character
     """
-    run_batch(manifest, batch_size, scope, speech, output, output_options, report_path(report))
+    run_batch((manifest, rows), batch_size, scope, speech, output, output_options, report_path(report))
 
 
 def merge(
@@ -126,7 +130,7 @@ def merge(
 
 
 def run_batch(
-    manifest_name: str,
+    source: tuple[str, ManifestOptions],
     batch_size: str,
     scope: BatchScope,
     speech: SynthesisFlags,
@@ -135,7 +139,9 @@ def run_batch(
     report: Path | None = None,
     load: Callable[[SynthesisJob, Checkpoint], Synthesizer] = open_synthesizer,
 ) -> None:
-    """Runs a batch; every row is checked before anything is loaded. load: makes the synthesizer.
+    """Runs a batch; every row is checked before anything is loaded.
+
+    source: the manifest and what its columns mean. load: makes the synthesizer.
 
     Raises:
         ScriptInvalid: with all diagnostics of all rows.
@@ -151,7 +157,8 @@ def run_batch(
         raise UsageError("batch writes files; name them as in -o 'out/{id}.wav'")
     pattern = OutputPattern(output.output, shard.index)
     job = make_job((), speech, output_options)
-    manifest = Manifest(manifest_name)
+    name, rows = source
+    manifest = Manifest(name, None, rows.columns, rows.read_header())
     counts = Counts()  # of a shard that is selected whole
     checked = check_outputs(pattern.items(manifest.checked()), [manifest.path] if manifest.path else ())
     for number, item in enumerate(checked):
@@ -276,6 +283,7 @@ class BatchRun:
         except CsmError as error:
             self._record_failure(item, error, [])
             return
+        record |= _extra(item)
         del record["rtf"]  # items are decoded together: the time of one says nothing about its own cost
         self._ledger.append(record | {"file": item.file, "fingerprint": item.fingerprint}, item.path)
         self._written += 1
@@ -293,9 +301,14 @@ class BatchRun:
     def _record_failure(self, item: BatchItem, error: CsmError, seeds: list[int]) -> None:
         turns = [{"speaker": turn.label, "text": turn.text} for turn in item.conversation.turns]
         record: dict[str, Any] = {"id": item.id, "status": "failed", "output": None, "error": str(error)}
-        record |= {"error_class": error.kind, "seeds_tried": seeds, "turns": turns}
+        record |= {"error_class": error.kind, "seeds_tried": seeds, "turns": turns} | _extra(item)
         self._ledger.append(record | {"fingerprint": item.fingerprint})
         self._failed += 1
         warn(f"{item.id}: {error}")
         if self._job.output_options.json:
             emit_json(record)
+
+
+def _extra(item: BatchItem) -> dict[str, Any]:
+    """The other columns of an item's row."""
+    return {"extra": dict(item.conversation.extra)} if item.conversation.extra else {}

@@ -14,7 +14,7 @@ import typer
 
 from csm_cli.cli.batch import BatchScope, run_batch
 from csm_cli.cli.console import configure_logging, emit_json, log_line
-from csm_cli.cli.options import OutputFile, OutputOptions, SynthesisFlags
+from csm_cli.cli.options import ManifestOptions, OutputFile, OutputOptions, SynthesisFlags
 from csm_cli.settings import setting
 
 if TYPE_CHECKING:
@@ -125,7 +125,9 @@ def batch_overhead(
         output = OutputFile(str(manifest.with_suffix("") / "{id}.wav"))
         quiet = OutputOptions(quiet=True)
         with Path(os.devnull).open("w") as null, redirect_stdout(null):
-            run_batch(str(manifest), "8", BatchScope(), SynthesisFlags(), output, quiet, load=make_stub)
+            run_batch(
+                (str(manifest), ManifestOptions()), "8", BatchScope(), SynthesisFlags(), output, quiet, load=make_stub
+            )
 
     def make_stub(job: SynthesisJob, checkpoint: Checkpoint) -> Synthesizer:
         return StubSynthesizer(checkpoint)

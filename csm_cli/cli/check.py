@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from csm_cli.cli.console import emit_json, log_line
+from csm_cli.cli.options import ManifestOptions
 from csm_cli.errors import Diagnostic, NotReady, ScriptInvalid, UsageError
 
 
@@ -20,6 +21,8 @@ def check(
         typer.Option("--schema", help="Print the JSON Schema of scripts or of batch lines, for editors."),
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the results as JSON on standard output.")] = False,
+    *,
+    rows: ManifestOptions,
 ) -> None:
     """Validate scripts and manifests; no model is loaded.
 
@@ -34,6 +37,7 @@ def check(
         return
     if not files:
         raise UsageError("no file to check; name scripts or manifests")
+    header = rows.read_header()
     diagnostics: list[Diagnostic] = []
     results: list[dict[str, Any]] = []
     count = 0
@@ -41,7 +45,7 @@ def check(
         errors: tuple[Diagnostic, ...] = ()
         turns = 0
         try:
-            turns = sum(len(conversation.turns) for conversation in read_either(file))
+            turns = sum(len(conversation.turns) for conversation in read_either(file, rows.columns, header))
         except ScriptInvalid as invalid:
             errors = invalid.diagnostics
             diagnostics += errors

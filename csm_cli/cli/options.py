@@ -23,6 +23,8 @@ from csm_cli.types import DEFAULT_CHUNK_CHARS, GenerationOptions, RetryPolicy
 
 if TYPE_CHECKING:
     from csm_cli.generation.verification import WhisperRecognizer
+    from csm_cli.script.manifest import ManifestColumns
+    from csm_cli.script.resolve import ManifestHeader
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,48 @@ class SynthesisFlags:
         from csm_cli.generation.verification import WhisperRecognizer
 
         return WhisperRecognizer(self.verify_model)
+
+
+_COLUMNS = "Columns of a manifest"
+
+
+@dataclass(frozen=True)
+class ManifestOptions:
+    """What the columns of a manifest mean, and whose voice each name is."""
+
+    text_column: Annotated[
+        str | None,
+        typer.Option("--text-column", metavar="NAME", help="Column with the words.", rich_help_panel=_COLUMNS),
+    ] = None
+    speaker_column: Annotated[
+        str | None,
+        typer.Option("--speaker-column", metavar="NAME", help="Column with the speaker.", rich_help_panel=_COLUMNS),
+    ] = None
+    id_column: Annotated[
+        str | None,
+        typer.Option("--id-column", metavar="NAME", help="Column with the id of each row.", rich_help_panel=_COLUMNS),
+    ] = None
+    voice_map: Annotated[
+        str | None,
+        typer.Option(
+            "--voice-map",
+            metavar="FILE",
+            help="YAML or JSON with the voice of each speaker, as in ana: ash.",
+            rich_help_panel=_COLUMNS,
+        ),
+    ] = None
+
+    @property
+    def columns(self) -> ManifestColumns:
+        from csm_cli.script import ManifestColumns
+
+        return ManifestColumns(self.text_column, self.speaker_column, self.id_column)
+
+    def read_header(self) -> ManifestHeader | None:
+        """The speakers of --voice-map; None without one. Raises ScriptInvalid as `read_voice_map`."""
+        from csm_cli.script import read_voice_map
+
+        return None if self.voice_map is None else read_voice_map(Path(self.voice_map).expanduser())
 
 
 @dataclass(frozen=True)

@@ -33,13 +33,13 @@ def convert_file(
         str, typer.Option("-o", "--output", metavar="FILE", help="Script to write, in YAML; - is standard output.")
     ] = "-",
     source_format: Annotated[
-        Literal["dia", "vibevoice", "higgs", "srt", "vtt"] | None,
+        Literal["text", "dia", "vibevoice", "higgs", "srt", "vtt", "ass", "sbv", "lrc", "json"] | None,
         typer.Option("--from", help="Format of the file; detected if not given."),
     ] = None,
     no_clobber: Annotated[bool, typer.Option("--no-clobber", help="Refuse to replace an existing file.")] = False,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Print only the path of the output.")] = False,
 ) -> None:
-    """Convert a Dia, VibeVoice, Higgs Audio, SubRip or WebVTT dialogue to a script for csm converse.
+    """Convert subtitles, a transcript or a dialogue in plain text to a script for csm converse.
 
     Example: csm script convert episode.srt -o episode.yaml
     """

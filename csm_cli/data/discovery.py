@@ -15,16 +15,14 @@ from pathlib import Path
 from csm_cli.data.columns import ColumnChoice, find_columns
 from csm_cli.data.parquet import SUFFIX, require_pyarrow
 from csm_cli.data.tables import (
-    DELIMITERS,
-    csv_cells,
     find_pairs,
     first_lines,
     json_object,
     read_json_file,
-    split_cells,
     transcript_segments,
 )
 from csm_cli.errors import InputError
+from csm_cli.script.cells import DELIMITERS, csv_cells, split_cells
 
 DATASET_FORMATS = ("auto", "conversation", "audiofolder", "nemo", "ljspeech")
 _METADATA_FILES = ("metadata.jsonl", "metadata.csv", "metadata.tsv")

@@ -34,9 +34,7 @@ from csm_cli.data.dataset import (
 from csm_cli.data.discovery import DatasetFile, header_of
 from csm_cli.data.parquet import ParquetTable
 from csm_cli.data.tables import (
-    DELIMITERS,
     Row,
-    csv_cells,
     find_pairs,
     first_lines,
     json_lines,
@@ -46,11 +44,11 @@ from csm_cli.data.tables import (
     read_json_file,
     recording_beside,
     segment_rows,
-    split_cells,
     transcript_segments,
 )
 from csm_cli.errors import InputError, ScriptInvalid
 from csm_cli.script import Manifest, read_script
+from csm_cli.script.cells import DELIMITERS, csv_cells, split_cells
 from csm_cli.script.source import text_problem
 from csm_cli.storage.fingerprint import fingerprint
 from csm_cli.storage.untrusted import read_regular

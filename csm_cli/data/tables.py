@@ -17,6 +17,7 @@ from typing import Any
 
 from csm_cli.data.columns import AUDIO_SUFFIXES
 from csm_cli.errors import InputError
+from csm_cli.script.cells import csv_cells, split_cells
 from csm_cli.storage.untrusted import parse_json, read_regular
 
 Location = int | str
@@ -25,7 +26,6 @@ Row = tuple[Location, Any]
 """A row's place and its fields: a mapping, a list of cells or of a conversation's mappings; text is what is wrong."""
 
 MAX_JSON_BYTES = 256 << 20  # of a JSON array or transcript, which is read at once
-DELIMITERS = {".csv": ",", ".tsv": "\t"}
 _MAX_RECORD_LINES = 40  # of a cell in quotes
 _TEXT_SUFFIXES = (".normalized.txt", ".original.txt", ".txt", ".lab")
 
@@ -130,16 +130,6 @@ def first_lines(path: Path, count: int = 2) -> list[str]:
     return list(islice((line for line in lines if line.strip() and not line.startswith("#")), count))
 
 
-def split_cells(line: str, delimiter: str) -> list[str]:
-    """Cells of a line without rules of quoting; a cell that was written in quotes loses them."""
-    cells = line.rstrip("\r\n").split(delimiter)
-    for index, cell in enumerate(cells):
-        inner = cell.strip()[1:-1]
-        if len(cell.strip()) >= 2 and cell.strip()[0] == cell.strip()[-1] == '"' and '"' not in inner.replace('""', ""):
-            cells[index] = inner.replace('""', '"')
-    return cells
-
-
 def plain_rows(path: Path, delimiter: str) -> Iterator[Row]:
     """Lines of cells between delimiters, for tables in which a quote is a character like others."""
     for number, line in numbered_lines(path, newline=""):
@@ -189,11 +179,3 @@ def quoted_rows(path: Path, delimiter: str, width: int, is_row: Callable[[Sequen
                 continue
         if cells:
             yield number, cells
-
-
-def csv_cells(line: str, delimiter: str) -> list[str]:
-    """Cells of a line of CSV, read without complaint."""
-    try:
-        return next(csv.reader([line], delimiter=delimiter), [])
-    except csv.Error:
-        return []

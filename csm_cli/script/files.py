@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import codecs
-import csv
 import errno
-import io
 import os
 import stat
 import sys
@@ -24,6 +22,22 @@ from csm_cli.script.limits import (
     MAX_TEXT_FILE_BYTES,
     MAX_TRANSCRIPT_BYTES,
 )
+
+_SIGNATURES = {  # of files that are no text
+    b"PK\x03\x04": "a ZIP file, such as a Word, Excel or EPUB document; save it as plain text or CSV",
+    b"%PDF": "a PDF document; save its text as plain text",
+    b"{\\rtf": "an RTF document; save it as plain text",
+    b"\xd0\xcf\x11\xe0": "an old Word or Excel document; save it as plain text or CSV",
+    b"\x1f\x8b": "compressed by gzip; uncompress it",
+    b"RIFF": "a sound or video file, not text",
+    b"fLaC": "a sound file, not text",
+    b"OggS": "a sound file, not text",
+    b"ID3": "a sound file, not text",
+    b"\x89PNG": "a picture, not text",
+    b"\xff\xd8\xff": "a picture, not text",
+    codecs.BOM_UTF16_LE: "UTF-16; save it as UTF-8",
+    codecs.BOM_UTF16_BE: "UTF-16; save it as UTF-8",
+}
 
 Location = tuple[int, int]  # line and column, both from 1; (0, 0) is the whole file
 
@@ -98,8 +112,8 @@ class LineStream:
             if len(raw) > self._max_line_bytes:
                 message = f"the line is longer than {self._max_line_bytes // 1_000_000} MB; break it into several"
                 raise self._invalid((number, 1), message)
-            if number == 1 and raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-                raise self._invalid((0, 0), "expected UTF-8, got UTF-16; save the file as UTF-8")
+            if number == 1 and (kind := other_kind(raw)):
+                raise self._invalid((1, 1), f"is {kind}")
             raw = raw.removeprefix(codecs.BOM_UTF8) if number == 1 else raw
             try:
                 yield raw.decode("utf-8")
@@ -116,30 +130,17 @@ class LineStream:
         return ScriptInvalid([Diagnostic(self.name, *location, "", message)])
 
 
+def other_kind(head: bytes) -> str:
+    """What a file is that begins with `head`, and what to do, where it is no text in UTF-8; else empty."""
+    return next((kind for signature, kind in _SIGNATURES.items() if head.startswith(signature)), "")
+
+
 def numbered_lines(lines: Iterable[str], comments: bool = False) -> Iterator[tuple[int, str]]:
     """The lines that are not blank, numbered from 1. comments: lines that begin with # are left out too."""
     for number, line in enumerate(lines, 1):
         stripped = line.strip()
         if stripped and not (comments and stripped.startswith("#")):
             yield number, line.rstrip(" \t\r\n")
-
-
-def csv_rows(lines: Iterable[str], delimiter: str) -> Iterator[tuple[int, list[str] | str]]:
-    """The rows that are not blank: the number of the first line, and the cells or why the row cannot be parsed."""
-    # A carriage return alone ends a line for csv too.
-    parts = (part for line in lines for part in io.StringIO(line, newline=""))
-    reader = csv.reader(parts, delimiter=delimiter, strict=True)
-    while True:
-        number = reader.line_num + 1
-        try:
-            cells = next(reader)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            yield number, f"not a row of CSV: {error}; put cells with quotes or line breaks in double quotes"
-            return
-        if any(cell.strip() for cell in cells):
-            yield number, cells
 
 
 @dataclass

@@ -1,50 +1,56 @@
-"""Dialogues in other formats as scripts: Dia, VibeVoice, Higgs Audio, SubRip and WebVTT."""
+"""Dialogues in other formats as scripts: subtitles, transcripts, plays, texts of Dia, VibeVoice and Higgs Audio."""
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from csm_cli.script.cues import CUE_START, ImportedTurn, invalid_line, read_cues
+from csm_cli.script.cue_files import CUE_FORMATS, SUFFIXES, detect_cues, is_transcript
+from csm_cli.script.cues import read_cues
+from csm_cli.script.dialogue_text import TAGS, TEXT_EXAMPLES, detect_dialogue, read_dialogue
 from csm_cli.script.files import read_text
+from csm_cli.script.imported import ImportedTurn, invalid_line
+from csm_cli.script.limits import MAX_SPEAKERS
 from csm_cli.storage.untrusted import parse_json
 
-_TAGS = {
-    "dia": re.compile(r"\[(S\d{1,3})\]"),
-    "higgs": re.compile(r"\[(SPEAKER_?\d{1,3})\]", re.IGNORECASE),
-    "vibevoice": re.compile(r"^[ \t]*(Speaker[ \t]+\d{1,3})[ \t]*:", re.IGNORECASE | re.MULTILINE),
-}
-_EXAMPLES = {"dia": "[S1] Hello.", "higgs": "[SPEAKER0] Hello.", "vibevoice": "Speaker 1: Hello."}
 _HIGGS_MARK = re.compile(r"<\|(\w{1,64}?)_(start|end)\|>")
 
 _LAST_NUMBER = re.compile(r"(?<!\d)\d{1,9}$")
 
 
+@dataclass(frozen=True)
+class ImportedScript:
+    """A dialogue in another format as the data of a script. lines: of the file, for each entry of `turns`."""
+
+    data: dict[str, Any]
+    lines: tuple[int, ...]
+
+
 def convert(path: str, source_format: str | None = None, folder: Path = Path()) -> dict[str, Any]:
     """A dialogue in another format as the data of a script to be written to `folder`; `-` is standard input.
 
-    source_format: dia, vibevoice, higgs, srt or vtt; None to detect it.
+    source_format: dia, vibevoice, higgs, text, srt, vtt, ass, sbv, lrc or json; None to detect it.
 
     Raises:
         ScriptInvalid: the file cannot be read, or is not in this or any known format.
     """
     text = read_text(path)
-    source_format = source_format or _detect_format(path, text)
-    if source_format in ("srt", "vtt"):
-        turns = read_cues(path, text).turns
+    return import_text(path, text, source_format or _detect_format(path, text), folder).data
+
+
+def import_text(path: str, text: str, source_format: str, folder: Path) -> ImportedScript:
+    """As `convert`, of a text that has been read."""
+    if source_format in CUE_FORMATS:
+        turns = read_cues(path, text, source_format).turns
     elif source_format == "higgs" and text.lstrip().startswith(("{", "[{")):
         turns = _read_higgs_messages(path, text)
     else:
-        turns = _read_tagged(path, text, source_format)
-    names = list(dict.fromkeys(turn.speaker for turn in turns))
-    numbers = {name: _LAST_NUMBER.search(name) for name in names}
-    if all(numbers.values()):
-        names.sort(key=lambda name: int(numbers[name][0]))  # type: ignore[index]  # all have one
-    script: dict[str, Any] = {"csm": 1, "speakers": {name: {"id": number} for number, name in enumerate(names)}}
+        turns = read_dialogue(path, text, source_format)
     context = []
     for turn in turns:
         if turn.audio:
@@ -52,60 +58,50 @@ def convert(path: str, source_format: str | None = None, folder: Path = Path()) 
             if not audio.is_absolute():
                 audio = Path(os.path.relpath(Path(path).parent / audio, folder))
             context.append({"speaker": turn.speaker, "audio": audio.as_posix(), "text": turn.text})
+    script: dict[str, Any] = {"csm": 1, "speakers": _speaker_ids(dict.fromkeys(turn.speaker for turn in turns))}
     if context:
         script["context"] = context
-    script["turns"] = list(_script_turns([turn for turn in turns if not turn.audio]))
-    return script
+    entries = list(_script_turns([turn for turn in turns if not turn.audio]))
+    script["turns"] = [entry for _, entry in entries]
+    return ImportedScript(script, tuple(line for line, _ in entries))
+
+
+def _speaker_ids(names: Iterable[str]) -> dict[str, dict[str, int]]:
+    """The `speakers` section: names that are numbers have that id, others are numbered in order of their digits."""
+    names = list(names)
+    if all(name.isascii() and name.isdecimal() and int(name[:9]) < MAX_SPEAKERS for name in names):
+        return {name: {"id": int(name)} for name in names}
+    numbers = {name: _LAST_NUMBER.search(name) for name in names}
+    if all(numbers.values()):
+        names.sort(key=lambda name: int(numbers[name][0]))  # type: ignore[index]  # all have one
+    return {name: {"id": number} for number, name in enumerate(names)}
 
 
 def _detect_format(path: str, text: str) -> str:
-    suffix = Path(path).suffix.lower().removeprefix(".")
-    if suffix in ("srt", "vtt"):
+    if suffix := SUFFIXES.get(Path(path).suffix.lower()):
         return suffix
-    if text.lstrip().startswith("WEBVTT"):
-        return "vtt"
-    if CUE_START.search(text[:2000]):
-        return "srt"
     if text.lstrip().startswith(("{", "[{")):
+        with suppress(ValueError):
+            if is_transcript(parse_json(text)):
+                return "json"
         return "higgs"
-    starts = {name: match.start() for name, tag in _TAGS.items() if (match := tag.search(text))}
-    if starts:
-        return min(starts, key=lambda name: starts[name])
-    known = ", ".join(f"{name} ({example})" for name, example in _EXAMPLES.items())
-    raise invalid_line(path, 1, f"is in no known format: {known}, Higgs messages in JSON, srt, vtt")
+    if found := detect_cues(text) or detect_dialogue(text):
+        return found
+    known = ", ".join(f"{name} ({example})" for name, example in TEXT_EXAMPLES.items())
+    raise invalid_line(path, 1, f"is in no known format: {known}, Higgs messages in JSON, {', '.join(CUE_FORMATS)}")
 
 
-def _script_turns(turns: Sequence[ImportedTurn]) -> Iterator[dict[str, Any]]:
-    """Entries of `turns`; if times are known, with the silence or overlap between turns."""
+def _script_turns(turns: Sequence[ImportedTurn]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The line and the entry of each of the `turns`; if times are known, with the silence or overlap between turns."""
     end = 0.0
     for turn in turns:
         if end:
-            yield {"speaker": turn.speaker, "text": turn.text, "offset": round(turn.start - end, 3)}
+            yield turn.line, {"speaker": turn.speaker, "text": turn.text, "offset": round(turn.start - end, 3)}
         else:
             if turn.start:
-                yield {"pause": round(turn.start, 3)}
-            yield {turn.speaker: turn.text}
+                yield turn.line, {"pause": round(turn.start, 3)}
+            yield turn.line, {turn.speaker: turn.text}
         end = turn.end
-
-
-def _read_tagged(path: str, text: str, source_format: str) -> list[ImportedTurn]:
-    """The turns of a text in which a tag with the speaker starts each turn."""
-    tags = list(_TAGS[source_format].finditer(text))
-    if not tags or text[: tags[0].start()].strip():
-        got = text.split("\n", 1)[0][:40]
-        raise invalid_line(path, 1, f"expected a turn such as {_EXAMPLES[source_format]!r}, got {got!r}")
-    turns = []
-    line, counted = 1, 0  # lines are counted on from the tag before
-    for tag, end in zip(tags, [*(tag.start() for tag in tags[1:]), len(text)], strict=True):
-        line, counted = line + text.count("\n", counted, tag.start()), tag.start()
-        speaker, spoken = " ".join(tag[1].split()), " ".join(text[tag.end() : end].split())
-        turns.append(ImportedTurn(line, speaker, spoken))
-    if source_format == "dia" and not turns[-1].text:
-        turns.pop()  # Dia recommends a last tag without text
-    for turn in turns:
-        if not turn.text:
-            raise invalid_line(path, turn.line, f"expected text after {turn.speaker}, got nothing")
-    return turns
 
 
 def _read_higgs_messages(path: str, text: str) -> list[ImportedTurn]:
@@ -128,9 +124,9 @@ def _read_higgs_messages(path: str, text: str) -> list[ImportedTurn]:
         audio = [str(each["audio_url"]) for each in items if isinstance(each, dict) and each.get("audio_url")]
         if message["role"] == "user" and spoken:
             turns += latest
-            is_tagged = _TAGS["higgs"].match(spoken)
+            is_tagged = TAGS["higgs"].match(spoken)
             untagged = [ImportedTurn(1, "SPEAKER0", " ".join(spoken.split()))]
-            latest = _read_tagged(path, spoken, "higgs") if is_tagged else untagged
+            latest = read_dialogue(path, spoken, "higgs") if is_tagged else untagged
         elif message["role"] == "assistant" and audio and latest:
             turns.append(replace(latest[0], audio=audio[0]))
             latest = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from contextlib import suppress
 from dataclasses import dataclass
@@ -14,7 +15,8 @@ from csm_cli.script.source import text_problem
 from csm_cli.types import Recording, Turn
 from csm_cli.voices.store import find_voice, is_name
 
-_TAG = re.compile(r"(?:^|(?<=\s))\[([0-9]{1,3})\]")
+_LOG = logging.getLogger(__name__)
+_TAG = re.compile(r"(?<![A-Za-z0-9_\[])\[([0-9]{1,3})\]")  # anywhere but in a word, as in "a[1]"
 
 
 @dataclass(frozen=True)
@@ -26,9 +28,16 @@ class TaggedText:
     start: int
 
 
+def has_tags(text: str) -> bool:
+    """Whether a text begins with a tag such as [0]."""
+    return _TAG.match(text, len(text) - len(text.lstrip())) is not None
+
+
 def split_tags(text: str, speaker: int) -> list[TaggedText]:
     """Splits a text at its `[n]` tags. A text that does not begin with one is all spoken by `speaker`, brackets too."""
-    if not _TAG.match(text, len(text) - len(text.lstrip())):
+    if not has_tags(text):
+        if (tag := _TAG.search(text)) and len(text) <= MAX_TEXT_CHARS:
+            _LOG.warning("%s is spoken as part of the text; a text with turns begins with a tag, such as [0]", tag[0])
         return [TaggedText(speaker, text, 0)]
     tags = list(_TAG.finditer(text))
     ends = [*(tag.start() for tag in tags[1:]), len(text)]
@@ -37,8 +46,8 @@ def split_tags(text: str, speaker: int) -> list[TaggedText]:
     ]
 
 
-def parse_say(text: str, speaker: int) -> tuple[Turn, ...]:
-    """The turns of a text with `[n]` tags; without a tag, `speaker` says it all.
+def parse_say(text: str, speaker: int, name: str = "<text>") -> tuple[Turn, ...]:
+    """The turns of a text with `[n]` tags; without a tag, `speaker` says it all. name: of the file, for diagnostics.
 
     Raises:
         ScriptInvalid: a turn has no text, or one that cannot be spoken.
@@ -52,7 +61,7 @@ def parse_say(text: str, speaker: int) -> tuple[Turn, ...]:
         problem = text_problem(part.text) if part.text.strip() else "expected text, got nothing"
         if problem:
             column = part.start - line_start + 1
-            diagnostics.append(Diagnostic("<text>", line, column, f"turns[{index}].text", problem))
+            diagnostics.append(Diagnostic(name, line, column, f"turns[{index}].text", problem))
     if diagnostics:
         raise ScriptInvalid(diagnostics)
     return tuple(Turn(speaker=part.speaker, text=part.text.rstrip("\r\n"), name=str(part.speaker)) for part in parts)

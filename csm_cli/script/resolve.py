@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -18,6 +19,7 @@ from csm_cli.script.validate import validate_entry, validate_turn
 from csm_cli.types import Conversation, GenerationOptions, Recording, Turn
 from csm_cli.voices.store import find_voice, is_name
 
+_LOG = logging.getLogger(__name__)
 _NUMBER = re.compile(r"[+-]?\d[\d.]*")
 _SYSTEM_ROLES = ("system", "developer")
 _HEADER_FIELDS = {"csm", "title", "speakers", "defaults", "lexicon"}
@@ -406,7 +408,13 @@ def _resolve_turn(source: Source, parsed: ParsedTurn, speakers: SpeakerTable, in
     entry, paths = parsed.entry, parsed.paths
     if problem := speakers.problem(entry.speaker, source):
         source.add_error(paths["speaker"], problem, at_key=paths["speaker"] == paths["text"])
-    if not entry.text.strip():
+    comment = source.comments.get(paths["text"], "")
+    if comment and (not comment.startswith((" ", "#")) or not entry.text.strip()):
+        reason = f'"#{comment[:30]}" would be a comment'
+        source.add_error(paths["text"], f"{reason}; put quotes around the text, or a space after # of a comment")
+    elif comment:
+        _LOG.warning('%s: comments after " #" are not spoken, such as "#%.30s"', source.file, comment)
+    if not entry.text.strip() and not comment:
         source.add_error(paths["text"], "expected text, got nothing")
     recording, options = None, GenerationOptions()
     if isinstance(entry, schema.ContextEntry):

@@ -16,6 +16,7 @@ from csm_cli.script.limits import MAX_FIELDS_EXPLAINED, MAX_NAME_CHARS, MAX_SPEA
 
 Keys = tuple[str | int, ...]
 
+COMMA_ENDS_TEXT = "in { }, a comma ends a text without quotes; put the text in quotes"
 INVALID = object()  # the data of text that could not be parsed
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
 _PLAIN_KEY = re.compile(r"[\w-]{1,40}")
@@ -27,7 +28,8 @@ class Source:
     """A script or one line of a manifest, and every diagnostic about it.
 
     data: plain mappings, lists and scalars, or INVALID. locations, key_locations: of each value and of its key; empty
-    for data that came from no file. files: finds the audio files that the data names.
+    for data that came from no file. comments: what follows a text after " #" in its line. files: finds the audio files
+    that the data names.
     """
 
     file: str
@@ -35,6 +37,7 @@ class Source:
     data: Any = INVALID
     locations: dict[Keys, Location] = field(default_factory=dict)
     key_locations: dict[Keys, Location] = field(default_factory=dict)
+    comments: dict[Keys, str] = field(default_factory=dict)
     diagnostics: list[Diagnostic] = field(default_factory=list)
     _suggestions: int = 0
 
@@ -49,13 +52,13 @@ class Source:
     def add_error_at(self, location: Location, path: Keys, message: str) -> None:
         self.diagnostics.append(Diagnostic(self.file, *location, format_path(path), message))
 
-    def suggestion(self, name: object, names: Iterable[str]) -> str | None:
+    def suggestion(self, name: object, names: Iterable[str], cutoff: float = 0.6) -> str | None:
         """The one of `names` that `name` probably is a misspelling of; None after the first dozens of a source."""
         self._suggestions += 1
         if self._suggestions > MAX_FIELDS_EXPLAINED or len(str(name)) > MAX_NAME_CHARS:
             return None
         candidates = sorted(each for each in islice(names, MAX_SPEAKERS) if len(each) <= MAX_NAME_CHARS)
-        return next(iter(difflib.get_close_matches(str(name), candidates, n=1, cutoff=0.6)), None)
+        return next(iter(difflib.get_close_matches(str(name), candidates, n=1, cutoff=cutoff)), None)
 
     def text(self, value: str, path: Keys, location: Location) -> str:
         """`value` without control characters; adds a diagnostic if it had any or is too long."""

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from csm_cli.script import schema
-from csm_cli.script.source import Keys, Source, quoted
+from csm_cli.script.source import COMMA_ENDS_TEXT, Keys, Source, quoted
 from csm_cli.settings import GENERATION
 
 T = TypeVar("T")
@@ -98,6 +98,8 @@ def _unknown_field(name: str, kind: str, fields: frozenset[str], is_short_form: 
         return f"has no effect on {_TURN_KINDS[kind]}"
     if guess:
         return f'unknown field; did you mean "{guess}"?'
+    if " " in name:
+        return f"unknown field; {COMMA_ENDS_TEXT}"
     hint = '; a turn with other fields needs "speaker" and "text"' if is_short_form else ""
     return f"unknown field{hint}"
 

@@ -14,7 +14,7 @@ from csm_cli.script.cues import CueFile, read_cues
 
 
 def read(text: str) -> CueFile:
-    return read_cues("a.srt", text)
+    return read_cues("a.srt", text, "srt")
 
 
 def spoken(text: str) -> list[tuple[str, str]]:
@@ -89,7 +89,12 @@ def test_two_lines_with_dashes_are_two_speakers() -> None:
 def test_sounds_and_empty_cues_are_left_out_and_counted(caplog: pytest.LogCaptureFixture) -> None:
     found = read(cue(1, "(music)") + cue(2, "") + cue(3, "[DOOR OPENS]") + cue(4, "♪") + cue(5, "Hi (laughs) there."))
     assert [turn.text for turn in found.turns] == ["Hi (laughs) there."]
-    assert found.found == 5 and found.left_out == [(2, "a sound"), (6, "no text"), (10, "a sound"), (14, "a sound")]
+    assert found.found == 5 and [(each.line, each.reason) for each in found.left_out] == [
+        (2, "a sound"),
+        (6, "no text"),
+        (10, "a sound"),
+        (14, "a sound"),
+    ]
     assert "of 5 cues 4 left out" in caplog.text
 
 
@@ -157,7 +162,7 @@ def account(rows: list[tuple[str, list[str]]], changes: list[tuple[str, int, int
     in_turns = {turn.line for turn in found.turns}
     assert found.found == sum("-->" in line for line in text.split("\n"))
     assert len(in_turns) + len(found.left_out) <= found.found
-    assert not in_turns & {line for line, _ in found.left_out}
+    assert not in_turns & {each.line for each in found.left_out}
     said = " ".join(f"{turn.speaker} {turn.text}" for turn in found.turns)
     joined = " ".join(text.split())
     assert all(word in joined or word in ("speaker", "0", "1") for word in said.split())

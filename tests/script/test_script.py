@@ -143,7 +143,7 @@ def test_a_byte_order_mark_is_ignored(suffix: str, folder: Path) -> None:
 @pytest.mark.parametrize(
     ("raw", "message"),
     [
-        ("turns: [{0: Hi}]".encode("utf-16"), "expected UTF-8, got UTF-16; save the file as UTF-8"),
+        ("turns: [{0: Hi}]".encode("utf-16"), "is UTF-16; save it as UTF-8"),
         (b"turns:\n  - 0: Ol\xe9\n", "byte 0xE9 is not UTF-8; save the file as UTF-8"),
         (b"turns:\n  - 0: a\x00b\n", "YAML does not allow this character; remove it"),
         (b"x: " + b"a" * 4_000_000, "more than 4 MB of YAML; use JSONL instead"),
