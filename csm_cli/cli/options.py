@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
@@ -92,8 +93,11 @@ class SynthesisFlags:
         Raises:
             UsageError: it is not installed.
         """
-        if not self.verify:
-            return None
+        return self.whisper if self.verify else None
+
+    @cached_property
+    def whisper(self) -> WhisperRecognizer:
+        """The recognizer of --verify-model. Raises UsageError: it is not installed."""
         from csm_cli.generation.verification import WhisperRecognizer
 
         return WhisperRecognizer(self.verify_model)

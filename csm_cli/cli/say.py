@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from csm_cli.cli.console import configure_logging, log_line
 from csm_cli.cli.live_audio import PlaybackOptions
 from csm_cli.cli.options import OutputFile, OutputOptions, SynthesisFlags, voice_names
 from csm_cli.cli.output_files import OutputFiles
 from csm_cli.cli.synthesis import RunRequest, check_outputs, make_job, run_conversation
 from csm_cli.errors import InputError, UsageError
-from csm_cli.types import Conversation
+from csm_cli.types import Conversation, Turn
+
+if TYPE_CHECKING:
+    from csm_cli.generation.verification import Recognizer
 
 
 def say(
@@ -39,6 +44,14 @@ def say(
             autocompletion=voice_names,
         ),
     ] = None,
+    transcribe: Annotated[
+        bool,
+        typer.Option(
+            "--transcribe",
+            help="Recognize the words of clips without text, given as [n]FILE or -v FILE; needs csm-cli\\[verify].",
+            rich_help_panel="Generation",
+        ),
+    ] = False,
     *,
     speech: SynthesisFlags,
     output: OutputFile,
@@ -63,16 +76,32 @@ def say(
     inputs = [Path(file).expanduser()] if file and not from_stdin else []
     if recording := recording_path(voice or ""):
         inputs.append(recording.with_suffix(".txt"))
-    context_turns = [parse_voice(voice, speaker)] if voice else []
-    context_turns += [parse_context(each) for each in context or ()]
+    recognizer = speech.whisper if transcribe else None
+    context_turns = [parse_voice(voice, speaker, not transcribe)] if voice else []
+    context_turns += [parse_context(each, not transcribe) for each in context or ()]
     inputs += [turn.recording.path for turn in context_turns if turn.recording]
     files = OutputFiles(output.file, audio_format=live.format)
     live = check_outputs(output, live, output_options, files, inputs)
     if from_stdin:  # read last: nobody should type a text for an output that is refused
         text = _require_text(read_text("-"))
     turns = parse_say(str(text), speaker)
+    if recognizer:
+        context_turns = [_transcribed(turn, recognizer, output_options) for turn in context_turns]
     job = make_job([Conversation(turns, tuple(context_turns))], speech, output_options)
     run_conversation(RunRequest(job, files, output, live))
+
+
+def _transcribed(turn: Turn, recognizer: Recognizer, output_options: OutputOptions) -> Turn:
+    """A context turn with the words of its clip, where it has no text."""
+    from csm_cli.generation.verification import transcribe_clip
+
+    if turn.text or turn.recording is None:
+        return turn
+    configure_logging(output_options)
+    text = transcribe_clip(recognizer, turn.recording.path)
+    if not output_options.quiet:
+        log_line(f'{turn.recording.path}: "{text}"')
+    return replace(turn, text=text)
 
 
 def read_text(file: str) -> str:

@@ -41,6 +41,11 @@ class AddOptions:
         str | None,
         typer.Option("--text-file", metavar="FILE", help="File with the transcript (default: CLIP with suffix .txt)."),
     ] = None
+    transcribe: Annotated[
+        bool,
+        typer.Option("--transcribe", help="Recognize the words, where there is no text; needs csm-cli\\[verify]."),
+    ] = False
+    verify_model: Annotated[str, setting("verify_model", help="faster-whisper model of --transcribe.")] = "base.en"
     license: Annotated[
         str, typer.Option("--license", metavar="TEXT", help="Licence of the clip, or who consented to its use.")
     ] = ""
@@ -51,17 +56,33 @@ class AddOptions:
     replace: Annotated[bool, typer.Option("--replace", help="Replace a voice of this name.")] = False
     offline: Annotated[bool, setting("offline")] = False
 
-    def voice_info(self, clip: Path) -> VoiceInfo:
-        """Raises UsageError where the transcript is given twice or missing; InputError where it is unusable."""
+    def voice_info(self, clip: Path, quiet: bool) -> VoiceInfo:
+        """What is known about the voice; with --transcribe, its text is recognized and printed where there is none.
+
+        Raises:
+            UsageError: the transcript is given twice or missing, or no recognizer is installed.
+            InputError: it is unusable, or no words are recognized.
+        """
         from csm_cli.script.source import text_problem
 
         if self.text is not None and self.text_file is not None:
             raise UsageError("--text and --text-file both given; keep one")
+        if self.transcribe and (self.text is not None or self.text_file is not None):
+            flag = "--text" if self.text_file is None else "--text-file"
+            raise UsageError(f"--transcribe and {flag} both given; keep one")
         default = clip.with_suffix(".txt")
         file = self.text_file or (str(default) if default.is_file() else None)
-        if self.text is None and file is None:
-            raise UsageError(f"the clip's transcript is missing; add --text, or write it to {default.name} beside it")
-        text = " ".join((self.text if self.text is not None else read_text(str(file))).split())
+        if self.text is not None or file is not None:
+            text = " ".join((self.text if self.text is not None else read_text(str(file))).split())
+        elif self.transcribe:
+            from csm_cli.generation.verification import WhisperRecognizer, transcribe_clip
+
+            text = transcribe_clip(WhisperRecognizer(self.verify_model), clip, self.start, self.end)
+            if not quiet:
+                log_line(f'{clip}: "{text}"')
+        else:
+            hint = f"add --text or --transcribe, or write it to {default.name} beside it"
+            raise UsageError(f"the clip's transcript is missing; {hint}")
         if not any(char.isalnum() for char in text):
             raise InputError("the clip's text is empty; write what the clip says")
         if problem := next(filter(None, map(text_problem, (text, self.license, self.source))), ""):
@@ -79,7 +100,7 @@ def add(
     """Save a recording as a voice: trimmed, at the model's sample rate, encoded once."""
     configure_logging(output_options)
     check_name(name, options.replace)
-    info = options.voice_info(clip)
+    info = options.voice_info(clip, output_options.quiet)
     import torch
 
     from csm_cli.audio.io import read_audio

@@ -1,4 +1,4 @@
-"""Compares takes with their text by speech recognition."""
+"""Speech recognition: compares takes with their text, and gives clips their words."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
-from csm_cli.audio.io import Audio
-from csm_cli.errors import ModelNotFound, UsageError
+from csm_cli.audio.clip_checks import require_sound
+from csm_cli.audio.io import Audio, read_audio, resample
+from csm_cli.errors import AudioUnreadable, ModelNotFound, UsageError
 from csm_cli.generation.take import Take, Transcription
 
 MAX_WORD_ERROR_RATE = 0.25  # one wrong word is always accepted: recognizers make mistakes too
@@ -34,7 +35,7 @@ class WhisperRecognizer:
 
     def __init__(self, name: str) -> None:
         if any(find_spec(module) is None for module in ("faster_whisper", "jiwer", "whisper_normalizer")):
-            raise UsageError("--verify needs a recognizer; pip install 'csm-cli[verify]'")
+            raise UsageError("--verify and --transcribe need a recognizer; pip install 'csm-cli[verify]'")
         if re.fullmatch(r"[\w.-]+", name) and Path(name).is_dir():  # faster-whisper prefers a folder to a size
             raise UsageError(f"--verify-model {name}: is a size and a folder here; write ./{name} for the folder")
         self._name = name
@@ -46,8 +47,6 @@ class WhisperRecognizer:
         Raises:
             ModelNotFound: no such model, or it cannot be downloaded.
         """
-        import soxr
-
         if self._model is None:
             from faster_whisper import WhisperModel
 
@@ -58,9 +57,22 @@ class WhisperRecognizer:
                 raise ModelNotFound(
                     f"--verify-model {self._name}: cannot be loaded ({reason}); name a size or a folder"
                 ) from problem
-        samples = soxr.resample(audio.samples, audio.rate, _WHISPER_RATE)
+        samples = resample(audio, _WHISPER_RATE).samples
         segments, _ = self._model.transcribe(samples, condition_on_previous_text=False)
         return " ".join(segment.text.strip() for segment in segments)
+
+
+def transcribe_clip(recognizer: Recognizer, path: Path, start: float | None = None, end: float | None = None) -> str:
+    """The words of a recording, or of its range from `start` to `end` seconds.
+
+    Raises:
+        AudioUnreadable: it cannot be read, is silent, or no words are recognized. ModelNotFound: as the recognizer.
+    """
+    audio = require_sound(read_audio(path, _WHISPER_RATE, start, end), path)
+    text = " ".join(recognizer.transcribe(audio).split())
+    if not any(char.isalnum() for char in text):
+        raise AudioUnreadable(f"{path}: no words were recognized in it; name a clip of clear speech, or give its text")
+    return text
 
 
 def apply_transcription(take: Take, transcript: str, texts: Sequence[str]) -> Take:

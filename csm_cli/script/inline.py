@@ -67,17 +67,22 @@ def parse_say(text: str, speaker: int, name: str = "<text>") -> tuple[Turn, ...]
     return tuple(Turn(speaker=part.speaker, text=part.text.rstrip("\r\n"), name=str(part.speaker)) for part in parts)
 
 
-def parse_context(flag: str) -> Turn:
+def parse_context(flag: str, needs_text: bool = True) -> Turn:
     """A recorded turn from `[n]FILE=TEXT`; the first "=" whose left side is an existing file separates the two.
+
+    needs_text: without it, `[n]FILE` is a turn with the text of the .txt file beside it, else with an empty one.
 
     Raises:
         UsageError: the flag is malformed.
         ScriptInvalid: the file is missing or is not audio, or the text is empty.
     """
     tag = _TAG.match(flag)
+    if tag and not needs_text and (path := recording_path(flag[tag.end() :])):
+        return _clip_turn(int(tag[1]), path)
     splits = [match.start() for match in re.finditer("=", flag)] if tag else []
     if tag is None or not splits or splits[0] == tag.end():
-        raise UsageError(f"--context takes '[n]FILE=TEXT', such as '[1]prev.wav=Hi there'; got {flag!r}")
+        hint = "; --transcribe recognizes the words of [n]FILE" if tag and needs_text else ""
+        raise UsageError(f"--context takes '[n]FILE=TEXT', such as '[1]prev.wav=Hi there'; got {flag!r}{hint}")
     files = AudioLookup(Path())
     splits = [split for split in splits if split - tag.end() <= MAX_PATH_CHARS] or splits[:1]
     split = next((each for each in splits if files.find(flag[tag.end() : each])), splits[0])
@@ -85,20 +90,30 @@ def parse_context(flag: str) -> Turn:
     return _recorded_turn(int(tag[1]), files, name, text)
 
 
-def _recorded_turn(speaker: int, files: AudioLookup, name: str, text: str) -> Turn:
-    """Raises ScriptInvalid as `parse_context`."""
+def _recorded_turn(speaker: int, files: AudioLookup, name: str, text: str | None) -> Turn:
+    """text: None for a clip whose words are recognized later. Raises ScriptInvalid as `parse_context`."""
     path = files.find(name)
     if path is None:
         raise ScriptInvalid([Diagnostic("--context", 0, 0, "audio", f"no such file: {name}")])
     problem = files.problem(path)
-    problem = problem or (text_problem(text) if text.strip() else "expected the text after =, got nothing")
+    if not problem and text is not None:
+        problem = text_problem(text) if text.strip() else "expected the text after =, got nothing"
     if problem:
         raise ScriptInvalid([Diagnostic(name, 0, 0, "context", problem)])
-    return Turn(speaker=speaker, text=text, name=str(speaker), recording=Recording(path))
+    return Turn(speaker=speaker, text=text or "", name=str(speaker), recording=Recording(path))
 
 
-def parse_voice(voice: str, speaker: int) -> Turn:
+def _clip_turn(speaker: int, path: Path) -> Turn:
+    """A recording with the text of the .txt file beside it, else with an empty one."""
+    transcript = path.with_suffix(".txt")
+    text = read_transcript(transcript).strip() if transcript.exists() else None
+    return _recorded_turn(speaker, AudioLookup(Path()), str(path), text)
+
+
+def parse_voice(voice: str, speaker: int, needs_text: bool = True) -> Turn:
     """The context turn that gives `speaker` a saved voice, or the voice of a recording: `NAME` or `FILE[=TEXT]`.
+
+    needs_text: without it, a recording without a transcript is a turn with an empty text.
 
     Raises:
         ModelNotFound: no such file, or no transcript for it.
@@ -115,11 +130,10 @@ def parse_voice(voice: str, speaker: int) -> Turn:
             f"no voice {voice!r}; name a recording, with its transcript in a .txt beside it or as FILE=TEXT"
         )
     transcript = path.with_suffix(".txt")
-    if not transcript.exists():
-        raise ModelNotFound(
-            f"{path}: its transcript is missing; write it to {transcript.name} beside it or give FILE=TEXT"
-        )
-    return _recorded_turn(speaker, AudioLookup(Path()), str(path), read_transcript(transcript).strip())
+    if needs_text and not transcript.exists():
+        hint = "beside it, give FILE=TEXT or add --transcribe"
+        raise ModelNotFound(f"{path}: its transcript is missing; write it to {transcript.name} {hint}")
+    return _clip_turn(speaker, path)
 
 
 def recording_path(voice: str) -> Path | None:

@@ -381,7 +381,7 @@ def test_a_missing_recognizer_is_reported_before_loading(say: Csm, monkeypatch: 
     monkeypatch.setattr("csm_cli.generation.verification.find_spec", lambda name: None)
     result = say("Hi", "-o", "a.wav", "--verify")
     assert result.code == 2 and result.err.splitlines() == [
-        "csm: --verify needs a recognizer; pip install 'csm-cli[verify]'"
+        "csm: --verify and --transcribe need a recognizer; pip install 'csm-cli[verify]'"
     ]
 
 

@@ -10,12 +10,16 @@ from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import soundfile
-from helpers.audio import RATE, WORDS, speech
+from helpers.audio import RATE, WORDS, speech, write_m4a
 from helpers.run import Result
 from helpers.tiny import Shape, random_csm, save_checkpoint
+from numpy.typing import NDArray
 
+import csm_cli.generation.verification
+from csm_cli.audio.io import Audio
 from csm_cli.models.mimi import Codec
 
 Csm = Callable[..., Result]
@@ -89,6 +93,7 @@ def test_the_transcript_comes_from_flag_or_file(
     [
         ([], 2, "transcript is missing"),
         (["--text", "a", "--text-file", "b"], 2, "keep one"),
+        (["--text", "a", "--transcribe"], 2, "keep one"),
         (["--text", " . "], 3, "text is empty"),
         (["--text", "Hi \x1b there"], 3, "U+001B cannot be spoken"),
         (["--text", "Hi", "--license", "caf\udce9"], 3, "U+DCE9"),
@@ -103,6 +108,142 @@ def test_unusable_clips_and_transcripts_are_refused(
     result = csm("voices", "add", "ana", clip, "--model", tiny_checkpoint, *flags)
     assert result.code == code and message in result.err and len(result.err.splitlines()) == 1
     assert not list(home.iterdir())
+
+
+@pytest.fixture
+def recognized(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """Stands in for Whisper: `text` is what it recognizes, `durations` are those of the clips it was given."""
+    fake = SimpleNamespace(text=f" {WORDS.text}\n", durations=[], models=[])
+
+    class FakeRecognizer:
+        def __init__(self, name: str) -> None:
+            fake.models.append(name)
+
+        def transcribe(self, audio: Audio) -> str:
+            fake.durations.append(audio.duration)
+            return str(fake.text)
+
+    monkeypatch.setattr(csm_cli.generation.verification, "WhisperRecognizer", FakeRecognizer)
+    return fake
+
+
+def test_a_voice_without_words_is_transcribed(
+    csm: Csm, clip: Path, tiny_checkpoint: Path, recognized: SimpleNamespace
+) -> None:
+    run = ("voices", "add", "ana", clip, "--license", "CC0", "--model", tiny_checkpoint, "--transcribe")
+    added = csm(*run, "--start", "1", "--end", "5.5", "--verify-model", "small")
+    assert added.code == 0 and f'"{WORDS.text}"' in added.err, added.err
+    assert csm("voices", "show", "ana", "--json").json["text"] == WORDS.text
+    assert recognized.durations == [4.5] and recognized.models == ["small"]
+    recognized.text = " ... "
+    failed = csm(*run, "--replace")
+    assert failed.code == 3 and str(clip) in failed.err and "no words" in failed.err
+    clip.with_suffix(".txt").write_text(WORDS.text)  # has its words
+    assert csm(*run, "--replace").code == 0
+
+
+def test_clips_without_words_are_transcribed_for_a_text(
+    csm: Csm, clip: Path, tiny_checkpoint: Path, recognized: SimpleNamespace, tmp_path: Path
+) -> None:
+    run = ("say", "Hi", "-s", "3", "--model", tiny_checkpoint, "--max-duration", "0.4", "--seed", "1")
+    made = {}
+    for name, flags in {
+        "voice": ["-v", clip, "--transcribe"],
+        "context": ["--context", f"[3]{clip}", "--transcribe"],
+        "given": ["--context", f"[3]{clip}={WORDS.text}", "--transcribe"],
+        "wrong": ["--context", f"[3]{clip}=Other words than these"],
+    }.items():
+        result = csm(*run, *flags, "-o", tmp_path / f"{name}.wav")
+        assert result.code == 0, result.err
+        made[name] = (tmp_path / f"{name}.wav").read_bytes()
+    assert made["voice"] == made["context"] == made["given"] != made["wrong"]
+    assert len(recognized.durations) == 2
+    refused = csm(*run, "--context", f"[3]{clip}", "-o", tmp_path / "a.wav")
+    assert refused.code == 2 and "--transcribe" in refused.err
+    refused = csm(*run, "-v", clip, "-o", tmp_path / "a.wav")
+    assert refused.code == 4 and "--transcribe" in refused.err
+
+
+def test_transcribing_without_a_recognizer_is_an_error(
+    csm: Csm, clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(csm_cli.generation.verification, "find_spec", lambda name: None)
+    for run in (["voices", "add", "ana", clip], ["say", "Hi", "-v", clip, "-o", tmp_path / "a.wav"]):
+        result = csm(*run, "--transcribe")
+        assert result.code == 2 and "pip install 'csm-cli[verify]'" in result.err
+
+
+@pytest.mark.parametrize("suffix", ["mp3", "m4a"])
+def test_other_formats_make_a_voice_too(csm: Csm, tiny_checkpoint: Path, tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"anna.{suffix}"
+    if suffix == "mp3":
+        soundfile.write(path, speech(), RATE)
+    else:
+        write_m4a(path, speech())
+    run = ("--license", "CC0", "--model", tiny_checkpoint)
+    added = csm("voices", "add", "anna", path, "--text", WORDS.text, *run)
+    assert added.code == 0 and "csm: " not in added.err, added.err
+    assert 5.8 < csm("voices", "show", "anna", "--json").json["seconds"] < 6.3
+    said = csm("say", "Hi", "-v", "anna", *run[2:], "--max-duration", "0.4", "-o", tmp_path / "hi.wav")
+    assert said.code == 0, said.err
+
+
+def test_librosa_and_its_cache_are_not_needed(
+    csm: Csm, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """numba fails where it finds no folder for a cache: in an installation that nobody may write to."""
+    monkeypatch.setitem(sys.modules, "numba", None)
+    monkeypatch.setitem(sys.modules, "librosa", None)
+    soundfile.write(tmp_path / "a.wav", np.repeat(speech(), 2), 2 * RATE)
+    (tmp_path / "a.yaml").write_text(
+        f"speakers: {{ana: {{voice: a.wav, voice_text: {WORDS.text!r}}}}}\nturns: [{{ana: Hi}}]\n"
+    )
+    run = ("--model", tiny_checkpoint, "--max-duration", "0.4")
+    assert csm("voices", "add", "ana", tmp_path / "a.wav", "--text", WORDS.text, *run[:2]).code == 0
+    made = csm("converse", tmp_path / "a.yaml", *run, "-o", tmp_path / "a.wav.wav", "--report", tmp_path / "a.html")
+    assert made.code == 0, made.err
+
+
+@pytest.mark.parametrize(
+    ("samples", "fact"),
+    [
+        (speech(0.03), "30 ms"),
+        (np.random.default_rng(0).normal(size=RATE).astype(np.float32) * 0.1, "noise"),
+        (np.stack([speech(), -speech()], axis=1), "out of phase"),
+    ],
+    ids=["tiny", "noise", "out of phase"],
+)
+def test_a_poor_clip_is_told_wherever_it_is_given(
+    csm: Csm, tiny_checkpoint: Path, tmp_path: Path, samples: NDArray[np.float32], fact: str
+) -> None:
+    clip = tmp_path / "clip.wav"
+    soundfile.write(clip, samples, RATE)
+    clip.with_suffix(".txt").write_text(WORDS.text)
+    for name, content in {
+        "voice.yaml": "speakers: {ana: {voice: clip.wav}}\nturns: [{ana: Hi}]",
+        "context.yaml": "context: [{speaker: ana, text: Hello there, audio: clip.wav}]\nturns: [{ana: Hi}]",
+        "turn.yaml": "turns: [{speaker: ana, text: Hello there, audio: clip.wav}]",
+    }.items():
+        (tmp_path / name).write_text(content)
+    run = ("--model", tiny_checkpoint, "--max-duration", "0.4", "-o", tmp_path / "a.wav")
+    for given in (
+        ["say", "Hi", "-v", clip],
+        ["say", "Hi", "--context", f"[0]{clip}=Hello there"],
+        *(["converse", tmp_path / name, "--fresh"] for name in ("voice.yaml", "context.yaml", "turn.yaml")),
+    ):
+        result = csm(*given, *run)
+        lines = [line for line in result.err.splitlines() if "clip.wav" in line]
+        assert result.code == 0 and len(lines) == 1 and fact in lines[0], (given, result.err)
+
+
+def test_a_silent_clip_is_refused_where_it_gives_a_voice(csm: Csm, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    clip = tmp_path / "clip.wav"
+    soundfile.write(clip, np.zeros(2 * RATE, np.float32), RATE)
+    (tmp_path / "a.yaml").write_text("speakers: {ana: {voice: clip.wav, voice_text: Hello there}}\nturns: [{ana: Hi}]")
+    run = ("--model", tiny_checkpoint, "--max-duration", "0.4", "-o", tmp_path / "a.wav")
+    for given in (["say", "Hi", "--context", f"[0]{clip}=Hello there"], ["converse", tmp_path / "a.yaml"]):
+        result = csm(*given, *run)
+        assert result.code == 3 and "clip.wav: is silent" in result.err and not (tmp_path / "a.wav").exists()
 
 
 def test_a_missing_clip_is_named(csm: Csm, tiny_checkpoint: Path) -> None:

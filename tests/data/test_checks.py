@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
+from helpers.audio import speech, write_m4a
 from numpy.typing import NDArray
 
 from csm_cli.data.checks import ClipLimits, UnsuitableClip, check_chunk, check_clip, clipped_share, read_clips
-from csm_cli.data.dataset import REASONS, DroppedClip, TrainingClip, TrainingConversation
+from csm_cli.data.dataset import (
+    REASONS,
+    ChunkResult,
+    DatasetCounts,
+    DroppedClip,
+    TrainingClip,
+    TrainingConversation,
+)
 from csm_cli.types import Recording
 
 RATE = 16000
@@ -125,3 +134,33 @@ def test_chunk_result(tmp_path: Path) -> None:
     result = check_chunk([broken, conversation], ClipLimits())
     assert result.usable == [(0, 1.5), (0, 1.5)] and result.dropped == [broken, bad]
     assert str(bad) == "set:2: no text: it has no text"
+
+
+def test_a_usable_clip_gets_warnings_by_kind(tmp_path: Path) -> None:
+    noisy = voice(3) + np.random.default_rng(0).normal(size=3 * RATE) * 0.05
+    samples = {"noise": noisy, "out of phase": np.stack([spoken(3), -spoken(3)], axis=1), "": spoken(3)}
+    chunk = []
+    for number, (kind, each) in enumerate(samples.items(), 1):
+        soundfile.write(tmp_path / f"{number}.wav", each, RATE, subtype="FLOAT")
+        recording = Recording(tmp_path / f"{number}.wav")
+        chunk.append(TrainingConversation(kind, (TrainingClip(0, "Ten letters.", recording, f"set:{number}"),)))
+    result = check_chunk(list(chunk), ClipLimits())
+    assert [kind for kind, _ in result.warnings] == ["noise", "out of phase"] and len(result.usable) == 3
+    assert [line.split(": ")[:2] for _, line in result.warnings] == [
+        [f"set:{number}", str(tmp_path / f"{number}.wav")] for number in (1, 2)
+    ]
+    counts = DatasetCounts()
+    counts.add(ChunkResult.from_json(json.loads(json.dumps(result.to_json()))))
+    assert counts.to_json()["warnings"] == {"noise": 1, "out of phase": 1}
+
+
+def spoken(seconds: float) -> Samples:
+    """Words with pauses between them."""
+    return voice(seconds) * (np.arange(round(seconds * RATE)) % (RATE // 2) < RATE // 3)
+
+
+def test_a_clip_of_a_phone_is_checked(tmp_path: Path) -> None:
+    pytest.importorskip("av")
+    path = write_m4a(tmp_path / "clip.m4a", speech(2.0))
+    audio = check_clip(TrainingClip(0, "Ten letters.", Recording(path, 0.5, 1.5), "set:1"), ClipLimits())
+    assert audio.duration == 1.0

@@ -21,6 +21,21 @@ def write_tone(path: Path, seconds: float = 0.5, rate: int = 24000) -> Path:
     return path
 
 
+def write_m4a(path: Path, samples: NDArray[np.float32]) -> Path:
+    """Mono AAC in MP4, as phones record it."""
+    import av
+
+    with av.open(str(path), "w", format="ipod") as file:
+        stream = file.add_stream("aac", rate=RATE, layout="mono")
+        frame = av.AudioFrame.from_ndarray(samples[None], format="fltp", layout="mono")
+        frame.sample_rate = RATE
+        resampler = av.AudioResampler("fltp", "mono", RATE, stream.codec_context.frame_size)
+        for each in (*resampler.resample(frame), *resampler.resample(None)):
+            file.mux(stream.encode(each))
+        file.mux(stream.encode())
+    return path
+
+
 RATE = 24000
 
 
