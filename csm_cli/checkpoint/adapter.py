@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from csm_cli.checkpoint.find import find_source, require_file
+from csm_cli.checkpoint.find import LocalFolder, Source, find_source, require_file
+from csm_cli.checkpoint.names import own_names
 from csm_cli.checkpoint.weights import BACKBONE_TABLE, DEPTH_TABLE, StoredTensor, TensorMap, read_json, read_weights
 from csm_cli.errors import CheckpointInvalid
 from csm_cli.models.csm.config import Json
@@ -22,9 +24,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-_PREFIX = "base_model.model."
+_WEIGHT_FILES = (WEIGHTS, "adapter_model.bin")
 _CODEC_PREFIX = "codec_model."
-_BASE_LAYER = ".base_layer."  # peft also stores the model's own tensor where a table or the last linear is adapted
+_DEFAULT_ALPHA = 8  # peft's, where adapter_config.json does not name it
+_SESAME_PREFIXES = ("backbone.", "decoder.", "text_embeddings.", "audio_embeddings.", "codebook0_head.", "projection.")
 _FACTOR = re.compile(r"(?P<module>.+)\.lora_(?P<embedding>embedding_)?(?P<side>[AB])(\.weight)?")
 _SAFE_PATTERN = re.compile(rf"\^?(?:[\w|.]|\\\.|\\d\+?|\.\*){{1,{MAX_MODULE_PATTERN}}}\$?")
 _WILDCARD = re.compile(r"\.\*|\\d\+")
@@ -61,13 +64,12 @@ def merge_adapter(tensors: TensorMap, adapter: str, tied: bool, offline: bool = 
         CheckpointInvalid: it is not a LoRA adapter, uses an unsupported option, or is for another model.
     """
     source = find_source(adapter, offline=offline)
-    config = read_json(require_file(source, CONFIG))
-    kind = config.get("peft_type")
-    if kind != "LORA":
-        raise CheckpointInvalid(f"{adapter}: is an adapter of type {kind}; only LoRA can be merged")
+    config = _read_config(source, adapter)
     if unsupported := next((key for key in _UNSUPPORTED if config.get(key)), None):
         raise CheckpointInvalid(f"{adapter}: uses {unsupported}, which is not supported; merge it with peft first")
-    factors, replaced = _split(read_weights(source, require_file(source, WEIGHTS)), adapter)
+    file = _require(source, _WEIGHT_FILES if source.weights is None else (source.weights,), adapter)
+    factors, replaced = _split(own_names(read_weights(source, file), str(file)), adapter)
+    _check_whole(config, {*factors, *(name.rpartition(".")[0] for name in replaced)}, str(file))
     merged = dict(tensors)
     for name, stored in replaced.items():
         _check_fit(tensors, name, stored.shape, adapter)
@@ -91,15 +93,43 @@ def merge_adapter(tensors: TensorMap, adapter: str, tied: bool, offline: bool = 
     return merged
 
 
+def _require(source: Source, names: Sequence[str], adapter: str) -> Path:
+    """The first of these files of an adapter that exists."""
+    found = next((path for name in names if (path := source.find(name))), None)
+    if found is None and isinstance(source, LocalFolder):
+        whole = source.find("config.json") or source.find("model.safetensors")
+        hint = "it is a whole checkpoint: name it with --model" if whole else "save the adapter with peft again"
+        raise CheckpointInvalid(f"{source.path} has no {names[0]}: not an adapter in peft's format; {hint}")
+    return found or require_file(source, names[0])
+
+
+def _read_config(source: Source, adapter: str) -> dict[str, Any]:
+    """adapter_config.json of a LoRA adapter; raises CheckpointInvalid for anything else."""
+    config = read_json(_require(source, (CONFIG,), adapter))
+    kind = config.get("peft_type")
+    if kind is None:
+        raise CheckpointInvalid(f"{adapter}: {CONFIG} has no peft_type: not an adapter in peft's format")
+    if kind != "LORA":
+        raise CheckpointInvalid(f"{adapter}: is an adapter of type {str(kind)[:40]}; only LoRA can be merged")
+    return config
+
+
+def _check_whole(config: Json, modules: Collection[str], file: str) -> None:
+    """Raises CheckpointInvalid where a module that was trained as a whole is not in the file."""
+    wanted = config.get("modules_to_save") or ()
+    for name in wanted if isinstance(wanted, list | tuple) else (wanted,):
+        if not any(f".{name}." in f".{module}." for module in modules):
+            raise CheckpointInvalid(f"{file} has no tensor of {name!r:.60}, which modules_to_save names; save it again")
+
+
 def _split(stored: TensorMap, adapter: str) -> tuple[dict[str, _LoraFactors], dict[str, StoredTensor]]:
     """Factors by the module they change, and tensors that replace the model's own."""
     halves: dict[str, dict[str, StoredTensor]] = {}
     embeddings, replaced = set(), {}
-    for key, tensor in stored.items():
-        name = key.removeprefix(_PREFIX)
+    for name, tensor in stored.items():
         match = _FACTOR.fullmatch(name)
         if match is None:
-            replaced[name.replace(_BASE_LAYER, ".")] = tensor
+            replaced[name] = tensor
             continue
         halves.setdefault(match["module"], {})[match["side"]] = tensor
         if match["embedding"]:
@@ -118,6 +148,9 @@ def _split(stored: TensorMap, adapter: str) -> tuple[dict[str, _LoraFactors], di
 
 
 def _check_fit(tensors: TensorMap, name: str, shape: tuple[int, ...], adapter: str) -> None:
+    if name not in tensors and name.startswith(_SESAME_PREFIXES):
+        hint = "merge it there, and name the result with --model"
+        raise CheckpointInvalid(f"{adapter}: changes {name}, a name of Sesame's own code; {hint}")
     if name not in tensors:
         raise CheckpointInvalid(f"{adapter}: changes {name}, which the model lacks; name the model it was made for")
     if tensors[name].shape != shape:
@@ -137,7 +170,10 @@ def _scale(config: Json, module: str, rank: int, adapter: str) -> float:
         if not _SAFE_PATTERN.fullmatch(key) or len(_WILDCARD.findall(key)) > 2:
             raise CheckpointInvalid(f"{adapter}: alpha_pattern {key!r:.60} is not supported; merge it with peft first")
     own = (value for key, value in patterns.items() if re.match(rf"(.*\.)?({key})$", module))
-    alpha = next(own, config.get("lora_alpha", 8))
+    alpha = next(own, config.get("lora_alpha", _DEFAULT_ALPHA))
+    if alpha is None:
+        hint = "write the number it was trained with"
+        raise CheckpointInvalid(f"{adapter}: lora_alpha of {module} is null in {CONFIG}; {hint}")
     if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not math.isfinite(alpha):
         raise CheckpointInvalid(f"{adapter}: the alpha of {module} is {alpha!r:.40}; expected a number")
     return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)

@@ -31,7 +31,17 @@ if TYPE_CHECKING:
 OFFICIAL, MIRROR, MIMI = "sesame/csm-1b", "unsloth/csm-1b", "kyutai/mimi"
 BUNDLED = "bundled voice"
 _REPOSITORY = re.compile(r"\w[\w.-]*/\w[\w.-]*")
-_WEIGHT_SUFFIXES = (".safetensors", ".pt", ".json")
+_WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".json")
+_PLACEHOLDERS = (  # how a file begins that stands for another, what it is, and what to do
+    (rb"version https?://[\w.-]+/spec/v", "a Git LFS pointer, not the file itself", "run `git lfs pull`"),
+    (rb"version http://git-media\.io/", "a Git LFS pointer, not the file itself", "run `git lfs pull`"),
+    (rb"/annex/objects/", "a git-annex pointer, not the file itself", "run `git annex get`"),
+    (
+        rb"\s*<(!doctype html|html)",
+        "a web page, not the file itself",
+        "download the file, with `csm models pull` for one",
+    ),
+)
 _MODEL_TYPES = ("csm", "mimi")
 _LOG = logging.getLogger(__name__)
 
@@ -47,13 +57,36 @@ class LocalFolder:
     offline: bool = False
 
     def find(self, file: str) -> Path | None:
-        """The file's path; None if it does not exist."""
+        """The file's path; None if it does not exist.
+
+        Raises:
+            CheckpointInvalid: a placeholder stands for it, such as a pointer of Git LFS.
+        """
         path = self.path / file
-        return path if path.is_file() else None
+        if not path.is_file():
+            return None
+        check_content(path)
+        return path
 
     def missing(self, file: str) -> ModelError:
         """The error to raise where a required file does not exist."""
-        return CheckpointInvalid(f"{self.path} has no {file}; name a folder that holds a whole CSM checkpoint")
+        others = sorted(path.name for path in self.path.glob("*") if path.suffix in _WEIGHT_SUFFIXES[:-1])
+        hint = "name a folder that holds a whole CSM checkpoint"
+        if others and self.weights is None and Path(file).suffix in _WEIGHT_SUFFIXES:
+            hint = f"{hint}, or a weights file ({', '.join(others[:5])})"
+        return CheckpointInvalid(f"{self.path} has no {file}; {hint}")
+
+
+def check_content(path: Path) -> None:
+    """Raises CheckpointInvalid where a file is only a placeholder: a pointer of Git LFS or git-annex, or a web page."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(100)
+    except OSError as error:
+        raise CheckpointInvalid(f"{path} cannot be read: {error.strerror}") from error
+    for pattern, kind, hint in _PLACEHOLDERS:
+        if re.match(pattern, start, re.IGNORECASE):
+            raise CheckpointInvalid(f"{path} is {kind}: {hint}")
 
 
 class HubRepository:

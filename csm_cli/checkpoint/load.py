@@ -10,6 +10,7 @@ from typing import Any, ParamSpec, TypeVar
 
 from csm_cli.checkpoint.adapter import merge_adapter
 from csm_cli.checkpoint.find import BUNDLED, MIMI, MIRROR, HubRepository, Source, find_source, require_file
+from csm_cli.checkpoint.names import model_tensors
 from csm_cli.checkpoint.sesame import CODEC_FILE, convert_sesame, is_sesame_format, transformers_config
 from csm_cli.checkpoint.weights import CheckpointWeights, TensorMap, check_shapes, read_json, read_weights
 from csm_cli.errors import CheckpointInvalid
@@ -25,7 +26,10 @@ _WEIGHT_FILES = (
     "transformers.safetensors.index.json",
     "model.safetensors.index.json",
     "model.safetensors",
+    "pytorch_model.bin.index.json",
+    "pytorch_model.bin",
     "ckpt.pt",
+    "model_final.pt",  # sesame-finetune
 )
 _PROCESSOR_FILES = (
     "tokenizer.json",
@@ -132,7 +136,7 @@ def open_checkpoint(
     source = find_source(model, revision, offline)
     config_json = _read_config(source)
     file = _weights_file(source, config_json)
-    every = read_weights(source, file)
+    every = model_tensors(read_weights(source, file), str(file), _CODEC_PREFIX)
     stored = {name: tensor for name, tensor in every.items() if not name.startswith(_CODEC_PREFIX)}
     codec: TensorMap = {
         name.removeprefix(_CODEC_PREFIX): tensor for name, tensor in every.items() if name not in stored
@@ -183,7 +187,7 @@ def _read_config(source: Source) -> Json:
     path = source.find("config.json")
     if path is None:
         if adapter := source.find("adapter_config.json"):
-            base = read_json(adapter).get("base_model_name_or_path", "its base model")
+            base = read_json(adapter).get("base_model_name_or_path") or "its base model"
             raise CheckpointInvalid(f"{source.name} is an adapter for {base}, not a model; name it with --adapter")
         return {}
     config = read_json(path)

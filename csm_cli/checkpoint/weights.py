@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from csm_cli.checkpoint.find import Source, require_file
+from csm_cli.checkpoint.pytorch_files import read_pytorch
 from csm_cli.errors import CheckpointInvalid
 from csm_cli.models.csm.config import ModelConfig, StackConfig
 from csm_cli.storage import untrusted
@@ -79,18 +79,25 @@ def read_weights(source: Source, path: Path) -> dict[str, StoredTensor]:
     Raises:
         CheckpointInvalid: a damaged file, a missing shard, or a shard that lacks a tensor of the index.
     """
-    if path.suffix == ".safetensors":
-        return _read_safetensors(path)
     if path.suffix != ".json":
-        return _read_pytorch(path)
+        return _read_file(path)
     weight_map = read_json(path).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
         raise CheckpointInvalid(f'{path} has no "weight_map": not an index of shards')
-    shards = {file: _read_safetensors(require_file(source, file)) for file in sorted(set(weight_map.values()))}
+    shards = {file: _read_file(require_file(source, file)) for file in sorted(set(weight_map.values()))}
     for name, file in weight_map.items():
         if name not in shards[file]:
             raise CheckpointInvalid(f"{file} has no tensor {name}, which {path} says it holds")
     return {name: shards[file][name] for name, file in weight_map.items()}
+
+
+def _read_file(path: Path) -> dict[str, StoredTensor]:
+    if path.suffix == ".safetensors":
+        return _read_safetensors(path)
+    return {
+        name: StoredTensor(tuple(tensor.shape), partial(lambda same: same, tensor), path)
+        for name, tensor in read_pytorch(path).items()
+    }
 
 
 def _read_safetensors(path: Path) -> dict[str, StoredTensor]:
@@ -105,33 +112,6 @@ def _read_safetensors(path: Path) -> dict[str, StoredTensor]:
         name: StoredTensor(tuple(file.get_slice(name).get_shape()), partial(file.get_tensor, name), path)
         for name in names
     }
-
-
-def _read_pytorch(path: Path) -> dict[str, StoredTensor]:
-    import torch
-
-    try:
-        tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (RuntimeError, OSError, EOFError, pickle.UnpicklingError) as error:
-        reason = str(error).splitlines()[0]
-        raise CheckpointInvalid(f"{path} is damaged or not a PyTorch weights file ({reason}); get it again") from error
-    if not isinstance(tensors, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in tensors.values()):
-        raise CheckpointInvalid(f"{path} is not a mapping of names to tensors")
-    if odd := next((name for name, tensor in tensors.items() if not _is_stored_whole(tensor)), None):
-        raise CheckpointInvalid(f"{path}: tensor {odd} is not stored as plain numbers; save it again")
-    return {
-        name: StoredTensor(tuple(tensor.shape), partial(lambda same: same, tensor), path)
-        for name, tensor in tensors.items()
-    }
-
-
-def _is_stored_whole(tensor: Tensor) -> bool:
-    """False for sparse and quantized tensors, and for a view that has more elements than its file has numbers."""
-    import torch
-
-    if tensor.layout != torch.strided or tensor.is_quantized or tensor.device.type != "cpu":
-        return False
-    return tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
 
 
 def expected_shapes(config: ModelConfig) -> Shapes:

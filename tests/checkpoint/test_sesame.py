@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -220,7 +221,21 @@ def test_a_damaged_pytorch_file_is_named(tmp_path: Path, content: bytes) -> None
 
 
 def test_a_pytorch_file_that_runs_code_is_refused(tmp_path: Path) -> None:
-    torch.save({"audio_head": Path("x")}, tmp_path / "ckpt.pt")
-    assert "ckpt.pt is damaged" in diagnostic(tmp_path)
-    torch.save({"audio_head": 1}, tmp_path / "ckpt.pt")
-    assert "not a mapping of names to tensors" in diagnostic(tmp_path)
+    torch.save({"audio_head": Harmful(tmp_path / "ran")}, tmp_path / "ckpt.pt")
+    assert "mkdir" in diagnostic(tmp_path)
+    torch.save({"audio_head": torch.nn.Linear(1, 1)}, tmp_path / "ckpt.pt")
+    assert "torch.nn.modules.linear.Linear" in diagnostic(tmp_path)
+    assert not (tmp_path / "ran").exists()
+    for value in (1, Path("x")):
+        torch.save({"audio_head": value}, tmp_path / "ckpt.pt")
+        assert "not a mapping of names to tensors" in diagnostic(tmp_path)
+
+
+class Harmful:
+    """Makes a folder where it is unpickled."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return os.mkdir, (str(self.folder),)
