@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 import soundfile
 
 from csm_cli.audio.headers import SharedFile, is_placeholder, with_lengths
-from csm_cli.audio.limits import MAX_CONVERT_SECONDS, MAX_CONVERTED_BYTES
+from csm_cli.audio.limits import MAX_CONVERT_SECONDS, MAX_CONVERTED_BYTES, MAX_SAMPLES
 from csm_cli.errors import AudioUnreadable
 
 TOLERANCE_SECONDS = 0.01  # past the end of a file, for durations that were rounded
@@ -209,13 +209,15 @@ def _with_pyav(path: Path | AudioBytes, source: BinaryIO, container: _Container)
             stream = media.streams.best("audio")
             if stream is None:
                 raise AudioUnreadable(f"{path}: has no sound track")
+            if stream.codec_context is None:
+                raise _not_decodable(path, container, "its sound is of an unknown codec")
             rate, layout = stream.codec_context.sample_rate, stream.codec_context.layout
             resampler = av.AudioResampler(format="s16", layout=layout.name, rate=rate)
             with soundfile.SoundFile(file, "w", rate, layout.nb_channels, "PCM_16", format="WAV") as wav:
                 for frame in _frames(media, stream):
                     for each in resampler.resample(frame):
                         wav.write(each.to_ndarray().reshape(-1, layout.nb_channels))
-                    if 2 * wav.frames * layout.nb_channels > MAX_CONVERTED_BYTES:
+                    if 2 * wav.frames * layout.nb_channels > _max_bytes(path):
                         raise _too_long(path)
                 decoded = wav.frames / rate
             stated = float(stream.duration * stream.time_base) if stream.duration else 0.0
@@ -247,7 +249,7 @@ def _frames(media: Any, stream: Any) -> Iterator[Any]:
 def _with_ffmpeg(path: Path | AudioBytes, program: str, container: _Container) -> SharedFile:
     file: BinaryIO = tempfile.TemporaryFile()  # noqa: SIM115
     command = [program, "-nostdin", "-hide_banner", "-v", "info", "-nostats", "-protocol_whitelist", "file,pipe"]
-    output = ["-map", "0:a:0", "-f", "wav", "-c:a", "pcm_s16le", "-fs", str(MAX_CONVERTED_BYTES), "pipe:1"]
+    output = ["-map", "0:a:0", "-f", "wav", "-c:a", "pcm_s16le", "-fs", str(_max_bytes(path)), "pipe:1"]
     with tempfile.NamedTemporaryFile() if isinstance(path, AudioBytes) else path.open("rb") as named:
         if isinstance(path, AudioBytes):
             named.write(path.data)
@@ -271,7 +273,7 @@ def _with_ffmpeg(path: Path | AudioBytes, program: str, container: _Container) -
             raise AudioUnreadable(f"{path}: has no sound track")
         reason = lines[-1].rpartition(": ")[2] if lines else f"ffmpeg ended with {done.returncode}"
         raise _not_decodable(path, container, reason)
-    if converted.size >= MAX_CONVERTED_BYTES - _BLOCK_BYTES:
+    if converted.size >= _max_bytes(path) - _BLOCK_BYTES:
         raise _too_long(path)
     duration = _FFMPEG_DURATION.search(done.stderr)
     if container.sized and duration and b"Video:" not in done.stderr:  # the duration is of the longest track
@@ -288,6 +290,13 @@ def _check_converted(path: Path | AudioBytes, stated: float, decoded: float) -> 
         raise truncated(path, stated, decoded)
 
 
+def _max_bytes(path: Path | AudioBytes) -> int:
+    """Of a conversion. What comes inside a request or a row of a dataset is one clip, no long recording."""
+    return MAX_CONVERTED_BYTES if isinstance(path, Path) else 2 * MAX_SAMPLES
+
+
 def _too_long(path: Path | AudioBytes) -> AudioUnreadable:
-    hours = MAX_CONVERTED_BYTES / (2 * 2 * 48000) / 3600
-    return AudioUnreadable(f"{path}: is longer than {hours:.0f} hours; cut it into parts, or convert it to FLAC")
+    minutes = _max_bytes(path) / (2 * 2 * 48000) / 60
+    return AudioUnreadable(
+        f"{path}: is too long to convert (at most {minutes:.0f} minutes of stereo at 48 kHz); cut it into parts"
+    )

@@ -128,7 +128,8 @@ def _chunks_head(file: PatchedFile, kind: bytes) -> tuple[bytes, int] | None:
         (stated,) = struct.unpack("<q", file.read(8))
     whole = _int(file, 4, big)  # of the whole file, as it is stated
     is_open = is_placeholder(stated) or (kind[:4] == b"RIFF" and whole and is_placeholder(whole))
-    if not is_open or 0 < stated <= available or (stated == 0 and _is_chunk(file, samples.start, big)):
+    after = samples.start + stated
+    if not is_open or (0 <= stated <= available and (after in (end, end - 1) or _is_chunk(file, after, big))):
         return None
     file.seek(0)
     head = bytearray(file.read(samples.start))

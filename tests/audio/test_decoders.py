@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from csm_cli.audio.decoders import AudioBytes
 from csm_cli.audio.io import probe, read_audio
@@ -125,3 +127,32 @@ def test_a_file_that_is_replaced_is_read_again(tmp_path: Path) -> None:
     assert probe(path).duration < 1.2
     encoded(path, "ipod", "aac", 44100, 2.0)
     assert probe(path).duration > 1.9
+
+
+@pytest.mark.usefixtures("decoder")
+def test_hours_in_a_small_file_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("csm_cli.audio.decoders.MAX_SAMPLES", 700_000)
+    data = encoded(tmp_path / "long.webm", "webm", "libopus", 48000, 10.0).read_bytes()
+    with pytest.raises(AudioUnreadable, match="too long"):
+        probe(AudioBytes("upload", data))
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> list[bytes]:
+    folder = tmp_path_factory.mktemp("whole")
+    return [encoded(folder / each[0], *each[1:], 0.3).read_bytes() for each in KINDS]
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=60)
+@given(data=st.data())
+def test_any_damage_is_read_or_refused(whole: list[bytes], data: st.DataObject) -> None:
+    content = bytearray(data.draw(st.sampled_from(whole)))
+    for at, patch in data.draw(
+        st.lists(st.tuples(st.integers(0, 2000), st.binary(min_size=1, max_size=4)), max_size=6)
+    ):
+        content[at : at + len(patch)] = patch
+    clip = AudioBytes("clip", bytes(content[: data.draw(st.integers(1, len(content)))]))
+    try:
+        read_audio(clip, RATE)
+    except AudioUnreadable as error:
+        assert str(error).startswith("clip: ") and "\n" not in str(error)

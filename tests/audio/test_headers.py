@@ -73,6 +73,22 @@ def test_aiff_with_an_open_size_is_read_to_its_end(tmp_path: Path, size: int) ->
     assert read_audio(tmp_path / "pipe.aiff", RATE).duration == 0.5
 
 
+def test_a_pipe_of_more_than_the_open_size_is_read_to_its_end(tmp_path: Path) -> None:
+    data = sound("WAV", seconds=0)
+    struct.pack_into("<I", data, 40, 0x7FFFF000)
+    with (tmp_path / "pipe.wav").open("wb") as file:
+        file.write(data[:44])
+        file.truncate(44 + 2_400_000_000)  # of a hole
+    assert probe(tmp_path / "pipe.wav").frames == 1_200_000_000
+
+
+def test_chunks_after_the_sound_are_none(tmp_path: Path) -> None:
+    data = sound("WAV") + b"LIST" + struct.pack("<I", 4) + b"INFO"
+    struct.pack_into("<I", data, 4, 0xFFFFFFFF)
+    (tmp_path / "tagged.wav").write_bytes(data)
+    assert read_audio(tmp_path / "tagged.wav", RATE).duration == 0.5
+
+
 def test_flac_without_a_length_is_read_to_its_end(tmp_path: Path) -> None:
     data = sound("FLAC", seconds=1.3)
     data[21] &= 0xF0

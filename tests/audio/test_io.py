@@ -247,6 +247,7 @@ def test_memory_does_not_grow_with_the_channels(tmp_path: Path) -> None:
     assert peaks[1] < 1.2 * peaks[0]
 
 
+@pytest.mark.slow  # librosa compiles with numba
 @pytest.mark.parametrize("rate", [8000, 11025, 16000, 22050, 44100, 48000, 96000])
 @pytest.mark.parametrize("count", [1, 2, 1001, 24000])
 def test_resampling_equals_librosas(rate: int, count: int) -> None:
