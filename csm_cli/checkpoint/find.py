@@ -23,6 +23,7 @@ from csm_cli.errors import (
     OutputFailed,
     UsageError,
 )
+from csm_cli.models.csm.family import FAMILY
 from csm_cli.storage.untrusted import read_json
 
 if TYPE_CHECKING:
@@ -277,4 +278,4 @@ def _is_csm_or_codec(name: str, folder: Path) -> bool:
         model_type = read_json(folder / "config.json").get("model_type")
     except (OSError, ValueError, AttributeError):
         model_type = None
-    return model_type in _MODEL_TYPES or name in (OFFICIAL, MIRROR, MIMI)
+    return model_type in _MODEL_TYPES or name in (OFFICIAL, MIRROR, MIMI, *(model.id for model in FAMILY))

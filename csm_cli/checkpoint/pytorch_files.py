@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import pickle
 import re
+import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -68,7 +69,9 @@ def _load(path: Path) -> Any:
     ignored: dict[str, Any] = {}
     while True:
         try:
-            with torch.serialization.safe_globals([(kind, name) for name, kind in ignored.items()]):
+            stand_ins = [(kind, name) for name, kind in ignored.items()]
+            with warnings.catch_warnings(), torch.serialization.safe_globals(stand_ins):
+                warnings.simplefilter("ignore", UserWarning)  # of pickle protocols other than 2
                 return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
         except (RuntimeError, OSError, EOFError, LookupError, ValueError, pickle.UnpicklingError) as error:
             reason = str(error).strip().splitlines() or [type(error).__name__]

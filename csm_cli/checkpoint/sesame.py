@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from csm_cli.checkpoint.weights import (
@@ -22,7 +23,8 @@ from csm_cli.checkpoint.weights import (
     match_tensors,
 )
 from csm_cli.errors import CheckpointInvalid
-from csm_cli.models.csm.config import Json, ModelConfig, Rope
+from csm_cli.models.csm.config import Json, ModelConfig, Rope, model_config
+from csm_cli.models.csm.family import FAMILY, FLAVORS, FamilyModel, Flavor
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,9 +32,6 @@ if TYPE_CHECKING:
 CODEC_FILE = "codec.safetensors"
 """The codec beside Sesame's tensors, which do not include it. An addition of csm-cli; other readers ignore it."""
 
-_HEAD_SIZES = {"llama-1B": 64, "llama-100M": 128}
-_FLAVORS = {"llama-1B": (16, 32, 8, 2048, 8192), "llama-100M": (4, 8, 2, 1024, 8192)}
-"""Layers, heads, key-value heads, hidden and intermediate size."""
 _BACKBONE_ROPE = Rope(500000.0, 32.0, 0.125, 0.5, 1024)
 _DEPTH_ROPE = Rope(500000.0, 32.0, 0.001953125, 0.0078125, 16)
 _POSITIONS = 2048
@@ -133,8 +132,8 @@ def sesame_config(config: ModelConfig, raw: Json) -> dict[str, Any]:
     """Sesame's keys of config.json in addition to transformers' (`raw`), as in sesame/csm-1b."""
     flavors: dict[str, Any] = {}
     for name, sizes in (("backbone", config.backbone), ("decoder", config.depth)):
-        shape = (sizes.layers, sizes.heads, sizes.kv_heads, sizes.hidden, sizes.intermediate)
-        flavor = next((flavor for flavor, sizes_of in _FLAVORS.items() if sizes_of == shape), None)
+        own = Flavor(sizes.layers, sizes.heads, sizes.kv_heads, sizes.hidden, sizes.intermediate)
+        flavor = next((name for name, each in FLAVORS.items() if each == own), None)
         flavors[f"{name}_flavor"] = flavor or "custom"
         if flavor is None:
             flavors[f"{name}_head_dim"] = sizes.head_dim
@@ -148,20 +147,27 @@ def sesame_config(config: ModelConfig, raw: Json) -> dict[str, Any]:
 
 
 def transformers_config(config: Json, stored: TensorMap, codec: Json) -> dict[str, Any]:
-    """transformers' config.json for Sesame's tensors: sizes from their shapes, head sizes from the config's flavors.
+    """transformers' config.json for Sesame's tensors: sizes from their shapes, which tell the flavors.
 
-    `backbone_head_dim` and `decoder_head_dim` in the config stand in for flavors other than Sesame's two; without a
-    config the flavors are csm-1b's.
+    Shapes do not tell the size of a head. It is the flavor's; `backbone_head_dim` and `decoder_head_dim` in the config
+    stand in for it in models that are not of the published family.
 
     Raises:
-        CheckpointInvalid: an unknown flavor, or tensors that are missing or do not fit the head size.
+        CheckpointInvalid: sizes of no known model, or tensors that are missing or do not fit the config.
     """
     text, head = _shape(stored, "text_embeddings.weight", 2), _shape(stored, "audio_head", 3)
     codebooks, vocab = head[0] + 1, head[2]
-    depth = _stack_config(stored, "decoder", _head_dim(config, "decoder", "llama-100M"))
+    flavors = {stack: _find_flavor(config, stored, stack) for stack in ("backbone", "decoder")}
+    pair = (flavors["backbone"], flavors["decoder"])
+    is_known = None in pair or pair in {(each.backbone, each.decoder) for each in FAMILY}
+    if not is_known and config.get("csm_prompt_style") is None:
+        hint = 'add "csm_prompt_style": "plain" or "spaced" to config.json'
+        raise CheckpointInvalid(f"{pair[0]} with {pair[1]} is no known CSM, so its prompts are unknown; {hint}")
+    style = {"csm_prompt_style": config["csm_prompt_style"]} if "csm_prompt_style" in config else {}
     return {
         "model_type": "csm",
-        **_stack_config(stored, "backbone", _head_dim(config, "backbone", "llama-1B")),
+        **style,
+        **_stack_config(config, stored, "backbone", flavors["backbone"]),
         "max_position_embeddings": _POSITIONS,
         "rope_parameters": _rope_parameters(_BACKBONE_ROPE),
         "num_codebooks": codebooks,
@@ -170,7 +176,7 @@ def transformers_config(config: Json, stored: TensorMap, codec: Json) -> dict[st
         **_TEXT_IDS,
         "codec_config": dict(codec),
         "depth_decoder_config": {
-            **depth,
+            **_stack_config(config, stored, "decoder", flavors["decoder"]),
             "max_position_embeddings": codebooks + 1,
             "rope_parameters": _rope_parameters(_DEPTH_ROPE),
             "num_codebooks": codebooks,
@@ -178,6 +184,25 @@ def transformers_config(config: Json, stored: TensorMap, codec: Json) -> dict[st
             "backbone_hidden_size": text[1],
         },
     }
+
+
+def family_config(model: FamilyModel) -> ModelConfig:
+    """The sizes of a published model, without its checkpoint."""
+    backbone, decoder = FLAVORS[model.backbone], FLAVORS[model.decoder]
+    sizes = {"text_embeddings.weight": (model.text_vocab, backbone.hidden)}
+    sizes["audio_head"] = (model.codebooks - 1, decoder.hidden, model.vocab)
+    for stack, flavor in (("backbone", backbone), ("decoder", decoder)):
+        layers, queries, keys, hidden, intermediate = flavor.shape
+        for layer in range(layers):
+            sizes[f"{stack}.layers.{layer}.attn.q_proj.weight"] = (queries, hidden)
+            sizes[f"{stack}.layers.{layer}.attn.k_proj.weight"] = (keys, hidden)
+            sizes[f"{stack}.layers.{layer}.mlp.w1.weight"] = (intermediate, hidden)
+    stored = {name: StoredTensor(shape, _no_data, Path(model.id)) for name, shape in sizes.items()}
+    return model_config(transformers_config({}, stored, {}))
+
+
+def _no_data() -> Tensor:
+    raise NotImplementedError  # shapes are all there is
 
 
 def _rope_parameters(rope: Rope) -> Json:
@@ -191,33 +216,58 @@ def _rope_parameters(rope: Rope) -> Json:
     }
 
 
-def _head_dim(config: Json, stack: str, default_flavor: str) -> int:
-    flavor = config.get(f"{stack}_flavor", default_flavor)
-    size = config.get(f"{stack}_head_dim") or (_HEAD_SIZES.get(flavor) if isinstance(flavor, str) else None)
-    if not isinstance(size, int) or size <= 0:
-        known = " and ".join(_HEAD_SIZES)
-        raise CheckpointInvalid(
-            f"config.json: {stack}_flavor {flavor!r} is unknown (known: {known}); add {stack}_head_dim"
-        )
-    return size
-
-
-def _stack_config(stored: TensorMap, stack: str, head_dim: int) -> dict[str, Any]:
+def _stack_shape(stored: TensorMap, stack: str) -> tuple[int, ...]:
+    """Layers, query and key dimensions, hidden and intermediate size, as `Flavor.shape`."""
     first = f"{stack}.layers.0"
     queries, hidden = _shape(stored, f"{first}.attn.q_proj.weight", 2)
     keys, _ = _shape(stored, f"{first}.attn.k_proj.weight", 2)
+    layers = {name.split(".")[2] for name in stored if name.startswith(f"{stack}.layers.")}
+    return (len(layers), queries, keys, hidden, _shape(stored, f"{first}.mlp.w1.weight", 2)[0])
+
+
+def _find_flavor(config: Json, stored: TensorMap, stack: str) -> str | None:
+    """The flavor that config.json names or, without a config, that of the tensors' shapes; None for a given head size.
+
+    Raises:
+        CheckpointInvalid: an unknown flavor, shapes that are not its own, or shapes of no flavor.
+    """
+    if config.get(f"{stack}_head_dim") is not None:
+        return None
+    shape = _stack_shape(stored, stack)
+    found = next((name for name, flavor in FLAVORS.items() if flavor.shape == shape), None)
+    named = config.get(f"{stack}_flavor", found)
+    kinds = ("layers", "query and", "key dimensions", "wide, MLP of")
+    sizes = " ".join(f"{size} {kind}".strip() for size, kind in zip(shape, (*kinds, ""), strict=True))
+    if named is not None and (not isinstance(named, str) or named not in FLAVORS):
+        known = ", ".join(FLAVORS)
+        raise CheckpointInvalid(
+            f"config.json: {stack}_flavor {named!r:.60} is unknown (known: {known}); add {stack}_head_dim"
+        )
+    if named is None:
+        hint = f"add a config.json with {stack}_head_dim, the size of its heads"
+        raise CheckpointInvalid(f"the {stack} has {sizes}: no known CSM ({', '.join(m.id for m in FAMILY)}); {hint}")
+    if named != found:
+        hint = f"correct it, or add {stack}_head_dim"
+        raise CheckpointInvalid(f"config.json: {stack}_flavor is {named}, but the {stack} has {sizes}; {hint}")
+    return named
+
+
+def _stack_config(config: Json, stored: TensorMap, stack: str, flavor: str | None) -> dict[str, Any]:
+    layers, queries, keys, hidden, intermediate = _stack_shape(stored, stack)
+    head_dim = config[f"{stack}_head_dim"] if flavor is None else FLAVORS[flavor].head_dim
+    if isinstance(head_dim, bool) or not isinstance(head_dim, int) or head_dim <= 0:
+        raise CheckpointInvalid(f"config.json: {stack}_head_dim is {head_dim!r:.40}; must be a whole number above 0")
     if queries % head_dim or keys % head_dim:
         raise CheckpointInvalid(
-            f"{first}: {queries} query and {keys} key dimensions do not divide into heads of {head_dim}"
+            f"{stack}: {queries} query and {keys} key dimensions do not divide into heads of {head_dim}"
         )
-    layers = {name.split(".")[2] for name in stored if name.startswith(f"{stack}.layers.")}
     return {
-        "num_hidden_layers": len(layers),
+        "num_hidden_layers": layers,
         "hidden_size": hidden,
         "num_attention_heads": queries // head_dim,
         "num_key_value_heads": keys // head_dim,
         "head_dim": head_dim,
-        "intermediate_size": _shape(stored, f"{first}.mlp.w1.weight", 2)[0],
+        "intermediate_size": intermediate,
     }
 
 

@@ -204,7 +204,8 @@ def _batch_size(text: str) -> int:
 def _auto_batch_size(job: SynthesisJob, checkpoint: Checkpoint) -> int:
     from csm_cli.engine.memory_estimate import estimate_memory
 
-    estimate = estimate_memory(checkpoint.config, checkpoint.weights.files, *pick_device_and_dtype(job.speech))
+    device, dtype = pick_device_and_dtype(job.speech)
+    estimate = estimate_memory(checkpoint.config, device, dtype, int8=job.speech.quantize == "int8")
     if not job.output_options.quiet:
         log_line(f"up to {estimate.slots} items at once (--batch-size auto: {estimate})")
     return estimate.slots

@@ -27,6 +27,7 @@ def doctor(json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = F
         "python": f"{platform.python_version()} ({sys.executable})",
         "system": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
         "torch": _torch(),
+        "memory": _memory(),
         "packages": installed,
         "audio": _audio(),
         "playback": _playback(),
@@ -37,10 +38,12 @@ def doctor(json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = F
     if json:
         emit_json(report)
         return
-    for name, value in report.items():
+    for section, value in report.items():
         for index, (key, detail) in enumerate(value.items() if isinstance(value, dict) else [("", value)]):
+            if isinstance(detail, dict):
+                detail = [f"{name.removesuffix('_gb')} {value} GB" for name, value in detail.items()]
             text = (", ".join(map(str, detail)) or "none") if isinstance(detail, list) else detail
-            emit(f"{name if index == 0 else '':<10} {f'{key}: ' if key else ''}{text}")
+            emit(f"{section if index == 0 else '':<10} {f'{key}: ' if key else ''}{text}")
 
 
 def _version(package: str) -> str:
@@ -65,6 +68,34 @@ def _torch() -> dict[str, Any]:
         "auto": f"{device} with {str(pick_dtype('auto', device)).removeprefix('torch.')}",
         "threads": torch.get_num_threads(),
     }
+
+
+def _memory() -> dict[str, Any]:
+    """Free memory of the automatic device, and what the published models take of it, in GB (1e9 bytes).
+
+    int8 is the memory after loading; until then a model takes that of its dtype.
+    """
+    try:
+        import torch
+
+        from csm_cli.checkpoint.sesame import family_config
+        from csm_cli.device import pick_device
+        from csm_cli.engine.memory_estimate import free_memory, weight_bytes
+        from csm_cli.models.csm.family import FAMILY
+    except Exception:  # reported where torch is
+        return {"unknown": "torch cannot be imported"}
+    device = pick_device("auto")
+    free = free_memory(device)
+    other = torch.bfloat16 if device.type == "cuda" else torch.float32  # of what is not quantized
+    report: dict[str, Any] = {"device": str(device), "free": {"free_gb": round(free / 1e9, 1)} if free else "unknown"}
+    for model in FAMILY:
+        config = family_config(model)
+        needs = {name: weight_bytes(config, getattr(torch, name)) for name in ("float32", "bfloat16")}
+        needs["int8"] = weight_bytes(config, other, int8=True)
+        report[model.id] = {f"{name}_gb": round(size / 1e9, 1) for name, size in needs.items()}
+        fitting = [name for name in ("float32", "bfloat16") if free is None or needs[name] <= free]
+        report[f"{model.id} fits"] = fitting
+    return report
 
 
 def _audio() -> dict[str, Any]:

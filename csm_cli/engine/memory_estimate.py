@@ -1,8 +1,7 @@
-"""How many conversations fit into a device's memory at once."""
+"""What a model takes of a device's memory, and how many conversations fit beside it at once."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,17 +28,43 @@ class MemoryEstimate:
         return f"{free}{self.slot_bytes / 1e6:.0f} MB per item"
 
 
+def weight_bytes(config: ModelConfig, dtype: torch.dtype, int8: bool = False) -> int:
+    """Bytes of a loaded `CsmModel`. int8: after quantization; while it loads, it takes what it takes without."""
+    linear = scales = 0
+    for stack in (config.backbone, config.depth):
+        queries, keys = stack.heads * stack.head_dim, stack.kv_heads * stack.head_dim
+        outputs = queries + 2 * keys + 2 * stack.intermediate  # of projections from the hidden size
+        linear += stack.layers * stack.hidden * (outputs + queries + stack.intermediate)
+        scales += stack.layers * (outputs + 2 * stack.hidden)
+    hidden, depth_hidden = config.backbone.hidden, config.depth.hidden
+    tables = (config.text_vocab + config.codebooks * config.vocab) * hidden
+    tables += (config.codebooks - 1) * config.vocab * depth_hidden + depth_hidden * hidden
+    heads = config.codebook_size * (hidden + (config.codebooks - 1) * depth_hidden)
+    return (tables + heads) * dtype.itemsize + (linear + scales * 4 if int8 else linear * dtype.itemsize)
+
+
+def memory_shortage(config: ModelConfig, device: torch.device, dtype: torch.dtype) -> str | None:
+    """One line that says what to do where a device has less free memory than loading the model takes."""
+    free, needed = free_memory(device), weight_bytes(config, dtype)
+    if free is None or needed <= free:
+        return None
+    name = str(dtype).removeprefix("torch.")
+    half = weight_bytes(config, torch.bfloat16)
+    hint = f"--dtype bfloat16 takes {half / 1e9:.1f} GB" if half < needed else "choose a device with more memory"
+    return f"the model takes {needed / 1e9:.1f} GB in {name}, and {device} has {free / 1e9:.1f} GB free; {hint}"
+
+
 def estimate_memory(
-    config: ModelConfig, weights: Iterable[Path], device: torch.device, dtype: torch.dtype
+    config: ModelConfig, device: torch.device, dtype: torch.dtype, int8: bool = False
 ) -> MemoryEstimate:
-    """Slots beside the weights, which are not loaded yet: a power of two, since batches are padded to one."""
+    """Slots beside the model, which is not loaded yet: a power of two, since batches are padded to one."""
     caches = ((config.backbone, kv_capacity(config.backbone.max_seq_len)), (config.depth, config.codebooks))
     per_position = dtype.itemsize * 2  # a key and a value
     slot_bytes = sum(per_position * s.layers * s.kv_heads * s.head_dim * positions for s, positions in caches)
     free = free_memory(device)
     slots = MAX_SLOTS_GPU if device.type == "cuda" else MAX_SLOTS_CPU
     if free is not None:
-        available = MEMORY_SHARE * (free - sum(path.stat().st_size for path in weights))
+        available = MEMORY_SHARE * (free - weight_bytes(config, dtype, int8))
         slots = min(slots, int(max(available, 0) // slot_bytes))
     return MemoryEstimate(1 << max(0, slots.bit_length() - 1), slot_bytes, free)
 

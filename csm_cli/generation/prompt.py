@@ -1,6 +1,7 @@
 """Turns to prompt tokens, identical to those of transformers' CsmProcessor for the same conversation.
 
-A turn is `<|begin_of_text|>[SPEAKER]TEXT<|end_of_text|>`, then the frames of its audio and one frame of end codes.
+A turn is `<|begin_of_text|>[SPEAKER]TEXT<|end_of_text|>`, then the frames of its audio and one frame of end codes. The
+model's `prompt_style` says how speaker and text are written.
 Unlike there, special tokens in a text are not interpreted.
 """
 
@@ -58,7 +59,7 @@ class PromptBuilder:
         if not text.strip():
             raise InputError("there is no text to speak")
         try:
-            encoding = self._tokenizer.encode(f"[{speaker}]{text}", add_special_tokens=False)
+            encoding = self._tokenizer.encode(self._config.prompt_text(speaker, text), add_special_tokens=False)
         except (TypeError, UnicodeError) as problem:  # a lone surrogate, from bytes that are not UTF-8
             raise InputError(f"the text is not valid Unicode: {text!r:.100}") from problem
         except BaseException as problem:  # a panic of Rust

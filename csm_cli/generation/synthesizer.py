@@ -20,6 +20,7 @@ from csm_cli.audio.codes import read_codes
 from csm_cli.audio.io import Audio, read_audio
 from csm_cli.checkpoint import Checkpoint
 from csm_cli.engine import Engine, Frame, Request, SamplingParams, decode_loop
+from csm_cli.engine.memory_estimate import memory_shortage
 from csm_cli.errors import AudioUnreadable, GenerationFailed, UsageError, failure_of
 from csm_cli.generation.context_window import WindowLimits
 from csm_cli.generation.conversation import ConversationState, ResolvedDefaults, TurnState
@@ -56,6 +57,8 @@ class Synthesizer:
     ) -> None:
         self.checkpoint = checkpoint
         self.prompt_builder = PromptBuilder(checkpoint.tokenizer_file, checkpoint.config)
+        if shortage := memory_shortage(checkpoint.config, device, dtype):
+            log.warning("%s", shortage)
         model = CsmModel(checkpoint.config, checkpoint.weights, device, dtype)
         if int8:
             model.quantize()

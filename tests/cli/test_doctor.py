@@ -10,6 +10,8 @@ from types import SimpleNamespace
 import pytest
 from helpers.run import Result
 
+from csm_cli.engine import memory_estimate
+
 Csm = Callable[..., Result]
 
 
@@ -19,6 +21,16 @@ def test_lists_what_is_installed(csm: Csm) -> None:
     assert found["packages"]["transformers"] != "missing"
     assert {"WAV", "FLAC"} <= set(found["audio"]["formats"])
     assert set(found["hub"]) == {"cache", "token", "offline"}
+
+
+def test_lists_what_the_published_models_take_and_whether_they_fit(csm: Csm, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory_estimate, "free_memory", lambda _: 20_000_000_000)
+    found = csm("doctor", "--json").json["memory"]
+    assert found["free"] == {"free_gb": 20.0}
+    assert found["MisoLabs/MisoTTS"]["bfloat16_gb"] == pytest.approx(16.6, abs=0.1)
+    assert found["MisoLabs/MisoTTS fits"] == ["bfloat16"]
+    assert found["sesame/csm-1b fits"] == ["float32", "bfloat16"]
+    assert "MisoLabs/MisoTTS: float32 33.1 GB" in csm("doctor").out
 
 
 def test_lists_the_users_files(

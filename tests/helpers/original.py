@@ -6,6 +6,7 @@ Source: github.com/SesameAILabs/csm (models.py). Nothing of csm_cli is used here
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -20,29 +21,54 @@ LAYERS = {"backbone": 2, "decoder": 1}
 Weights = dict[str, Tensor]
 
 
-def original_weights() -> Weights:
+@dataclass(frozen=True)
+class StackSizes:
+    """Sizes of one stack of the original model."""
+
+    layers: int
+    dim: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    inner: int
+
+
+BACKBONE = StackSizes(LAYERS["backbone"], BACKBONE_DIM, HEADS, KV_HEADS, BACKBONE_HEAD, INNER)
+DECODER = StackSizes(LAYERS["decoder"], DECODER_DIM, HEADS, KV_HEADS, DECODER_HEAD, INNER)
+Sizes = dict[str, StackSizes]
+TINY: Sizes = {"backbone": BACKBONE, "decoder": DECODER}
+# MisoTTS in small: half the heads, a 16th of their size, an MLP 3.5 and 4.5 times as wide, an eighth of the layers
+MISO: Sizes = {
+    "backbone": StackSizes(layers=4, dim=128, heads=16, kv_heads=4, head_dim=8, inner=448),
+    "decoder": StackSizes(layers=1, dim=48, heads=12, kv_heads=3, head_dim=4, inner=216),
+}
+
+
+def original_weights(sizes: Sizes = TINY) -> Weights:
     generator = torch.Generator().manual_seed(0)
+    backbone, decoder = sizes["backbone"].dim, sizes["decoder"].dim
 
     def random(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator) * 2 / math.sqrt(shape[-1])
 
     weights = {
-        "text_embeddings.weight": random(TEXT_VOCAB, BACKBONE_DIM) * 4,
-        "audio_embeddings.weight": random(BOOKS * VOCAB, BACKBONE_DIM) * 4,
-        "projection.weight": random(DECODER_DIM, BACKBONE_DIM),
-        "codebook0_head.weight": random(VOCAB, BACKBONE_DIM),
-        "audio_head": random(BOOKS - 1, DECODER_DIM, VOCAB),
+        "text_embeddings.weight": random(TEXT_VOCAB, backbone) * 4,
+        "audio_embeddings.weight": random(BOOKS * VOCAB, backbone) * 4,
+        "projection.weight": random(decoder, backbone),
+        "codebook0_head.weight": random(VOCAB, backbone),
+        "audio_head": random(BOOKS - 1, decoder, VOCAB),
     }
-    for stack, dim, head in (("backbone", BACKBONE_DIM, BACKBONE_HEAD), ("decoder", DECODER_DIM, DECODER_HEAD)):
-        for layer in range(LAYERS[stack]):
+    for stack, own in sizes.items():
+        dim, head = own.dim, own.head_dim
+        for layer in range(own.layers):
             weights |= {
-                f"{stack}.layers.{layer}.attn.q_proj.weight": random(HEADS * head, dim),
-                f"{stack}.layers.{layer}.attn.k_proj.weight": random(KV_HEADS * head, dim),
-                f"{stack}.layers.{layer}.attn.v_proj.weight": random(KV_HEADS * head, dim),
-                f"{stack}.layers.{layer}.attn.output_proj.weight": random(dim, HEADS * head),
-                f"{stack}.layers.{layer}.mlp.w1.weight": random(INNER, dim),
-                f"{stack}.layers.{layer}.mlp.w2.weight": random(dim, INNER),
-                f"{stack}.layers.{layer}.mlp.w3.weight": random(INNER, dim),
+                f"{stack}.layers.{layer}.attn.q_proj.weight": random(own.heads * head, dim),
+                f"{stack}.layers.{layer}.attn.k_proj.weight": random(own.kv_heads * head, dim),
+                f"{stack}.layers.{layer}.attn.v_proj.weight": random(own.kv_heads * head, dim),
+                f"{stack}.layers.{layer}.attn.output_proj.weight": random(dim, own.heads * head),
+                f"{stack}.layers.{layer}.mlp.w1.weight": random(own.inner, dim),
+                f"{stack}.layers.{layer}.mlp.w2.weight": random(dim, own.inner),
+                f"{stack}.layers.{layer}.mlp.w3.weight": random(own.inner, dim),
                 f"{stack}.layers.{layer}.sa_norm.scale": 1 + random(dim),
                 f"{stack}.layers.{layer}.mlp_norm.scale": 1 + random(dim),
             }
@@ -72,40 +98,41 @@ def rotated(x: Tensor) -> Tensor:
     return torch.view_as_real(pairs * torch.polar(torch.ones_like(angles), angles)[:, None]).flatten(-2)
 
 
-def attention(weights: Weights, prefix: str, x: Tensor, head_dim: int) -> Tensor:
+def attention(weights: Weights, prefix: str, x: Tensor, sizes: StackSizes) -> Tensor:
+    head_dim = sizes.head_dim
     query, key, value = (
         F.linear(x, weights[f"{prefix}.{kind}_proj.weight"]).unflatten(-1, (-1, head_dim)) for kind in "qkv"
     )
     query, key = rotated(query), rotated(key)
     mixed = []
-    for head in range(HEADS):
-        shared = head // (HEADS // KV_HEADS)
+    for head in range(sizes.heads):
+        shared = head // (sizes.heads // sizes.kv_heads)
         scores = query[:, head] @ key[:, shared].T / math.sqrt(head_dim)
         scores = scores.masked_fill(torch.ones_like(scores).triu(1).bool(), -math.inf)
         mixed.append(scores.softmax(-1) @ value[:, shared])
     return F.linear(torch.cat(mixed, -1), weights[f"{prefix}.output_proj.weight"])
 
 
-def stack(weights: Weights, name: str, x: Tensor, head_dim: int) -> Tensor:
+def stack(weights: Weights, name: str, x: Tensor, sizes: StackSizes) -> Tensor:
     """[S, dim] through a whole stack."""
-    for layer in range(LAYERS[name]):
+    for layer in range(sizes.layers):
         prefix = f"{name}.layers.{layer}"
-        x = x + attention(weights, f"{prefix}.attn", rms_norm(x, weights[f"{prefix}.sa_norm.scale"]), head_dim)
+        x = x + attention(weights, f"{prefix}.attn", rms_norm(x, weights[f"{prefix}.sa_norm.scale"]), sizes)
         y = rms_norm(x, weights[f"{prefix}.mlp_norm.scale"])
         gate, up = (F.linear(y, weights[f"{prefix}.mlp.{part}.weight"]) for part in ("w1", "w3"))
         x = x + F.linear(F.silu(gate) * up, weights[f"{prefix}.mlp.w2.weight"])
     return rms_norm(x, weights[f"{name}.norm.scale"])
 
 
-def reference_logits(weights: Weights, rows: Tensor) -> tuple[Tensor, Tensor]:
+def reference_logits(weights: Weights, rows: Tensor, sizes: Sizes = TINY) -> tuple[Tensor, Tensor]:
     """Codebook-0 logits [S, V] of all rows and the depth logits [K - 1, V] that follow the last but one."""
     offsets = torch.arange(BOOKS) * VOCAB
     text, audio = weights["text_embeddings.weight"], weights["audio_embeddings.weight"]
     inputs = torch.stack([text[row[-1]] if row[-1] >= 0 else audio[row[:-1] + offsets].sum(0) for row in rows])
-    hidden = stack(weights, "backbone", inputs, BACKBONE_HEAD)
+    hidden = stack(weights, "backbone", inputs, sizes["backbone"])
     codes = audio[rows[-1, :-1] + offsets][:-1]  # the last code of a frame is not fed
     depth_inputs = F.linear(torch.cat([hidden[-2:-1], codes]), weights["projection.weight"])
-    depth = stack(weights, "decoder", depth_inputs, DECODER_HEAD)[1:]
+    depth = stack(weights, "decoder", depth_inputs, sizes["decoder"])[1:]
     return F.linear(hidden, weights["codebook0_head.weight"]), torch.einsum("kd,kdv->kv", depth, weights["audio_head"])
 
 

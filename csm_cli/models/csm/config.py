@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from csm_cli.errors import CheckpointInvalid
+from csm_cli.models.csm.family import PROMPT_STYLES, Flavor, family_model
 from csm_cli.models.limits import CSM_LIMITS
 
 _ROPE_FACTORS = ("factor", "low_freq_factor", "high_freq_factor")
@@ -47,7 +48,8 @@ class ModelConfig:
 
     codebooks: K, codes per frame. vocab: size of one codebook's table; ids from `codebook_size` up are special and are
     never sampled. eos: the code that ends speech. audio_token, audio_eos_token: the text ids of a frame and of the
-    frame that ends a turn in transformers' prompts.
+    frame that ends a turn in transformers' prompts. prompt_style: how a speaker and a text are written, a name in
+    PROMPT_STYLES.
     """
 
     backbone: StackConfig
@@ -60,6 +62,12 @@ class ModelConfig:
     audio_token: int
     audio_eos_token: int
     tied: bool
+    prompt_style: str = "plain"
+
+    def prompt_text(self, speaker: int, text: str) -> str:
+        """The text of a turn as the model was trained to read it, without begin and end of text."""
+        text = text.lstrip() if self.prompt_style == "spaced" else text
+        return PROMPT_STYLES[self.prompt_style].format(speaker=speaker, text=text)
 
 
 def _required(config: Json, key: str, where: str) -> Any:
@@ -148,6 +156,19 @@ def _stack(config: Json, where: str) -> StackConfig:
     )
 
 
+def _prompt_style(config: Json, backbone: StackConfig, depth: StackConfig) -> str:
+    """`csm_prompt_style` if config.json has it, else that of the published model of these sizes, else plain."""
+    style = config.get("csm_prompt_style")
+    if style is None:
+        sizes = (Flavor(s.layers, s.heads, s.kv_heads, s.hidden, s.intermediate) for s in (backbone, depth))
+        known = family_model(*sizes)
+        return known.prompt_style if known else "plain"
+    if not isinstance(style, str) or style not in PROMPT_STYLES:
+        expected = " or ".join(PROMPT_STYLES)
+        raise CheckpointInvalid(f"config.json: csm_prompt_style is {_shown(style)}; must be {expected}")
+    return style
+
+
 def model_config(config: Json) -> ModelConfig:
     """Reads transformers' CsmConfig from a parsed config.json.
 
@@ -160,9 +181,10 @@ def model_config(config: Json) -> ModelConfig:
     codec = _part(config, "codec_config", "config.json")
     depth = _part(config, "depth_decoder_config", "config.json")
     vocab, text_vocab = (_size(config, key, "config.json") for key in ("vocab_size", "text_vocab_size"))
+    backbone_stack, depth_stack = _stack(config, "config.json"), _stack(depth, "depth_decoder_config")
     model = ModelConfig(
-        backbone=_stack(config, "config.json"),
-        depth=_stack(depth, "depth_decoder_config"),
+        backbone=backbone_stack,
+        depth=depth_stack,
         codebooks=_size(config, "num_codebooks", "config.json"),
         vocab=vocab,
         codebook_size=_id(codec, "codebook_size", "codec_config", vocab + 1, 2048),
@@ -171,6 +193,7 @@ def model_config(config: Json) -> ModelConfig:
         audio_token=_id(config, "audio_token_id", "config.json", CSM_LIMITS["text_vocab_size"]),
         audio_eos_token=_id(config, "audio_eos_token_id", "config.json", CSM_LIMITS["text_vocab_size"]),
         tied=bool(config.get("tie_codebooks_embeddings", True)),
+        prompt_style=_prompt_style(config, backbone_stack, depth_stack),
     )
     depth_codebooks = _size(depth, "num_codebooks", "depth_decoder_config", model.codebooks)
     if depth_codebooks != model.codebooks:
