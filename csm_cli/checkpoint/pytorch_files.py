@@ -69,7 +69,7 @@ def _load(path: Path) -> Any:
     ignored: dict[str, Any] = {}
     while True:
         try:
-            stand_ins = [(kind, name) for name, kind in ignored.items()]
+            stand_ins: list[Any] = [(kind, name) for name, kind in ignored.items()]
             with warnings.catch_warnings(), torch.serialization.safe_globals(stand_ins):
                 warnings.simplefilter("ignore", UserWarning)  # of pickle protocols other than 2
                 return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))

@@ -18,6 +18,7 @@ from csm_cli.checkpoint.weights import (
     BACKBONE_TABLE,
     DEPTH,
     DEPTH_TABLE,
+    Shapes,
     StoredTensor,
     TensorMap,
     match_tensors,
@@ -189,7 +190,7 @@ def transformers_config(config: Json, stored: TensorMap, codec: Json) -> dict[st
 def family_config(model: FamilyModel) -> ModelConfig:
     """The sizes of a published model, without its checkpoint."""
     backbone, decoder = FLAVORS[model.backbone], FLAVORS[model.decoder]
-    sizes = {"text_embeddings.weight": (model.text_vocab, backbone.hidden)}
+    sizes: Shapes = {"text_embeddings.weight": (model.text_vocab, backbone.hidden)}
     sizes["audio_head"] = (model.codebooks - 1, decoder.hidden, model.vocab)
     for stack, flavor in (("backbone", backbone), ("decoder", decoder)):
         layers, queries, keys, hidden, intermediate = flavor.shape
