@@ -87,7 +87,7 @@ def _memory() -> dict[str, Any]:
     device = pick_device("auto")
     free = free_memory(device)
     other = torch.bfloat16 if device.type == "cuda" else torch.float32  # of what is not quantized
-    report: dict[str, Any] = {"device": str(device), "free": {"free_gb": round(free / 1e9, 1)} if free else "unknown"}
+    report: dict[str, Any] = {"device": str(device), "free_gb": round(free / 1e9, 1) if free else "unknown"}
     for model in FAMILY:
         config = family_config(model)
         needs = {name: weight_bytes(config, getattr(torch, name)) for name in ("float32", "bfloat16")}
