@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
@@ -25,7 +25,7 @@ from csm_cli.generation.synthesizer import Synthesizer
 from csm_cli.generation.take import worst_stop
 from csm_cli.script import parse_context, parse_say, parse_voice, read_script, script_from
 from csm_cli.settings import validate
-from csm_cli.types import DEFAULT_CHUNK_CHARS, Conversation, GenerationOptions, RetryPolicy, Turn
+from csm_cli.types import DEFAULT_CHUNK_CHARS, DEFAULT_LANGUAGE, Conversation, GenerationOptions, RetryPolicy, Turn
 
 Samples = NDArray[np.float32]
 
@@ -39,6 +39,7 @@ class Options(TypedDict, total=False):
     make so many takes and keep the best; default 1. chunk_chars: split long texts into chunks of about so many
     characters; default 80, 0 for none. trim: False for takes as the model generates them, without trimming, retries or
     chunks.
+    language: whose rules split texts into sentences; default "en". normalize: write out numbers and abbreviations.
     """
 
     seed: int
@@ -51,6 +52,8 @@ class Options(TypedDict, total=False):
     takes: int
     chunk_chars: int
     trim: bool
+    language: str
+    normalize: bool
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,10 +154,10 @@ class Model:
 
         Arguments and errors as for `say`; the first error ends the iteration.
         """
-        flags, policy = _parse_options(options)
+        flags, policy, rules = _parse_options(options)
         context_turns = _context_turns(voice, speaker, context)
         turns = [parse_say(text, speaker) for text in texts]
-        conversations = [Conversation(each, context_turns, str(number)) for number, each in enumerate(turns)]
+        conversations = [Conversation(each, context_turns, str(number), **rules) for number, each in enumerate(turns)]
         return self._in_order(conversations, flags, policy)
 
     def converse(
@@ -173,13 +176,13 @@ class Model:
             turns = list(model.converse("dialogue.yaml", seed=1))
             csm_cli.mix(turns, loudness=-19).save("dialogue.wav")
         """
-        flags, policy = _parse_options(options)
+        flags, policy, rules = _parse_options(options)
         if isinstance(script, Mapping):
             conversation = script_from(script)
         else:
             conversation = script if isinstance(script, Conversation) else read_script(Path(script).expanduser())
         checkpoint = self._synthesizer.checkpoint
-        utterances = self._utterances([conversation], flags, policy)
+        utterances = self._utterances([replace(conversation, **rules)], flags, policy)
         return (_speech([each], each.audio.samples, checkpoint) for each in utterances)
 
     def stream(
@@ -199,8 +202,8 @@ class Model:
             for chunk in model.stream("Good morning."):
                 device.write(chunk)
         """
-        flags, _ = _parse_options(options)
-        conversation = Conversation(parse_say(text, speaker), _context_turns(voice, speaker, context))
+        flags, _, rules = _parse_options(options)
+        conversation = Conversation(parse_say(text, speaker), _context_turns(voice, speaker, context), **rules)
         return self._chunks(conversation, flags)
 
     def _chunks(self, conversation: Conversation, flags: GenerationOptions) -> Iterator[Samples]:
@@ -305,8 +308,8 @@ def _context_turns(voice: str | None, speaker: int, context: Iterable[str | Turn
     return tuple(turns)
 
 
-def _parse_options(options: Options) -> tuple[GenerationOptions, RetryPolicy]:
-    """Validated options; the defaults are those of the commands.
+def _parse_options(options: Options) -> tuple[GenerationOptions, RetryPolicy, dict[str, Any]]:
+    """Validated options, and those that are fields of a conversation; the defaults are those of the commands.
 
     Raises:
         UsageError: an impossible value. TypeError: an unknown option.
@@ -319,4 +322,9 @@ def _parse_options(options: Options) -> tuple[GenerationOptions, RetryPolicy]:
         validate({"split": chunk_chars}, lambda _: "chunk_chars")
     checked: dict[str, Any] = dict(validate({"retries": 2, "takes": 1} | values, str))
     policy = RetryPolicy(True, checked.pop("retries"), checked.pop("takes"), chunk_chars)
-    return GenerationOptions(**checked), policy if trim else RetryPolicy()
+    rules: dict[str, Any] = {name: checked.pop(name) for name in ("language", "normalize") if name in checked}
+    if rules.get("normalize"):
+        from csm_cli.generation.normalization import check_normalizer
+
+        check_normalizer(rules.get("language", DEFAULT_LANGUAGE))
+    return GenerationOptions(**checked), policy if trim else RetryPolicy(), rules

@@ -9,6 +9,7 @@ from typing import Any
 
 # Long texts are generated in chunks of about this many characters. Measured with the bundled voice: 48 of 48 texts
 # right at 67 characters a chunk, 44 of 48 at 101, 34 of 45 at 166.
+DEFAULT_LANGUAGE = "en"
 DEFAULT_CHUNK_CHARS = 80
 # Options of the depth decoder, and the backbone's that each takes its value from where it is unset.
 FOLLOWS = {"depth_temperature": "temperature", "depth_top_k": "top_k"}
@@ -132,6 +133,7 @@ class Conversation:
     id: unique within a run. tail: seconds of silence after the last turn. defaults: options of the script, below a
     turn's and above those of the environment. lexicon: words and their respellings for the model; texts stay as
     written. loudness: of the track, in LUFS. extra: other columns of a manifest's row, carried to the results.
+    language: whose rules split texts into sentences. normalize: write out numbers and abbreviations for the model.
     """
 
     turns: tuple[Turn, ...]
@@ -143,6 +145,8 @@ class Conversation:
     loudness: float | None = None
     lexicon: Mapping[str, str] = field(default_factory=dict)
     extra: Mapping[str, Any] = field(default_factory=dict)
+    language: str = DEFAULT_LANGUAGE
+    normalize: bool = False
 
 
 def resolve_options(

@@ -161,9 +161,9 @@ def _with_fingerprint(item: BatchItem, setup: SynthesisSetup) -> BatchItem:
         conversation.id,
         setup.content(),
         [conversation.tail, conversation.loudness],
-        [setup.turn_content(turn, {}) for turn in conversation.context],
+        [setup.turn_content(turn) for turn in conversation.context],
         [[turn.gap, turn.gain, setup.options(conversation, turn).set_values()] for turn in conversation.turns],
-        [setup.turn_content(turn, conversation.lexicon) for turn in conversation.turns],
+        [setup.turn_content(turn, conversation) for turn in conversation.turns],
     )
     if setup.flags.seed is not None:
         conversation = _with_seed(conversation, setup.flags.seed)

@@ -8,7 +8,7 @@ import traceback
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from csm_cli.cli.console import allow_undecodable_names, log_line, replace_closed_streams, warn
+from csm_cli.cli.console import log_line, replace_closed_streams, use_utf8, warn
 from csm_cli.errors import INTERRUPTED, ScriptInvalid, failure_of
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     debug = len(arguments) < len(given)
     logging.getLogger("csm_cli").setLevel(logging.DEBUG if debug else logging.WARNING)
     replace_closed_streams()
-    allow_undecodable_names()
+    use_utf8()
     try:
         code = _run(arguments)
     except KeyboardInterrupt:

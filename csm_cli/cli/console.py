@@ -19,20 +19,23 @@ if TYPE_CHECKING:
     from csm_cli.cli.options import OutputOptions
 
 
+_DIRECTION = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")  # they reorder what a terminal shows
+
+
 def emit(line: str) -> None:
     """Prints a line of the result and flushes it, for readers of a pipe."""
     print(_printable(line), flush=True)
 
 
 def emit_path(path: Path) -> None:
-    """Prints a path with its exact bytes, as `allow_undecodable_names` permits."""
-    print(path, flush=True)
+    """Prints a path: its exact bytes to a pipe, as `use_utf8` permits; to a terminal as `emit`."""
+    print(_printable(str(path)) if sys.stdout.isatty() else path, flush=True)
 
 
 def emit_json(record: Any) -> None:
-    """Prints one line of JSON; the bytes of undecodable names as escapes, since JSON is UTF-8."""
+    """Prints one line of JSON; control characters and the bytes of undecodable names as escapes."""
     text = json.dumps(record, ensure_ascii=False)
-    print(re.sub("[\ud800-\udfff]", lambda found: f"\\u{ord(found[0]):04x}", text), flush=True)
+    print(re.sub("[\x7f-\x9f\ud800-\udfff]", lambda found: f"\\u{ord(found[0]):04x}", text), flush=True)
 
 
 def emit_bytes(data: bytes) -> None:
@@ -57,10 +60,14 @@ def replace_closed_streams() -> None:
             setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115
 
 
-def allow_undecodable_names() -> None:
-    """Lets standard output print the bytes of file names that are not valid text."""
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="surrogateescape")
+def use_utf8() -> None:
+    """Makes the standard streams UTF-8, whatever the code page, so that YAML and JSON on a pipe can be read again.
+
+    File names that are not valid text keep their bytes on standard output.
+    """
+    for stream, errors in ((sys.stdout, "surrogateescape"), (sys.stderr, "backslashreplace")):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(encoding="utf-8", errors=errors)
 
 
 def refuse_terminal() -> None:
@@ -95,6 +102,6 @@ class _StderrHandler(logging.Handler):
 
 
 def _printable(line: str) -> str:
-    """`line` with control characters (Cc) and lone surrogates of undecodable names (Cs) escaped."""
-    odd = (unicodedata.category(char) in ("Cc", "Cs") for char in line)
+    """`line` with control characters (Cc), lone surrogates of undecodable names (Cs) and marks of direction escaped."""
+    odd = (unicodedata.category(char) in ("Cc", "Cs") or char in _DIRECTION for char in line)
     return "".join(char.encode("unicode_escape").decode() if bad else char for char, bad in zip(line, odd, strict=True))

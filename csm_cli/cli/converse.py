@@ -24,7 +24,7 @@ from csm_cli.cli.output_files import (
     turn_files,
     turn_records,
 )
-from csm_cli.cli.summary import context_summary
+from csm_cli.cli.summary import context_summary, spelled_record
 from csm_cli.cli.synthesis import RunRequest, SynthesisJob, check_outputs, make_job, run_conversation
 from csm_cli.errors import UsageError
 from csm_cli.report import format_duration, format_ranges
@@ -235,10 +235,10 @@ def print_dry_run(job: SynthesisJob) -> None:
         "dropped_turns": len({number for estimate in turns for number in estimate.evicted}),
     }
     if job.output_options.json:
-        pairs = ((conversation.context, context), (conversation.turns, turns))
+        pairs = ((conversation.context, context, None), (conversation.turns, turns, conversation))
         context_records, records = (
-            [record | _estimate_record(each) for record, each in zip(turn_records(some), estimates, strict=True)]
-            for some, estimates in pairs
+            [record | _estimate_record(each) for record, each in zip(turn_records(some, owner), estimates, strict=True)]
+            for some, estimates, owner in pairs
         )
         total = {"model": model.name, "context_window": window, "estimated_s": round(seconds, 1)}
         emit_json({**total, "context": context_records, "turns": records})
@@ -247,6 +247,8 @@ def print_dry_run(job: SynthesisJob) -> None:
         emit(f"  context  {_describe_estimate(turn, estimate, 0)}")
     for number, (turn, estimate) in enumerate(zip(conversation.turns, turns, strict=True), 1):
         emit(f"{number:>9}  {_describe_estimate(turn, estimate, number)}")
+        if spelled := spelled_record(turn, conversation).get("spelled"):
+            emit(f"{'':>9}  read as: {' '.join(spelled.split())}")
     emit(f"about {format_duration(seconds)} in {len(turns)} turns; {context_summary(window)}")
 
 

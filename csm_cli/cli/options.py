@@ -20,7 +20,7 @@ from csm_cli.audio import AUDIO_FORMATS
 from csm_cli.errors import CsmError, UsageError
 from csm_cli.settings import GENERATION, Configuration, Setting, read_configuration, setting, validate
 from csm_cli.storage.paths import expand_path
-from csm_cli.types import DEFAULT_CHUNK_CHARS, GenerationOptions, RetryPolicy
+from csm_cli.types import DEFAULT_CHUNK_CHARS, DEFAULT_LANGUAGE, GenerationOptions, RetryPolicy
 
 if TYPE_CHECKING:
     from csm_cli.generation.verification import WhisperRecognizer
@@ -53,6 +53,8 @@ class SynthesisFlags:
     retries: Annotated[int, setting("retries")] = 2
     takes: Annotated[int, setting("takes")] = 1
     split: Annotated[int, setting("split")] = DEFAULT_CHUNK_CHARS
+    language: Annotated[str, setting("language")] = DEFAULT_LANGUAGE
+    normalize: Annotated[bool, setting("normalize")] = False
     verify: Annotated[bool, setting("verify")] = False
     verify_model: Annotated[str, setting("verify_model")] = "base.en"
     no_trim: Annotated[

@@ -13,7 +13,7 @@ import typer
 
 from csm_cli import __version__
 from csm_cli.batch.items import file_name
-from csm_cli.cli.summary import SIDECAR_SCHEMA
+from csm_cli.cli.summary import SIDECAR_SCHEMA, spelled_record
 from csm_cli.errors import OutputRefused, UsageError
 from csm_cli.generation.events import audio_tags
 from csm_cli.storage.files import check_writable
@@ -137,7 +137,7 @@ def sidecar_record(job: SynthesisJob, result: Mapping[str, Any]) -> dict[str, An
         "title": conversation.title or None,
         "script": {
             "context": turn_records(conversation.context),
-            "turns": turn_records(conversation.turns),
+            "turns": turn_records(conversation.turns, conversation),
             "tail": conversation.tail,
         },
         "options": {"flags": asdict(job.flags), "script": asdict(conversation.defaults)},
@@ -150,13 +150,14 @@ def sidecar_record(job: SynthesisJob, result: Mapping[str, Any]) -> dict[str, An
     }
 
 
-def turn_records(turns: Sequence[Turn]) -> list[dict[str, Any]]:
-    """Turns as in a script's JSON."""
+def turn_records(turns: Sequence[Turn], conversation: Conversation | None = None) -> list[dict[str, Any]]:
+    """Turns as in a script's JSON. conversation: that they are generated for, which decides how they are spelled."""
     return [
         {
             "id": turn.id or None,
             "speaker": turn.label,
             "text": turn.text,
+            **spelled_record(turn, conversation),
             "audio": str(turn.recording.path) if turn.recording else None,
             "gap": turn.gap,
             "gain": turn.gain,

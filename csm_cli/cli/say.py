@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from csm_cli.cli.console import configure_logging, log_line
+from csm_cli.cli.console import configure_logging, log_line, warn
 from csm_cli.cli.live_audio import PlaybackOptions
 from csm_cli.cli.options import OutputFile, OutputOptions, SynthesisFlags, voice_names
 from csm_cli.cli.output_files import OutputFiles
@@ -19,6 +20,10 @@ from csm_cli.types import Conversation, Turn
 
 if TYPE_CHECKING:
     from csm_cli.generation.verification import Recognizer
+
+MAX_TEXT_CHARS_AT_ONCE = 4000  # of a turn: about four minutes, which nobody minds to generate again
+_PARAGRAPH_CHARS = 1000
+_PARAGRAPH_GAP = 0.4  # seconds between paragraphs
 
 
 def say(
@@ -60,11 +65,16 @@ def say(
 ) -> None:
     """Speak a text: TEXT, -f FILE or standard input.
 
+    A long text, such as a book, is spoken by paragraphs;
+    the same command goes on where a stopped run ended.
+
     Examples:
       csm say 'Hello there.' -v ash -o hello.wav
       csm say '[0]Who is there? [1]Only me.' --temperature 0.7 --play
     """
     from csm_cli.script import parse_context, parse_say, parse_voice, recording_path
+    from csm_cli.script.dialogue_text import detect_dialogue
+    from csm_cli.script.limits import MAX_TEXT_FILE_BYTES
 
     if text is not None and file is not None:
         raise UsageError("a text and -f both given; keep one")
@@ -84,11 +94,31 @@ def say(
     live = check_outputs(output, live, output_options, files, inputs)
     if from_stdin:  # read last: nobody should type a text for an output that is refused
         text = _require_text(read_text("-"))
-    turns = parse_say(str(text), speaker)
+    if file and detect_dialogue(str(text)):
+        warn(f"{file} looks like a dialogue, and its names will be spoken; csm converse {file} gives each a voice")
+    turns = parse_say(str(text), speaker, file or "<text>", MAX_TEXT_FILE_BYTES)
+    redo = None
+    if any(len(turn.text) > MAX_TEXT_CHARS_AT_ONCE for turn in turns):  # a run that is stopped can go on
+        from csm_cli.generation.turn_cache import RedoRequest
+
+        turns, redo = _paragraphs(turns, speech.language), RedoRequest()
     if recognizer:
         context_turns = [_transcribed(turn, recognizer, output_options) for turn in context_turns]
     job = make_job([Conversation(turns, tuple(context_turns))], speech, output_options)
-    run_conversation(RunRequest(job, files, output, live))
+    run_conversation(RunRequest(job, files, output, live, redo))
+
+
+def _paragraphs(turns: Sequence[Turn], language: str) -> tuple[Turn, ...]:
+    """Long turns as one for each paragraph, with a pause between them; long paragraphs by their sentences."""
+    from csm_cli.generation.chunking import split_text
+    from csm_cli.script.spoken_text import is_speakable
+
+    result: list[Turn] = []
+    for turn in turns:
+        for part in split_text(turn.text, _PARAGRAPH_CHARS, language):
+            if is_speakable(part):
+                result.append(replace(turn, text=part, gap=_PARAGRAPH_GAP if result else 0.0))
+    return tuple(result)
 
 
 def _transcribed(turn: Turn, recognizer: Recognizer, output_options: OutputOptions) -> Turn:
@@ -110,9 +140,13 @@ def read_text(file: str) -> str:
     Raises:
         InputError: unreadable, or not UTF-8.
     """
+    from csm_cli.script.files import other_kind
+
     name = "standard input" if file == "-" else file
     try:
         data = sys.stdin.buffer.read() if file == "-" else Path(file).expanduser().read_bytes()
+        if kind := other_kind(data):
+            raise InputError(f"{name}: is {kind}")
         return data.decode("utf-8-sig").strip()
     except (OSError, RuntimeError) as error:  # RuntimeError: unknown user in ~user
         raise InputError(f"{name}: {getattr(error, 'strerror', error)}; name a text file") from error

@@ -102,12 +102,15 @@ def serve(
     except ImportError as problem:
         raise UsageError(f"csm serve needs {problem.name}: pip install 'csm-cli[serve]'") from problem
     from csm_cli.cli.synthesis import SynthesisJob, open_synthesizer
+    from csm_cli.generation.normalization import check_normalizer
     from csm_cli.serve.service import SpeechService
     from csm_cli.serve.speech import ServeSettings
     from csm_cli.serve.voices import resolve_voice
 
     if voice:
         resolve_voice(voice)
+    if speech.normalize:
+        check_normalizer(speech.language)
     bound = listen(listen_options.host, listen_options.port)
     flags = speech.flags.over(speech.configuration.generation)
     job = SynthesisJob([], flags, speech, output_options, limits.batch_size, speech.retry_policy)
@@ -120,6 +123,8 @@ def serve(
         voice,
         listen_options.api_key,
         listen_options.allowed_hosts,
+        speech.language,
+        speech.normalize,
     )
     host = f"[{listen_options.host}]" if ":" in listen_options.host else listen_options.host
     url = f"http://{host}:{bound.getsockname()[1]}"

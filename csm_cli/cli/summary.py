@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from csm_cli.errors import GenerationFailed
+from csm_cli.generation.chunking import spell
 from csm_cli.generation.events import Utterance
 from csm_cli.report import format_count
-from csm_cli.types import Turn
+from csm_cli.types import Conversation, Turn
 
 if TYPE_CHECKING:
     from csm_cli.audio.mix import TrackSpan
@@ -88,6 +89,7 @@ def _turn_record(utterance: Utterance, span: TrackSpan) -> dict[str, Any]:
         "id": turn.id or None,
         "speaker": turn.label,
         "text": turn.text,
+        **spelled_record(turn, utterance.conversation),
         "start_s": round(span.start, 3),
         "end_s": round(span.end, 3),
         "frames": len(utterance.codes),
@@ -104,6 +106,14 @@ def _turn_record(utterance: Utterance, span: TrackSpan) -> dict[str, Any]:
             for segment in utterance.segments
         ],
     }
+
+
+def spelled_record(turn: Turn, conversation: Conversation | None) -> dict[str, str]:
+    """`spelled`: the text as the model reads it, where the lexicon or the normalization change it."""
+    if conversation is None or turn.recording:
+        return {}
+    spelled = spell(turn.text, conversation)
+    return {"spelled": spelled} if spelled != turn.text else {}
 
 
 def turn_warnings(finished: FinishedConversation) -> list[str]:

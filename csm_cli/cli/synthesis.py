@@ -101,9 +101,20 @@ def make_job(
 
 
 def with_settings(conversations: Iterable[Conversation], speech: SynthesisFlags) -> Iterator[Conversation]:
-    """Conversations with the options of the environment and of configuration files below each script's own."""
+    """Conversations with the options of the environment and of configuration files below each script's own.
+
+    Raises:
+        UsageError: the rules of --normalize are not installed.
+    """
     base = speech.configuration.generation
-    return (replace(each, defaults=each.defaults.over(base)) for each in conversations)
+    if speech.normalize:
+        from csm_cli.generation.normalization import check_normalizer
+
+        check_normalizer(speech.language)
+    return (
+        replace(each, defaults=each.defaults.over(base), language=speech.language, normalize=speech.normalize)
+        for each in conversations
+    )
 
 
 def find_checkpoint(job: SynthesisJob) -> Checkpoint:
@@ -195,11 +206,16 @@ def collect_turns(
 
 
 def _note_unknown_voices(conversations: Iterable[Conversation], checkpoint: Checkpoint) -> Iterator[Conversation]:
-    """Passes conversations through; says once if the bundled voice is asked for a voice that it does not have."""
+    """Passes conversations through; says once if the bundled voice is asked for a voice or letters it does not know."""
     from csm_cli.checkpoint.find import BUNDLED
+    from csm_cli.script.spoken_text import foreign_script
 
-    noted = checkpoint.name != BUNDLED
+    noted = foreign = checkpoint.name != BUNDLED
     for conversation in conversations:
+        texts = "".join(turn.text for turn in conversation.turns if not turn.recording)
+        if not foreign and (script := foreign_script(texts)):
+            foreign = True
+            warn(f"the text is in {script} letters, and the bundled voice has only heard English; expect no words")
         if not noted and _wants_unknown_voice(conversation):
             noted = True
             log_line(

@@ -7,12 +7,15 @@ import textwrap
 import unicodedata
 from collections.abc import Iterable, Mapping
 
-from csm_cli.types import DEFAULT_CHUNK_CHARS
+from csm_cli.types import DEFAULT_CHUNK_CHARS, DEFAULT_LANGUAGE, Conversation
 
 MAX_SENTENCE_CHUNKS = 2  # a sentence longer than so many chunks is split at its clauses
 
 _CLAUSE_END = re.compile(r"(?<=[,;:\u2014\u2013]\s)|(?<=[\u3001\uff0c\uff1b\uff1a])")
 _PARAGRAPH_END = re.compile(r"\n\s*\n")
+_BEFORE_NUMBER = re.compile(
+    r"\b(?:approx|est|max|min|ca|circa|abs|sec|ver|par|art|nos?|pp?|vol|ch|figs?|eq|tel|ext|lv)\.\s*$", re.I
+)
 _WIDE_CHARS = 3  # a Chinese, Japanese or Korean character takes as long to say as so many Latin ones
 
 
@@ -21,10 +24,11 @@ def spoken_length(text: str) -> int:
     return sum(_WIDE_CHARS if unicodedata.east_asian_width(char) in "WF" else 1 for char in text)
 
 
-def split_text(text: str, chunk_chars: int = DEFAULT_CHUNK_CHARS) -> tuple[str, ...]:
+def split_text(text: str, chunk_chars: int = DEFAULT_CHUNK_CHARS, language: str = DEFAULT_LANGUAGE) -> tuple[str, ...]:
     """Splits a text into chunks of whole sentences, about `chunk_chars` long; 0 keeps the text whole.
 
-    A sentence longer than two chunks is split at its clauses, a clause longer than that between words.
+    A sentence longer than two chunks is split at its clauses, a clause longer than that between words. language: a code
+    such as en; it decides after which abbreviations and numbers a dot ends no sentence.
     """
     if not chunk_chars or spoken_length(text) <= chunk_chars:
         return (text,)
@@ -32,7 +36,7 @@ def split_text(text: str, chunk_chars: int = DEFAULT_CHUNK_CHARS) -> tuple[str, 
         chunks = [
             chunk
             for paragraph in _PARAGRAPH_END.split(text)
-            for chunk in _merge(_sentences(paragraph, chunk_chars), chunk_chars)
+            for chunk in _merge(_sentences(paragraph, chunk_chars, language), chunk_chars)
         ]
     except UnicodeEncodeError:  # a lone surrogate; reported where the text is tokenized
         return (text,)
@@ -46,11 +50,19 @@ def split_text(text: str, chunk_chars: int = DEFAULT_CHUNK_CHARS) -> tuple[str, 
     return tuple(merged)
 
 
-def _sentences(text: str, chunk_chars: int) -> Iterable[str]:
+def _sentences(text: str, chunk_chars: int, language: str) -> Iterable[str]:
     """Sentences with the space after them; those that are too long in pieces."""
     from sentencex import segment
 
-    for sentence in segment("en", text):
+    sentences: list[str] = []
+    for part in segment(language, text):
+        # sentencex ends a sentence after abbreviations that it does not know
+        continues = sentences and (part[:1].islower() or (part[:1].isdigit() and _BEFORE_NUMBER.search(sentences[-1])))
+        if continues and not sentences[-1].rstrip().endswith(("!", "?", "\u2026")):
+            sentences[-1] += part
+        else:
+            sentences.append(part)
+    for sentence in sentences:
         if spoken_length(sentence) <= MAX_SENTENCE_CHUNKS * chunk_chars:
             yield sentence
         else:
@@ -79,6 +91,20 @@ def _merge(pieces: Iterable[str], chunk_chars: int) -> list[str]:
 
 def _is_speakable(text: str) -> bool:
     return any(char.isalnum() for char in text)
+
+
+def spell(text: str, conversation: Conversation) -> str:
+    """A text as the model reads it: with the lexicon of its conversation, and normalized if it asks for that.
+
+    Raises:
+        UsageError: the rules of normalization are not installed.
+    """
+    spelled = apply_lexicon(text, conversation.lexicon)
+    if not conversation.normalize:
+        return spelled
+    from csm_cli.generation.normalization import normalize_text
+
+    return normalize_text(spelled)
 
 
 def apply_lexicon(text: str, lexicon: Mapping[str, str]) -> str:

@@ -5,11 +5,11 @@ The given context of a conversation is never evicted. If its past turns leave to
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
-from csm_cli.generation.chunking import apply_lexicon, split_text, spoken_length
+from csm_cli.generation.chunking import spell, split_text, spoken_length
 from csm_cli.types import Conversation, GenerationOptions, Turn
 
 if TYPE_CHECKING:
@@ -155,10 +155,10 @@ def estimate_turns(
         AudioUnreadable: a recording cannot be read.
     """
 
-    def estimate(number: int, turn: Turn, lexicon: Mapping[str, str]) -> TurnEstimate:
+    def estimate(number: int, turn: Turn) -> TurnEstimate:
         limit = flags.over(turn.options).over(conversation.defaults).max_duration
-        chunks = split_text(turn.text, 0 if turn.recording or limit else chunk_chars)
-        texts = chunks if turn.recording else [apply_lexicon(chunk, lexicon) for chunk in chunks]
+        chunks = split_text(turn.text, 0 if turn.recording or limit else chunk_chars, conversation.language)
+        texts = chunks if turn.recording else [spell(chunk, conversation) for chunk in chunks]
         tokens = sum(len(prompt_builder.text_ids(turn.speaker, text)) for text in texts)
         if turn.recording:
             from csm_cli.audio.io import probe
@@ -174,13 +174,13 @@ def estimate_turns(
     context: list[TurnEstimate] = []
     used = 0
     for turn in conversation.context:
-        context.append(replace(estimate(0, turn, {}), context_positions=used))
+        context.append(replace(estimate(0, turn), context_positions=used))
         used += context[-1].positions
     turns: list[TurnEstimate] = []
     past: list[TurnEstimate] = []
     available = (limits.soft_limit or limits.positions) - used
     for number, turn in enumerate(conversation.turns, 1):
-        new = estimate(number, turn, conversation.lexicon)
+        new = estimate(number, turn)
         evicted = evict(past, new.positions, available, number)
         before = used + sum(each.positions for each in past)
         past.append(replace(new, context_positions=before, evicted=tuple(evicted)))

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from csm_cli.engine import Request, SamplingParams
 from csm_cli.errors import PromptTooLong
-from csm_cli.generation.chunking import apply_lexicon, split_text, spoken_length
+from csm_cli.generation.chunking import spell, split_text, spoken_length
 from csm_cli.generation.context_window import ContextWindow, PromptTurn, WindowLimits
 from csm_cli.generation.stream_joiner import StreamJoiner
 from csm_cli.generation.take import Take, TakeSpec, best_take
@@ -106,8 +106,8 @@ class ConversationState:
 
     @property
     def chunk_text(self) -> str:
-        """The current chunk of the text with the lexicon applied."""
-        return apply_lexicon(self.require_current().chunk or "", self.conversation.lexicon)
+        """The current chunk as the model reads it."""
+        return spell(self.require_current().chunk or "", self.conversation)
 
     def take_spec(self) -> TakeSpec:
         """The spec of the next take."""
@@ -200,7 +200,7 @@ class ConversationState:
         turn, defaults = self.conversation.turns[number - 1], self._defaults
         options = resolve_options(defaults.flags, turn, self.conversation.defaults, defaults.checkpoint)
         chunk_chars = 0 if options.max_duration or turn.recording else defaults.retry_policy.chunk_chars
-        self.current = TurnState(turn, number, options, split_text(turn.text, chunk_chars))
+        self.current = TurnState(turn, number, options, split_text(turn.text, chunk_chars, self.conversation.language))
 
     def _warn_of_unknown_speaker(self, current: TurnState) -> None:
         speaker = current.turn.speaker

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from csm_cli.generation.chunking import apply_lexicon
+from csm_cli.generation.chunking import spell
 from csm_cli.storage.fingerprint import fingerprint
-from csm_cli.types import Conversation, GenerationOptions, RetryPolicy, Turn, resolve_options
+from csm_cli.types import DEFAULT_LANGUAGE, Conversation, GenerationOptions, RetryPolicy, Turn, resolve_options
 
 if TYPE_CHECKING:
     from csm_cli.checkpoint import Checkpoint
@@ -39,14 +38,22 @@ class SynthesisSetup:
         policy = self.retry_policy
         return [self.checkpoint.fingerprint, policy.trim, policy.takes, policy.chunk_chars, self.verified]
 
-    def turn_content(self, turn: Turn, lexicon: Mapping[str, str]) -> dict[str, Any]:
-        """The text and recording of a turn as JSON values; of a recording, the bytes of its file count."""
+    def turn_content(self, turn: Turn, conversation: Conversation | None = None) -> dict[str, Any]:
+        """The text and recording of a turn as JSON values; of a recording, the bytes of its file count.
+
+        conversation: that the turn is generated for; None for context, which is spoken as it is written.
+        """
         recording = turn.recording
         return {
             "speaker": turn.speaker,
             "text": turn.text,
-            "spelled": apply_lexicon(turn.text, lexicon),
+            "spelled": spell(turn.text, conversation) if conversation else turn.text,
             "audio": [self._file(recording.path), recording.start, recording.end] if recording else None,
+            **(
+                {"language": conversation.language}
+                if conversation and conversation.language != DEFAULT_LANGUAGE
+                else {}
+            ),
         }
 
     def _file(self, path: Path) -> str:

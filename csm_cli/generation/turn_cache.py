@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 from csm_cli.audio.codes import read_codes, write_codes
 from csm_cli.audio.limits import MAX_SAMPLES
 from csm_cli.errors import OutputFailed, OutputRefused
-from csm_cli.generation.chunking import apply_lexicon
+from csm_cli.generation.chunking import spell
 from csm_cli.generation.events import Segment, Utterance
 from csm_cli.generation.fingerprint import SynthesisSetup
 from csm_cli.storage.files import exclusive_lock, write_together
@@ -334,7 +334,7 @@ class IncrementalRun:
         self.reused: dict[int, CachedTurn] = {}
         self.outdated: list[int] = []
         self._cache, self._setup, self._redo = cache, setup, redo
-        context = [setup.turn_content(turn, {}) for turn in script.context]
+        context = [setup.turn_content(turn) for turn in script.context]
         self._start = self._history = fingerprint(SCHEMA, setup.content(), context)
         self._fingerprints = [self._fingerprint(turn) for turn in script.turns]
         self._before = list(cache.turns)
@@ -384,7 +384,7 @@ class IncrementalRun:
     def _fingerprint(self, turn: Turn) -> str:
         """Digest of everything that determines a turn's audio, except its seed and the turns before it."""
         options = None if turn.recording else replace(self._setup.options(self.script, turn), seed=None).set_values()
-        return fingerprint(self._start, self._setup.turn_content(turn, self.script.lexicon), options)
+        return fingerprint(self._start, self._setup.turn_content(turn, self.script), options)
 
     def _requested_seed(self, number: int) -> int | None:
         return self._setup.options(self.script, self.script.turns[number - 1]).seed
@@ -422,14 +422,13 @@ class IncrementalRun:
             )
         elif not turn.recording:
             replaced = self._replaced.get(number)
-            lexicon = self.script.lexicon
             entry = replace(
                 entry,
                 seed=utterance.seed,
                 requested_seed=replaced.requested_seed if replaced else self._requested_seed(number),
                 stop=utterance.stop,
                 takes=tuple(take_record(take, utterance.audio.rate) for take in utterance.takes),
-                chunks=tuple((apply_lexicon(each.text, lexicon), each.frames) for each in utterance.segments),
+                chunks=tuple((spell(each.text, self.script), each.frames) for each in utterance.segments),
                 segments=utterance.segments,
                 peak_positions=utterance.peak_positions,
                 warnings=utterance.warnings,

@@ -11,7 +11,8 @@ from pathlib import Path
 from csm_cli.errors import Diagnostic, ModelNotFound, ScriptInvalid, UsageError
 from csm_cli.script.files import AudioLookup, read_transcript
 from csm_cli.script.limits import MAX_PATH_CHARS, MAX_TEXT_CHARS
-from csm_cli.script.source import text_problem
+from csm_cli.script.source import quoted, text_fault, text_problem
+from csm_cli.script.spoken_text import clean_text, is_speakable
 from csm_cli.types import Recording, Turn
 from csm_cli.voices.store import find_voice, is_name
 
@@ -46,25 +47,35 @@ def split_tags(text: str, speaker: int) -> list[TaggedText]:
     ]
 
 
-def parse_say(text: str, speaker: int, name: str = "<text>") -> tuple[Turn, ...]:
-    """The turns of a text with `[n]` tags; without a tag, `speaker` says it all. name: of the file, for diagnostics.
+def parse_say(text: str, speaker: int, name: str = "<text>", max_chars: int = MAX_TEXT_CHARS) -> tuple[Turn, ...]:
+    """The turns of a text with `[n]` tags; without a tag, `speaker` says it all.
+
+    name: of the file, for diagnostics. max_chars: of a turn.
 
     Raises:
         ScriptInvalid: a turn has no text, or one that cannot be spoken.
     """
-    parts = [TaggedText(speaker, text, 0)] if len(text) > MAX_TEXT_CHARS else split_tags(text, speaker)
+    parts = [TaggedText(speaker, text, 0)] if len(text) > max_chars else split_tags(text, speaker)
     diagnostics = []
+    turns = []
     line, line_start, counted = 1, 0, 0  # of the part before, so that each character is counted once
     for index, part in enumerate(parts):
         line += text.count("\n", counted, part.start)
         line_start, counted = max(line_start, text.rfind("\n", counted, part.start) + 1), part.start
-        problem = text_problem(part.text) if part.text.strip() else "expected text, got nothing"
-        if problem:
-            column = part.start - line_start + 1
-            diagnostics.append(Diagnostic(name, line, column, f"turns[{index}].text", problem))
+        spoken = clean_text(part.text)
+        fault = text_fault(spoken, max_chars)
+        if fault:
+            at = text.find(spoken[fault[0]], part.start) if fault[0] else part.start
+            here = line + text.count("\n", part.start, at), at - text.rfind("\n", 0, at)
+            diagnostics.append(Diagnostic(name, *here, f"turns[{index}].text", fault[1]))
+        elif not is_speakable(spoken):
+            shown = quoted(spoken.strip())
+            problem = f"{shown} has nothing to speak; write words" if spoken.strip() else "expected text, got nothing"
+            diagnostics.append(Diagnostic(name, line, part.start - line_start + 1, f"turns[{index}].text", problem))
+        turns.append(Turn(speaker=part.speaker, text=spoken.rstrip("\r\n"), name=str(part.speaker)))
     if diagnostics:
         raise ScriptInvalid(diagnostics)
-    return tuple(Turn(speaker=part.speaker, text=part.text.rstrip("\r\n"), name=str(part.speaker)) for part in parts)
+    return tuple(turns)
 
 
 def parse_context(flag: str, needs_text: bool = True) -> Turn:
@@ -100,7 +111,7 @@ def _recorded_turn(speaker: int, files: AudioLookup, name: str, text: str | None
         problem = text_problem(text) if text.strip() else "expected the text after =, got nothing"
     if problem:
         raise ScriptInvalid([Diagnostic(name, 0, 0, "context", problem)])
-    return Turn(speaker=speaker, text=text or "", name=str(speaker), recording=Recording(path))
+    return Turn(speaker=speaker, text=clean_text(text or ""), name=str(speaker), recording=Recording(path))
 
 
 def _clip_turn(speaker: int, path: Path) -> Turn:

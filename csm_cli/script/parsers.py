@@ -32,8 +32,8 @@ class _ParseEvent(NamedTuple):
 
 
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-# YAML 1.1 breaks lines at these, editors do not: as spaces they leave every location where the user sees it.
-_YAML_LINE_BREAKS = dict.fromkeys(map(ord, "\x85\u2028\u2029"), " ")
+# YAML 1.1 breaks lines at these, editors do not, or refuses them; as spaces they leave every location as it is seen.
+_YAML_LINE_BREAKS = dict.fromkeys(map(ord, "\x85\u2028\u2029\x0b\x0c"), " ")
 _NOT_YAML = re.compile("[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 _NEEDS_QUOTES = 'a text that begins with "{0}" must be in quotes'
 _ESCAPES = "a backslash in double quotes begins an escape; use single quotes, or / in a path"

@@ -15,6 +15,7 @@ from csm_cli.script.files import read_transcript
 from csm_cli.script.inline import split_tags
 from csm_cli.script.limits import MAX_SPEAKERS
 from csm_cli.script.source import INVALID, Keys, Source, format_path, quoted, text_problem
+from csm_cli.script.spoken_text import clean_text, is_speakable
 from csm_cli.script.validate import validate_entry, validate_turn
 from csm_cli.types import Conversation, GenerationOptions, Recording, Turn
 from csm_cli.voices.store import find_voice, is_name
@@ -163,7 +164,7 @@ def voice_turn(
     if problem:
         source.add_error(text_path, problem)
         return None
-    return Turn(speaker=speaker[0], text=text.strip(), name=speaker[1], recording=recording)
+    return Turn(speaker=speaker[0], text=clean_text(text).strip(), name=speaker[1], recording=recording)
 
 
 @dataclass(frozen=True)
@@ -414,8 +415,11 @@ def _resolve_turn(source: Source, parsed: ParsedTurn, speakers: SpeakerTable, in
         source.add_error(paths["text"], f"{reason}; put quotes around the text, or a space after # of a comment")
     elif comment:
         _LOG.warning('%s: comments after " #" are not spoken, such as "#%.30s"', source.file, comment)
-    if not entry.text.strip() and not comment:
+    text = clean_text(entry.text).rstrip("\r\n")
+    if not text.strip() and not comment:
         source.add_error(paths["text"], "expected text, got nothing")
+    elif isinstance(entry, schema.SpokenEntry) and not is_speakable(text) and not comment:
+        source.add_error(paths["text"], f"{quoted(entry.text.strip())} has nothing to speak; write words")
     recording, options = None, GenerationOptions()
     if isinstance(entry, schema.ContextEntry):
         recording = resolve_recording(source, entry.audio, paths["audio"], entry.start, entry.end)
@@ -429,7 +433,6 @@ def _resolve_turn(source: Source, parsed: ParsedTurn, speakers: SpeakerTable, in
         if defaults.seed is not None:  # each turn gets its own
             defaults = replace(defaults, seed=(defaults.seed + index) % 2**63)
         options = entry.options().over(defaults)
-    text = entry.text.rstrip("\r\n")
     return Turn(number, text, entry.speaker, entry.id or "", recording, gain=gain, options=options)
 
 

@@ -19,6 +19,7 @@ Keys = tuple[str | int, ...]
 COMMA_ENDS_TEXT = "in { }, a comma ends a text without quotes; put the text in quotes"
 INVALID = object()  # the data of text that could not be parsed
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
+_WHITE_SPACE = dict.fromkeys(map(ord, "\x0b\x0c"), " ")  # form feeds and vertical tabs, as pdftotext writes them
 _PLAIN_KEY = re.compile(r"[\w-]{1,40}")
 _PATH_WIDTH = 21
 
@@ -62,6 +63,7 @@ class Source:
 
     def text(self, value: str, path: Keys, location: Location) -> str:
         """`value` without control characters; adds a diagnostic if it had any or is too long."""
+        value = value.translate(_WHITE_SPACE)
         problem = text_problem(value)
         if problem:
             self.add_error_at(location, path, problem)
@@ -70,10 +72,18 @@ class Source:
 
 def text_problem(text: str) -> str:
     """Why a text cannot be spoken: it is too long or has control characters; empty if it can."""
-    if len(text) > MAX_TEXT_CHARS:
-        return f"the text has {len(text)} characters, more than {MAX_TEXT_CHARS}; break it into several"
+    fault = text_fault(text)
+    return fault[1] if fault else ""
+
+
+def text_fault(text: str, max_chars: int = MAX_TEXT_CHARS) -> tuple[int, str] | None:
+    """The offset in a text where it cannot be spoken, and why; None if it can."""
+    if len(text) > max_chars:
+        return 0, f"the text has {len(text)} characters, more than {max_chars}; break it into several"
     control = _CONTROL.search(text)
-    return f"control character U+{ord(control[0]):04X} cannot be spoken; remove it" if control else ""
+    if control is None:
+        return None
+    return control.start(), f"control character U+{ord(control[0]):04X} cannot be spoken; remove it"
 
 
 def format_path(path: Keys) -> str:

@@ -28,7 +28,7 @@ from csm_cli.serve.schema import SpeechBody, SpokenFields, decode_audio
 from csm_cli.serve.service import SpeechService
 from csm_cli.serve.tempo import TempoChanger
 from csm_cli.serve.voices import ClipEncoder, check_text, resolve_voice
-from csm_cli.types import Conversation, GenerationOptions, RetryPolicy, Turn
+from csm_cli.types import DEFAULT_LANGUAGE, Conversation, GenerationOptions, RetryPolicy, Turn
 
 MODEL_ALIASES = ("csm", "tts-1", "tts-1-hd", "gpt-4o-mini-tts")
 
@@ -37,7 +37,10 @@ Prepare = Callable[[Synthesizer], ConversationState]
 
 @dataclass(frozen=True, eq=False)
 class ServeSettings:
-    """What the server was started with. flags, policy: options of its command line. deadline: seconds per request."""
+    """What the server was started with.
+
+    flags, policy, language, normalize: options of its command line. deadline: seconds per request.
+    """
 
     flags: GenerationOptions
     policy: RetryPolicy
@@ -45,6 +48,8 @@ class ServeSettings:
     voice: str | None = None
     api_key: str | None = None
     allowed_hosts: tuple[str, ...] = ()
+    language: str = DEFAULT_LANGUAGE
+    normalize: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,7 +127,11 @@ def prepare_speech(context: ServerContext, body: SpeechBody) -> Prepare:
             spoken.append((turn, synth.recorded_turn_tokens(turn)))
         spoken += [context.clips.context(*each) for each in clips]
         conversation = Conversation(
-            (Turn(body.speaker, text, str(body.speaker)),), tuple(turn for turn, _ in spoken), new_id("speech")
+            (Turn(body.speaker, text, str(body.speaker)),),
+            tuple(turn for turn, _ in spoken),
+            new_id("speech"),
+            language=context.settings.language,
+            normalize=context.settings.normalize,
         )
         return context_of(synth.new_state(conversation, defaults), spoken)
 

@@ -15,6 +15,7 @@ from csm_cli.audio.io import Audio, read_audio
 from csm_cli.errors import InputError, OutputRefused, VoiceNotFound
 from csm_cli.generation.synthesizer import Synthesizer
 from csm_cli.script.source import text_problem
+from csm_cli.script.spoken_text import clean_text, is_speakable
 from csm_cli.serve.limits import MAX_CLIP_SECONDS, MAX_CLIPS_CACHED, MAX_VOICES
 from csm_cli.types import Turn
 from csm_cli.voices.clip import prepare_clip
@@ -57,15 +58,16 @@ def resolve_voice(name: str) -> SavedVoice:
 
 
 def check_text(name: str, text: str) -> str:
-    """The text without space around it.
+    """The text as it is spoken, without space around it.
 
     Raises:
         InputError: it is empty or cannot be spoken.
     """
-    problem = text_problem(text) if text.strip() else "there is no text to speak"
+    clean = clean_text(text).strip()
+    problem = text_problem(clean) if is_speakable(clean) else "there is nothing to speak"
     if problem:
         raise InputError(f"{name}: {problem}")
-    return text.strip()
+    return clean
 
 
 class ClipEncoder:

@@ -181,6 +181,23 @@ _ALL = (
         keywords={"auto": DEFAULT_CHUNK_CHARS, "off": 0},
     ),
     Setting(
+        "language",
+        str,
+        "Language whose rules split texts into sentences (default en).",
+        "CODE",
+        "Text",
+        expected="the code of a language, such as en or de",
+        pattern="[A-Za-z]{2,3}(-[A-Za-z0-9]{1,8})*",
+    ),
+    Setting(
+        "normalize",
+        bool,
+        "Write out numbers, dates, money and abbreviations for the model; needs csm-cli[normalize].",
+        "",
+        "Text",
+        **_SWITCH,
+    ),
+    Setting(
         "verify",
         bool,
         "Transcribe takes and retry where the words differ; needs csm-cli[verify].",

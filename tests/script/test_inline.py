@@ -47,20 +47,18 @@ def test_a_turn_without_text_is_rejected(text: str, location: str) -> None:
     assert [diagnostic.location for diagnostic in caught.value.diagnostics] == [f"<text>:{location}"]
 
 
-@pytest.mark.parametrize("odd", ["\x1b", "\x00", "\x85", "\udcff"])
+@pytest.mark.parametrize("odd", ["\x1b", "\x00", "\x9b", "\udcff"])
 def test_control_characters_are_rejected_as_in_scripts(odd: str) -> None:
     with pytest.raises(ScriptInvalid) as caught:
         parse_say(f"[0]Hi.\n[1]Ho{odd}!", 0)
     (diagnostic,) = caught.value.diagnostics
-    assert (diagnostic.location, diagnostic.path) == ("<text>:2:1", "turns[1].text")
+    assert (diagnostic.location, diagnostic.path) == ("<text>:2:6", "turns[1].text")
     assert diagnostic.message.startswith(f"control character U+{ord(odd):04X} cannot be spoken")
     with pytest.raises(ScriptInvalid):
         parse_context(f"[1]prev.wav=Hi{odd}")
 
 
-texts = (
-    st.text(alphabet="ab [].,!", min_size=1, max_size=12).map(str.strip).filter(lambda text: text and text[0] != "[")
-)
+texts = st.text(alphabet="ab [].,!", min_size=1, max_size=12).map(str.strip).filter(lambda text: text[:1].isalpha())
 
 
 @given(st.lists(st.tuples(st.integers(0, 999), texts), min_size=1, max_size=5))

@@ -169,7 +169,7 @@ def test_files_that_are_no_text_are_named(data: bytes, kind: str, tmp_path: Path
         assert kind in diagnostics(tmp_path / name)[0]
 
 
-cells = st.text(alphabet='ab ,;"\n\té', max_size=6)
+cells = st.text(alphabet='ab ,;"\n\té', max_size=6).filter(lambda cell: any(map(str.isalpha, cell)) or not cell.strip())
 
 
 @settings(derandomize=True, max_examples=300)

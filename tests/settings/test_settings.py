@@ -199,6 +199,8 @@ def test_show_prints_the_source_of_every_value(
         "dtype": ("auto", "built in"),
         "quantize": ("none", "built in"),
         "compile": (False, "built in"),
+        "language": ("en", "built in"),
+        "normalize": (False, "built in"),
         "retries": (4, "CSM_RETRIES"),
         "takes": (1, "built in"),
         "split": (60, "csm.toml"),

@@ -1,0 +1,44 @@
+"""Text as it is spoken: Unicode composed, invisible characters removed, and whether anything is left to speak."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections import Counter
+
+# Zero-width spaces, joiners and marks of direction, soft hyphens, byte order marks, tags and variation selectors.
+_INVISIBLE = re.compile(
+    "[\u00ad\u034f\u061c\u180e\u200b\u200e\u200f\u202a-\u202e\u2060-\u2064\u2066-\u206f\ufe00-\ufe0f\ufeff\U000e0000-\U000e007f]"
+)
+_JOINER = re.compile(
+    "(?<![\u0600-\u08ff\u0900-\u0dff\u1000-\u109f])[\u200c\u200d]|[\u200c\u200d](?![\u0600-\u08ff\u0900-\u0dff\u1000-\u109f])"
+)
+_SPACES = re.compile("[\x0b\x0c\x1c-\x1f\x85\u2028\u2029]")  # form feeds of PDFs, line breaks of other systems
+_SPOKEN_SYMBOLS = frozenset("%&@#°§")
+_LATIN = "LATIN"
+
+
+def clean_text(text: str) -> str:
+    """A text in Unicode's composed form (NFC) without characters that are neither seen nor spoken.
+
+    Form feeds, vertical tabs and the line breaks of other systems become spaces. No letter is lost: joiners stay
+    between letters of scripts that are written with them, such as Persian and Hindi.
+    """
+    if text.isascii() and text.isprintable():
+        return text
+    return unicodedata.normalize("NFC", _JOINER.sub("", _INVISIBLE.sub("", _SPACES.sub(" ", text))))
+
+
+def is_speakable(text: str) -> bool:
+    """Whether a text has a letter, a digit or a symbol with a name, such as a percent sign."""
+    return any(char.isalnum() or char in _SPOKEN_SYMBOLS or unicodedata.category(char) in ("Sc", "Sm") for char in text)
+
+
+def foreign_script(text: str) -> str:
+    """The name of the writing system, such as Cyrillic, that most letters of a text are of; empty for Latin."""
+    letters = [char for char in text if char.isalpha()]
+    if all(char.isascii() for char in letters):
+        return ""
+    counts = Counter(unicodedata.name(char, "?").split()[0].split("-")[0] for char in letters)
+    name, count = counts.most_common(1)[0]
+    return name.title() if name != _LATIN and 2 * count > len(letters) else ""
