@@ -35,7 +35,10 @@ def emit_path(path: Path) -> None:
 def emit_json(record: Any) -> None:
     """Prints one line of JSON; control characters and the bytes of undecodable names as escapes."""
     text = json.dumps(record, ensure_ascii=False)
-    print(re.sub("[\x7f-\x9f\ud800-\udfff]", lambda found: f"\\u{ord(found[0]):04x}", text), flush=True)
+    print(
+        re.sub("[\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]", lambda found: f"\\u{ord(found[0]):04x}", text),
+        flush=True,
+    )
 
 
 def emit_bytes(data: bytes) -> None:

@@ -50,6 +50,7 @@ from csm_cli.errors import InputError, ScriptInvalid
 from csm_cli.script import Manifest, read_script
 from csm_cli.script.cells import DELIMITERS, csv_cells, split_cells
 from csm_cli.script.source import text_problem
+from csm_cli.script.spoken_text import clean_text
 from csm_cli.storage.fingerprint import fingerprint
 from csm_cli.storage.untrusted import read_regular
 from csm_cli.types import Conversation, Recording
@@ -400,6 +401,7 @@ def _text(value: Any) -> str:
         raise _InvalidRow(f"text is {value!r:.40}; expected text")
     if any("\ud800" <= char <= "\udfff" for char in value):
         raise _InvalidRow("is not UTF-8; save the file as UTF-8")
+    value = clean_text(value)
     if problem := text_problem(value):
         raise _InvalidRow(problem)
     return value.strip()

@@ -20,6 +20,7 @@ from csm_cli.storage.untrusted import parse_json
 
 _HIGGS_MARK = re.compile(r"<\|(\w{1,64}?)_(start|end)\|>")
 
+_JSON_START = re.compile(r"\s*(?:\{|\[\s*\{)")
 _LAST_NUMBER = re.compile(r"(?<!\d)\d{1,9}$")
 
 
@@ -47,7 +48,7 @@ def import_text(path: str, text: str, source_format: str, folder: Path) -> Impor
     """As `convert`, of a text that has been read."""
     if source_format in CUE_FORMATS:
         turns = read_cues(path, text, source_format).turns
-    elif source_format == "higgs" and text.lstrip().startswith(("{", "[{")):
+    elif source_format == "higgs" and _JSON_START.match(text):
         turns = _read_higgs_messages(path, text)
     else:
         turns = read_dialogue(path, text, source_format)
@@ -80,7 +81,7 @@ def _speaker_ids(names: Iterable[str]) -> dict[str, dict[str, int]]:
 def _detect_format(path: str, text: str) -> str:
     if suffix := SUFFIXES.get(Path(path).suffix.lower()):
         return suffix
-    if text.lstrip().startswith(("{", "[{")):
+    if _JSON_START.match(text):
         with suppress(ValueError):
             if is_transcript(parse_json(text)):
                 return "json"

@@ -53,6 +53,7 @@ WHISPER_CPP = {
         *(("a.ass", ASS), ("a.txt", ASS), ("a.sbv", SBV), ("a", SBV), ("a.lrc", LRC), ("a.txt", PRINTED)),
         *((("a.json"), json.dumps(WHISPERX)), ("a.json", json.dumps(WHISPER_CPP)), ("a.srt", PRINTED)),
         ("a.json", json.dumps(WHISPERX["segments"])),
+        ("a.json", json.dumps(WHISPERX["segments"], indent=1)),
         ("a.sbv", SBV.replace("\n", "\r\n")),
     ],
 )
