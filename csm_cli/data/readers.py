@@ -401,10 +401,10 @@ def _text(value: Any) -> str:
         raise _InvalidRow(f"text is {value!r:.40}; expected text")
     if any("\ud800" <= char <= "\udfff" for char in value):
         raise _InvalidRow("is not UTF-8; save the file as UTF-8")
-    value = clean_text(value)
-    if problem := text_problem(value):
+    spoken = clean_text(value)
+    if problem := text_problem(spoken):
         raise _InvalidRow(problem)
-    return value.strip()
+    return spoken.strip()
 
 
 def _seconds(row: Mapping[Role, Any], role: Role, per_second: int = 1) -> float | None:
