@@ -18,6 +18,7 @@ from csm_cli.voices.store import find_voice, is_name
 
 _LOG = logging.getLogger(__name__)
 _TAG = re.compile(r"(?<![A-Za-z0-9_\[])\[([0-9]{1,3})\]")  # anywhere but in a word, as in "a[1]"
+_NAME_TAG = re.compile(r"\s*\[[^\W\d][^\[\]\n]{0,30}\](?=\s*\S)")
 
 
 @dataclass(frozen=True)
@@ -37,8 +38,9 @@ def has_tags(text: str) -> bool:
 def split_tags(text: str, speaker: int) -> list[TaggedText]:
     """Splits a text at its `[n]` tags. A text that does not begin with one is all spoken by `speaker`, brackets too."""
     if not has_tags(text):
-        if (tag := _TAG.search(text)) and len(text) <= MAX_TEXT_CHARS:
-            _LOG.warning("%s is spoken as part of the text; a text with turns begins with a tag, such as [0]", tag[0])
+        if (tag := _TAG.search(text) if len(text) <= MAX_TEXT_CHARS else None) or (tag := _NAME_TAG.match(text)):
+            hint = "a text with turns begins with a number, as in [0]Hi. [1]Hello!; names belong into a script"
+            _LOG.warning("%s is spoken as part of the text; %s", tag[0].strip(), hint)
         return [TaggedText(speaker, text, 0)]
     tags = list(_TAG.finditer(text))
     ends = [*(tag.start() for tag in tags[1:]), len(text)]

@@ -107,11 +107,24 @@ def targets(home: Path) -> list[Target]:
 
     cases = [path for path in CASES.rglob("*") if path.suffix in (".yaml", ".jsonl", ".json")]
     return [
-        Target("scripts", read_script_file, [*seeds("script.yaml", "chat.json", "manifest.jsonl", "dia.txt"), *cases]),
         Target(
-            "manifests", lambda path: list(read_manifest(path)), seeds("manifest.jsonl", "manifest.csv", "list.txt")
+            "scripts",
+            read_script_file,
+            [*seeds("script.yaml", "chat.json", "manifest.jsonl", "dia.txt", "play.txt", "items.json"), *cases],
         ),
-        Target("foreign forms", read_converted, seeds("cues.srt", "cues.vtt", "dia.txt", "higgs.json", "vibe.txt")),
+        Target(
+            "manifests",
+            lambda path: list(read_manifest(path)),
+            seeds("manifest.jsonl", "manifest.csv", "list.txt", "semicolons.csv", "tabs.tsv", "items.json"),
+        ),
+        Target(
+            "foreign forms",
+            read_converted,
+            [
+                *seeds("cues.srt", "cues.vtt", "cues.ass", "cues.sbv", "cues.lrc", "printed.txt", "whisperx.json"),
+                *seeds("dia.txt", "higgs.json", "vibe.txt", "play.txt", "play.md", "elements.xml"),
+            ],
+        ),
         Target("datasets", read_dataset, seeds("metadata.csv", "metadata.jsonl", "list.txt")),
         Target("toml", read_toml, seeds("csm.toml")),
         Target("checkpoints", read_checkpoint, [ASSETS / "config.json", ASSETS / "generation_config.json"]),

@@ -86,3 +86,4 @@ def test_tags_are_split_anywhere_but_in_words(caplog: pytest.LogCaptureFixture) 
     assert [turn.text for turn in parse_say("[0]See a[1] there.", 0)] == ["See a[1] there."]
     (turn,) = parse_say("Hello. [1]Hi.", 0)
     assert turn.text == "Hello. [1]Hi." and "[1]" in caplog.text
+    assert parse_say("[ana]Hi.", 0)[0].text == "[ana]Hi." and "[ana]" in caplog.text
