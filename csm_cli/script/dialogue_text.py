@@ -88,7 +88,8 @@ def detect_dialogue(text: str) -> str | None:
     labels = [label for line in lines if (label := _label(line)) and _key(label) in names]
     if len(labels) < 2 or any(_key(label) in _FIELDS for label in labels):
         return None
-    first = _label(lines[0])
+    lines = [line for line in lines if not any(mark.match(line) for mark in (_SEPARATOR, _ASIDE, _HEADING))]
+    first = _label(lines[0]) if lines else labels[0]
     labelled = sum(2 if label.kind == "alone" else 1 for label in labels)  # the words of these are on the next line
     return "text" if (first and _key(first) in names) or 2 * labelled > len(lines) else None
 

@@ -36,6 +36,7 @@ TWO = [("ANA", "Good morning."), ("BEN", "Hello: you.")]
         ("ANA [00:01]: Good morning.\nBEN (00:03): Hello: you.", TWO),
         ("ANA (quietly): Good morning.\n(A door.)\nBEN (CONT'D): Hello: you.", TWO),
         ("**ANA:** Good morning.\n**BEN**: Hello: *you*.", TWO),
+        ("# A play\n(Night.)\nANA: Good\nmorning.\nBEN: Hello:\nyou.", TWO),
         ("# A play\n---\n> **ANA:** Good morning.\n>\n> **BEN:** Hello: you.", TWO),
         (
             "### ANA\nGood morning.\n### BEN\nHello: you.\n### ANA\nOh.\n### BEN\nYes.",
