@@ -80,9 +80,10 @@ class CodecTrainer:
         """One optimizer step on waveforms [B, N] and phoneme classes [B, 4, T]; the figures it had before."""
         for group in self._optimizer.param_groups:
             group["lr"] = self.plan.learning_rate * self._schedule()
-        output, semantic, commitment = self._round_trip(samples)
+        output, semantic, commitment, size = self._round_trip(samples)
         reconstruction, phoneme = spectral_loss(output, samples), self._phoneme_loss(semantic, phonemes)
         loss = reconstruction + self.plan.phoneme_weight * phoneme + self.plan.commitment_weight * commitment
+        loss = loss + self.plan.size_weight * size
         self._optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(loss)
         norm = torch.nn.utils.clip_grad_norm_(self._parameters, 1.0)
@@ -92,17 +93,19 @@ class CodecTrainer:
         self._update_ema()
         mel = mel_distance(output.detach(), samples)
         figures = {"loss": reconstruction, "mel": mel, "phoneme": phoneme, "commitment": commitment, "norm": norm}
+        figures["size"] = size
         return {name: float(value.detach()) for name, value in figures.items()}
 
-    def _round_trip(self, samples: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(decoded waveforms [B, N], codebook 0's vectors [B, D, T], commitment loss)."""
+    def _round_trip(self, samples: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """(decoded waveforms [B, N], codebook 0's vectors [B, D, T], commitment loss, excess size)."""
         latents = self.model.encoder(samples[:, None]).latents
         if self.step < self.plan.quantize_from:
             (quantized, semantic), commitment = self.quantizer.bypass(latents), samples.new_zeros(())
         else:
             depths, bypassed = self._draw_dropout(len(samples))
             quantized, semantic, commitment = self.quantizer(latents, depths, bypassed)
-        return self.model.decoder(quantized).audio_values[:, 0], semantic, commitment
+        output = self.model.decoder(quantized).audio_values[:, 0]
+        return output, semantic, commitment, self.quantizer.excess_size(latents)
 
     def _draw_dropout(self, rows: int) -> tuple[Tensor, Tensor]:
         """For each row: how many acoustic codebooks it gets, and whether it stays without rounding."""

@@ -75,7 +75,8 @@ class CodecPlan:
     bypass: float = 0.25
     phoneme_weight: float = 0.1
     commitment_weight: float = 0.1
-    codebook_decay: float = 0.998
+    size_weight: float = 0.05
+    codebook_decay: float = 0.995
     ema_decay: float = 0.998
     evaluate_every: int = 200
     save_seconds: float = 150.0

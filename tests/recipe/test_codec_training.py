@@ -44,7 +44,17 @@ def test_a_step_lowers_the_phoneme_loss_and_counts(crops: tuple[torch.Tensor, to
     figures = [trainer.update(*crops) for _ in range(12)]
     assert trainer.step == 12
     assert figures[-1]["phoneme"] < figures[0]["phoneme"]
-    assert set(figures[0]) == {"loss", "mel", "phoneme", "commitment", "norm"}
+    assert set(figures[0]) == {"loss", "mel", "phoneme", "commitment", "norm", "size"}
+
+
+def test_latents_that_grow_are_pulled_back() -> None:
+    quantizer = QuantizerTrainer(build_codec(PLAN.shape))
+    latents = torch.randn(2, quantizer.acoustic.input_proj.weight.shape[1], 50)
+    assert quantizer.excess_size(0.01 * latents) == 0
+    large = (1000 * torch.ones_like(latents)).requires_grad_()
+    size = quantizer.excess_size(large)
+    size.backward()
+    assert size > 0 and large.grad is not None and (large.grad * large).sum() > 0
 
 
 def test_speech_without_phonemes_is_learned_all_the_same(crops: tuple[torch.Tensor, torch.Tensor]) -> None:
