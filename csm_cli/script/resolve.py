@@ -413,7 +413,8 @@ def _resolve_turn(source: Source, parsed: ParsedTurn, speakers: SpeakerTable, in
     if comment and (not comment.startswith((" ", "#")) or not entry.text.strip()):
         reason = f'"#{comment[:30]}" would be a comment'
         source.add_error(paths["text"], f"{reason}; put quotes around the text, or a space after # of a comment")
-    elif comment:
+    elif comment and not source.has_named_comment:
+        source.has_named_comment = True
         _LOG.warning('%s: comments after " #" are not spoken, such as "#%.30s"', source.file, comment)
     text = clean_text(entry.text).rstrip("\r\n")
     if not text.strip() and not comment:

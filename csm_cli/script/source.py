@@ -39,6 +39,7 @@ class Source:
     locations: dict[Keys, Location] = field(default_factory=dict)
     key_locations: dict[Keys, Location] = field(default_factory=dict)
     comments: dict[Keys, str] = field(default_factory=dict)
+    has_named_comment: bool = False
     diagnostics: list[Diagnostic] = field(default_factory=list)
     _suggestions: int = 0
 

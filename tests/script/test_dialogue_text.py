@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -160,7 +161,7 @@ def test_no_word_is_new_and_no_line_is_lost(parts: list[str]) -> None:
         return
     finally:
         logging.disable(logging.NOTSET)
-    written = "".join(parts)
+    written = re.sub("[*_`]", "", "".join(parts))  # marks of emphasis are removed
     for turn in turns:
-        assert all(word.strip("*_`") in written for word in turn.text.split())
+        assert all(re.sub("[*_`]", "", word) in written for word in turn.text.split())
     assert all("words" not in part or any("words" in turn.text for turn in turns) for part in parts)
