@@ -70,6 +70,10 @@ class OutputPattern:
             self.text.format(id="a", index=1, speaker="a", shard=1)
         except (ValueError, LookupError) as error:
             raise UsageError(f"-o {self.text!r}: {error}") from error
+        name = Path(self.text).name
+        if "{" not in name and not Path(name).suffix:
+            example = f"{self.text.rstrip('/')}/{{id}}.wav"
+            raise UsageError(f"-o {self.text!r} names a folder; name the files in it, as in -o '{example}'")
 
     @property
     def folder(self) -> Path:

@@ -13,7 +13,7 @@ _INVISIBLE = re.compile(
 _JOINER = re.compile(
     "(?<![\u0600-\u08ff\u0900-\u0dff\u1000-\u109f])[\u200c\u200d]|[\u200c\u200d](?![\u0600-\u08ff\u0900-\u0dff\u1000-\u109f])"
 )
-_SPACES = re.compile("[\x0b\x0c\x1c-\x1f\x85\u2028\u2029]")  # form feeds of PDFs, line breaks of other systems
+_SPACES = re.compile("[\x0b\x0c\u2028\u2029]")  # form feeds of PDFs, line breaks of editors
 _SPOKEN_SYMBOLS = frozenset("%&@#°§")
 _LATIN = "LATIN"
 

@@ -317,3 +317,9 @@ def test_folders_that_cannot_be_merged_are_refused(tmp_path: Path) -> None:
     (one / "a.wav").unlink()
     with pytest.raises(InputError, match="run its shard again"):
         merge_ledgers([one], tmp_path / "all")
+
+
+@pytest.mark.parametrize("pattern", ["out", "a/out/", "takes 1"])
+def test_a_folder_in_place_of_a_pattern_is_refused_with_the_pattern_to_write(pattern: str) -> None:
+    with pytest.raises(UsageError, match=r"\{id\}\.wav"):
+        OutputPattern(pattern)
