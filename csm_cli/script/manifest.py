@@ -192,7 +192,7 @@ class Manifest:
             return None
         names = [source.text(cell.strip(), (), (number, 1)) for cell in cells]
         folded = [name.casefold() for name in names]
-        twice, count = Counter(name for name in folded if name).most_common(1)[0]
+        twice = [name for name, count in Counter(folded).items() if name and count > 1]
         chosen = self._columns.chosen()
         is_named = bool(_CELL_FIELDS.intersection(folded)) or any(each.casefold() in folded for each in chosen.values())
         fields = [name if name in _CELL_FIELDS else None for name in folded]
@@ -207,8 +207,8 @@ class Manifest:
             aliases = (meaning, *schema.ALIASES.get(meaning, ()))
             fields = [None if name in aliases else name for name in fields]
             fields[index] = meaning
-        if is_named and count > 1:
-            source.add_error((), f'the header names "{twice}" twice; keep one')
+        if is_named and twice:
+            source.add_error((), f'the header names "{twice[0]}" twice; keep one')
         elif not {"text", "input"} & set(fields):
             source.add_error((), f"which column has the words? give --text-column NAME; columns: {_list(names)}")
         if not is_named:

@@ -51,6 +51,7 @@ def test_a_csv_row_is_an_item(tmp_path: Path, name: str, tab: str) -> None:
         ("text\nHi., Ho.\n", ['2:1 cell 2 ("Ho.") is in a column without a name']),
         ('text\n"Hi.\n', ["2:1 not a row of CSV"]),
         ("text,id\n,a\n", ["2:1"]),
+        ("\x07\n", ["1:1 control character U+0007", "1:1 which column has the words?"]),
         ("text\nHi\x07\n", ["2:1 control character U+0007"]),
         ("", ["1:1 there are no lines to speak"]),
         ("text\n", ["1:1 there are no lines to speak"]),
