@@ -197,7 +197,7 @@ def _yaml_events(text: str) -> Iterator[_ParseEvent]:
         yaml.SequenceEndEvent: "]",
     }
     documents = 0
-    lines = text.split("\n")
+    lines = re.split("\r\n|[\r\n]", text)  # as YAML counts them
     key_end = None
     event: Any
     for event in yaml.parse(text, Loader=_LOADER):

@@ -107,6 +107,15 @@ def test_yaml_scalars_stay_as_written(word: str, folder: Path) -> None:
     assert (named.name, named.speaker, named.text) == ("no", 3, "yes")
 
 
+@pytest.mark.parametrize("end", ["\r", "\r\n", "\n"])
+def test_line_ends_of_every_system(end: str, folder: Path) -> None:
+    text = end.join(["turns:", '- ana: "Hi\\tyou."', "- ben: it's #1", ""])
+    (folder / "s.yaml").write_text(text, newline="")
+    with pytest.raises(ScriptInvalid) as caught:
+        read_script(folder / "s.yaml")
+    assert [each.line for each in caught.value.diagnostics] == [3]
+
+
 def test_block_text_loses_only_its_last_line_break(folder: Path) -> None:
     assert script(folder, "turns:\n  - 0: |\n      One.\n      Two.\n").turns[0].text == "One.\nTwo."
 
