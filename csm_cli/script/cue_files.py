@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import re
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -146,7 +147,9 @@ def _read_ass(path: str, text: str) -> CueList:
 
     lines = [index for index, line in enumerate(_lines(text), 1) if _ASS_EVENT.match(line)]
     try:
-        events = list(pysubs2.SSAFile.from_string(text.lstrip("\ufeff"), format_="ass"))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # of margins and layers, which are not used
+            events = list(pysubs2.SSAFile.from_string(text.lstrip("\ufeff"), format_="ass"))
     except Exception as error:  # whatever pysubs2 raises for a line that it cannot read
         raise invalid_line(path, lines[0] if lines else 1, f"is not a subtitle file in ASS: {error}") from error
     if len(events) != len(lines):
