@@ -21,7 +21,7 @@ from csm_cli.types import Conversation, Turn
 if TYPE_CHECKING:
     from csm_cli.generation.verification import Recognizer
 
-MAX_TEXT_CHARS_AT_ONCE = 4000  # of a turn: about four minutes, which nobody minds to generate again
+_LONG_TEXT_CHARS = 4000  # of a turn: about four minutes, which nobody minds to generate again
 _PARAGRAPH_CHARS = 1000
 _PARAGRAPH_GAP = 0.4  # seconds between paragraphs
 
@@ -98,7 +98,7 @@ def say(
         warn(f"{file} looks like a dialogue, and its names will be spoken; csm converse {file} gives each a voice")
     turns = parse_say(str(text), speaker, file or "<text>", MAX_TEXT_FILE_BYTES)
     redo = None
-    if any(len(turn.text) > MAX_TEXT_CHARS_AT_ONCE for turn in turns):  # a run that is stopped can go on
+    if any(len(turn.text) > _LONG_TEXT_CHARS for turn in turns):  # a run that is stopped can go on
         from csm_cli.generation.turn_cache import RedoRequest
 
         turns, redo = _paragraphs(turns, speech.language), RedoRequest()

@@ -61,9 +61,10 @@ class AddOptions:
 
         Raises:
             UsageError: the transcript is given twice or missing, or no recognizer is installed.
-            InputError: it is unusable, or no words are recognized.
+            InputError: it is unusable, or no words are recognized. AudioUnreadable: there is no such clip.
         """
         from csm_cli.script.source import text_problem
+        from csm_cli.script.spoken_text import clean_text
 
         if self.text is not None and self.text_file is not None:
             raise UsageError("--text and --text-file both given; keep one")
@@ -72,6 +73,8 @@ class AddOptions:
             raise UsageError(f"--transcribe and {flag} both given; keep one")
         default = clip.with_suffix(".txt")
         file = self.text_file or (str(default) if default.is_file() else None)
+        if not clip.exists():
+            raise AudioUnreadable(f"{clip}: no such file; name a recording")
         if self.text is not None or file is not None:
             text = " ".join((self.text if self.text is not None else read_text(str(file))).split())
         elif self.transcribe:
@@ -87,7 +90,7 @@ class AddOptions:
             raise InputError("the clip's text is empty; write what the clip says")
         if problem := next(filter(None, map(text_problem, (text, self.license, self.source))), ""):
             raise InputError(f"{clip}: {problem}")
-        return VoiceInfo(text, self.license, self.source)
+        return VoiceInfo(clean_text(text), self.license, self.source)
 
 
 def add(

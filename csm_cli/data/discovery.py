@@ -19,10 +19,10 @@ from csm_cli.data.tables import (
     first_lines,
     json_object,
     read_json_file,
-    transcript_segments,
 )
 from csm_cli.errors import InputError
-from csm_cli.script.cells import DELIMITERS, csv_cells, split_cells
+from csm_cli.script.cells import DELIMITERS, csv_cells, separator_of, split_cells
+from csm_cli.script.cue_files import transcript_segments
 
 DATASET_FORMATS = ("auto", "conversation", "audiofolder", "nemo", "ljspeech")
 _METADATA_FILES = ("metadata.jsonl", "metadata.csv", "metadata.tsv")
@@ -160,6 +160,6 @@ def header_of(lines: Sequence[str], suffix: str, choice: ColumnChoice) -> tuple[
             is_transcript = {"start", "end", "text"} <= columns.keys()  # Whisper's own table
             if "text" in columns and ("audio" in columns or is_transcript):
                 return delimiter, names
-        if not line.lower().startswith("sep="):
+        if separator_of(line) is None:
             break
     return None

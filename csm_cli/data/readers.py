@@ -44,11 +44,11 @@ from csm_cli.data.tables import (
     read_json_file,
     recording_beside,
     segment_rows,
-    transcript_segments,
 )
 from csm_cli.errors import InputError, ScriptInvalid
 from csm_cli.script import Manifest, read_script
 from csm_cli.script.cells import DELIMITERS, csv_cells, split_cells
+from csm_cli.script.cue_files import transcript_segments
 from csm_cli.script.source import text_problem
 from csm_cli.script.spoken_text import clean_text
 from csm_cli.storage.fingerprint import fingerprint

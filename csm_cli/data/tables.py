@@ -71,14 +71,6 @@ def read_json_file(path: Path) -> Any:
         raise InputError(f"{path}: cannot be read as JSON ({getattr(error, 'strerror', None) or error})") from error
 
 
-def transcript_segments(value: Any) -> list[Any] | None:
-    """The segments of a recognizer's transcript: of Whisper and whisperX, or of whisper.cpp; None for other values."""
-    if not isinstance(value, Mapping) or "turns" in value or "messages" in value:
-        return None
-    segments = value.get("segments", value.get("transcription"))
-    return segments if isinstance(segments, list) and all(isinstance(each, Mapping) for each in segments) else None
-
-
 def segment_rows(segments: Sequence[Mapping[str, Any]], audio: Path) -> Iterator[Row]:
     """Segments as rows of `audio`, each with `start` and `end` in seconds, `text` and, where known, `speaker`."""
     for number, segment in enumerate(segments, 1):

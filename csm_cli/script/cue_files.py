@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import re
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -65,12 +65,18 @@ def detect_cues(text: str) -> str | None:
     return next((name for name, start in _STARTS.items() if start.search(head)), None)
 
 
+def transcript_segments(value: Any) -> list[Any] | None:
+    """The segments of a recognizer's transcript: of Whisper and whisperX, or of whisper.cpp; None for other values."""
+    if not isinstance(value, Mapping) or "turns" in value or "messages" in value:
+        return None
+    segments = value.get("segments", value.get("transcription"))
+    return segments if isinstance(segments, list) and all(isinstance(each, Mapping) for each in segments) else None
+
+
 def is_transcript(data: object) -> bool:
-    """Whether parsed JSON is a transcript: segments with times."""
+    """Whether parsed JSON is a transcript: segments with times, in a recognizer's form or as a bare list."""
     segments = _segments(data)
-    return bool(segments) and all(
-        isinstance(each, dict) and ("start" in each or "offsets" in each) for each in segments
-    )
+    return bool(segments) and all("start" in each or "offsets" in each for each in segments)
 
 
 def read_cue_file(path: str, text: str, cue_format: str) -> CueList:
@@ -210,9 +216,10 @@ def _read_lrc(path: str, text: str) -> CueList:
 
 
 def _segments(data: object) -> list[Any]:
-    if isinstance(data, dict):
-        data = data.get("segments", data.get("transcription"))
-    return data if isinstance(data, list) else []
+    """The segments of a transcript, or of the bare list that `--subs json` writes."""
+    if isinstance(data, list):
+        return data if all(isinstance(each, Mapping) for each in data) else []
+    return transcript_segments(data) or []
 
 
 def _read_transcript(path: str, text: str) -> CueList:

@@ -30,7 +30,6 @@ from csm_cli.script.validate import validate_entry
 from csm_cli.types import Conversation
 
 _LOG = logging.getLogger(__name__)
-_NOT_MANIFESTS = {".yaml": "YAML, which is a script", ".yml": "YAML, which is a script"}
 _CELL_FIELDS = frozenset(
     name
     for each in schema.ManifestLine.model_fields
@@ -90,8 +89,8 @@ class Manifest:
         header: ManifestHeader | None = None,
     ) -> None:
         self._suffix = Path(path).suffix.lower()
-        if reason := _NOT_MANIFESTS.get(self._suffix):
-            raise ScriptInvalid([Diagnostic(str(path), 0, 0, "", f"is {reason}; use csm converse")])
+        if self._suffix in (".yaml", ".yml"):
+            raise ScriptInvalid([Diagnostic(str(path), 0, 0, "", "is YAML, which is a script; use csm converse")])
         self._lines = lines or LineStream(path)
         self.path = None if self._lines.name == STDIN else Path(path)
         self._columns = columns or ManifestColumns()

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 import csm_cli.generation.verification
 from csm_cli.audio.io import Audio
+from csm_cli.errors import AudioUnreadable
 from csm_cli.models.mimi import Codec
 
 Csm = Callable[..., Result]
@@ -351,3 +352,8 @@ def test_voices_play_plays_the_clip(csm: Csm, played_audio: SimpleNamespace) -> 
         and sum(map(len, played_audio.chunks))
         == soundfile.info(csm("voices", "show", "ash", "--json").json["audio"]).frames
     )
+
+
+def test_a_clip_that_is_not_there_is_named_before_its_transcript(csm: Csm, tmp_path: Path) -> None:
+    result = csm("voices", "add", "ana", tmp_path / "none.mp3")
+    assert result.code == AudioUnreadable.code and "none.mp3: no such file" in result.err
