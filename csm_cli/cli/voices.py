@@ -74,7 +74,7 @@ class AddOptions:
         default = clip.with_suffix(".txt")
         file = self.text_file or (str(default) if default.is_file() else None)
         if not clip.exists():
-            raise AudioUnreadable(f"{clip}: no such file; name a recording")
+            raise AudioUnreadable(f"{clip}: No such file; name a recording")
         if self.text is not None or file is not None:
             text = " ".join((self.text if self.text is not None else read_text(str(file))).split())
         elif self.transcribe:

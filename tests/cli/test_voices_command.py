@@ -356,4 +356,4 @@ def test_voices_play_plays_the_clip(csm: Csm, played_audio: SimpleNamespace) -> 
 
 def test_a_clip_that_is_not_there_is_named_before_its_transcript(csm: Csm, tmp_path: Path) -> None:
     result = csm("voices", "add", "ana", tmp_path / "none.mp3")
-    assert result.code == AudioUnreadable.code and "none.mp3: no such file" in result.err
+    assert result.code == AudioUnreadable.code and "none.mp3: No such file" in result.err
