@@ -15,7 +15,7 @@ from csm_cli import __version__
 from csm_cli.batch.items import file_name
 from csm_cli.cli.summary import SIDECAR_SCHEMA, spelled_record
 from csm_cli.errors import OutputRefused, UsageError
-from csm_cli.generation.events import audio_tags
+from csm_cli.generation.events import audio_tags, utterance_cues
 from csm_cli.storage.files import check_writable
 from csm_cli.storage.paths import expand_path, resolved_name
 from csm_cli.storage.untrusted import read_json
@@ -81,8 +81,7 @@ class OutputFiles:
     ) -> Iterator[tuple[Path, bytes]]:
         """Every file with its content, encoded one at a time."""
         from csm_cli.audio.io import encode_audio
-        from csm_cli.audio.subtitles import SUBTITLE_FORMATS, Cue
-        from csm_cli.generation.events import Segment
+        from csm_cli.audio.subtitles import SUBTITLE_FORMATS
 
         track, title, utterances = finished.track, finished.conversation.title, finished.utterances
         if self.track:
@@ -94,11 +93,7 @@ class OutputFiles:
             own = [each for each in utterances if each.turn.label == speaker]
             path, tags = self.stems[speaker], audio_tags(own, checkpoint, speaker)
             yield path, encode_audio(path, audio, tags, self.audio_format)
-        cues = [
-            Cue(span.start + segment.start, span.start + segment.end, each.turn.label, segment.text)
-            for span, each in zip(track.spans, utterances, strict=True)
-            for segment in each.segments or (Segment(each.turn.text, 0.0, span.end - span.start),)
-        ]
+        cues = utterance_cues(track, utterances)
         for name, path in self.subtitles.items():
             yield path, SUBTITLE_FORMATS[name](cues).encode("utf-8", "replace")
         if self.sidecar:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import shlex
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 
@@ -45,6 +44,7 @@ def convert_file(
     """
     from csm_cli.script import script_from
     from csm_cli.script.importers import convert
+    from csm_cli.script.writer import script_yaml
 
     path = None if output == "-" else expand_path(output)
     if path:
@@ -54,7 +54,7 @@ def convert_file(
     folder = path.parent if path else Path()
     data = convert(source, source_format, folder)
     conversation = script_from(data, folder, source)
-    text = _to_yaml(data)
+    text = script_yaml(data)
     if path is None:
         for line in text.splitlines():
             emit(line)
@@ -65,21 +65,3 @@ def convert_file(
         turns = f"{len(conversation.turns)} turn{'s' if len(conversation.turns) > 1 else ''}"
         command = f"csm converse {shlex.quote(str(path))} -o out.wav"
         log_line(f"{turns}, speakers: {', '.join(data['speakers'])}; next: {command}")
-
-
-def _to_yaml(data: dict[str, Any]) -> str:
-    """The script as YAML with one line for each speaker and turn."""
-    import yaml
-
-    def one_line(fields: dict[str, Any], flow_style: bool | None) -> str:
-        text: str = yaml.safe_dump(
-            fields, default_flow_style=flow_style, sort_keys=False, allow_unicode=True, width=math.inf
-        )
-        return text.strip()
-
-    lines = [f"csm: {data['csm']}", "speakers:"]
-    lines += [f"  {one_line({name: entry}, None)}" for name, entry in data["speakers"].items()]
-    for section in ("context", "turns"):
-        if section in data:
-            lines += [f"{section}:", *(f"  - {one_line(entry, len(entry) > 1)}" for entry in data[section])]
-    return "\n".join(lines) + "\n"

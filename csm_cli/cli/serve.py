@@ -103,8 +103,8 @@ def serve(
         raise UsageError(f"csm serve needs {problem.name}: pip install 'csm-cli[serve]'") from problem
     from csm_cli.cli.synthesis import SynthesisJob, open_synthesizer
     from csm_cli.generation.normalization import check_normalizer
+    from csm_cli.serve.context import ServeSettings
     from csm_cli.serve.service import SpeechService
-    from csm_cli.serve.speech import ServeSettings
     from csm_cli.serve.voices import resolve_voice
 
     if voice:

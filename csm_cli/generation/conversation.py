@@ -168,18 +168,18 @@ class ConversationState:
         current.chosen.append(take)
         current.takes = []
 
-    def add_recorded(self, segments: Iterable[tuple[str, Tensor]]) -> None:
-        """Finishes the current turn, which has a recording: each segment's text, and its prompt tokens [S, K + 1].
+    def add_recorded(self, segments: Iterable[tuple[str, Tensor]], generated: bool = False) -> None:
+        """Finishes the current turn, whose speech exists: each segment's text, and its prompt tokens [S, K + 1].
 
-        For a turn that was cached by an earlier run, past turns are evicted as they were in that run, so that later
-        turns get the same context again.
+        generated: by an earlier run, as a turn with cached codes was too. Past turns are evicted as they were in that
+        run, so that later turns get the same context again.
         """
         current, turn = self.require_current(), self.require_current().turn
-        cached = bool(turn.recording and turn.recording.codes_path)
+        generated = generated or bool(turn.recording and turn.recording.codes_path)
         self._known_speakers.add(turn.speaker)
-        self._has_recordings = self._has_recordings or not cached
+        self._has_recordings = self._has_recordings or not generated
         for text, tokens in segments:
-            if cached:
+            if generated:
                 text_positions = int((tokens[:, -1] >= 0).sum())
                 self._window.evict(text_positions + self._frame_limits(current, text)[1], current.number)
             self._window.add_turn(PromptTurn(current.number, turn.speaker, text, tokens))

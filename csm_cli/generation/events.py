@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from csm_cli.audio.io import Audio, Tags
     from csm_cli.audio.mix import Track
+    from csm_cli.audio.subtitles import Cue
     from csm_cli.checkpoint import Checkpoint
     from csm_cli.generation.take import Take
 
@@ -105,6 +106,17 @@ def mix_utterances(utterances: Sequence[Utterance], tail: float = 0.0, loudness:
 
     clips = [TrackClip(each.audio.samples, each.turn.gap, each.turn.gain, each.turn.label) for each in utterances]
     return mix(clips, utterances[0].audio.rate, tail, loudness)
+
+
+def utterance_cues(track: Track, utterances: Sequence[Utterance]) -> list[Cue]:
+    """The subtitles of a track: a cue for each segment of its turns."""
+    from csm_cli.audio.subtitles import Cue
+
+    return [
+        Cue(span.start + segment.start, span.start + segment.end, each.turn.label, segment.text)
+        for span, each in zip(track.spans, utterances, strict=True)
+        for segment in each.segments or (Segment(each.turn.text, 0.0, span.end - span.start),)
+    ]
 
 
 def audio_tags(utterances: Sequence[Utterance], checkpoint: Checkpoint, title: str = "") -> Tags:

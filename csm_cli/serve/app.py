@@ -18,11 +18,12 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from csm_cli import __version__
 from csm_cli.errors import CsmError, InputError, OutputRefused, failure_of
+from csm_cli.serve.context import MODEL_ALIASES, ServerContext, ServeSettings
 from csm_cli.serve.problems import Conflict, HttpProblem, NotFound, problem_of
 from csm_cli.serve.schema import describe_validation, error_body
 from csm_cli.serve.security import Gate
 from csm_cli.serve.service import SpeechService
-from csm_cli.serve.speech import MODEL_ALIASES, ServerContext, ServeSettings, speech_routes
+from csm_cli.serve.speech import speech_routes
 from csm_cli.serve.voices import ALIASES, ClipEncoder, check_text, save_upload, voice_record
 from csm_cli.voices.store import find_voice, is_name, list_voices, remove_voice
 

@@ -13,6 +13,7 @@ from csm_cli.generation.conversation import ConversationState
 from csm_cli.generation.events import AudioChunk, Event, Utterance
 from csm_cli.generation.synthesizer import Synthesizer
 from csm_cli.serve.encoders import Samples, StreamEncoder
+from csm_cli.serve.problems import RequestCancelled
 from csm_cli.serve.service import SpeechJob, SpeechService
 from csm_cli.serve.tempo import TempoChanger
 
@@ -52,7 +53,7 @@ class EventStream:
             event = await self._queue.get()
             if event is None:
                 if self.utterance is None:
-                    raise CsmError("the request was cancelled")
+                    raise RequestCancelled("the request was cancelled")
                 return None
             if isinstance(event, CsmError):
                 raise event
@@ -61,9 +62,10 @@ class EventStream:
             if isinstance(event, AudioChunk):
                 return event
 
-    async def chunks(self) -> AsyncIterator[AudioChunk]:
-        while chunk := await self.next_chunk():
-            yield chunk
+    def require_utterance(self) -> Utterance:
+        """The utterance of a job that has ended."""
+        assert self.utterance is not None
+        return self.utterance
 
 
 async def unless_disconnected(request: Request, work: Any) -> Any:

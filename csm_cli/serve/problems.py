@@ -32,6 +32,10 @@ class Conflict(InputError):
     """The object is in use, or exists already."""
 
 
+class RequestCancelled(CsmError):
+    """Another request ended this one, or the server stops."""
+
+
 @dataclass(frozen=True)
 class HttpProblem:
     """A response to a failure."""
@@ -58,6 +62,8 @@ def problem_of(error: CsmError) -> HttpProblem:
         return HttpProblem(503, error_body(message, "server_error", None, "server_busy"), headers)
     if isinstance(error, DeadlineExceeded):
         return HttpProblem(503, error_body(message, "server_error", None, "deadline_exceeded"), {"retry-after": "5"})
+    if isinstance(error, RequestCancelled):
+        return HttpProblem(503, error_body(message, "server_error", None, "cancelled"), {"retry-after": "1"})
     if isinstance(error, OutOfMemory):
         body = error_body("out of memory; send a shorter text or less context", "server_error", None, "out_of_memory")
         return HttpProblem(503, body, {"retry-after": "5"})

@@ -50,6 +50,11 @@ class SpokenFields(GenerationFields):
         return GenerationOptions(**{name: getattr(self, name) for name in GENERATION})
 
     @property
+    def streamed(self) -> bool:
+        """Whether audio is sent while it is made; events always are."""
+        return self.stream or self.stream_format == "sse"
+
+    @property
     def ignored(self) -> list[str]:
         """Fields without effect."""
         return (["instructions"] if self.instructions else []) + sorted(self.model_extra or {})

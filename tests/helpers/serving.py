@@ -14,9 +14,9 @@ import uvicorn
 
 from csm_cli.generation.synthesizer import Synthesizer
 from csm_cli.serve.app import create_app
+from csm_cli.serve.context import ServeSettings
 from csm_cli.serve.server import listen
 from csm_cli.serve.service import SpeechService
-from csm_cli.serve.speech import ServeSettings
 from csm_cli.types import GenerationOptions, RetryPolicy
 
 LENIENT = RetryPolicy(chunk_chars=80)  # random models make no usable takes

@@ -17,8 +17,8 @@ from helpers.audio import write_tone
 from helpers.serving import RunningServer, running_server
 
 from csm_cli.generation.synthesizer import Synthesizer
+from csm_cli.serve.context import MODEL_ALIASES
 from csm_cli.serve.encoders import wav_header
-from csm_cli.serve.speech import MODEL_ALIASES
 from csm_cli.serve.tempo import TempoChanger
 from csm_cli.types import GenerationOptions
 
