@@ -73,6 +73,22 @@ class ServerLimits:
         float,
         typer.Option("--deadline", metavar="SEC", min=0.1, help="Longest time of a request.", rich_help_panel="Limits"),
     ] = 300.0
+    conversations: Annotated[
+        int,
+        typer.Option(
+            "--conversations", metavar="N", min=1, max=100_000, help="Conversations held.", rich_help_panel="Limits"
+        ),
+    ] = 64
+    conversation_ttl: Annotated[
+        float,
+        typer.Option(
+            "--conversation-ttl",
+            metavar="SEC",
+            min=1,
+            help="Unused conversations are dropped after this time.",
+            rich_help_panel="Limits",
+        ),
+    ] = 3600.0
 
 
 def serve(
@@ -125,6 +141,8 @@ def serve(
         listen_options.allowed_hosts,
         speech.language,
         speech.normalize,
+        limits.conversations,
+        limits.conversation_ttl,
     )
     host = f"[{listen_options.host}]" if ":" in listen_options.host else listen_options.host
     url = f"http://{host}:{bound.getsockname()[1]}"

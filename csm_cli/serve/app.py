@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator
@@ -19,6 +20,8 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from csm_cli import __version__
 from csm_cli.errors import CsmError, InputError, OutputRefused, failure_of
 from csm_cli.serve.context import MODEL_ALIASES, ServerContext, ServeSettings
+from csm_cli.serve.conversation_routes import conversation_routes, turn_routes
+from csm_cli.serve.conversations import ConversationStore
 from csm_cli.serve.problems import Conflict, HttpProblem, NotFound, problem_of
 from csm_cli.serve.schema import describe_validation, error_body
 from csm_cli.serve.security import Gate
@@ -29,14 +32,25 @@ from csm_cli.voices.store import find_voice, is_name, list_voices, remove_voice
 
 log = logging.getLogger(__name__)
 
+_EXPIRY_SECONDS = 30  # between two looks at conversations that expire
+
 
 def create_app(service: SpeechService, settings: ServeSettings) -> FastAPI:
     """The application over a service, which it stops when it is shut down."""
     context = ServerContext(service, settings, ClipEncoder(service.synth))
+    store = ConversationStore(settings.max_conversations, settings.conversation_ttl)
+    service.metrics.watch_conversations(lambda: len(store), lambda: store.seconds)
+
+    async def drop_expired() -> None:
+        while True:
+            await asyncio.sleep(_EXPIRY_SECONDS)
+            store.drop_expired()
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        expiry = asyncio.create_task(drop_expired())
         yield
+        expiry.cancel()
         await run_in_threadpool(service.stop)
 
     app = FastAPI(
@@ -53,6 +67,8 @@ def create_app(service: SpeechService, settings: ServeSettings) -> FastAPI:
     app.include_router(_list_routes(context))
     app.include_router(_voice_routes(context))
     app.include_router(speech_routes(context))
+    app.include_router(conversation_routes(context, store))
+    app.include_router(turn_routes(context, store))
     return app
 
 

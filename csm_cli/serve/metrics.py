@@ -47,6 +47,14 @@ class Metrics:
         ):
             Gauge(name, text, registry=self.registry).set_function(value)
 
+    def watch_conversations(self, number: Callable[[], int], seconds: Callable[[], float]) -> None:
+        """Gauges of the conversations that are held."""
+        for name, text, value in (
+            ("csm_conversations", "Conversations that are held.", number),
+            ("csm_conversations_audio_seconds", "Seconds of audio in conversations.", seconds),
+        ):
+            Gauge(name, text, registry=self.registry).set_function(value)
+
     def finished(self, audio_seconds: float, seconds: float) -> None:
         """A turn of so much audio has taken so long in its slot."""
         self.audio.inc(audio_seconds)

@@ -9,7 +9,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from csm_cli.errors import InputError
-from csm_cli.serve.limits import MAX_CONTEXT_CLIPS, MAX_INPUT_CHARS
+from csm_cli.script.schema import GainDb, OffsetSeconds
+from csm_cli.serve.limits import MAX_CONTEXT_CLIPS, MAX_INPUT_CHARS, MAX_SPEAKERS, MAX_TITLE_CHARS
 from csm_cli.serve.tempo import MAX_SPEED, MIN_SPEED
 from csm_cli.settings import GENERATION
 from csm_cli.settings.model import GenerationFields
@@ -17,6 +18,7 @@ from csm_cli.types import GenerationOptions
 
 ResponseFormat = Literal["mp3", "opus", "aac", "flac", "wav", "pcm"]
 SpokenText = Annotated[str, Field(min_length=1, max_length=MAX_INPUT_CHARS)]
+SpeakerId = Annotated[int, Field(ge=0, le=999)]
 Speed = Annotated[float, Field(ge=MIN_SPEED, le=MAX_SPEED, allow_inf_nan=False)]
 
 
@@ -32,7 +34,7 @@ class ContextClip(BaseModel):
     model_config = ConfigDict(extra="forbid")
     text: SpokenText
     audio: str
-    speaker: Annotated[int, Field(ge=0, le=999)] = 0
+    speaker: SpeakerId = 0
 
 
 class SpokenFields(GenerationFields):
@@ -66,7 +68,7 @@ class SpeechBody(SpokenFields):
     model: str = "csm"
     input: SpokenText
     voice: str | VoiceRef | None = None
-    speaker: Annotated[int, Field(ge=0, le=999)] = 0
+    speaker: SpeakerId = 0
     ref_audio: str | None = Field(None, description="A clip of the voice: base64 or a data: URL.")
     ref_text: SpokenText | None = Field(None, description="What the clip says.")
     context: Annotated[list[ContextClip], Field(default_factory=list, max_length=MAX_CONTEXT_CLIPS)]
@@ -74,6 +76,62 @@ class SpeechBody(SpokenFields):
     @property
     def voice_name(self) -> str | None:
         return self.voice.id if isinstance(self.voice, VoiceRef) else self.voice
+
+
+class SpeakerBody(BaseModel):
+    """A speaker of a conversation: a name, and a saved voice or a clip of one."""
+
+    model_config = ConfigDict(extra="forbid")
+    name: str | None = None
+    voice: str | VoiceRef | None = None
+    ref_audio: str | None = None
+    ref_text: SpokenText | None = None
+
+    @property
+    def voice_name(self) -> str | None:
+        return self.voice.id if isinstance(self.voice, VoiceRef) else self.voice
+
+
+class ConversationBody(GenerationFields):
+    """`POST /v1/conversations`. Generation options are defaults of its turns; `seed` is that of the first turn."""
+
+    model_config = ConfigDict(extra="forbid")
+    title: Annotated[str, Field(max_length=MAX_TITLE_CHARS)] = ""
+    speakers: Annotated[dict[SpeakerId, SpeakerBody], Field(default_factory=dict, max_length=MAX_SPEAKERS)]
+    context: Annotated[list[ContextClip], Field(default_factory=list, max_length=MAX_CONTEXT_CLIPS)]
+
+    @property
+    def options(self) -> GenerationOptions:
+        return GenerationOptions(**{name: getattr(self, name) for name in GENERATION})
+
+
+class ConversationPatch(BaseModel):
+    """`PATCH /v1/conversations/ID`. Of the speakers, those named are changed; null removes one without turns."""
+
+    model_config = ConfigDict(extra="forbid")
+    title: Annotated[str, Field(max_length=MAX_TITLE_CHARS)] | None = None
+    speakers: Annotated[dict[SpeakerId, SpeakerBody | None], Field(default_factory=dict, max_length=MAX_SPEAKERS)]
+
+
+class TurnBody(SpokenFields):
+    """`POST .../turns`: the next turn, which is spoken, or with `audio` was recorded."""
+
+    input: SpokenText
+    speaker: SpeakerId = 0
+    gap: OffsetSeconds | None = Field(None, description="Seconds after the turn before; negative to overlap it.")
+    gain: GainDb = 0.0
+    audio: str | None = Field(None, description="The recorded turn: base64 or a data: URL.")
+
+
+class TurnPatch(BaseModel):
+    """`PATCH .../turns/TURN`. With a new input or speaker, takes that were spoken are dropped."""
+
+    model_config = ConfigDict(extra="forbid")
+    input: SpokenText | None = None
+    speaker: SpeakerId | None = None
+    take: int | None = None
+    gap: OffsetSeconds | None = None
+    gain: GainDb | None = None
 
 
 def decode_audio(name: str, text: str) -> bytes:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from csm_cli.audio.clip_checks import clip_warnings, require_sound
 from csm_cli.audio.decoders import AudioBytes
-from csm_cli.audio.io import Audio, read_audio
+from csm_cli.audio.io import Audio, encode, read_audio
 from csm_cli.errors import InputError, OutputRefused, VoiceNotFound
 from csm_cli.generation.synthesizer import Synthesizer
 from csm_cli.script.source import text_problem
@@ -98,6 +98,10 @@ class ClipEncoder:
             if len(self._codes) > MAX_CLIPS_CACHED:
                 self._codes.popitem(last=False)
         return codes
+
+    def as_wav(self, name: str, data: bytes) -> bytes:
+        """The clip as an export has it, in 16 bits at the codec's rate, so that a script gives the same codes."""
+        return encode(require_sound(self.read(name, data), name), "wav")
 
     def context(self, turn: Turn, name: str, data: bytes) -> tuple[Turn, Tensor]:
         """A context turn and its prompt tokens [S, K + 1]."""
