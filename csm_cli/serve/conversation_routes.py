@@ -78,7 +78,7 @@ def conversation_routes(context: ServerContext, store: ConversationStore) -> API
     @router.post("/v1/conversations", status_code=201)
     async def create(body: ConversationBody | None = None) -> dict[str, Any]:
         """Begins a conversation. Its id is all that is needed to use it; there is no list."""
-        asked = body or ConversationBody()
+        asked = body or ConversationBody.model_validate({})
         store.make_space()
         title, specs = check_title(asked.title), dict(asked.speakers)
         if not specs and context.settings.voice:
@@ -188,7 +188,7 @@ def turn_routes(context: ServerContext, store: ConversationStore) -> APIRouter:
         if turn.recorded:
             raise Conflict("turn: it is a recording; delete it and add another")
         store.make_space_for_audio()
-        return await speak(request, conversation, turn, body or SpokenFields())
+        return await speak(request, conversation, turn, body or SpokenFields.model_validate({}))
 
     @router.patch("/{turn_id}")
     async def change(conversation_id: str, turn_id: str, body: TurnPatch) -> dict[str, Any]:

@@ -197,7 +197,7 @@ class HeldConversation:
 
     def uses(self, number: int) -> bool:
         """Whether a speaker has turns or context clips."""
-        return any(turn.speaker == number for turn in (*self.turns, *(clip.turn for clip in self.context)))
+        return number in {*(turn.speaker for turn in self.turns), *(clip.turn.speaker for clip in self.context)}
 
     @property
     def seconds(self) -> float:
