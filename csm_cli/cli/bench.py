@@ -15,6 +15,9 @@ import typer
 from csm_cli.cli.batch import BatchScope, run_batch
 from csm_cli.cli.console import configure_logging, emit_json, log_line
 from csm_cli.cli.options import ManifestOptions, OutputFile, OutputOptions, SynthesisFlags
+from csm_cli.cli.synthesis import open_synthesizer
+from csm_cli.errors import UsageError
+from csm_cli.report import format_count
 from csm_cli.settings import setting
 
 if TYPE_CHECKING:
@@ -113,6 +116,56 @@ def start(
     _print_figures(measure_start(model, runs), json)
 
 
+def serve(
+    model: Model = None,
+    device: Device = "auto",
+    clients: Annotated[
+        str, typer.Option(metavar="N,N,...", help="Clients at a time, one load after the other.")
+    ] = "1,4,16,64",
+    per_client: Annotated[int, typer.Option(metavar="N", min=1, help="Lines that each client sends.")] = 4,
+    batch_size: Annotated[int, typer.Option(metavar="N", min=1, max=256, help="Slots of the server.")] = 16,
+    max_queue: Annotated[int, typer.Option(metavar="N", min=0, help="Requests that may wait.")] = 64,
+    disconnects: Annotated[
+        int, typer.Option(metavar="N", min=0, help="Requests most of whose clients leave early.")
+    ] = 1000,
+    json: Json = False,
+) -> None:
+    """Time to first audio and throughput of `csm serve` under load, beside `csm batch` and transformers behind a lock.
+
+    Needs the extra csm-cli\\[serve].
+    """
+    from csm_cli.bench.serve import ServeWorkload, measure_serve
+
+    counts = [each.strip() for each in clients.split(",")]
+    if not all(each.isascii() and each.isdigit() and int(each) for each in counts):
+        raise UsageError("--clients takes numbers such as 1,4,16")
+    log = _logger(json)
+    loaded: list[Synthesizer] = []
+
+    def run_manifest(manifest: Path) -> None:
+        quiet, speech = OutputOptions(quiet=True), SynthesisFlags(model=model, device=device)
+        arguments = (str(manifest), ManifestOptions()), str(batch_size), BatchScope(), speech
+        output = OutputFile(str(manifest.with_suffix("") / "{id}.wav"))
+        with Path(os.devnull).open("w") as null, redirect_stdout(null):
+            run_batch(*arguments, output, quiet, load=load)
+
+    def load(job: SynthesisJob, checkpoint: Checkpoint) -> Synthesizer:
+        if not loaded:
+            loaded.append(open_synthesizer(job, checkpoint))
+        return loaded[0]
+
+    workload = ServeWorkload(tuple(map(int, counts)), per_client, batch_size, max_queue, disconnects)
+    figures, rows = measure_serve(model, device, workload, run_manifest, log)
+    for row in rows:
+        count = format_count(row["clients"], "client")
+        log(
+            f"{row['server']}, {count}: {row['audio_s_per_s']:.1f} s of audio a second; first audio after"
+            f" {row['first_audio_p50']:.2f} s (p95 {row['first_audio_p95']:.2f} s); {row['streams_with_underruns']} of"
+            f" {row['requests']} streams ran dry; {row['server_mb']:.0f} MB"
+        )
+    _print_figures(figures, json, loads=[_rounded(row) for row in rows])
+
+
 def batch_overhead(
     count: Annotated[int, typer.Option(metavar="N", min=1, help="Items of the manifest.")] = 10_000,
     folder: Annotated[Path | None, typer.Option(metavar="DIR", help="Where temporary files are written.")] = None,
@@ -175,7 +228,7 @@ def train(
     _print_figures(measure(model, TrainWorkload(batch, frames, steps)), json)
 
 
-for command in (decode, batch, context, start, batch_overhead, voice, train):
+for command in (decode, batch, context, start, serve, batch_overhead, voice, train):
     bench.command(command.__name__.replace("_", "-"))(command)
 
 
@@ -185,11 +238,15 @@ def _logger(json: bool) -> Callable[[str], None]:
     return (lambda line: None) if json else log_line
 
 
-def _print_figures(figures: Mapping[str, Any], json: bool) -> None:
-    """A table on standard error, and the figures as a JSON line on standard output."""
-    rounded = {name: round(value, 4) if isinstance(value, float) else value for name, value in figures.items()}
+def _print_figures(figures: Mapping[str, Any], json: bool, **lists: Any) -> None:
+    """A table on standard error, and the figures as a JSON line on standard output, there with the lists."""
+    rounded = _rounded(figures)
     if not json:
         width = max(map(len, rounded))
         for name, value in rounded.items():
             log_line(f"{name:{width}}  {value:.3f}" if isinstance(value, float) else f"{name:{width}}  {value}")
-    emit_json(rounded)
+    emit_json(rounded | lists)
+
+
+def _rounded(figures: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: round(value, 4) if isinstance(value, float) else value for name, value in figures.items()}
