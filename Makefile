@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: demo test test-slow format voice teacher judges finetune-demo bench bench-gpu clean
+.PHONY: demo test test-slow format clients voice teacher judges finetune-demo bench bench-gpu clean
 
 demo: $(VENV)/.installed
 	$(BIN)/csm converse samples/dialogue.yaml -o out/dialogue.wav
@@ -40,6 +40,14 @@ runs/kokoro/kokoro-f32.onnx: | $(VENV)/.developed
 
 runs/judge/whisper-base/model.bin: | $(VENV)/.developed
 	$(BIN)/python -m csm_cli.recipe.judge runs/judge
+
+# Other programs' clients, in an environment of their own: for the slow tests of the server.
+clients: runs/clients/.installed
+
+runs/clients/.installed: configs/clients.txt
+	$(PYTHON) -m venv runs/clients
+	runs/clients/bin/python -m pip --disable-pip-version-check install --quiet -r configs/clients.txt
+	@touch $@
 
 # Learns a new voice by LoRA from 10 minutes of speech: needs espeak-ng and wamerican.
 finetune-demo: $(VENV)/.developed

@@ -27,7 +27,7 @@ from csm_cli.serve.schema import describe_validation, error_body
 from csm_cli.serve.security import Gate
 from csm_cli.serve.service import SpeechService
 from csm_cli.serve.speech import speech_routes
-from csm_cli.serve.voices import ALIASES, ClipEncoder, check_text, save_upload, voice_record
+from csm_cli.serve.voices import ClipEncoder, check_text, save_upload, voice_choices, voice_record
 from csm_cli.voices.store import find_voice, is_name, list_voices, remove_voice
 
 log = logging.getLogger(__name__)
@@ -159,10 +159,11 @@ def _list_routes(context: ServerContext) -> APIRouter:
 
     @router.get("/v1/models/{name:path}")
     def one_model(name: str) -> dict[str, Any]:
-        """One model."""
+        """One model, with its voices as Speaches lists them."""
         if name not in names():
             raise NotFound(f"model: there is only {context.model_name!r} here")
-        return model(name)
+        rate = context.synth.codec.rate
+        return model(name) | {"task": "text-to-speech", "sample_rate": rate, "voices": voice_choices()}
 
     return router
 
@@ -173,11 +174,8 @@ def _voice_routes(context: ServerContext) -> APIRouter:
     @router.get("/v1/audio/voices")
     def voices() -> dict[str, Any]:
         """Saved voices, and OpenAI's names as aliases."""
-        found = list_voices()
-        names = [each.name for each in found]
-        aliases = [alias for alias in ALIASES if alias not in names]
-        records = [voice_record(each) for each in found]
-        return {"voices": [*names, *aliases], "object": "list", "data": records, "default": context.settings.voice}
+        records = [voice_record(each) for each in list_voices()]
+        return {"voices": voice_choices(), "object": "list", "data": records, "default": context.settings.voice}
 
     @router.post("/v1/audio/voices", status_code=201)
     async def add(

@@ -109,6 +109,12 @@ class ClipEncoder:
         return turn, self._synth.prompt_builder.turn_tokens(turn.speaker, turn.text, codes)
 
 
+def voice_choices() -> list[dict[str, str]]:
+    """Every name that a request can give, saved voices first; objects, since Open WebUI reads nothing else."""
+    names = dict.fromkeys([*(voice.name for voice in list_voices()), *ALIASES])
+    return [{"id": name, "name": name} for name in names]
+
+
 def voice_record(voice: SavedVoice) -> dict[str, object]:
     """A voice as clients see it."""
     aliases = [alias for alias, name in ALIASES.items() if name == voice.name and alias != name]

@@ -95,7 +95,7 @@ def test_voices_can_be_uploaded_used_and_removed(
     assert added.status_code == 201 and added.json()["license"] == fields["consent"]
     again = server.http.post("/v1/audio/voices", data=fields, files={"audio": ("clip.wav", clip)})
     assert again.status_code == 409
-    assert "mine" in server.http.get("/v1/audio/voices").json()["voices"]
+    assert {"id": "mine", "name": "mine"} in server.http.get("/v1/audio/voices").json()["voices"]
     assert server.http.post("/v1/audio/speech", json=SPEECH | {"voice": "mine"}).status_code == 200
     assert server.http.delete("/v1/audio/voices/mine").json()["deleted"]
     assert server.http.delete("/v1/audio/voices/mine").status_code == 404
