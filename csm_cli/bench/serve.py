@@ -106,4 +106,5 @@ def _batch_audio_per_second(lines: Sequence[Line], run_batch: Callable[[Path], N
             run_batch(manifest)
             seconds = time.perf_counter() - start
         records = (manifest.with_suffix("") / "results.jsonl").read_text(encoding="utf-8").splitlines()
-        return sum(json.loads(record)["duration_s"] for record in records) / seconds
+        audio: float = sum(json.loads(record)["duration_s"] for record in records)
+        return audio / seconds
