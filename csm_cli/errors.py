@@ -3,6 +3,7 @@
 CsmError                      1  generation failed
 ├── GenerationFailed          1  no usable take, or an empty one
 │   └── DeadlineExceeded      1  a request to the server took longer than its deadline
+├── WorkerLost                1  worker processes of a batch died again and again
 ├── ServerBusy                1  the server's queue is full, or it is stopping
 ├── OutputFailed              1  a file could not be written completely
 ├── TrainingFailed            1  the loss is not finite
@@ -75,6 +76,10 @@ class ServerBusy(CsmError):
 
 
 class OutputFailed(CsmError):
+    pass
+
+
+class WorkerLost(CsmError):
     pass
 
 

@@ -185,7 +185,7 @@ class Ledger:
                     try:
                         if not self._is_in_place():
                             raise OSError(errno.ENOENT, "the folder was moved or removed while csm wrote to it")
-                        list(pool.map(_flush_file, {audio for _, audio in records if audio}))
+                        list(pool.map(flush_file, {audio for _, audio in records if audio}))
                         self._file.writelines(line for line, _ in records)
                         self._file.flush()
                         os.fsync(self._file.fileno())
@@ -228,7 +228,7 @@ def _entry(record: LedgerRecord, before: LedgerEntry | None) -> LedgerEntry:
     return LedgerEntry(sys.intern(str(record["status"])), fingerprint, last_seed)
 
 
-def _flush_file(file: Path) -> None:
+def flush_file(file: Path) -> None:
     """Removes a file that cannot be flushed; one that the user has moved away already is ignored."""
     try:
         descriptor = os.open(file, os.O_RDONLY)

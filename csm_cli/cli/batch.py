@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Protocol
 
 import typer
 
@@ -21,39 +22,24 @@ from csm_cli.batch.items import (
     with_fingerprint,
 )
 from csm_cli.batch.ledger import LEDGER, Ledger, merge_ledgers
+from csm_cli.batch.results import ItemResult
+from csm_cli.cli.batch_engine import Loader, SynthesisEngine, automatic_slots
+from csm_cli.cli.batch_workers import WorkerOptions, WorkerPool
 from csm_cli.cli.console import emit_json, emit_path, log_line, warn
 from csm_cli.cli.options import ManifestOptions, OutputFile, OutputOptions, SynthesisFlags
 from csm_cli.cli.output_files import ReportFile, report_path
-from csm_cli.cli.progress import ProgressMeter, show_progress
-from csm_cli.cli.summary import (
-    contention_hint,
-    conversation_record,
-    describe_utterance,
-    summarize,
-    turn_warnings,
-)
-from csm_cli.cli.synthesis import (
-    FinishedConversation,
-    SynthesisJob,
-    find_checkpoint,
-    make_job,
-    open_synthesizer,
-    pick_device_and_dtype,
-    speak,
-    with_settings,
-)
-from csm_cli.errors import BatchPartlyFailed, CsmError, GenerationFailed, OutputFailed, UsageError, failure_of
-from csm_cli.generation.events import ConversationFailed, audio_tags
+from csm_cli.cli.progress import Meter, ProgressMeter, show_progress
+from csm_cli.cli.summary import contention_hint, summarize
+from csm_cli.cli.synthesis import SynthesisJob, find_checkpoint, make_job, open_synthesizer, with_settings
+from csm_cli.errors import BatchPartlyFailed, GenerationFailed, UsageError
 from csm_cli.generation.fingerprint import SynthesisSetup
 from csm_cli.report import format_count
-from csm_cli.storage.files import write_atomically
-from csm_cli.types import Conversation
 
 if TYPE_CHECKING:
     from csm_cli.checkpoint import Checkpoint
-    from csm_cli.generation.synthesizer import Synthesizer
 
 _MAX_BATCH_SIZE = 1024
+_ONE_PROCESS = WorkerOptions()
 
 
 @dataclass(frozen=True)
@@ -97,6 +83,7 @@ def batch(
     speech: SynthesisFlags,
     output: OutputFile,
     output_options: OutputOptions,
+    workers: WorkerOptions,
 ) -> None:
     """Generate one audio file per manifest row.
 
@@ -110,7 +97,8 @@ def batch(
       csm batch lines.jsonl -o 'out/{id}.wav'
       csm batch game.csv -o 'out/{speaker}/{id}.wav' --text-column line --speaker-column character
     """
-    run_batch((manifest, rows), batch_size, scope, speech, output, output_options, report_path(report))
+    source = manifest, rows
+    run_batch(source, batch_size, scope, speech, output, output_options, report_path(report), workers=workers)
 
 
 def merge(
@@ -137,11 +125,12 @@ def run_batch(
     output: OutputFile,
     output_options: OutputOptions,
     report: Path | None = None,
-    load: Callable[[SynthesisJob, Checkpoint], Synthesizer] = open_synthesizer,
+    load: Loader = open_synthesizer,
+    workers: WorkerOptions = _ONE_PROCESS,
 ) -> None:
     """Runs a batch; every row is checked before anything is loaded.
 
-    source: the manifest and what its columns mean. load: makes the synthesizer.
+    source: the manifest and what its columns mean. load: makes the synthesizer; with workers, a function of a module.
 
     Raises:
         ScriptInvalid: with all diagnostics of all rows.
@@ -153,6 +142,7 @@ def run_batch(
 
     shard = Shard.read(scope.shard, os.environ) if scope.shard else Shard()
     slots = _batch_size(batch_size)
+    workers.check()
     if not output.output or output.path is None:
         raise UsageError("batch writes files; name them as in -o 'out/{id}.wav'")
     pattern = OutputPattern(output.output, shard.index)
@@ -177,13 +167,16 @@ def run_batch(
             for item in scope.select(items(), ledger, counts):
                 if output.no_clobber:
                     check_output(item.path, clobber=False)
-        job = replace(job, flags=replace(job.flags, seed=None))  # the items have their seeds
-        run = BatchRun(job, ledger, counts, 1 if scope.fail_fast else scope.max_failures or float("inf"))
+        job = replace(job, flags=replace(job.flags, seed=None), slots=slots)  # the items have their seeds
+        run = BatchRun(output_options, ledger, counts, 1 if scope.fail_fast else scope.max_failures or float("inf"))
         if counts.selected:
-            slots = slots or _auto_batch_size(job, checkpoint)
-            job = replace(job, slots=min(slots, counts.selected))
             selected = islice(scope.select(items(), ledger, Counts()), counts.selected)
-            run.generate(selected, load(job, checkpoint))
+            engine: BatchEngine
+            if workers.chosen:
+                engine = WorkerPool(workers, job, checkpoint, counts, load)
+            else:
+                engine = LocalEngine(job, checkpoint, counts, load)
+            run.generate(selected, engine)
         elif not output_options.quiet:
             log_line(f"nothing to speak; {run.summary()}")
         if report:
@@ -201,37 +194,54 @@ def _batch_size(text: str) -> int:
     return size
 
 
-def _auto_batch_size(job: SynthesisJob, checkpoint: Checkpoint) -> int:
-    from csm_cli.engine.memory_estimate import estimate_memory
+class BatchEngine(Protocol):
+    """What a run generates items with."""
 
-    device, dtype = pick_device_and_dtype(job.speech)
-    estimate = estimate_memory(checkpoint.config, device, dtype, int8=job.speech.quantize == "int8")
-    if not job.output_options.quiet:
-        log_line(f"up to {estimate.slots} items at once (--batch-size auto: {estimate})")
-    return estimate.slots
+    @property
+    def meter(self) -> Meter:
+        """Counts what is generated."""
+
+    def results(self, items: Iterator[BatchItem]) -> Generator[ItemResult, None, None]:
+        """As `ItemEngine`."""
+
+    def summary(self) -> str:
+        """One line on all that was generated."""
+
+    def hint(self) -> str:
+        """One line on what would be faster, else empty."""
+
+
+class LocalEngine(SynthesisEngine):
+    """Generates items in this process."""
+
+    def __init__(self, job: SynthesisJob, checkpoint: Checkpoint, counts: Counts, load: Loader) -> None:
+        job = replace(job, slots=min(job.slots or automatic_slots(job, checkpoint), counts.selected))
+        self._synth = load(job, checkpoint)
+        self.meter = ProgressMeter((), self._synth.codec.frame_rate, lambda: counts.chars, counts.total)
+        self.meter.finished_items = counts.done
+        super().__init__(self._synth, job, self.meter)
+
+    def summary(self) -> str:
+        return summarize(self.meter, self._synth.checkpoint.name, self._synth.device)
+
+    def hint(self) -> str:
+        return contention_hint(self._job, self._synth)
 
 
 class BatchRun:
-    """Generates, writes and records the selected items of a batch; stops after `failures_allowed` failures."""
+    """Records the results of the selected items of a batch; stops after `failures_allowed` failures."""
 
-    def __init__(self, job: SynthesisJob, ledger: Ledger, counts: Counts, failures_allowed: float) -> None:
-        self._job, self._ledger, self._counts, self._failures_allowed = job, ledger, counts, failures_allowed
-        self._quiet = job.output_options.quiet
-        self._active: dict[str, BatchItem] = {}  # by conversation id
+    def __init__(self, output_options: OutputOptions, ledger: Ledger, counts: Counts, failures_allowed: float) -> None:
+        self._ledger, self._counts, self._failures_allowed = ledger, counts, failures_allowed
+        self._quiet, self._json = output_options.quiet, output_options.json
+        self._active: dict[str, BatchItem] = {}  # items that were handed to the engine
         self._written = self._failed = 0
 
-    def generate(self, selected: Iterator[BatchItem], synth: Synthesizer) -> None:
-        counts = self._counts
-        meter = ProgressMeter((), synth.codec.frame_rate, lambda: counts.chars, counts.total)
-        meter.finished_items = counts.done
+    def generate(self, selected: Iterator[BatchItem], engine: BatchEngine) -> None:
         try:
-            with show_progress(meter, self._quiet):
-                for event in speak(synth, self._job, meter, self._conversations(selected)):
-                    if isinstance(event, FinishedConversation):
-                        self._write(self._active.pop(event.conversation.id), event, synth)
-                    elif isinstance(event, ConversationFailed):
-                        seeds = [take.seed for take in event.takes]
-                        self._record_failure(self._active.pop(event.conversation.id), event.error, seeds)
+            with show_progress(engine.meter, self._quiet), closing(engine.results(self._start(selected))) as results:
+                for result in results:
+                    self._record(result)
                     if self._failed >= self._failures_allowed:
                         break
             self._ledger.flush()
@@ -240,8 +250,8 @@ class BatchRun:
             raise
         finally:
             if not self._quiet:
-                log_line(f"{self.summary()}; {summarize(meter, synth.checkpoint.name, synth.device)}")
-                if hint := contention_hint(self._job, synth):
+                log_line(f"{self.summary()}; {engine.summary()}")
+                if hint := engine.hint():
                     log_line(hint)
 
     def summary(self) -> str:
@@ -259,57 +269,27 @@ class BatchRun:
             stopped = ", the rest were not tried" if tried < self._counts.selected else ""
             raise kind(f"{self._failed} of {format_count(tried, 'item')} failed{stopped}; the lines above say why")
 
-    def _conversations(self, selected: Iterator[BatchItem]) -> Iterator[Conversation]:
+    def _start(self, selected: Iterator[BatchItem]) -> Iterator[BatchItem]:
         for item in selected:
-            if item.error:
-                self._record_failure(item, item.error, [])
-                continue
             self._active[item.id] = item
-            yield item.conversation
+            yield item
 
-    def _write(self, item: BatchItem, finished: FinishedConversation, synth: Synthesizer) -> None:
-        from csm_cli.audio.io import encode_audio
-
-        try:
-            tags = audio_tags(finished.utterances, synth.checkpoint, finished.conversation.title)
-            record = conversation_record(finished, str(item.path), synth.checkpoint, str(synth.device))
-            data = encode_audio(item.path, finished.track.audio, tags)
-        except BaseException as problem:
-            self._record_failure(item, failure_of(problem), [])
-            return
-        try:
-            write_atomically(item.path, data, flush=False)
-        except OutputFailed:
-            raise  # a full disk would fail all other items too
-        except CsmError as error:
-            self._record_failure(item, error, [])
-            return
-        record |= _extra(item)
-        del record["rtf"]  # items are decoded together: the time of one says nothing about its own cost
-        self._ledger.append(record | {"file": item.file, "fingerprint": item.fingerprint}, item.path)
-        self._written += 1
+    def _record(self, result: ItemResult) -> None:
+        """Appends a result to the ledger and prints it."""
+        item, record = self._active.pop(result.id), result.record
+        if result.ok:
+            self._ledger.append(record | {"file": item.file, "fingerprint": item.fingerprint}, result.path)
+            self._written += 1
+        else:
+            self._ledger.append(record | {"fingerprint": item.fingerprint})
+            self._failed += 1
         if not self._quiet:
             done = self._counts.done + self._written + self._failed
-            for utterance in finished.utterances:
-                log_line(f"[{done} of {self._counts.total}] {item.id}: {describe_utterance(utterance, batched=True)}")
-        for warning in turn_warnings(finished):
+            for line in result.lines:
+                log_line(f"[{done} of {self._counts.total}] {item.id}: {line}")
+        for warning in result.warnings:
             warn(f"{item.id}: {warning}")
-        if self._job.output_options.json:
+        if self._json:
             emit_json(record)
-        else:
+        elif result.ok:
             emit_path(item.path)
-
-    def _record_failure(self, item: BatchItem, error: CsmError, seeds: list[int]) -> None:
-        turns = [{"speaker": turn.label, "text": turn.text} for turn in item.conversation.turns]
-        record: dict[str, Any] = {"id": item.id, "status": "failed", "output": None, "error": str(error)}
-        record |= {"error_class": error.kind, "seeds_tried": seeds, "turns": turns} | _extra(item)
-        self._ledger.append(record | {"fingerprint": item.fingerprint})
-        self._failed += 1
-        warn(f"{item.id}: {error}")
-        if self._job.output_options.json:
-            emit_json(record)
-
-
-def _extra(item: BatchItem) -> dict[str, Any]:
-    """The other columns of an item's row."""
-    return {"extra": dict(item.conversation.extra)} if item.conversation.extra else {}

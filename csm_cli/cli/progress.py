@@ -16,6 +16,9 @@ from csm_cli.types import Conversation, Turn
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
 
+    from csm_cli.batch.executor import Executor
+    from csm_cli.batch.results import ItemResult
+
 _CHARS_PER_SECOND = 14.0  # of speech; estimates how far an unfinished turn has come
 _MIN_COLUMNS, _MAX_COLUMNS = 8, 30  # of the bar
 
@@ -114,6 +117,58 @@ class ProgressMeter:
         return f"{items}{self.frames} frames  {self.audio_seconds:.1f} s  RTF {self.rtf:.2f}{time_left}"
 
 
+class WorkerMeter:
+    """Counts what the workers of a batch finish.
+
+    total_chars, items: of the batch.
+    """
+
+    def __init__(self, frame_rate: float, total_chars: int, items: int, executor: Executor) -> None:
+        self.frames = 0
+        self.items, self.finished_items = items, 0
+        self.stops: Counter[str] = Counter()
+        self.total_chars, self.done_chars = max(total_chars, 1), 0
+        self._frame_rate, self._executor = frame_rate, executor
+
+    def watch(self, results: Iterable[ItemResult]) -> Iterator[ItemResult]:
+        """Passes results through."""
+        for result in results:
+            self.frames += result.frames
+            self.stops.update(result.stops)
+            self.done_chars += result.chars
+            self.finished_items += 1
+            yield result
+
+    @property
+    def label(self) -> str:
+        ready, workers = self._executor.ready, self._executor.workers
+        return f"{ready} of {workers} workers" if ready < workers else f"{workers} workers"
+
+    @property
+    def seconds(self) -> float:
+        """Since the first worker was ready."""
+        since = self._executor.ready_since
+        return time.perf_counter() - since if since else 0.0
+
+    @property
+    def audio_seconds(self) -> float:
+        return self.frames / self._frame_rate
+
+    @property
+    def rtf(self) -> float:
+        """Time per second of audio, of all workers together; 0 before the first item."""
+        return self.seconds / self.audio_seconds if self.frames else 0.0
+
+    def __str__(self) -> str:
+        seconds, done = self.seconds, self.done_chars
+        rate = f"  {self.audio_seconds / seconds:.1f} s of audio per second" if seconds and self.frames else ""
+        left = f"  {format_clock(seconds / done * (self.total_chars - done))} left" if done else ""
+        return f"{self.finished_items} of {self.items}{rate}{left}"
+
+
+Meter = ProgressMeter | WorkerMeter
+
+
 def _chars(turn: Turn) -> int:
     return 0 if turn.recording else len(turn.text)
 
@@ -123,7 +178,7 @@ def _is_cached(turn: Turn) -> bool:
 
 
 @contextmanager
-def show_progress(meter: ProgressMeter, quiet: bool) -> Iterator[None]:
+def show_progress(meter: Meter, quiet: bool) -> Iterator[None]:
     """Shows `meter` as a bar while the block runs, if standard error is a terminal."""
     if quiet or not sys.stderr.isatty():
         yield
@@ -137,7 +192,7 @@ def show_progress(meter: ProgressMeter, quiet: bool) -> Iterator[None]:
 
 
 class _Bar:
-    def __init__(self, meter: ProgressMeter) -> None:
+    def __init__(self, meter: Meter) -> None:
         self._meter = meter
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:

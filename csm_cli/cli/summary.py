@@ -15,7 +15,7 @@ from csm_cli.types import Conversation, Turn
 if TYPE_CHECKING:
     from csm_cli.audio.mix import TrackSpan
     from csm_cli.checkpoint import Checkpoint
-    from csm_cli.cli.progress import ProgressMeter
+    from csm_cli.cli.progress import Meter
     from csm_cli.cli.synthesis import FinishedConversation, SynthesisJob
     from csm_cli.generation.synthesizer import Synthesizer
     from csm_cli.generation.turn_cache import CachedTurn
@@ -164,7 +164,7 @@ def describe_utterance(utterance: Utterance, batched: bool = False) -> str:
     return f"{number}{speaker}: {text}  [{', '.join(details)}]"
 
 
-def summarize(meter: ProgressMeter, model: str, device: object) -> str:
+def summarize(meter: Meter, model: str, device: object) -> str:
     """One line on all that a run generated."""
     stops = ", ".join(f"{count} {_STOP_TEXTS[stop]}" for stop, count in meter.stops.items()) or "none"
     if not meter.frames:

@@ -164,7 +164,7 @@ def speak(
     """
     conversations = conversations or job.conversations
     if not job.output_options.quiet:
-        conversations = _note_unknown_voices(conversations, synth.checkpoint)
+        conversations = note_unknown_voices(conversations, synth.checkpoint)
     events = synth.speak(conversations, job.flags, job.retry_policy, job.recognizer)
     return collect_turns(meter.watch(events))
 
@@ -205,7 +205,7 @@ def collect_turns(
                 yield FinishedConversation(conversation, tuple(utterances), track)
 
 
-def _note_unknown_voices(conversations: Iterable[Conversation], checkpoint: Checkpoint) -> Iterator[Conversation]:
+def note_unknown_voices(conversations: Iterable[Conversation], checkpoint: Checkpoint) -> Iterator[Conversation]:
     """Passes conversations through; says once if the bundled voice is asked for a voice or letters it does not know."""
     from csm_cli.checkpoint.find import BUNDLED
     from csm_cli.script.spoken_text import foreign_script

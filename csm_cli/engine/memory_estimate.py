@@ -55,16 +55,19 @@ def memory_shortage(config: ModelConfig, device: torch.device, dtype: torch.dtyp
 
 
 def estimate_memory(
-    config: ModelConfig, device: torch.device, dtype: torch.dtype, int8: bool = False
+    config: ModelConfig, device: torch.device, dtype: torch.dtype, int8: bool = False, sharing: int = 1
 ) -> MemoryEstimate:
-    """Slots beside the model, which is not loaded yet: a power of two, since batches are padded to one."""
+    """Slots beside the model, which is not loaded yet: a power of two, since batches are padded to one.
+
+    sharing: processes that load the model on this device, each of which gets an equal share.
+    """
     caches = ((config.backbone, kv_capacity(config.backbone.max_seq_len)), (config.depth, config.codebooks))
     per_position = dtype.itemsize * 2  # a key and a value
     slot_bytes = sum(per_position * s.layers * s.kv_heads * s.head_dim * positions for s, positions in caches)
     free = free_memory(device)
     slots = MAX_SLOTS_GPU if device.type == "cuda" else MAX_SLOTS_CPU
     if free is not None:
-        available = MEMORY_SHARE * (free - weight_bytes(config, dtype, int8))
+        available = MEMORY_SHARE * (free / sharing - weight_bytes(config, dtype, int8))
         slots = min(slots, int(max(available, 0) // slot_bytes))
     return MemoryEstimate(1 << max(0, slots.bit_length() - 1), slot_bytes, free)
 

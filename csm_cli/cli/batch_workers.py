@@ -1,0 +1,183 @@
+"""`csm batch --workers`: how many workers, on which devices, and the run of a batch on them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections import deque
+from collections.abc import Generator, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from csm_cli.batch.results import ItemResult, WorkerPlace, failed_result
+from csm_cli.cli.batch_engine import Loader, SynthesisTask
+from csm_cli.cli.console import log_line
+from csm_cli.cli.progress import WorkerMeter
+from csm_cli.cli.summary import summarize
+from csm_cli.cli.synthesis import SynthesisJob, note_unknown_voices, pick_device_and_dtype
+from csm_cli.errors import UsageError
+from csm_cli.report import format_count
+
+if TYPE_CHECKING:
+    import torch
+
+    from csm_cli.batch.executor import Executor
+    from csm_cli.batch.items import BatchItem, Counts
+    from csm_cli.checkpoint import Checkpoint
+    from csm_cli.types import Conversation
+
+_MAX_WORKERS = 1024
+_PANEL = "Workers"
+
+
+@dataclass(frozen=True)
+class WorkerOptions:
+    """How many processes generate, and where."""
+
+    workers: Annotated[
+        str | None,
+        typer.Option(
+            "--workers",
+            metavar="auto|N",
+            help="Processes with a model each; auto: one for each GPU, or for each core.",
+            rich_help_panel=_PANEL,
+        ),
+    ] = None
+
+    @property
+    def chosen(self) -> bool:
+        """Whether workers generate; else this process does."""
+        return self.workers is not None
+
+    def check(self) -> None:
+        """Raises UsageError for an impossible number, before any work is done."""
+        _ = self.count
+
+    @property
+    def count(self) -> int | None:
+        """None for auto. Raises UsageError for anything but auto and a number in range."""
+        if self.workers is None or self.workers == "auto":
+            return None
+        count = int(self.workers) if self.workers.isdecimal() and len(self.workers) < 5 else 0
+        if not 1 <= count <= _MAX_WORKERS:
+            raise UsageError(f"--workers takes auto or a whole number from 1 to {_MAX_WORKERS}, not {self.workers!r}")
+        return count
+
+
+def worker_places(count: int | None, job: SynthesisJob, checkpoint: Checkpoint) -> list[WorkerPlace]:
+    """One place for each worker. count: None for every GPU, or as many as cores and memory allow.
+
+    Raises:
+        UsageError: there are fewer GPUs.
+    """
+    import torch
+
+    device, dtype = pick_device_and_dtype(job.speech)
+    if device.type == "cpu":
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        workers = count or min(cores, _workers_in_memory(device, dtype, checkpoint))
+        threads = int(os.environ.get("OMP_NUM_THREADS") or 0) or max(1, cores // workers)
+        return [WorkerPlace("cpu", threads, workers)] * workers
+    named = device.index is not None or device.type != "cuda"
+    devices = [str(device)] if named else [f"cuda:{index}" for index in range(torch.cuda.device_count())]
+    if count and count > len(devices):
+        found = f"{format_count(len(devices), 'device')} ({', '.join(devices)})"
+        raise UsageError(f"--workers {count}: one worker has one GPU, and --device {job.speech.device} is {found}")
+    return [WorkerPlace(name, torch.get_num_threads()) for name in devices[:count]]
+
+
+def _workers_in_memory(device: torch.device, dtype: torch.dtype, checkpoint: Checkpoint) -> int:
+    from csm_cli.engine.memory_estimate import MEMORY_SHARE, estimate_memory, weight_bytes
+
+    estimate = estimate_memory(checkpoint.config, device, dtype)
+    if estimate.free is None:
+        return _MAX_WORKERS
+    return max(1, int(MEMORY_SHARE * estimate.free // (weight_bytes(checkpoint.config, dtype) + estimate.slot_bytes)))
+
+
+class WorkerPool:
+    """The workers of a batch, as its run sees them; see `ItemEngine`."""
+
+    def __init__(
+        self, options: WorkerOptions, job: SynthesisJob, checkpoint: Checkpoint, counts: Counts, load: Loader
+    ) -> None:
+        """load: makes the synthesizer of a worker; a function of a module."""
+        from csm_cli.models.mimi.config import codec_config
+
+        places = worker_places(options.count, job, checkpoint)[: counts.selected]
+        self._job, self._checkpoint, self._total = job, checkpoint, counts.selected
+        self._executor = self._make_executor(places, load)
+        rate = codec_config(checkpoint.codec_config).frame_rate
+        self.meter = WorkerMeter(rate, counts.chars, counts.total, self._executor)
+        self.meter.finished_items = counts.done
+
+    def _make_executor(self, places: list[WorkerPlace], load: Loader) -> Executor:
+        from csm_cli.batch.processes import ProcessExecutor
+
+        fair = -(-self._total // len(places))
+        job = replace(self._job, recognizer=None, slots=min(self._job.slots, fair))
+        task = SynthesisTask(job, self._checkpoint.revision, self._checkpoint.fingerprint, load)
+        if not self._job.output_options.quiet:
+            shown = f" ({format_count(places[0].threads, 'thread')} each)" if places[0].device == "cpu" else ""
+            log_line(f"starting {format_count(len(places), 'worker')}{shown} ...")
+        return ProcessExecutor(task, places, log_line)
+
+    def results(self, items: Iterator[BatchItem]) -> Generator[ItemResult, None, None]:
+        failed: deque[ItemResult] = deque()  # items that cannot be generated
+
+        def readable() -> Iterator[BatchItem]:
+            for item in items if self._job.output_options.quiet else _with_notes(items, self._checkpoint):
+                if item.error:
+                    failed.append(failed_result(item, item.error))
+                else:
+                    yield item
+
+        results = self._executor.results(readable(), self._total)
+        with closing(results), _drained_by_interrupt(self._executor):
+            for result in self.meter.watch(results):
+                yield result
+                while failed:
+                    yield failed.popleft()
+            yield from failed
+
+    def summary(self) -> str:
+        device = f"{format_count(self._executor.workers, 'worker')}"
+        return summarize(self.meter, self._checkpoint.name, device)
+
+    def hint(self) -> str:
+        return ""
+
+
+def _with_notes(items: Iterator[BatchItem], checkpoint: Checkpoint) -> Iterator[BatchItem]:
+    """Passes items through; says once what the bundled voice does not know."""
+    current: list[BatchItem] = []
+
+    def conversations() -> Iterator[Conversation]:
+        for item in items:
+            current[:] = [item]
+            yield item.conversation
+
+    for _ in note_unknown_voices(conversations(), checkpoint):
+        yield current[0]
+
+
+@contextmanager
+def _drained_by_interrupt(executor: Executor) -> Iterator[None]:
+    """The first Ctrl-C lets the executor finish what is in progress, a second one ends the run at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def drain(*_: object) -> None:
+        signal.signal(signal.SIGINT, before)
+        executor.request_drain()
+
+    before = signal.signal(signal.SIGINT, drain)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
