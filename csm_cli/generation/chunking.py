@@ -12,7 +12,7 @@ from csm_cli.types import DEFAULT_CHUNK_CHARS, DEFAULT_LANGUAGE, Conversation
 MAX_SENTENCE_CHUNKS = 2  # a sentence longer than so many chunks is split at its clauses
 
 _CLAUSE_END = re.compile(r"(?<=[,;:\u2014\u2013]\s)|(?<=[\u3001\uff0c\uff1b\uff1a])")
-_PARAGRAPH_END = re.compile(r"\n\s*\n")
+PARAGRAPH_END = re.compile(r"\n\s*\n")
 _BEFORE_NUMBER = re.compile(
     r"\b(?:approx|est|max|min|ca|circa|abs|sec|ver|par|art|nos?|pp?|vol|ch|figs?|eq|tel|ext|lv)\.\s*$", re.I
 )
@@ -35,7 +35,7 @@ def split_text(text: str, chunk_chars: int = DEFAULT_CHUNK_CHARS, language: str 
     try:
         chunks = [
             chunk
-            for paragraph in _PARAGRAPH_END.split(text)
+            for paragraph in PARAGRAPH_END.split(text)
             for chunk in _merge(_sentences(paragraph, chunk_chars, language), chunk_chars)
         ]
     except UnicodeEncodeError:  # a lone surrogate; reported where the text is tokenized
@@ -50,8 +50,8 @@ def split_text(text: str, chunk_chars: int = DEFAULT_CHUNK_CHARS, language: str 
     return tuple(merged)
 
 
-def _sentences(text: str, chunk_chars: int, language: str) -> Iterable[str]:
-    """Sentences with the space after them; those that are too long in pieces."""
+def split_sentences(text: str, language: str = DEFAULT_LANGUAGE) -> list[str]:
+    """The sentences of a paragraph, each with the space after it."""
     from sentencex import segment
 
     sentences: list[str] = []
@@ -62,7 +62,12 @@ def _sentences(text: str, chunk_chars: int, language: str) -> Iterable[str]:
             sentences[-1] += part
         else:
             sentences.append(part)
-    for sentence in sentences:
+    return sentences
+
+
+def _sentences(text: str, chunk_chars: int, language: str) -> Iterable[str]:
+    """Sentences with the space after them; those that are too long in pieces."""
+    for sentence in split_sentences(text, language):
         if spoken_length(sentence) <= MAX_SENTENCE_CHUNKS * chunk_chars:
             yield sentence
         else:

@@ -27,6 +27,7 @@ from csm_cli.serve.schema import describe_validation, error_body
 from csm_cli.serve.security import Gate
 from csm_cli.serve.service import SpeechService
 from csm_cli.serve.speech import speech_routes
+from csm_cli.serve.speech_socket import socket_routes
 from csm_cli.serve.voices import ClipEncoder, check_text, save_upload, voice_choices, voice_record
 from csm_cli.voices.store import find_voice, is_name, list_voices, remove_voice
 
@@ -69,6 +70,7 @@ def create_app(service: SpeechService, settings: ServeSettings) -> FastAPI:
     app.include_router(speech_routes(context))
     app.include_router(conversation_routes(context, store))
     app.include_router(turn_routes(context, store))
+    app.include_router(socket_routes(context))
     return app
 
 

@@ -17,3 +17,7 @@ MAX_TAKES = 32  # of a turn
 MAX_CONVERSATION_SECONDS = 3600  # of audio in one conversation, all takes together; a second has 96 kB
 MAX_STORED_SECONDS = 14_400  # of audio in all conversations: 1.4 GB
 MIN_IDLE_SECONDS = 300  # a conversation used within this time is not dropped for another
+MAX_SOCKETS = 256  # open text streams; each holds the codes of its last sentences
+MAX_SOCKET_MESSAGE_BYTES = 8_000_000  # of one message: a clip of a minute in 16 bits at 24 kHz has 3.9 MB as base64
+MAX_PAST_SENTENCES = 64  # of a text stream that are prompted again; more do not fit into the context window
+SOCKET_IDLE_SECONDS = 60  # without a message while nothing is spoken

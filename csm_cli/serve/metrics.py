@@ -55,6 +55,10 @@ class Metrics:
         ):
             Gauge(name, text, registry=self.registry).set_function(value)
 
+    def watch_sockets(self, number: Callable[[], int]) -> None:
+        """A gauge of the text streams that are open."""
+        Gauge("csm_text_streams", "Open text streams.", registry=self.registry).set_function(number)
+
     def finished(self, audio_seconds: float, seconds: float) -> None:
         """A turn of so much audio has taken so long in its slot."""
         self.audio.inc(audio_seconds)

@@ -62,11 +62,10 @@ class SpokenFields(GenerationFields):
         return (["instructions"] if self.instructions else []) + sorted(self.model_extra or {})
 
 
-class SpeechBody(SpokenFields):
-    """`POST /v1/audio/speech`."""
+class VoiceFields(BaseModel):
+    """Whose voice it is, and what was said before."""
 
     model: str = "csm"
-    input: SpokenText
     voice: str | VoiceRef | None = None
     speaker: SpeakerId = 0
     ref_audio: str | None = Field(None, description="A clip of the voice: base64 or a data: URL.")
@@ -76,6 +75,40 @@ class SpeechBody(SpokenFields):
     @property
     def voice_name(self) -> str | None:
         return self.voice.id if isinstance(self.voice, VoiceRef) else self.voice
+
+
+class SpeechBody(VoiceFields, SpokenFields):
+    """`POST /v1/audio/speech`."""
+
+    input: SpokenText
+
+
+class SocketConfig(VoiceFields, SpokenFields):
+    """`session.config` of a text stream: begins a conversation."""
+
+    type: Literal["session.config"] = "session.config"
+    response_format: ResponseFormat = "pcm"
+    stream_audio: bool | None = Field(None, description="Whether a sentence has several frames; by default, with pcm.")
+
+    @property
+    def streamed(self) -> bool:
+        return self.response_format == "pcm" if self.stream_audio is None else self.stream_audio
+
+
+class InputText(BaseModel):
+    """`input.text`: more text, cut anywhere."""
+
+    type: Literal["input.text"]
+    text: Annotated[str, Field(max_length=MAX_INPUT_CHARS)]
+
+
+class InputDone(BaseModel):
+    """`input.done`: the rest of the text is a sentence."""
+
+    type: Literal["input.done"]
+
+
+SocketMessage = Annotated[SocketConfig | InputText | InputDone, Field(discriminator="type")]
 
 
 class SpeakerBody(BaseModel):

@@ -11,6 +11,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from csm_cli.errors import UsageError
+from csm_cli.serve.limits import MAX_SOCKET_MESSAGE_BYTES
 from csm_cli.serve.service import SpeechService
 
 _MAX_HEADER_BYTES = 32 << 10
@@ -59,7 +60,7 @@ def run_server(app: FastAPI, service: SpeechService, bound: socket.socket, on_st
         server_header=False,
         h11_max_incomplete_event_size=_MAX_HEADER_BYTES,
         timeout_keep_alive=_KEEP_ALIVE_SECONDS,
-        ws_max_size=1 << 20,
+        ws_max_size=MAX_SOCKET_MESSAGE_BYTES,
         lifespan="on",
     )
     server = _Server(config, service)
