@@ -130,8 +130,8 @@ class SpeechSocket:
             context = await run_in_threadpool(load_voice, self._context, message)
             self._queue(self._stream.finish())
             session = SocketSession(message, tuple(context))
-            if message.seed is not None:
-                session.seed = message.seed
+            if message.options.seed is not None:
+                session.seed = message.options.seed
             self._session = session
         elif isinstance(message, InputText):
             if len(message.text) + len(self._stream.pending) + self._pending_chars > MAX_INPUT_CHARS:
@@ -174,7 +174,8 @@ class SpeechSocket:
         config, rate = session.config, self._context.synth.codec.rate
         encoder = new_encoder(config.response_format, rate, f"synthetic speech; model: {self._context.model_name}")
         stream = await self._submit(session, sentence)
-        name, size, failure = config.response_format, 0, None
+        name, size = config.response_format, 0
+        failure: CsmError | None = None
         with stream:
             start = {"sentence_index": index, "sentence_text": sentence, "format": name, "sample_rate": rate}
             await self._socket.send_json({"type": "audio.start", **start})
