@@ -71,6 +71,11 @@ class CheckpointConfig:
     tokenizer_file: Path
     soft_limit: int
 
+    @property
+    def positions(self) -> int:
+        """Of its context window."""
+        return self.config.backbone.max_seq_len
+
 
 @dataclass(frozen=True)
 class Checkpoint(CheckpointConfig):

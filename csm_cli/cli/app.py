@@ -23,12 +23,13 @@ from csm_cli.cli.options import expand_options
 from csm_cli.cli.say import say
 from csm_cli.cli.script import script
 from csm_cli.cli.serve import serve
+from csm_cli.cli.takes import takes
 from csm_cli.cli.train import train
 from csm_cli.cli.voices import voices
 
 COMMANDS: dict[str, tuple[Any, ...]] = {
     "Speak": (say, converse, batch, serve),
-    "Scripts and batches": (check, script, merge),
+    "Scripts and batches": (check, script, takes, merge),
     "Voices and models": (voices, models, export),
     "Training": (data, train),
     "Tools": (config, bench, doctor),

@@ -33,7 +33,7 @@ from csm_cli.types import Conversation, Turn
 
 if TYPE_CHECKING:
     from csm_cli.generation.context_window import TurnEstimate
-    from csm_cli.generation.turn_cache import RedoRequest
+    from csm_cli.generation.incremental import RedoRequest
 
 
 _REUSE = "Reusing turns"  # panel of the options that only --help-all shows
@@ -115,39 +115,44 @@ class RedoOptions:
             "--from", metavar="TRACK", panel=_REUSE, text="Reuse the turns of this track too, such as other/name.wav."
         ),
     ] = None
+    keep_takes: Annotated[
+        bool,
+        _option("--keep-takes", text="Store all takes of --takes, --retries and --redo, for csm takes.", panel=_REUSE),
+    ] = False
 
     def request(self, conversation: Conversation, track: Path | None) -> RedoRequest:
         """Raises UsageError if a turn of --redo is unknown or a recording, or there is no turn cache to use."""
-        from csm_cli.generation.turn_cache import RedoRequest, cache_folder, has_cached_turns
+        from csm_cli.generation.incremental import RedoRequest
+        from csm_cli.generation.turn_cache import cache_folder, has_cached_turns
 
-        if track is None and (self.redo is not None or self.source is not None):
-            flag = "--from" if self.redo is None else "--redo"
-            raise UsageError(f"{flag} reuses turns cached beside the track; name it with -o out.wav")
-        numbers = parse_turns(self.redo, conversation.turns) if self.redo is not None else frozenset()
+        flags = (("--redo", self.redo), ("--from", self.source), ("--keep-takes", self.keep_takes or None))
+        if track is None and (flag := next((name for name, value in flags if value is not None), None)):
+            raise UsageError(f"{flag} needs the turns cached beside the track; name it with -o out.wav")
+        numbers = parse_turns(f"--redo {self.redo}", conversation.turns) if self.redo is not None else frozenset()
         source = None if self.source is None else expand_path(self.source)
         if source and not has_cached_turns(source):
             raise UsageError(f"--from {source}: it has no cached turns ({cache_folder(source)} is missing)")
-        return RedoRequest(numbers, self.cascade, self.fresh, source)
+        return RedoRequest(numbers, self.cascade, self.fresh, source, self.keep_takes)
 
 
-def parse_turns(text: str, turns: Sequence[Turn]) -> frozenset[int]:
+def parse_turns(option: str, turns: Sequence[Turn]) -> frozenset[int]:
     """The turn numbers that `--redo 7,12-14,t2,ana` means: numbers, ranges, turn ids, and all turns of a speaker.
 
     Raises:
         UsageError: an unknown turn, id or speaker, with the most similar ones; a recorded turn.
     """
     numbers: set[int] = set()
-    for part in map(str.strip, text.split(",")):
+    for part in map(str.strip, option.partition(" ")[2].split(",")):
         interval = re.fullmatch(r"(\d{1,6})\s*(?:-\s*(\d{1,6}))?", part)
         by_id = [number for number, turn in enumerate(turns, 1) if part and turn.id == part]
         by_speaker = [number for number, turn in enumerate(turns, 1) if part and turn.name == part]
         if interval:
             first, last = int(interval[1]), int(interval[2] or interval[1])
             if first > last:
-                raise UsageError(f"--redo {text}: {part} is not a range; write it as {last}-{first}")
+                raise UsageError(f"{option}: {part} is not a range; write it as {last}-{first}")
             if not 1 <= first <= last <= len(turns):
                 unknown = last if first >= 1 else first
-                raise UsageError(f"--redo {text}: there is no turn {unknown}; the script has {len(turns)} turns")
+                raise UsageError(f"{option}: there is no turn {unknown}; the script has {len(turns)} turns")
             selected = list(range(first, last + 1))
         elif by_id:
             selected = by_id
@@ -158,10 +163,10 @@ def parse_turns(text: str, turns: Sequence[Turn]) -> frozenset[int]:
             known = [name for name in names if name]
             similar = difflib.get_close_matches(part, known, n=3, cutoff=0.5)
             hint = f"did you mean {' or '.join(similar)}?" if similar else f"known: {', '.join(known[:8]) or 'none'}"
-            raise UsageError(f"--redo {text}: {part!r} is not a turn number, turn id or speaker; {hint}")
+            raise UsageError(f"{option}: {part!r} is not a turn number, turn id or speaker; {hint}")
         for number in selected:
             if turns[number - 1].recording:
-                raise UsageError(f"--redo {text}: turn {number} is a recording; leave it out")
+                raise UsageError(f"{option}: turn {number} is a recording; leave it out")
         numbers.update(selected)
     return frozenset(numbers)
 

@@ -15,14 +15,13 @@ from csm_cli import __version__
 from csm_cli.batch.items import file_name
 from csm_cli.cli.summary import SIDECAR_SCHEMA, spelled_record
 from csm_cli.errors import OutputRefused, UsageError
-from csm_cli.generation.events import audio_tags, utterance_cues
+from csm_cli.generation.events import ModelIdentity, audio_tags, utterance_cues
 from csm_cli.storage.files import check_writable
 from csm_cli.storage.paths import expand_path, resolved_name
 from csm_cli.storage.untrusted import read_json
 from csm_cli.types import Conversation, Turn
 
 if TYPE_CHECKING:
-    from csm_cli.checkpoint import Checkpoint
     from csm_cli.cli.synthesis import FinishedConversation, SynthesisJob
 
 SUBTITLES = ("srt", "vtt", "json")
@@ -77,7 +76,7 @@ class OutputFiles:
                 check_output(path, clobber, None if path in self.turns else self.audio_format)
 
     def contents(
-        self, finished: FinishedConversation, checkpoint: Checkpoint, sidecar: Mapping[str, Any]
+        self, finished: FinishedConversation, model: ModelIdentity, sidecar: Mapping[str, Any]
     ) -> Iterator[tuple[Path, bytes]]:
         """Every file with its content, encoded one at a time."""
         from csm_cli.audio.io import encode_audio
@@ -85,13 +84,13 @@ class OutputFiles:
 
         track, title, utterances = finished.track, finished.conversation.title, finished.utterances
         if self.track:
-            tags = audio_tags(utterances, checkpoint, title)
+            tags = audio_tags(utterances, model, title)
             yield self.track, encode_audio(self.track, track.audio, tags, self.audio_format)
         for index, path in enumerate(self.turns):
-            yield path, encode_audio(path, track.turn(index), audio_tags([utterances[index]], checkpoint, title))
+            yield path, encode_audio(path, track.turn(index), audio_tags([utterances[index]], model, title))
         for speaker, audio in track.stems().items() if self.stems else ():
             own = [each for each in utterances if each.turn.label == speaker]
-            path, tags = self.stems[speaker], audio_tags(own, checkpoint, speaker)
+            path, tags = self.stems[speaker], audio_tags(own, model, speaker)
             yield path, encode_audio(path, audio, tags, self.audio_format)
         cues = utterance_cues(track, utterances)
         for name, path in self.subtitles.items():

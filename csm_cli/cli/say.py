@@ -99,7 +99,7 @@ def say(
     turns = parse_say(str(text), speaker, file or "<text>", MAX_TEXT_FILE_BYTES)
     redo = None
     if any(len(turn.text) > _LONG_TEXT_CHARS for turn in turns):  # a run that is stopped can go on
-        from csm_cli.generation.turn_cache import RedoRequest
+        from csm_cli.generation.incremental import RedoRequest
 
         turns, redo = _paragraphs(turns, speech.language), RedoRequest()
     if recognizer:

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from csm_cli.errors import GenerationFailed
 from csm_cli.generation.chunking import spell
-from csm_cli.generation.events import Utterance
+from csm_cli.generation.events import ModelIdentity, Utterance
 from csm_cli.report import format_count
 from csm_cli.types import Conversation, Turn
 
 if TYPE_CHECKING:
     from csm_cli.audio.mix import TrackSpan
-    from csm_cli.checkpoint import Checkpoint
     from csm_cli.cli.progress import Meter
     from csm_cli.cli.synthesis import FinishedConversation, SynthesisJob
     from csm_cli.generation.synthesizer import Synthesizer
@@ -33,6 +33,11 @@ _STOP_TEXTS = {
 }
 
 
+def stop_text(stop: str) -> str:
+    """A stop reason as lines show it."""
+    return _STOP_TEXTS.get(stop, stop)
+
+
 def turn_title(turn: Turn, number: int) -> str:
     """A turn as messages name it."""
     text = " ".join(turn.text.split())
@@ -42,23 +47,24 @@ def turn_title(turn: Turn, number: int) -> str:
 def conversation_record(
     finished: FinishedConversation,
     output: str | None,
-    checkpoint: Checkpoint,
+    model: ModelIdentity,
     device: str | None,
-    reused: Mapping[int, CachedTurn] | None = None,
+    cached: Mapping[int, CachedTurn] | None = None,
 ) -> dict[str, Any]:
-    """The JSON object of a conversation. device: None if nothing was generated; reused: cached turns by turn number."""
-    from csm_cli.generation.turn_cache import take_record
+    """The JSON object of a conversation. device: None if nothing was generated; cached: its turns in the turn cache."""
+    from csm_cli.generation.incremental import list_takes, take_records
+    from csm_cli.generation.turn_cache import cache_folder
 
-    utterances, positions = finished.utterances, checkpoint.config.backbone.max_seq_len
+    utterances, folder = finished.utterances, cache_folder(Path(output)) if output and cached else None
     synthetic = [each for each in utterances if each.stop != "recorded"]
     generated = [each for each in synthetic if not each.cached]
     seconds = sum(each.audio.duration for each in generated)
     stops = {each.stop for each in utterances}
     turns = []
     for utterance, span in zip(utterances, finished.track.spans, strict=True):
-        cached = (reused or {}).get(utterance.number)
-        takes = cached.takes if cached else [take_record(take, utterance.audio.rate) for take in utterance.takes]
-        turns.append(_turn_record(utterance, span) | {"takes": list(takes)})
+        own = (cached or {}).get(utterance.number)
+        takes = own.takes if own else list_takes(utterance)
+        turns.append(_turn_record(utterance, span) | {"takes": take_records(takes, folder)})
     dropped = {turn for each in utterances for turn in each.evicted if turn != each.number}
     return {
         "id": finished.conversation.id or None,
@@ -68,14 +74,14 @@ def conversation_record(
         "rtf": round(sum(each.seconds for each in generated) / seconds, 4) if seconds else None,
         "stop": next(stop for stop in ("cap", "silence", "repeat", "eos", "empty", "recorded") if stop in stops),
         "seed": synthetic[0].seed if synthetic else None,
-        "model": checkpoint.name,
-        "revision": checkpoint.revision,
+        "model": model.name,
+        "revision": model.revision,
         "device": device,
         "warnings": turn_warnings(finished),
         "context_window": {
             "peak": max(each.peak_positions for each in utterances),
-            "positions": positions,
-            "soft_limit": checkpoint.soft_limit or positions,
+            "positions": model.positions,
+            "soft_limit": model.soft_limit or model.positions,
             "dropped_turns": len(dropped),
         },
         "turns": turns,

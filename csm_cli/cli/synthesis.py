@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -29,6 +29,7 @@ from csm_cli.generation.events import (
     ConversationFailed,
     Event,
     FrameProgress,
+    ModelIdentity,
     Utterance,
     audio_tags,
     mix_utterances,
@@ -42,8 +43,10 @@ if TYPE_CHECKING:
 
     from csm_cli.audio.mix import Track
     from csm_cli.checkpoint import Checkpoint
+    from csm_cli.cli.track_record import TrackRecord
+    from csm_cli.generation.incremental import IncrementalRun, RedoRequest
     from csm_cli.generation.synthesizer import Synthesizer
-    from csm_cli.generation.turn_cache import IncrementalRun, RedoRequest
+    from csm_cli.generation.turn_cache import CachedTurn
     from csm_cli.generation.verification import Recognizer
 
 BUNDLED_SPEAKERS = 8  # speaker numbers that the bundled voice was trained on
@@ -326,7 +329,8 @@ def run_conversation(request: RunRequest) -> None:
 
 def _incremental_run(request: RunRequest, track: Path, redo: RedoRequest, checkpoint: Checkpoint) -> IncrementalRun:
     from csm_cli.generation.fingerprint import SynthesisSetup
-    from csm_cli.generation.turn_cache import IncrementalRun, TurnCache
+    from csm_cli.generation.incremental import IncrementalRun
+    from csm_cli.generation.turn_cache import TurnCache
 
     job = request.job
     sizes = checkpoint.config.codebooks, checkpoint.config.vocab
@@ -357,13 +361,13 @@ def _run(request: RunRequest, run: IncrementalRun | None, checkpoint: Checkpoint
     with show_progress(meter, quiet), _cache_hint(run, quiet), _open_live_stream(request, codec.rate) as stream:
         finished = _finish(events, stream, run, quiet)
 
-    output = str(files.track) if files.track else None
-    device, reused = str(synth.device) if synth else None, run.reused if run else {}
-    result = conversation_record(finished, output, checkpoint, device, reused) | files.record()
-    result |= _loudness_record(finished)
+    device, cached = str(synth.device) if synth else None, run.cached if run else {}
+    result = finished_record(finished, files, checkpoint, cached, device)
     _write(finished, request, checkpoint, result)
-    if run:
+    if run and files.track:
         run.finish()
+        facts = {"device": device, "rtf": result["rtf"]}
+        _track_record(request, run, checkpoint, facts).save(files.track)
     if job.output_options.json:
         emit_json(result)
     elif files.track:
@@ -448,6 +452,44 @@ def _finish(
     raise CsmError("the model stopped before the last turn; run again with --debug and report it")
 
 
+def mix_events(events: Iterable[Event]) -> FinishedConversation:
+    """The only conversation of some events. Raises the error of one that failed."""
+    for event in collect_turns(events):
+        if isinstance(event, ConversationFailed):
+            raise event.error
+        if isinstance(event, FinishedConversation):
+            return event
+    raise CsmError("the events end before the last turn; report it")
+
+
+def finished_record(
+    finished: FinishedConversation,
+    files: OutputFiles,
+    model: ModelIdentity,
+    cached: Mapping[int, CachedTurn],
+    device: str | None = None,
+) -> dict[str, Any]:
+    """The JSON object of a conversation and its files. cached: its turns in the turn cache."""
+    output = str(files.track) if files.track else None
+    return conversation_record(finished, output, model, device, cached) | files.record() | _loudness_record(finished)
+
+
+def _track_record(
+    request: RunRequest, run: IncrementalRun, checkpoint: Checkpoint, facts: Mapping[str, Any]
+) -> TrackRecord:
+    from csm_cli.cli.track_record import TrackModel, TrackRecord
+    from csm_cli.models.mimi.config import codec_config
+
+    config, codec = checkpoint.config, codec_config(checkpoint.codec_config)
+    sizes = config.codebooks, config.vocab, codec.rate, codec.frame_samples
+    model = TrackModel(checkpoint.name, checkpoint.revision, checkpoint.positions, checkpoint.soft_limit, *sizes)
+    fingerprints = tuple(
+        "" if turn.recording else each for turn, each in zip(run.script.turns, run.fingerprints, strict=True)
+    )
+    sidecar = sidecar_record(request.job, {})
+    return TrackRecord(run.script, fingerprints, request.files, model, sidecar, facts, request.report)
+
+
 def _loudness_record(finished: FinishedConversation) -> dict[str, Any]:
     target, track = finished.conversation.loudness, finished.track.audio
     if target is None:
@@ -459,22 +501,38 @@ def _loudness_record(finished: FinishedConversation) -> dict[str, Any]:
 
 
 def _write(finished: FinishedConversation, request: RunRequest, checkpoint: Checkpoint, result: dict[str, Any]) -> None:
-    """Writes all files, or none; the audio to standard output if that is the output; the report."""
+    """Writes the files and the report; the audio to standard output if that is the output."""
     from csm_cli.audio.io import encode
 
     files, title = request.files, finished.conversation.title
     files.check(not request.output.no_clobber)  # again: other programs may have written them meanwhile
     outdated = files.outdated()
-    write_together(files.contents(finished, checkpoint, sidecar_record(request.job, result)))
+    write_outputs(finished, files, checkpoint, sidecar_record(request.job, result), request.report)
     if outdated:
         warn(f"{', '.join(map(str, outdated))}: left from an earlier {files.track}, does not belong to this one")
     if request.output.output == "-" and not request.live.stream:
         tags = audio_tags(finished.utterances, checkpoint, title)
         emit_bytes(encode(finished.track.audio, request.live.format or "wav", tags))
-    if request.report:
+
+
+def write_outputs(
+    finished: FinishedConversation,
+    files: OutputFiles,
+    model: ModelIdentity,
+    sidecar: Mapping[str, Any],
+    report: Path | None,
+) -> None:
+    """Writes all files, or none, and then the report. sidecar: as `sidecar_record`.
+
+    Raises:
+        OutputRefused, OutputFailed: a file cannot be written.
+    """
+    write_together(files.contents(finished, model, sidecar))
+    if report:
         from csm_cli.report.page import write_conversation_report
 
-        write_conversation_report(request.report, result, finished.track.audio, title or finished.conversation.id)
+        title = finished.conversation.title or finished.conversation.id
+        write_conversation_report(report, sidecar, finished.track.audio, title)
 
 
 def _summary_parts(request: RunRequest, result: dict[str, Any], meter: ProgressMeter) -> Iterator[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from csm_cli import __version__
 from csm_cli.errors import CsmError
@@ -20,8 +20,23 @@ if TYPE_CHECKING:
     from csm_cli.audio.io import Audio, Tags
     from csm_cli.audio.mix import Track
     from csm_cli.audio.subtitles import Cue
-    from csm_cli.checkpoint import Checkpoint
     from csm_cli.generation.take import Take
+
+
+class ModelIdentity(Protocol):
+    """What records and tags say of a model: a `Checkpoint`, or what a finished track remembers of one.
+
+    revision: the commit on Hugging Face, None for a local one. positions, soft_limit: of its context.
+    """
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def revision(self) -> str | None: ...
+    @property
+    def positions(self) -> int: ...
+    @property
+    def soft_limit(self) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -43,7 +58,8 @@ class Utterance:
         silent or repeated one frame), "empty" (no speech), or "recorded" (the script has a recording of it). Of
         several segments the worst counts.
     seed: generates the same turn again. seconds: from the first prefill to the last sample.
-    fault: why the turn is unusable, "" if it is not. takes: all that were generated, the chosen ones included.
+    fault: why the turn is unusable, "" if it is not. takes: all that were generated, the chosen ones included; chosen:
+        the index among them of the take of each segment.
     peak_positions: the longest sequence in the context window. evicted: numbers of the turns that were dropped from it
         for this one; its own number if its first segments were.
     cached: reused from an earlier run, whose `stop` and `seed` are given.
@@ -52,13 +68,14 @@ class Utterance:
 
     conversation: Conversation
     turn: Turn
-    codes: Tensor
+    codes: Tensor | NDArray[np.int64]
     audio: Audio
     stop: str
     seed: int = 0
     seconds: float = 0.0
     fault: str = ""
     takes: tuple[Take, ...] = ()
+    chosen: tuple[int, ...] = ()
     segments: tuple[Segment, ...] = ()
     peak_positions: int = 0
     evicted: tuple[int, ...] = ()
@@ -119,14 +136,14 @@ def utterance_cues(track: Track, utterances: Sequence[Utterance]) -> list[Cue]:
     ]
 
 
-def audio_tags(utterances: Sequence[Utterance], checkpoint: Checkpoint, title: str = "") -> Tags:
+def audio_tags(utterances: Sequence[Utterance], model: ModelIdentity, title: str = "") -> Tags:
     """The metadata of an audio file: that it is synthetic, the model and the seeds."""
     from csm_cli.audio.io import Tags
 
     synthetic = [each for each in utterances if each.stop != "recorded"]
     # only the last part of a local path: files are shared, and paths are private
-    model = f"{checkpoint.name} at {checkpoint.revision}" if checkpoint.revision else Path(checkpoint.name).name
-    comment = f"synthetic speech; model: {model}; seed: {format_ranges(each.seed for each in synthetic)}"
+    name = f"{model.name} at {model.revision}" if model.revision else Path(model.name).name
+    comment = f"synthetic speech; model: {name}; seed: {format_ranges(each.seed for each in synthetic)}"
     if not synthetic:
         comment = "recordings; no speech in this file was synthesized"
     elif len(synthetic) < len(utterances):

@@ -390,6 +390,7 @@ class SynthesisRun:
             seconds=time.perf_counter() - current.started,
             fault=next((take.fault for take in takes if take.fault), ""),
             takes=tuple(current.all_takes),
+            chosen=tuple(map(current.all_takes.index, takes)),
             segments=segments,
             peak_positions=current.peak_positions,
             evicted=tuple(current.evicted),

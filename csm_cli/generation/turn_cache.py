@@ -1,9 +1,10 @@
 """The turns of earlier runs, cached beside a track: which are reused, and which are generated again.
 
 The cache of `OUT.wav` is the folder `.OUT.csm` beside it. All tracks with one stem share it, so that `OUT.flac` reuses
-the turns of `OUT.wav`. It holds for each turn its audio (float32 WAV) and its codes (.npy, [T, K]), and two lists of
-them: turns.json, written when a track is finished, and turns.jsonl, to which a run appends each turn. A line costs the
-same however many turns there are. turns.jsonl counts only for the turns.json whose digest is in its first line.
+the turns of `OUT.wav`. It holds for each turn its audio (float32 WAV) and its codes (.npy, [T, K]), the same of each
+take with `--keep-takes`, and two lists of the turns: turns.json, written when a track is finished, and turns.jsonl, to
+which a run appends each turn. A line costs the same however many turns there are. turns.jsonl counts only for the
+turns.json whose digest is in its first line.
 
 Nothing in the folder is trusted: what is not a cached turn of this checkpoint is generated again, with a warning.
 """
@@ -16,33 +17,29 @@ import logging
 import math
 import os
 import re
-import secrets
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import soundfile
 from numpy.typing import NDArray
 
 from csm_cli.audio.codes import read_codes, write_codes
+from csm_cli.audio.io import Audio
 from csm_cli.audio.limits import MAX_SAMPLES
-from csm_cli.errors import OutputFailed, OutputRefused
-from csm_cli.generation.chunking import spell
+from csm_cli.errors import InputError, OutputFailed, OutputRefused
 from csm_cli.generation.events import Segment, Utterance
-from csm_cli.generation.fingerprint import SynthesisSetup
 from csm_cli.storage.files import exclusive_lock, write_together
 from csm_cli.storage.fingerprint import fingerprint
 from csm_cli.storage.untrusted import parse_json, read_regular
-from csm_cli.types import Conversation, Recording, Turn, turn_seed
+from csm_cli.types import Recording
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
-
-    from csm_cli.generation.take import Take
 
 _LOG = logging.getLogger(__name__)
 SCHEMA = 3  # increased whenever cached turns of earlier versions must not be reused
@@ -55,12 +52,31 @@ _STOPS = ("cap", "silence", "repeat", "eos", "empty")
 
 
 @dataclass(frozen=True)
+class CachedTake:
+    """One take of a turn, or of a chunk of it (from 1).
+
+    picked: it is in the turn. digest: of its codes and audio, which names its files; empty if they were not stored.
+    """
+
+    seed: int
+    stop: str = ""
+    chunk: int = 1
+    duration_s: float = 0.0
+    fault: str | None = None
+    transcript: str | None = None
+    word_error_rate: float | None = None
+    picked: bool = False
+    digest: str = ""
+
+
+@dataclass(frozen=True)
 class CachedTurn:
     """One generated turn.
 
     fingerprint: digest of its text, speaker, options and model. history: digest of everything before it in the
     conversation when it was generated. digest: of its codes and audio, which names its files. requested_seed: the
-    seed asked for, None if it was drawn; seed: the one that was used. chunks: as in `Recording`.
+    seed asked for, None if it was drawn; seed: the one that was used. chunks: as in `Recording`. requested_takes: of
+    each chunk. by_hand: its take was picked by a person.
     """
 
     number: int
@@ -71,11 +87,13 @@ class CachedTurn:
     seed: int
     requested_seed: int | None
     stop: str
-    takes: tuple[dict[str, Any], ...] = ()
+    takes: tuple[CachedTake, ...] = ()
     chunks: tuple[tuple[str, int], ...] = ()
     segments: tuple[Segment, ...] = ()
     peak_positions: int = 0
     warnings: tuple[str, ...] = ()
+    requested_takes: int = 1
+    by_hand: bool = False
 
 
 def cache_folder(output: Path) -> Path:
@@ -110,8 +128,12 @@ class TurnCache:
     _journal_is_whole: bool = False  # so that a line can be appended
 
     @classmethod
-    def open(cls, output: Path, codebooks: int, vocab: int) -> TurnCache:
-        """The cache of an output; empty if there is none. One that is unreadable or of another schema is ignored."""
+    def open(cls, output: Path, codebooks: int, vocab: int, strict: bool = False) -> TurnCache:
+        """The cache of an output; empty if there is none. One that is unreadable or of another schema is ignored.
+
+        Raises:
+            InputError: with `strict`, instead of ignoring it.
+        """
         cache = cls(output, codebooks, vocab)
         index = cache.folder / INDEX_FILE
         old = output.with_name(f".{output.name}.csm") / _OLD_INDEX_FILE
@@ -121,12 +143,16 @@ class TurnCache:
             record = parse_json(data)
             if record["schema"] == SCHEMA:
                 cache.turns = [_cached_turn(json.dumps(each)) for each in record["turns"]]
+            elif strict:
+                raise InputError(f"{index} was written by another version of csm; run csm converse again")
             else:
                 _LOG.warning("%s was written by another version of csm and is ignored", index)
         except FileNotFoundError:
             if old.exists():
                 _LOG.warning("the turn cache %s was written by an older csm and is ignored; delete it", old.parent)
         except (OSError, ValueError, LookupError, TypeError) as error:
+            if strict:
+                raise InputError(f"{index} cannot be read ({_one_line(error)}); run csm converse again") from error
             _LOG.warning("%s cannot be read (%s); all turns are generated again", index, _one_line(error))
         cache._read_journal()
         return cache
@@ -165,14 +191,24 @@ class TurnCache:
         Raises:
             OutputRefused, OutputFailed: the folder cannot be written.
         """
-        codes, samples = utterance.codes.numpy(), utterance.audio.samples
-        stored = replace(turn, digest=_content_digest(codes, samples))
-        audio_file = io.BytesIO()
-        soundfile.write(audio_file, samples, utterance.audio.rate, format="WAV", subtype="FLOAT")
-        self._write(zip(self._files(stored), (audio_file.getvalue(), write_codes(codes)), strict=True))
+        digest = self.store(np.asarray(utterance.codes), utterance.audio)
+        stored = replace(turn, digest=digest)
         self.turns.append(stored)
         self._append(stored)
         return stored
+
+    def store(self, codes: NDArray[np.int64], audio: Audio) -> str:
+        """Writes codes and audio of a turn or a take; returns their digest. Raises as `add`."""
+        digest = _content_digest(codes, audio.samples)
+        audio_file = io.BytesIO()
+        soundfile.write(audio_file, audio.samples, audio.rate, format="WAV", subtype="FLOAT")
+        self._write(zip(self.files(digest), (audio_file.getvalue(), write_codes(codes)), strict=True))
+        return digest
+
+    def replace_turn(self, turn: CachedTurn, other: CachedTurn) -> None:
+        """Puts another version of a turn, whose files are stored, in its place. Raises as `add`."""
+        self.turns = [other if each is turn else each for each in self.turns]
+        self._write_index()
 
     def _append(self, turn: CachedTurn) -> None:
         self._journal.append(turn)
@@ -200,8 +236,12 @@ class TurnCache:
         present = {turn.digest for turn in self.turns}
         turns = [turn for turn in other.turns if turn.digest not in present and other.is_intact(turn)]
         if turns:
-            for turn in turns:
-                self._write(zip(self._files(turn), (path.read_bytes() for path in other._files(turn)), strict=True))
+            takes = {take.digest for turn in turns for take in turn.takes if take.digest}
+            for digest in dict.fromkeys([*(turn.digest for turn in turns), *takes]):
+                if all(path.is_file() for path in other.files(digest)):
+                    self._write(
+                        zip(self.files(digest), (path.read_bytes() for path in other.files(digest)), strict=True)
+                    )
             self.turns = [*turns, *self.turns]
             self._write_index()
 
@@ -217,32 +257,40 @@ class TurnCache:
         others = [turn for turn in self.turns if leaving.get((turn.digest, turn.number)) != turn]
         self.turns = [*others[-max(MAX_UNUSED_TURNS, len(current)) :], *current]
         self._write_index()
-        digests = {turn.digest for turn in self.turns}
+        digests = {digest for turn in self.turns for digest in (turn.digest, *(take.digest for take in turn.takes))}
         for path in self.folder.iterdir():
             if path.suffix in (".wav", ".npy") and _DIGEST.fullmatch(path.stem) and path.stem not in digests:
                 path.unlink(missing_ok=True)
 
     def recording(self, turn: CachedTurn) -> Recording:
-        audio, codes = self._files(turn)
+        audio, codes = self.files(turn.digest)
         return Recording(audio, codes_path=codes, chunks=turn.chunks)
 
     def is_intact(self, turn: CachedTurn) -> bool:
         """Whether a turn's files still hold what was written; logs a warning otherwise."""
-        audio, codes = self._files(turn)
-        try:
-            array = read_codes(codes, self.codebooks, self.vocab)
-            with soundfile.SoundFile(audio) as file:
-                samples = file.read(min(file.frames, MAX_SAMPLES), dtype="float32")
-            frames = sum(count for _, count in turn.chunks) if turn.chunks else len(array)
-            intact = frames == len(array) and _content_digest(array, samples) == turn.digest
-        except (OSError, ValueError, TypeError, soundfile.SoundFileError):
-            intact = False
+        content = self.content(turn.digest)
+        frames = (
+            sum(count for _, count in turn.chunks) if turn.chunks and content else len(content[0]) if content else 0
+        )
+        intact = content is not None and frames == len(content[0])
         if not intact:
             _LOG.warning("the cached turn %d is damaged and is generated again", turn.number)
         return intact
 
-    def _files(self, turn: CachedTurn) -> tuple[Path, Path]:
-        return self.folder / f"{turn.digest}.wav", self.folder / f"{turn.digest}.npy"
+    def content(self, digest: str) -> tuple[NDArray[np.int64], Audio] | None:
+        """The codes [T, K] and the audio of a turn or a take; None if its files do not hold what was written."""
+        audio, codes = self.files(digest)
+        try:
+            array = read_codes(codes, self.codebooks, self.vocab)
+            with soundfile.SoundFile(audio) as file:
+                samples, rate = file.read(min(file.frames, MAX_SAMPLES), dtype="float32"), file.samplerate
+            return (array, Audio(samples, rate)) if _content_digest(array, samples) == digest else None
+        except (OSError, ValueError, TypeError, soundfile.SoundFileError):
+            return None
+
+    def files(self, digest: str) -> tuple[Path, Path]:
+        """The audio and the codes of a turn or a take."""
+        return self.folder / f"{digest}.wav", self.folder / f"{digest}.npy"
 
     def _write_index(self) -> None:
         text = json.dumps(
@@ -290,13 +338,21 @@ def _cached_turn(record: str | bytes) -> CachedTurn:
         turn.number < 1 and "its number",
         not _DIGEST.fullmatch(turn.digest) and "its digest, which names files",
         turn.stop not in _STOPS and "how it stopped",
-        any(type(take.get("seed")) is not int for take in turn.takes) and "the seeds of its takes",
+        any(each.digest and not _DIGEST.fullmatch(each.digest) for each in turn.takes) and "the digests of its takes",
+        any(each.chunk < 1 or not math.isfinite(each.duration_s) for each in turn.takes) and "its takes",
         any(frames < 0 for _, frames in turn.chunks) and "its chunks",
         not all(math.isfinite(each.start) and math.isfinite(each.end) for each in turn.segments) and "its segments",
     )
     if problem := next(filter(None, problems), None):
         raise ValueError(f"a turn without {problem}")
-    return turn
+    if any(take.picked for take in turn.takes):
+        return turn
+    chunks = [take.chunk for take in turn.takes]  # of earlier versions, which did not say which takes are in the turn
+    takes = tuple(
+        replace(take, picked=chunks.count(take.chunk) == 1 or (len(turn.chunks) == 1 and take.seed == turn.seed))
+        for take in turn.takes
+    )
+    return replace(turn, takes=takes)
 
 
 @cache
@@ -304,170 +360,3 @@ def _turn_type() -> TypeAdapter[CachedTurn]:
     from pydantic import TypeAdapter
 
     return TypeAdapter(CachedTurn)
-
-
-@dataclass(frozen=True)
-class RedoRequest:
-    """Which turns are generated again although they are cached.
-
-    turns: numbers (from 1) of turns that get new seeds. cascade: a turn is also generated again if any turn before it
-    changed. fresh: all are generated again. source: a track whose cached turns may be reused too.
-    """
-
-    turns: frozenset[int] = frozenset()
-    cascade: bool = False
-    fresh: bool = False
-    source: Path | None = None
-
-
-class IncrementalRun:
-    """One run over a conversation, some of whose turns are cached.
-
-    script: the conversation as written. conversation: the one to synthesize, with recordings in place of reused turns
-    and with the seeds of the others. flags: the options to synthesize it with. reused: cached turns by turn number.
-    outdated: numbers of the reused turns before which another turn is spoken than when they were generated.
-    """
-
-    def __init__(self, cache: TurnCache, script: Conversation, setup: SynthesisSetup, redo: RedoRequest) -> None:
-        self.script = script
-        self.flags = replace(setup.flags, seed=None)  # each turn has its seed in its own options
-        self.reused: dict[int, CachedTurn] = {}
-        self.outdated: list[int] = []
-        self._cache, self._setup, self._redo = cache, setup, redo
-        context = [setup.turn_content(turn) for turn in script.context]
-        self._start = self._history = fingerprint(SCHEMA, setup.content(), context)
-        self._fingerprints = [self._fingerprint(turn) for turn in script.turns]
-        self._before = list(cache.turns)
-        self._finished: list[CachedTurn] = []
-        self._replaced: dict[int, CachedTurn] = {}  # the cached turns that --redo replaces
-        self.conversation = replace(script, turns=tuple(self._plan()))
-
-    def _plan(self) -> list[Turn]:
-        """The turns with recordings where cached ones are reused, and with seeds elsewhere."""
-        candidates: dict[str, list[CachedTurn]] = {}  # by fingerprint, the newest first
-        for each in () if self._redo.fresh else reversed(self._cache.turns):
-            candidates.setdefault(each.fingerprint, []).append(each)
-        turns = list(self.script.turns)
-        history = self._start  # empty once it cannot be known before synthesis
-        for index, turn in enumerate(self.script.turns):
-            number = index + 1
-            own = candidates.get(self._fingerprints[index], [])
-            cached = None if turn.recording else self._find(own, number, history)
-            if cached:
-                own.remove(cached)
-            if cached and number in self._redo.turns:
-                self._replaced[number] = cached
-                cached = None
-            elif cached and self._redo.cascade and cached.history != history:
-                cached = None
-            if cached:
-                self.reused[number] = cached
-                self.outdated += [number] if cached.history != history else []
-                turns[index] = replace(turn, recording=self._cache.recording(cached))
-            elif not turn.recording:
-                turns[index] = replace(turn, options=replace(turn.options, seed=self._seed(number)))
-                history = ""
-            if history:
-                history = fingerprint(history, self._fingerprints[index], cached.digest if cached else "")
-        return turns
-
-    def _find(self, candidates: Sequence[CachedTurn], number: int, history: str) -> CachedTurn | None:
-        """The cached turn to reuse: of the same requested seed, best with the same history, then nearest, then newest.
-
-        candidates: those with the turn's fingerprint, the newest first.
-        """
-        requested = None if self._redo.turns else self._requested_seed(number)
-        matches = [each for each in candidates if requested in (None, each.requested_seed)]
-        matches.sort(key=lambda each: (each.history != history, abs(each.number - number)))
-        return next((each for each in matches if self._cache.is_intact(each)), None)
-
-    def _fingerprint(self, turn: Turn) -> str:
-        """Digest of everything that determines a turn's audio, except its seed and the turns before it."""
-        options = None if turn.recording else replace(self._setup.options(self.script, turn), seed=None).set_values()
-        return fingerprint(self._start, self._setup.turn_content(turn, self.script), options)
-
-    def _requested_seed(self, number: int) -> int | None:
-        return self._setup.options(self.script, self.script.turns[number - 1]).seed
-
-    def _seed(self, number: int) -> int | None:
-        """The seed of a turn's first take, None to derive it from the script's; a new one for turns of `--redo`."""
-        flags, turn = self._setup.flags, self.script.turns[number - 1]
-        if number not in self._redo.turns:
-            return turn.options.seed if flags.seed is None else turn_seed(flags, turn, number - 1, 0)
-        if flags.seed is None:
-            return secrets.randbelow(2**31)
-        seed, replaced = turn_seed(flags, turn, number - 1, 0), self._replaced.get(number)
-        used = [replaced.seed, *(take["seed"] for take in replaced.takes)] if replaced else []
-        return max(used) + 1 if seed in used else seed
-
-    def record(self, utterance: Utterance) -> Utterance:
-        """Caches the next turn of the conversation; returns it as a turn of the script.
-
-        Raises:
-            OutputRefused, OutputFailed: the cache cannot be written.
-        """
-        number = utterance.number
-        turn = self.script.turns[number - 1]
-        entry = CachedTurn(number, turn.text, self._fingerprints[number - 1], self._history, "", 0, None, "recorded")
-        if cached := self.reused.get(number):
-            entry = replace(cached, number=number)
-            utterance = replace(
-                utterance,
-                stop=cached.stop,
-                seed=cached.seed,
-                segments=cached.segments,
-                peak_positions=cached.peak_positions,
-                warnings=cached.warnings,
-                cached=True,
-            )
-        elif not turn.recording:
-            replaced = self._replaced.get(number)
-            entry = replace(
-                entry,
-                seed=utterance.seed,
-                requested_seed=replaced.requested_seed if replaced else self._requested_seed(number),
-                stop=utterance.stop,
-                takes=tuple(take_record(take, utterance.audio.rate) for take in utterance.takes),
-                chunks=tuple((spell(each.text, self.script), each.frames) for each in utterance.segments),
-                segments=utterance.segments,
-                peak_positions=utterance.peak_positions,
-                warnings=utterance.warnings,
-            )
-            entry = self._cache.add(entry, utterance)
-        self._history = fingerprint(self._history, entry.fingerprint, entry.digest)
-        self._finished.append(entry)
-        return replace(utterance, conversation=self.script, turn=turn)
-
-    @property
-    def finished_count(self) -> int:
-        """How many turns are finished, in order."""
-        return len(self._finished)
-
-    @property
-    def remaining_redo(self) -> list[int]:
-        """Numbers of the turns that were asked for again and are not finished."""
-        requested = range(1, len(self.script.turns) + 1) if self._redo.fresh else sorted(self._redo.turns)
-        return [
-            number
-            for number in requested
-            if number > self.finished_count and not self.script.turns[number - 1].recording
-        ]
-
-    def finish(self) -> None:
-        """Removes replaced turns from the cache; called when the track is written."""
-        rejected = self._before if self._redo.fresh else list(self._replaced.values())
-        self._cache.prune([entry for entry in self._finished if entry.digest], rejected)
-
-
-def take_record(take: Take, rate: int) -> dict[str, Any]:
-    """The JSON object of a take."""
-    transcription = take.transcription
-    return {
-        "chunk": take.chunk_number,
-        "seed": take.seed,
-        "stop": take.stop,
-        "duration_s": round(len(take.samples) / rate, 3),
-        "fault": take.fault or None,
-        "transcript": transcription.text if transcription else None,
-        "word_error_rate": round(transcription.error_rate, 3) if transcription else None,
-    }

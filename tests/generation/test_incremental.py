@@ -14,7 +14,8 @@ from csm_cli.audio.io import Audio
 from csm_cli.checkpoint import Checkpoint, open_checkpoint
 from csm_cli.generation.events import Segment, Utterance
 from csm_cli.generation.fingerprint import SynthesisSetup
-from csm_cli.generation.turn_cache import IncrementalRun, RedoRequest, TurnCache
+from csm_cli.generation.incremental import IncrementalRun, RedoRequest
+from csm_cli.generation.turn_cache import TurnCache
 from csm_cli.types import Conversation, GenerationOptions, Recording, RetryPolicy, Turn
 
 Run = Callable[..., IncrementalRun]

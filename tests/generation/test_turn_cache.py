@@ -17,7 +17,7 @@ import torch
 from csm_cli.audio.io import Audio
 from csm_cli.errors import OutputFailed, OutputRefused, UsageError
 from csm_cli.generation.events import Segment, Utterance
-from csm_cli.generation.turn_cache import INDEX_FILE, JOURNAL_FILE, CachedTurn, TurnCache, lock_track
+from csm_cli.generation.turn_cache import INDEX_FILE, JOURNAL_FILE, CachedTake, CachedTurn, TurnCache, lock_track
 from csm_cli.storage.fingerprint import fingerprint
 from csm_cli.types import Conversation, Turn
 
@@ -35,7 +35,18 @@ def opened(output: Path) -> TurnCache:
 def cached(number: int) -> CachedTurn:
     segment = Segment("Hällo.", 0.0, 0.16, 2)
     return CachedTurn(
-        number, "Hällo.", "fingerprint", "history", "", 7, None, "eos", ({"seed": 7},), (("Hällo.", 2),), (segment,), 30
+        number,
+        "Hällo.",
+        "fingerprint",
+        "history",
+        "",
+        7,
+        None,
+        "eos",
+        (CachedTake(7),),
+        (("Hällo.", 2),),
+        (segment,),
+        30,
     )
 
 
