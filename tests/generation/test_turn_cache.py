@@ -43,7 +43,7 @@ def cached(number: int) -> CachedTurn:
         7,
         None,
         "eos",
-        (CachedTake(7),),
+        (CachedTake(7, picked=True),),
         (("Hällo.", 2),),
         (segment,),
         30,
