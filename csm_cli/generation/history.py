@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from csm_cli.generation.chunking import spell
@@ -31,7 +32,7 @@ class PastTurn:
         """The turn of an utterance."""
         chunks = tuple((segment.text, segment.frames) for segment in utterance.segments)
         whole = ((utterance.turn.text, len(utterance.codes)),)
-        return cls(utterance.turn, utterance.codes, chunks or whole, utterance.stop == "recorded")
+        return cls(utterance.turn, torch.as_tensor(utterance.codes), chunks or whole, utterance.stop == "recorded")
 
 
 def resumed_state(
