@@ -85,7 +85,7 @@ class Executor(ABC):
                     yield from self._handle(worker, message, dispatcher)
                     if worker in self._slots and (block := dispatcher.next_block(worker, self._slots[worker])):
                         self.send(worker, block)
-                for worker, slots in self._slots.items():  # also those that heard nothing: work may have come back
+                for worker, slots in self._slots.items():  # also those without a message: work may have come back
                     if block := dispatcher.next_block(worker, slots):
                         self.send(worker, block)
                 if self._drain_requested and not draining:

@@ -7,6 +7,7 @@ import re
 import string
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -75,7 +76,7 @@ class OutputPattern:
             example = f"{self.text.rstrip('/')}/{{id}}.wav"
             raise UsageError(f"-o {self.text!r} names a folder; name the files in it, as in -o '{example}'")
 
-    @property
+    @cached_property
     def folder(self) -> Path:
         """The part of the path that is the same for all items."""
         prefix = ""
@@ -88,13 +89,22 @@ class OutputPattern:
 
     def items(self, conversations: Iterable[Conversation]) -> Iterator[BatchItem]:
         """Each conversation with its output."""
-        folder, pattern = self.folder, str(expand_path(self.text))  # `~` is expanded in the pattern, never in an id
-        has_id = any(name == "id" for _, name, _, _ in string.Formatter().parse(self.text))
-        for index, conversation in enumerate(conversations, 1):
-            values = {"id": conversation.id, "index": index, "speaker": file_name(conversation.turns[0])}
-            path = Path(pattern.format(**values, shard=self.shard))
-            problem = name_problem(conversation.id) if has_id else ""
-            yield BatchItem(conversation, path, os.path.relpath(path, folder), problem=problem)
+        return (self.item(conversation, index) for index, conversation in enumerate(conversations, 1))
+
+    def item(self, conversation: Conversation, index: int) -> BatchItem:
+        """A conversation with its output. index: of its row, from 1."""
+        values = {"id": conversation.id, "index": index, "speaker": file_name(conversation.turns[0])}
+        path = Path(self._expanded.format(**values, shard=self.shard))
+        problem = name_problem(conversation.id) if self._has_id else ""
+        return BatchItem(conversation, path, os.path.relpath(path, self.folder), problem=problem)
+
+    @cached_property
+    def _expanded(self) -> str:
+        return str(expand_path(self.text))  # `~` is expanded in the pattern, never in an id
+
+    @cached_property
+    def _has_id(self) -> bool:
+        return any(name == "id" for _, name, _, _ in string.Formatter().parse(self.text))
 
 
 def file_name(turn: Turn) -> str:
@@ -192,11 +202,17 @@ class Shard:
 
     @classmethod
     def read(cls, text: str, environment: Mapping[str, str]) -> Shard:
-        """From "2/8", or from Slurm's array variables for "slurm".
+        """From "2/8", or from Slurm's array variables for "slurm"; "slurm/8" is task 1 to 8, whatever tasks run.
 
         Raises:
             UsageError: neither.
         """
+        if match := re.fullmatch(r"slurm/([1-9]\d{0,5})", text):
+            task, count = environment.get("SLURM_ARRAY_TASK_ID", ""), int(match[1])
+            if not task.isdecimal() or not 1 <= int(task) <= count:
+                found = f"SLURM_ARRAY_TASK_ID is {task!r}" if task else "no array variables are set"
+                raise UsageError(f"--shard {text}: {found}; number the tasks of the array 1 to {count}")
+            return cls(int(task), count)
         if text == "slurm":
             names = ("ID", "MIN", "MAX", "COUNT", "STEP")
             try:
@@ -205,15 +221,20 @@ class Shard:
                 hint = "it is for jobs of a Slurm array (sbatch --array=1-8)"
                 raise UsageError(f"--shard slurm: no array variables are set; {hint}") from error
             if (last - first) // step + 1 != count:
-                raise UsageError(
-                    "--shard slurm needs an array without holes, such as --array=1-8; else use --shard i/n"
-                )
+                hint = "to run some tasks of an array of 8 again, give --shard slurm/8 to all of them"
+                raise UsageError(f"--shard slurm needs an array without holes, such as --array=1-8; {hint}")
             return cls((task - first) // step + 1, count)
         match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text)
         index, count = (int(match[1]), int(match[2])) if match else (0, 0)
         if not 1 <= index <= count:
-            raise UsageError(f"--shard takes i/n from 1/n to n/n, or slurm, not {text!r}")
+            raise UsageError(f"--shard takes i/n from 1/n to n/n, slurm or slurm/n, not {text!r}")
         return cls(index, count)
+
+    @classmethod
+    def read_count(cls, text: str, environment: Mapping[str, str]) -> int:
+        """How many shards "2/8" or "slurm/8" speak of, in any process. Raises UsageError as `read`."""
+        match = re.fullmatch(r"slurm/([1-9]\d{0,5})", text)
+        return int(match[1]) if match else cls.read(text, environment).count
 
     def of(self, items: Iterable[BatchItem]) -> Iterator[BatchItem]:
         return islice(items, self.index - 1, None, self.count)

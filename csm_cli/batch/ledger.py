@@ -13,7 +13,7 @@ import logging
 import os
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
@@ -77,10 +77,7 @@ class Ledger:
             except OSError as error:
                 reason = f"cannot be written ({error.strerror})"
                 raise OutputRefused(f"{self.path}: {reason}; choose another folder") from error
-            self.entries: dict[str, LedgerEntry] = {}
-            for record in self.records():
-                name = str(record["id"])
-                self.entries[name] = _entry(record, self.entries.get(name))
+            self.entries = _entries(self.records())
             self._cut_unfinished_line()
             self._resources = stack.pop_all()
         self._queue: Queue[tuple[bytes, Path | None] | None] = Queue()  # a line and its audio; None ends the thread
@@ -123,35 +120,9 @@ class Ledger:
                 raise
 
     def records(self) -> Iterator[LedgerRecord]:
-        """Every result, oldest first.
-
-        Raises:
-            InputError: a line that is no result, or of another schema, or whose file is not in the folder.
-        """
+        """Every result, oldest first. Raises InputError as `_records`."""
         self._file.seek(0)
-        for number, line in enumerate(self._file, 1):
-            complete = line.endswith(b"\n")
-            try:
-                record = parse_json(line.decode("utf-8", "surrogateescape"))
-            except ValueError:
-                record = None
-            is_result = isinstance(record, dict) and "id" in record and record.get("status") in ("ok", "failed")
-            hint = "choose another output folder or move the file away"
-            if not is_result and (complete or record is not None):
-                raise InputError(f"{self.path}:{number}: is not a result; {hint}")
-            if not complete:
-                continue
-            if record.get("schema") != SCHEMA:
-                hint = "name another output folder, or move the file away to generate all items again"
-                raise InputError(f"{self.path}: was written by another version of csm and is left unchanged; {hint}")
-            if invalid := _invalid_field(record):
-                raise InputError(f"{self.path}:{number}: is not a result ({invalid} is invalid); {hint}")
-            if "file" in record:
-                try:
-                    relative_parts(record["file"])
-                except InputError as error:
-                    raise InputError(f"{self.path}:{number}: {error}; remove the line, or generate again") from error
-            yield record
+        yield from _records(self.path, self._file)
 
     def latest(self) -> Iterator[LedgerRecord]:
         """The newest result of each item, appended ones included. Raises as `append`."""
@@ -203,6 +174,60 @@ class Ledger:
         except FileNotFoundError:
             return False
         return (found.st_dev, found.st_ino) == (own.st_dev, own.st_ino)
+
+
+def read_entries(path: Path) -> dict[str, LedgerEntry]:
+    """The newest result of each item, without the lock: of a moment ago where a run is writing; empty without a file.
+
+    Raises:
+        InputError: as `Ledger`, or the file cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            return _entries(_records(path, file))
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+
+
+def _entries(records: Iterable[LedgerRecord]) -> dict[str, LedgerEntry]:
+    entries: dict[str, LedgerEntry] = {}
+    for record in records:
+        name = str(record["id"])
+        entries[name] = _entry(record, entries.get(name))
+    return entries
+
+
+def _records(path: Path, lines: Iterable[bytes]) -> Iterator[LedgerRecord]:
+    """Every result, oldest first; an unfinished last line is passed over.
+
+    Raises:
+        InputError: a line that is no result, or of another schema, or whose file is not in the folder.
+    """
+    for number, line in enumerate(lines, 1):
+        complete = line.endswith(b"\n")
+        try:
+            record = parse_json(line.decode("utf-8", "surrogateescape"))
+        except ValueError:
+            record = None
+        is_result = isinstance(record, dict) and "id" in record and record.get("status") in ("ok", "failed")
+        hint = "choose another output folder or move the file away"
+        if not is_result and (complete or record is not None):
+            raise InputError(f"{path}:{number}: is not a result; {hint}")
+        if not complete:
+            continue
+        if record.get("schema") != SCHEMA:
+            hint = "name another output folder, or move the file away to generate all items again"
+            raise InputError(f"{path}: was written by another version of csm and is left unchanged; {hint}")
+        if invalid := _invalid_field(record):
+            raise InputError(f"{path}:{number}: is not a result ({invalid} is invalid); {hint}")
+        if "file" in record:
+            try:
+                relative_parts(record["file"])
+            except InputError as error:
+                raise InputError(f"{path}:{number}: {error}; remove the line, or generate again") from error
+        yield record
 
 
 def _invalid_field(record: LedgerRecord) -> str | None:

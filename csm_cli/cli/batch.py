@@ -8,7 +8,7 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Protocol
+from typing import Annotated, Protocol
 
 import typer
 
@@ -24,19 +24,17 @@ from csm_cli.batch.items import (
 from csm_cli.batch.ledger import LEDGER, Ledger, merge_ledgers
 from csm_cli.batch.results import ItemResult
 from csm_cli.cli.batch_engine import Loader, SynthesisEngine, automatic_slots
-from csm_cli.cli.batch_workers import WorkerOptions, WorkerPool
+from csm_cli.cli.batch_plan import PlanOptions, print_plan
+from csm_cli.cli.batch_workers import BatchSetup, WorkerOptions, WorkerPool
 from csm_cli.cli.console import emit_json, emit_path, log_line, warn
 from csm_cli.cli.options import ManifestOptions, OutputFile, OutputOptions, SynthesisFlags
 from csm_cli.cli.output_files import ReportFile, report_path
 from csm_cli.cli.progress import Meter, ProgressMeter, show_progress
 from csm_cli.cli.summary import contention_hint, summarize
-from csm_cli.cli.synthesis import SynthesisJob, find_checkpoint, make_job, open_synthesizer, with_settings
+from csm_cli.cli.synthesis import find_checkpoint, make_job, open_synthesizer, with_settings
 from csm_cli.errors import BatchPartlyFailed, GenerationFailed, UsageError
 from csm_cli.generation.fingerprint import SynthesisSetup
 from csm_cli.report import format_count
-
-if TYPE_CHECKING:
-    from csm_cli.checkpoint import Checkpoint
 
 _MAX_BATCH_SIZE = 1024
 _ONE_PROCESS = WorkerOptions()
@@ -55,7 +53,9 @@ class BatchScope:
     ] = None
     shard: Annotated[
         str | None,
-        typer.Option("--shard", metavar="i/n|slurm", help="Every n-th row from the i-th; slurm: from its job array."),
+        typer.Option(
+            "--shard", metavar="i/n|slurm", help="Every n-th row from the i-th; slurm, slurm/n: task of an array."
+        ),
     ] = None
     fail_fast: Annotated[
         bool, typer.Option("--fail-fast", help="Stop at the first failure.", rich_help_panel="Failures")
@@ -84,6 +84,7 @@ def batch(
     output: OutputFile,
     output_options: OutputOptions,
     workers: WorkerOptions,
+    plan: PlanOptions,
 ) -> None:
     """Generate one audio file per manifest row.
 
@@ -98,6 +99,9 @@ def batch(
       csm batch game.csv -o 'out/{speaker}/{id}.wav' --text-column line --speaker-column character
     """
     source = manifest, rows
+    if plan.plan:
+        print_plan(source, scope.shard, speech, output, output_options)
+        return
     run_batch(source, batch_size, scope, speech, output, output_options, report_path(report), workers=workers)
 
 
@@ -156,10 +160,10 @@ def run_batch(
             counts.total, counts.chars = counts.total + 1, counts.chars + item.chars
     counts.selected = counts.total
     checkpoint = find_checkpoint(job)
-    setup = SynthesisSetup(checkpoint, job.flags, job.retry_policy, speech.verify)
+    synthesis = SynthesisSetup(checkpoint, job.flags, job.retry_policy, speech.verify)
 
     def items() -> Iterator[BatchItem]:
-        return (with_fingerprint(each, setup) for each in shard.of(pattern.items(with_settings(manifest, speech))))
+        return (with_fingerprint(each, synthesis) for each in shard.of(pattern.items(with_settings(manifest, speech))))
 
     with Ledger(pattern.folder) as ledger:
         if ledger.entries or output.no_clobber or scope.retry_failed or scope.limit:
@@ -171,12 +175,8 @@ def run_batch(
         run = BatchRun(output_options, ledger, counts, 1 if scope.fail_fast else scope.max_failures or float("inf"))
         if counts.selected:
             selected = islice(scope.select(items(), ledger, Counts()), counts.selected)
-            engine: BatchEngine
-            if workers.chosen:
-                engine = WorkerPool(workers, job, checkpoint, counts, load)
-            else:
-                engine = LocalEngine(job, checkpoint, counts, load)
-            run.generate(selected, engine)
+            setup = BatchSetup(job, checkpoint, pattern.folder, load)
+            run.generate(selected, WorkerPool(workers, setup, counts) if workers.chosen else LocalEngine(setup, counts))
         elif not output_options.quiet:
             log_line(f"nothing to speak; {run.summary()}")
         if report:
@@ -214,9 +214,10 @@ class BatchEngine(Protocol):
 class LocalEngine(SynthesisEngine):
     """Generates items in this process."""
 
-    def __init__(self, job: SynthesisJob, checkpoint: Checkpoint, counts: Counts, load: Loader) -> None:
-        job = replace(job, slots=min(job.slots or automatic_slots(job, checkpoint), counts.selected))
-        self._synth = load(job, checkpoint)
+    def __init__(self, batch: BatchSetup, counts: Counts) -> None:
+        slots = batch.job.slots or automatic_slots(batch.job, batch.checkpoint)
+        job = replace(batch.job, slots=min(slots, counts.selected))
+        self._synth = batch.load(job, batch.checkpoint)
         self.meter = ProgressMeter((), self._synth.codec.frame_rate, lambda: counts.chars, counts.total)
         self.meter.finished_items = counts.done
         super().__init__(self._synth, job, self.meter)

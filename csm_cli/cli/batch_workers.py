@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import signal
 import threading
@@ -9,6 +10,7 @@ from collections import deque
 from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -48,14 +50,45 @@ class WorkerOptions:
         ),
     ] = None
 
+    executor: Annotated[
+        str,
+        typer.Option(
+            "--executor",
+            metavar="processes|ray",
+            help="Workers on this machine, or on all hosts of a Ray cluster.",
+            rich_help_panel=_PANEL,
+        ),
+    ] = "processes"
+    ray_address: Annotated[
+        str | None,
+        typer.Option(
+            "--ray-address",
+            metavar="HOST:PORT",
+            help="The cluster's head; by default the cluster that this machine belongs to.",
+            rich_help_panel=_PANEL,
+        ),
+    ] = None
+    cpus_per_worker: Annotated[
+        int,
+        typer.Option(
+            "--cpus-per-worker", metavar="N", min=1, help="Cores of each worker on Ray.", rich_help_panel=_PANEL
+        ),
+    ] = 1
+
     @property
     def chosen(self) -> bool:
         """Whether workers generate; else this process does."""
-        return self.workers is not None
+        return self.workers is not None or self.executor == "ray"
 
     def check(self) -> None:
-        """Raises UsageError for an impossible number, before any work is done."""
+        """Raises UsageError for impossible options or a missing library, before any work is done."""
         _ = self.count
+        if self.executor not in ("processes", "ray"):
+            raise UsageError(f"--executor takes processes or ray, not {self.executor!r}")
+        if self.executor == "ray" and importlib.util.find_spec("ray") is None:
+            raise UsageError('--executor ray needs Ray; pip install "csm-cli[ray]" on all hosts')
+        if self.executor != "ray" and (self.ray_address or self.cpus_per_worker > 1):
+            raise UsageError("--ray-address and --cpus-per-worker are for --executor ray")
 
     @property
     def count(self) -> int | None:
@@ -99,32 +132,55 @@ def _workers_in_memory(device: torch.device, dtype: torch.dtype, checkpoint: Che
     return max(1, int(MEMORY_SHARE * estimate.free // (weight_bytes(checkpoint.config, dtype) + estimate.slot_bytes)))
 
 
+@dataclass(frozen=True)
+class BatchSetup:
+    """What all items of a batch share. folder: of its outputs. load: makes a synthesizer; for workers, a function of a
+    module."""
+
+    job: SynthesisJob
+    checkpoint: Checkpoint
+    folder: Path
+    load: Loader
+
+
 class WorkerPool:
     """The workers of a batch, as its run sees them; see `ItemEngine`."""
 
-    def __init__(
-        self, options: WorkerOptions, job: SynthesisJob, checkpoint: Checkpoint, counts: Counts, load: Loader
-    ) -> None:
-        """load: makes the synthesizer of a worker; a function of a module."""
+    def __init__(self, options: WorkerOptions, batch: BatchSetup, counts: Counts) -> None:
+        """Raises UsageError: there are fewer GPUs than workers, or no Ray cluster."""
         from csm_cli.models.mimi.config import codec_config
 
-        places = worker_places(options.count, job, checkpoint)[: counts.selected]
-        self._job, self._checkpoint, self._total = job, checkpoint, counts.selected
-        self._executor = self._make_executor(places, load)
-        rate = codec_config(checkpoint.codec_config).frame_rate
+        self._job, self._checkpoint, self._total = batch.job, batch.checkpoint, counts.selected
+        make_executor = self._ray_executor if options.executor == "ray" else self._process_executor
+        self._executor = make_executor(options, batch)
+        rate = codec_config(batch.checkpoint.codec_config).frame_rate
         self.meter = WorkerMeter(rate, counts.chars, counts.total, self._executor)
         self.meter.finished_items = counts.done
 
-    def _make_executor(self, places: list[WorkerPlace], load: Loader) -> Executor:
+    def _process_executor(self, options: WorkerOptions, batch: BatchSetup) -> Executor:
         from csm_cli.batch.processes import ProcessExecutor
 
-        fair = -(-self._total // len(places))
-        job = replace(self._job, recognizer=None, slots=min(self._job.slots, fair))
-        task = SynthesisTask(job, self._checkpoint.revision, self._checkpoint.fingerprint, load)
+        places = worker_places(options.count, batch.job, batch.checkpoint)[: self._total]
+        threads = f" ({format_count(places[0].threads, 'thread')} each)" if places[0].device == "cpu" else ""
+        self._log_start(f"{format_count(len(places), 'worker')}{threads}")
+        return ProcessExecutor(self._task(batch, len(places)), places, log_line)
+
+    def _ray_executor(self, options: WorkerOptions, batch: BatchSetup) -> Executor:
+        from csm_cli.batch.ray_executor import RayCluster, RayExecutor, describe
+
+        cluster = RayCluster.connect(options.ray_address, options.cpus_per_worker, batch.job.speech.device)
+        workers = min(options.count or cluster.workers(), self._total)
+        self._log_start(describe(cluster, workers))
+        return RayExecutor(self._task(batch, workers), cluster, workers, batch.folder, log_line)
+
+    def _task(self, batch: BatchSetup, workers: int) -> SynthesisTask:
+        fair = -(-self._total // workers)
+        job = replace(batch.job, recognizer=None, slots=min(batch.job.slots, fair))
+        return SynthesisTask(job, batch.checkpoint.revision, batch.checkpoint.fingerprint, batch.load)
+
+    def _log_start(self, what: str) -> None:
         if not self._job.output_options.quiet:
-            shown = f" ({format_count(places[0].threads, 'thread')} each)" if places[0].device == "cpu" else ""
-            log_line(f"starting {format_count(len(places), 'worker')}{shown} ...")
-        return ProcessExecutor(task, places, log_line)
+            log_line(f"starting {what} ...")
 
     def results(self, items: Iterator[BatchItem]) -> Generator[ItemResult, None, None]:
         failed: deque[ItemResult] = deque()  # items that cannot be generated

@@ -109,7 +109,19 @@ def test_an_array_with_holes_is_refused() -> None:
         Shard.read("slurm", {f"SLURM_ARRAY_TASK_{name}": value for name, value in array.items()})
 
 
-@pytest.mark.parametrize("text", ["0/2", "3/2", "1", "1/0", "a/b", "", "slurm", "-1/2"])
+def test_some_tasks_of_an_array_can_run_again() -> None:
+    array = {"ID": "7", "MIN": "3", "MAX": "7", "COUNT": "2", "STEP": "1"}
+    environment = {f"SLURM_ARRAY_TASK_{name}": value for name, value in array.items()}
+    assert Shard.read("slurm/8", environment) == Shard(7, 8)
+
+
+@pytest.mark.parametrize("task", ["0", "9", "", "x"])
+def test_a_task_outside_of_the_array_is_refused(task: str) -> None:
+    with pytest.raises(UsageError, match="1 to 8"):
+        Shard.read("slurm/8", {"SLURM_ARRAY_TASK_ID": task})
+
+
+@pytest.mark.parametrize("text", ["0/2", "3/2", "1", "1/0", "a/b", "", "slurm", "-1/2", "slurm/0", "slurm/x"])
 def test_an_impossible_shard_is_refused(text: str) -> None:
     with pytest.raises(UsageError):
         Shard.read(text, {})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import re
@@ -70,6 +71,27 @@ def test_an_impossible_number_of_workers_is_refused(csm: Csm, tmp_path: Path, co
     result = csm("batch", manifest(tmp_path, 1), "-o", tmp_path / "out" / "{id}.wav", "--workers", count)
     assert result.code == 2 and "--workers" in result.err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("--executor", "threads"),
+        ("--ray-address", "a:1"),
+        ("--cpus-per-worker", 2),
+        ("--workers", 1, "--ray-address", "a:1"),
+    ],
+    ids=str,
+)
+def test_flags_of_another_executor_are_refused(csm: Csm, tmp_path: Path, flags: tuple[object, ...]) -> None:
+    result = csm("batch", manifest(tmp_path, 1), "-o", tmp_path / "out" / "{id}.wav", *flags)
+    assert result.code == 2 and str(flags[-2]) in result.err
+
+
+def test_ray_is_named_where_it_is_missing(csm: Csm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    result = csm("batch", manifest(tmp_path, 1), "-o", tmp_path / "out" / "{id}.wav", "--executor", "ray")
+    assert result.code == 2 and "csm-cli[ray]" in result.err
 
 
 def test_an_error_of_a_worker_is_one_line(csm: Csm, tiny_checkpoint: Path, tmp_path: Path) -> None:

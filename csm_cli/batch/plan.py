@@ -1,0 +1,62 @@
+"""What remains of a batch, by shard. Reads ledgers without a lock, so that it can be asked while shards run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from csm_cli.batch.items import BatchItem, Counts, OutputPattern, select_items
+from csm_cli.batch.ledger import LEDGER, LedgerEntry, read_entries
+from csm_cli.types import Conversation
+
+
+@dataclass
+class ShardPlan:
+    """A shard's items. failed: of those selected, the ones that failed before with the same input."""
+
+    index: int
+    counts: Counts = field(default_factory=Counts)
+    failed: int = 0
+
+    def record(self) -> dict[str, int]:
+        counts = self.counts
+        return {
+            "shard": self.index,
+            "items": counts.total,
+            "done": counts.done,
+            "left": counts.selected,
+            "failed": self.failed,
+            "chars_left": counts.chars,
+        }
+
+
+class BatchPlan:
+    """The plan of `count` shards; every count-th row belongs to one shard, as in `Shard`.
+
+    pattern: of outputs, as on the command line.
+    """
+
+    def __init__(self, pattern: str, count: int) -> None:
+        self.shards = [ShardPlan(index) for index in range(1, count + 1)]
+        self._patterns = [OutputPattern(pattern, shard.index) for shard in self.shards]
+        self._entries: dict[Path, Mapping[str, LedgerEntry]] = {}
+
+    def items(self, conversations: Iterable[Conversation]) -> Iterator[BatchItem]:
+        """Each conversation with its output in its shard."""
+        for number, conversation in enumerate(conversations):
+            yield self._patterns[number % len(self._patterns)].item(conversation, number + 1)
+
+    def count(self, items: Iterable[BatchItem]) -> None:
+        """Counts all items. items: in the order of the rows, with their fingerprints."""
+        for number, item in enumerate(items):
+            shard = self.shards[number % len(self.shards)]
+            entries = self._ledger(self._patterns[shard.index - 1].folder)
+            for _ in select_items([item], entries, shard.counts):
+                entry = entries.get(item.id)
+                shard.failed += entry is not None and (entry.status, entry.fingerprint) == ("failed", item.fingerprint)
+
+    def _ledger(self, folder: Path) -> Mapping[str, LedgerEntry]:
+        if folder not in self._entries:
+            self._entries[folder] = read_entries(folder / LEDGER)
+        return self._entries[folder]
