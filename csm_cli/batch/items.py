@@ -208,11 +208,11 @@ class Shard:
             UsageError: neither.
         """
         if match := re.fullmatch(r"slurm/([1-9]\d{0,5})", text):
-            task, count = environment.get("SLURM_ARRAY_TASK_ID", ""), int(match[1])
-            if not task.isdecimal() or not 1 <= int(task) <= count:
-                found = f"SLURM_ARRAY_TASK_ID is {task!r}" if task else "no array variables are set"
-                raise UsageError(f"--shard {text}: {found}; number the tasks of the array 1 to {count}")
-            return cls(int(task), count)
+            number, shards = environment.get("SLURM_ARRAY_TASK_ID", ""), int(match[1])
+            if not number.isdecimal() or not 1 <= int(number) <= shards:
+                found = f"SLURM_ARRAY_TASK_ID is {number!r}" if number else "no array variables are set"
+                raise UsageError(f"--shard {text}: {found}; number the tasks of the array 1 to {shards}")
+            return cls(int(number), shards)
         if text == "slurm":
             names = ("ID", "MIN", "MAX", "COUNT", "STEP")
             try:
