@@ -39,7 +39,7 @@ Command = tuple[int, list[BatchItem] | None]  # its number; None returns the ite
 
 
 @dataclass(frozen=True)
-class Reply:
+class ExchangeReply:
     """What an exchange returns. received: number of the last command; messages: those not confirmed, numbered."""
 
     received: int
@@ -82,7 +82,7 @@ class RayWorker:
         arguments = task, place, shared, version
         threading.Thread(target=self._run, args=arguments, daemon=True).start()
 
-    def exchange(self, confirmed: int, commands: list[Command]) -> Reply:
+    def exchange(self, confirmed: int, commands: list[Command]) -> ExchangeReply:
         """Carries out commands that are new; waits for messages after number `confirmed`."""
         for number, items in commands:
             if number <= self._received:
@@ -97,7 +97,7 @@ class RayWorker:
                 self._messages.popleft()
             self._changed.wait_for(lambda: self._messages, _EXCHANGE_SECONDS)
             messages = [self._messages[index] for index in range(min(len(self._messages), _MAX_MESSAGES))]
-        return Reply(self._received, messages, socket.gethostname(), self._node)
+        return ExchangeReply(self._received, messages, socket.gethostname(), self._node)
 
     def _send(self, message: Message) -> None:
         with self._changed:
@@ -223,7 +223,7 @@ class RayExecutor(Executor):
             worker = self._open.pop(reference)
             actor = self._actors[worker]
             try:
-                reply: Reply = ray.get(reference)
+                reply: ExchangeReply = ray.get(reference)
             except ActorUnavailableError:
                 if actor.retry_at == 0.0:
                     self._log(f"csm: worker {worker + 1} on {actor.host} cannot be reached; trying again")
