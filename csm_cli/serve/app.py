@@ -28,6 +28,7 @@ from csm_cli.serve.security import Gate
 from csm_cli.serve.service import SpeechService
 from csm_cli.serve.speech import speech_routes
 from csm_cli.serve.speech_socket import socket_routes
+from csm_cli.serve.studio.routes import studio_routes
 from csm_cli.serve.voices import ClipEncoder, check_text, save_upload, voice_choices, voice_record
 from csm_cli.voices.store import find_voice, is_name, list_voices, remove_voice
 
@@ -64,6 +65,7 @@ def create_app(service: SpeechService, settings: ServeSettings) -> FastAPI:
     )
     app.add_middleware(Gate, api_key=settings.api_key, allowed_hosts=settings.allowed_hosts)
     _add_errors(app)
+    app.include_router(studio_routes())
     app.include_router(_status_routes(context))
     app.include_router(_list_routes(context))
     app.include_router(_voice_routes(context))

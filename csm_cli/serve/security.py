@@ -13,7 +13,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from csm_cli.serve.limits import MAX_BODY_BYTES
 from csm_cli.serve.schema import error_body
 
-_OPEN = frozenset({"/health", "/livez", "/readyz"})  # nothing to steal, and probes have no key
+_OPEN = frozenset({"/health", "/livez", "/readyz", "/"})  # nothing to steal: probes and the studio's page have no key
+_OPEN_FILES = "/studio/"  # of that page
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -51,7 +52,7 @@ class Gate:
         origin = headers.get("origin")
         if origin is not None and urlsplit(origin).netloc != host.netloc:
             return 403, "pages of other sites may not use this server", "origin_refused"
-        if self._key and path not in _OPEN:
+        if self._key and path not in _OPEN and not path.startswith(_OPEN_FILES):
             scheme, _, given = headers.get("authorization", "").partition(" ")
             if scheme.lower() != "bearer" or not hmac.compare_digest(given.strip().encode(), self._key):
                 return 401, "give the server's key as `Authorization: Bearer KEY`", "invalid_api_key"
