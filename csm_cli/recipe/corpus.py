@@ -19,6 +19,7 @@ from csm_cli.recipe.sentences import training_texts, training_words
 from csm_cli.storage.files import write_atomically
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -131,6 +132,9 @@ All are monotone, at a pitch near a multiple of the codec's 25 Hz frame rate: th
 pitch, and frames join without a break only where each holds a whole number of periods.
 """
 
+PRACTICE_VOICES = (EspeakVoice("en-us", 165, pitch=45), EspeakVoice("en-us+f3", 170, pitch=55))
+"""With intonation; beside a natural teacher's voices."""
+
 
 @dataclass(frozen=True)
 class CorpusUtterance:
@@ -166,14 +170,14 @@ def render_espeak(
     return np.pad(samples, (0, frames * FRAME - len(samples))), words
 
 
-def write_corpus(folder: Path, plan: CorpusPlan) -> None:
-    """Writes the missing shards of about `plan.hours` of speech."""
+def write_corpus(folder: Path, plan: CorpusPlan, voices: Sequence[EspeakVoice] = VOICES, first_voice: int = 0) -> None:
+    """Writes the missing shards of about `plan.hours` of speech. first_voice: the number of the first of `voices`."""
     folder.mkdir(parents=True, exist_ok=True)
     espeak = Espeak()
     for index in range(shard_count(plan)):
         if not (folder / f"{index:03}.json").exists():
-            _write_shard(folder / f"{index:03}", espeak, plan, index)
-            _LOG.info("corpus: shard %d of %.1f hours written", index, plan.hours)
+            _write_shard(folder / f"{index:03}", espeak, plan, index, voices, first_voice)
+            _LOG.info("%s: shard %d of %.1f hours written", folder.name, index, plan.hours)
 
 
 def shard_count(plan: CorpusPlan) -> int:
@@ -194,15 +198,19 @@ def shard_stems(folder: Path) -> list[Path]:
     return sorted(path.with_suffix("") for path in folder.glob("[0-9]*.json"))
 
 
-def _write_shard(stem: Path, espeak: Espeak, plan: CorpusPlan, index: int) -> None:
+def _write_shard(
+    stem: Path, espeak: Espeak, plan: CorpusPlan, index: int, voices: Sequence[EspeakVoice], first_voice: int
+) -> None:
     seed = plan.seed * 1000 + index
     rng = random.Random(seed)
     texts = training_texts(seed, training_words())
     max_frames = min(_SHARD_SECONDS, plan.hours * 3600) * RATE / FRAME
     utterances, chunks, frames = [], [], 0
     while frames < max_frames:
-        voice = rng.randrange(2) if rng.random() < plan.fixed_share else rng.randrange(len(VOICES))
-        utterance, samples = render_voice(espeak, next(texts), voice)
+        voice = rng.randrange(2) if rng.random() < plan.fixed_share else rng.randrange(len(voices))
+        text = next(texts)
+        samples, words = render_espeak(espeak, text, voices[voice])
+        utterance = CorpusUtterance(text, first_voice + voice, len(samples) // FRAME, words)
         utterances.append(utterance)
         chunks.append(samples)
         frames += utterance.frames

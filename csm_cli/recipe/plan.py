@@ -23,12 +23,14 @@ class TeacherPlan:
     """A natural teacher's corpus: hours of each of its voices, in the order of the voices' numbers.
 
     tools: where the teacher is set up. recorded: folders of shards spoken earlier, which come first; their voices must
-    be named, with 0 hours if none are to be added.
+    be named, with 0 hours if none are to be added. practice_hours: of espeak-ng's speech in two further voices, from
+    which the model alone learns how words are spoken that the teacher has not said.
     """
 
     tools: Path
     voices: dict[str, float]
     recorded: tuple[Path, ...] = ()
+    practice_hours: float = 0.0
     seed: int = 1
 
 
@@ -109,7 +111,8 @@ class StagePlan:
 class ModelPlan:
     """Model training: batches of about `tokens` positions; the weight of guided attention falls to 0 at `guide_until`.
 
-    voice_weight: loss weight of the head that predicts a turn's voice. Others as in `OptimizerConfig` and `LossMask`.
+    voice_weight: loss weight of the head that predicts a turn's voice. start: a checkpoint folder with whose backbone
+    and text embedding the model begins. Others as in `OptimizerConfig` and `LossMask`.
     """
 
     stages: tuple[StagePlan, ...]
@@ -130,6 +133,7 @@ class ModelPlan:
     guide_until: int = 4000
     bfloat16: bool = False
     save_seconds: float = 120.0
+    start: Path | None = None
 
     @property
     def steps(self) -> int:
@@ -175,7 +179,7 @@ def read_plan(path: Path) -> VoicePlan:
     raw = yaml.safe_load(path.read_text())
     model, codec, corpus = raw.pop("model"), raw.pop("codec"), raw.pop("corpus")
     stages = tuple(StagePlan(**stage) for stage in model.pop("stages"))
-    adversarial, start = codec.pop("adversarial", None), codec.pop("start", None)
+    adversarial, start, model_start = codec.pop("adversarial", None), codec.pop("start", None), model.pop("start", None)
     return VoicePlan(
         folder=Path(raw.pop("folder")),
         target=Path(raw.pop("target")),
@@ -185,7 +189,7 @@ def read_plan(path: Path) -> VoicePlan:
             adversarial=AdversarialPlan(**adversarial) if adversarial else None,
             **codec,
         ),
-        model=ModelPlan(stages=stages, **model),
+        model=ModelPlan(stages=stages, start=Path(model_start) if model_start else None, **model),
         sampling=SamplingPlan(**raw.pop("sampling", {})),
         **raw,
     )

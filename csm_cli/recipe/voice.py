@@ -17,11 +17,11 @@ from transformers import CsmForConditionalGeneration, MimiModel
 from csm_cli.recipe.adversarial import refine_decoder
 from csm_cli.recipe.codec import export_codec, train_codec
 from csm_cli.recipe.codes import CorpusTurn, conversation_row, encode_shards, load_utterances
-from csm_cli.recipe.corpus import VOICES, Espeak, shard_stems, write_corpus
+from csm_cli.recipe.corpus import PRACTICE_VOICES, VOICES, Espeak, shard_stems, write_corpus
 from csm_cli.recipe.export import export_voice, plot_samples, sample_sentences, save_samples, summary
 from csm_cli.recipe.model import RecipeJob, model_config, train_model
 from csm_cli.recipe.natural_corpus import held_out_stems, training_stems, write_natural_corpus
-from csm_cli.recipe.plan import TeacherPlan, VoicePlan, read_plan
+from csm_cli.recipe.plan import CorpusPlan, TeacherPlan, VoicePlan, read_plan
 from csm_cli.recipe.reference_voices import write_voices
 from csm_cli.recipe.sentences import held_out_sentences
 from csm_cli.recipe.teacher import KokoroTeacher
@@ -57,6 +57,9 @@ def _corpus(plan: VoicePlan, _: Path | None) -> None:
     folder = plan.folder / "corpus"
     if isinstance(plan.corpus, TeacherPlan):
         write_natural_corpus(folder, plan.corpus, KokoroTeacher(plan.corpus.tools))
+        if hours := plan.corpus.practice_hours:
+            practice = CorpusPlan(hours, seed=plan.corpus.seed)
+            write_corpus(plan.folder / "practice", practice, PRACTICE_VOICES, len(plan.corpus.voices))
     else:
         write_corpus(folder, plan.corpus)
 
@@ -73,13 +76,20 @@ def _codec(plan: VoicePlan, start: Path | None) -> None:
 
 
 def _codes(plan: VoicePlan, _: Path | None) -> None:
-    encode_shards(_load_codec(plan), shard_stems(plan.folder / "corpus"), plan.folder / "codes")
+    codec = _load_codec(plan)
+    encode_shards(codec, shard_stems(plan.folder / "corpus"), plan.folder / "codes")
+    encode_shards(codec, shard_stems(plan.folder / "practice"), plan.folder / "practice-codes")
 
 
 def _model(plan: VoicePlan, start: Path | None) -> None:
     model = new_model(plan) if start is None else CsmForConditionalGeneration.from_pretrained(start)
     utterances = load_utterances(training_stems(plan.folder / "corpus"), plan.folder / "codes")
-    voices = len(plan.corpus.voices) if isinstance(plan.corpus, TeacherPlan) else len(VOICES)
+    practice = load_utterances(shard_stems(plan.folder / "practice"), plan.folder / "practice-codes")
+    utterances *= max(1, round(len(practice) / len(utterances)))  # about as often as the practice
+    utterances += practice
+    voices = len(VOICES)
+    if isinstance(plan.corpus, TeacherPlan):
+        voices = len(plan.corpus.voices) + (len(PRACTICE_VOICES) if practice else 0)
     job = RecipeJob(utterances, voices, held_out_batches(plan), plan.folder / "model", _SaveHook(plan))
     train_model(model.to(_device()), plan.model, job)
 
@@ -97,11 +107,15 @@ _RUN = {"corpus": _corpus, "codec": _codec, "codes": _codes, "model": _model, "e
 
 
 def new_model(plan: VoicePlan) -> CsmForConditionalGeneration:
-    """A model with random weights around the trained codec."""
+    """A model around the trained codec, with random weights but for those of `plan.model.start`."""
     torch.manual_seed(0)
     codec = _load_codec(plan)
     model = CsmForConditionalGeneration(model_config(plan.model.backbone, plan.model.depth, codec.config.to_dict()))
     model.codec_model = codec
+    if plan.model.start:
+        known = CsmForConditionalGeneration.from_pretrained(plan.model.start)
+        for part in ("embed_text_tokens", "backbone_model.layers", "backbone_model.norm"):
+            model.get_submodule(part).load_state_dict(known.get_submodule(part).state_dict())
     return model
 
 

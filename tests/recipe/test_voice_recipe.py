@@ -6,10 +6,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from transformers import CsmForConditionalGeneration
 
-from csm_cli.recipe.plan import read_plan
-from csm_cli.recipe.voice import build_voice
+from csm_cli.recipe.corpus import PRACTICE_VOICES, load_shard, write_corpus
+from csm_cli.recipe.plan import CorpusPlan, read_plan
+from csm_cli.recipe.voice import build_voice, new_model
 
 pytestmark = pytest.mark.espeak
 
@@ -37,3 +39,14 @@ def test_the_recipe_runs_and_resumes(tmp_path: Path) -> None:
     again = replace(plan, folder=tmp_path / "again")
     build_voice(again, until="corpus")
     build_voice(again, start=tmp_path / "voice")
+    last = CsmForConditionalGeneration.from_pretrained(tmp_path / "voice")
+    grown = new_model(replace(plan, model=replace(plan.model, start=tmp_path / "voice")))
+    torch.testing.assert_close(grown.embed_text_tokens.weight, last.embed_text_tokens.weight)
+    assert not torch.equal(grown.depth_decoder.codebooks_head.weight, last.depth_decoder.codebooks_head.weight)
+
+
+def test_practice_speech_has_voices_after_the_teachers(tmp_path: Path) -> None:
+    write_corpus(tmp_path, CorpusPlan(hours=0.01), PRACTICE_VOICES, first_voice=4)
+    utterances, samples = load_shard(tmp_path / "000")
+    assert {utterance.voice for utterance in utterances} == {4, 5}
+    assert sum(utterance.frames for utterance in utterances) * 1920 == len(samples)
