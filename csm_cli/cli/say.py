@@ -65,6 +65,7 @@ def say(
 ) -> None:
     """Speak a text: TEXT, -f FILE or standard input.
 
+    With - and --stream, each sentence is spoken as it arrives.
     A long text, such as a book, is spoken by paragraphs;
     the same command goes on where a stopped run ended.
 
@@ -91,7 +92,16 @@ def say(
     context_turns += [parse_context(each, not transcribe) for each in context or ()]
     inputs += [turn.recording.path for turn in context_turns if turn.recording]
     files = OutputFiles(output.file, audio_format=live.format)
-    live = check_outputs(output, live, output_options, files, inputs)
+    as_it_arrives = from_stdin and live.stream  # which needs no listener: it can go to a file
+    live = check_outputs(output, replace(live, stream=live.stream and not from_stdin), output_options, files, inputs)
+    if as_it_arrives:
+        from csm_cli.cli.say_stream import speak_standard_input
+
+        if recognizer:
+            context_turns = [_transcribed(turn, recognizer, output_options) for turn in context_turns]
+        job = make_job([Conversation((), tuple(context_turns))], speech, output_options)
+        speak_standard_input(RunRequest(job, files, output, live), context_turns, speaker)
+        return
     if from_stdin:  # read last: nobody should type a text for an output that is refused
         text = _require_text(read_text("-"))
     if file and detect_dialogue(str(text)):

@@ -363,7 +363,7 @@ def _run(request: RunRequest, run: IncrementalRun | None, checkpoint: Checkpoint
 
     device, cached = str(synth.device) if synth else None, run.cached if run else {}
     result = finished_record(finished, files, checkpoint, cached, device)
-    _write(finished, request, checkpoint, result)
+    write_finished(finished, request, checkpoint, result)
     if run and files.track:
         run.finish()
         facts = {"device": device, "rtf": result["rtf"]}
@@ -380,7 +380,7 @@ def _run(request: RunRequest, run: IncrementalRun | None, checkpoint: Checkpoint
     for warning in turn_warnings(finished):
         warn(warning)
     if not quiet:
-        log_line("; ".join(_summary_parts(request, result, meter)))
+        log_line("; ".join(summary_parts(request, result, meter)))
         if synth and (hint := contention_hint(job, synth)):
             log_line(hint)
 
@@ -500,7 +500,9 @@ def _loudness_record(finished: FinishedConversation) -> dict[str, Any]:
     return {"loudness": {"target_lufs": target, "lufs": measured[0], "true_peak_dbtp": measured[1]}}
 
 
-def _write(finished: FinishedConversation, request: RunRequest, checkpoint: Checkpoint, result: dict[str, Any]) -> None:
+def write_finished(
+    finished: FinishedConversation, request: RunRequest, checkpoint: Checkpoint, result: dict[str, Any]
+) -> None:
     """Writes the files and the report; the audio to standard output if that is the output."""
     from csm_cli.audio.io import encode
 
@@ -535,7 +537,7 @@ def write_outputs(
         write_conversation_report(report, sidecar, finished.track.audio, title)
 
 
-def _summary_parts(request: RunRequest, result: dict[str, Any], meter: ProgressMeter) -> Iterator[str]:
+def summary_parts(request: RunRequest, result: dict[str, Any], meter: ProgressMeter) -> Iterator[str]:
     files, loudness = request.files, result.get("loudness")
     length = f"{result['duration_s']:.1f} s"
     if loudness:
