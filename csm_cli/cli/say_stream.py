@@ -87,7 +87,7 @@ class StandardInput:
 
         try:
             if self._descriptor is None:
-                return sys.stdin.buffer.read1(_READ_BYTES)  # type: ignore[attr-defined, no-any-return]
+                return sys.stdin.buffer.read(_READ_BYTES)
             return os.read(self._descriptor, _READ_BYTES)
         except OSError as error:
             raise InputError(f"standard input: {error.strerror}; name a text file with -f") from error
