@@ -63,6 +63,7 @@ _TURN_SCHEMA = {
                         "speaker": {"type": "integer"},
                         "gap": {"type": "number"},
                         "gain": {"type": "number"},
+                        "position": {"type": "integer"},
                     },
                 }
             },
@@ -145,8 +146,10 @@ def turn_routes(context: ServerContext, store: ConversationStore) -> APIRouter:
     """The turns of conversations, and their takes."""
     router = APIRouter(prefix="/v1/conversations/{conversation_id}/turns", tags=["conversations"])
 
-    async def speak(request: Request, conversation: HeldConversation, turn: HeldTurn, fields: SpokenFields) -> Response:
-        speech = TurnSpeech(context, conversation, turn, fields.options, fields.streamed)
+    async def speak(
+        request: Request, conversation: HeldConversation, turn: HeldTurn, index: int, fields: SpokenFields
+    ) -> Response:
+        speech = TurnSpeech(context, conversation, turn, index, fields.options, fields.streamed)
         try:
             return await SpokenResponse(context, fields, speech.prepare, speech).send(request)
         except BaseException:
@@ -157,23 +160,26 @@ def turn_routes(context: ServerContext, store: ConversationStore) -> APIRouter:
     async def add(conversation_id: str, request: Request) -> Response:
         """Speaks the next turn, as `/v1/audio/speech` does; with `audio`, adds a recorded one.
 
+        With `position` it is inserted, in the history before that place; later turns are then outdated.
+
         A turn whose client leaves before its end is not added.
         """
         conversation = store.get(conversation_id)
         body, recording = await read_turn(request)
         text = check_text("input", body.input)
-        gap = body.gap if body.gap is not None else DEFAULT_GAP if conversation.turns else 0.0
+        index = conversation.index_of("position", body.position, len(conversation.turns) + 1)
+        gap = body.gap if body.gap is not None else DEFAULT_GAP if index else 0.0
         turn = HeldTurn(body.speaker, text, gap, body.gain, recorded=recording is not None)
         store.make_space_for_audio()
         if recording is None:
-            return await speak(request, conversation, turn, body)
+            return await speak(request, conversation, turn, index, body)
         conversation.check_space()
         conversation.reserve(turn)
         try:
             utterance = await run_in_threadpool(load_recording, context, turn, recording)
             conversation.declare(turn.speaker)
             turn.add_take(utterance)
-            conversation.turns.append(turn)
+            conversation.turns.insert(index, turn)
         finally:
             conversation.release(turn)
         return JSONResponse(conversation.turn_record(turn), 201)
@@ -184,28 +190,32 @@ def turn_routes(context: ServerContext, store: ConversationStore) -> APIRouter:
     ) -> Response:
         """Speaks another take of a turn in the history before it, and picks it; later turns are then outdated."""
         conversation = store.get(conversation_id)
-        _, turn = conversation.find_turn(turn_id)
+        index, turn = conversation.find_turn(turn_id)
         if turn.recorded:
             raise Conflict("turn: it is a recording; delete it and add another")
         store.make_space_for_audio()
-        return await speak(request, conversation, turn, body or SpokenFields.model_validate({}))
+        return await speak(request, conversation, turn, index, body or SpokenFields.model_validate({}))
 
     @router.patch("/{turn_id}")
     async def change(conversation_id: str, turn_id: str, body: TurnPatch) -> dict[str, Any]:
-        """Picks a take, moves the turn in the track, or changes what is spoken, which drops its takes."""
+        """Picks a take, moves the turn, or changes what is spoken, which drops its takes."""
         conversation = store.get(conversation_id)
-        _, turn = conversation.find_turn(turn_id)
+        present, turn = conversation.find_turn(turn_id)
         text = turn.text if body.input is None else check_text("input", body.input)
         speaker = turn.speaker if body.speaker is None else body.speaker
         conversation.reserve(turn)
         try:
             if body.take is not None:
                 turn.find_take(body.take)
+            index = conversation.index_of("number", body.number or present + 1, len(conversation.turns))
             if (text, speaker) != (turn.text, turn.speaker):
                 conversation.declare(speaker)
                 turn.change_words(speaker, text)
             if body.take is not None:
                 turn.picked = turn.find_take(body.take).number
+            if index != present:
+                conversation.turns.remove(turn)
+                conversation.turns.insert(index, turn)
             turn.gap = turn.gap if body.gap is None else body.gap
             turn.gain = turn.gain if body.gain is None else body.gain
         finally:

@@ -212,6 +212,16 @@ class HeldConversation:
                 return index, turn
         raise NotFound("turn: the conversation has no such turn")
 
+    def index_of(self, name: str, number: int | None, limit: int) -> int:
+        """The index of the place with a number from 1 to `limit`; the last one for None. name: of the field.
+
+        Raises:
+            InputError: there is no such place.
+        """
+        if number is not None and number > limit:
+            raise InputError(f"{name}: the conversation has {len(self.turns)} turns")
+        return (number or limit) - 1
+
     def history(self, index: int) -> tuple[int, ...]:
         """What the turn at this index follows: the ids of the voices and of the picked takes before it."""
         return (self._context_id, *(turn.take.id for turn in self.turns[:index] if turn.take))
@@ -277,7 +287,7 @@ class HeldConversation:
 class TurnSpeech(SpeechListener):
     """Speaks a take of a turn in the history before it; turn or take are added when the client has got all of it.
 
-    options: of this take over the conversation's.
+    index: of the turn. options: of this take over the conversation's.
 
     Raises:
         Conflict: the conversation is busy or full.
@@ -288,21 +298,22 @@ class TurnSpeech(SpeechListener):
         context: ServerContext,
         conversation: HeldConversation,
         turn: HeldTurn,
+        index: int,
         options: GenerationOptions,
         stream: bool,
     ) -> None:
-        self._context, self._conversation, self._turn = context, conversation, turn
+        self._context, self._conversation, self._turn, self._index = context, conversation, turn, index
         self._is_new = turn not in conversation.turns
-        self._index = len(conversation.turns) if self._is_new else conversation.turns.index(turn)
         conversation.check_space(None if self._is_new else turn)
         conversation.reserve(self)
         conversation.declare(turn.speaker)
         self._history, self._past = conversation.history(self._index), conversation.past(self._index)
         self._clips, self._policy = conversation.clips, context.policy(stream)
         seeds = [take.seed for take in turn.takes if take.seed is not None]
-        seed = (
-            options.seed if options.seed is not None else max(seeds) + 1 if seeds else conversation.seed + self._index
-        )
+        order = (
+            len(conversation.turns) if self._is_new else index
+        )  # also where it is inserted, no turn has its seed yet
+        seed = options.seed if options.seed is not None else max(seeds) + 1 if seeds else conversation.seed + order
         merged = options.over(conversation.options)
         self._options = replace(merged, seed=seed % 2**63)
 
@@ -330,7 +341,7 @@ class TurnSpeech(SpeechListener):
     def finished(self, utterance: Utterance) -> Mapping[str, Any]:
         self._turn.add_take(utterance, self._history)
         if self._is_new:
-            self._conversation.turns.append(self._turn)
+            self._conversation.turns.insert(self._index, self._turn)
         self._conversation.used = time.monotonic()
         return {"turn": self._conversation.turn_record(self._turn)}
 

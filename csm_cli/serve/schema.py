@@ -153,6 +153,7 @@ class TurnBody(SpokenFields):
     speaker: SpeakerId = 0
     gap: OffsetSeconds | None = Field(None, description="Seconds after the turn before; negative to overlap it.")
     gain: GainDb = 0.0
+    position: int | None = Field(None, ge=1, description="Its number among the turns; after the last by default.")
     audio: str | None = Field(None, description="The recorded turn: base64 or a data: URL.")
 
 
@@ -163,6 +164,7 @@ class TurnPatch(BaseModel):
     input: SpokenText | None = None
     speaker: SpeakerId | None = None
     take: int | None = None
+    number: int | None = Field(None, ge=1, description="Moves the turn to this place.")
     gap: OffsetSeconds | None = None
     gain: GainDb | None = None
 

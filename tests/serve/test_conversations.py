@@ -132,6 +132,31 @@ def test_events_end_with_the_turn(server: RunningServer) -> None:
     assert response.headers["x-turn-id"] == events[-1]["turn"]["id"]
 
 
+def test_a_turn_is_inserted_and_moved(server: RunningServer, tmp_path: Path) -> None:
+    conversation = create(server)
+    for text in ("One.", "Two."):
+        say(server, conversation, text)
+    inserted = say(server, conversation, "Between.", position=2, seed=3)
+    assert [each["input"] for each in turns(server, conversation)] == ["One.", "Between.", "Two."]
+    assert [each["outdated"] for each in turns(server, conversation)] == [False, False, True]
+    other = create(server)
+    say(server, other, "One.")
+    assert say(server, other, "Between.", seed=3) == inserted  # spoken in the history before its place
+    clip = write_tone(tmp_path / "clip.wav", seconds=1.0).read_bytes()
+    fields = {"input": "Zero.", "position": "1"}
+    server.http.post(f"{conversation}/turns", data=fields, files={"audio": ("clip.wav", clip)})
+    assert [each["input"] for each in turns(server, conversation)] == ["Zero.", "One.", "Between.", "Two."]
+    last = turns(server, conversation)[3]
+    path = f"{conversation}/turns/{last['id']}"
+    assert server.http.patch(path, json={"number": 1}).json()["number"] == 1
+    assert [each["input"] for each in turns(server, conversation)] == ["Two.", "Zero.", "One.", "Between."]
+    assert server.http.patch(path, json={"number": 5}).status_code == 400
+    assert server.http.patch(path, json={"number": 0}).status_code == 400
+    body = {"input": "Beyond.", "position": 6}
+    assert server.http.post(f"{conversation}/turns", json=body).status_code == 400
+    assert len(turns(server, conversation)) == 4
+
+
 def test_another_take_is_picked_and_outdates_what_follows(server: RunningServer) -> None:
     conversation = create(server)
     first, last = (say(server, conversation, text) for text in ("Hello there.", "How are you?"))

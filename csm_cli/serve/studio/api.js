@@ -53,7 +53,8 @@ export class Api {
       if (response.ok) return response;
       const error = await errorOf(response);
       if (error.status === 401) {
-        sessionStorage.setItem(KEY, await this.askKey(Boolean(key)));
+        // another request may have got the key meanwhile
+        if (sessionStorage.getItem(KEY) === key) sessionStorage.setItem(KEY, await this.askKey(Boolean(key)));
         tries--;
       } else if (error.status === 503 && error.retryAfter !== null && error.retryAfter <= MAX_WAIT_SECONDS && tries < MAX_TRIES) {
         const seconds = Math.max(1, error.retryAfter);

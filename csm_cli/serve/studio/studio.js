@@ -516,5 +516,6 @@ document.addEventListener("keydown", event => {
   else return;
   event.preventDefault();
 });
+for (const button of document.querySelectorAll("dialog .cancel")) button.addEventListener("click", () => button.closest("dialog").close());
 window.addEventListener("hashchange", () => location.reload());
 begin();
