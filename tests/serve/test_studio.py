@@ -203,12 +203,12 @@ def test_turns_are_inserted_moved_edited_and_deleted(page: BrowserPage, server: 
     text = page.evaluate("document.querySelector('#script').value")
     assert text.splitlines()[0] == "Ana: Shall we go home now?"
     page.evaluate("document.querySelector('#script').select()")
-    page.type(f"{text}\nCleo: Hello.")
+    page.type(f"{text}\nBen: Hello.")
     page.click("#as-turns")
     assert len(page.evaluate(TEXTS)) == 4 and len(conversation(page, server)["turns"]) == 3
     speak_all(page)
     archive = export(page, tmp_path / "saved")
-    assert script_turns(archive)[-1] == ("Cleo", "Hello.") and len(script_turns(archive)) == 4
+    assert script_turns(archive)[-1] == ("Ben", "Hello.") and len(script_turns(archive)) == 4
 
 
 @pytest.mark.slow
