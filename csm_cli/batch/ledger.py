@@ -77,7 +77,8 @@ class Ledger:
             except OSError as error:
                 reason = f"cannot be written ({error.strerror})"
                 raise OutputRefused(f"{self.path}: {reason}; choose another folder") from error
-            self.entries = _entries(self.records())
+            self._earlier = 0  # records as of opening
+            self.entries = _entries(self._counted(self.records()))
             self._cut_unfinished_line()
             self._resources = stack.pop_all()
         self._queue: Queue[tuple[bytes, Path | None] | None] = Queue()  # a line and its audio; None ends the thread
@@ -129,6 +130,16 @@ class Ledger:
         self.flush()
         last = {str(record["id"]): number for number, record in enumerate(self.records())}
         return (record for number, record in enumerate(self.records()) if last[str(record["id"])] == number)
+
+    def _counted(self, records: Iterable[LedgerRecord]) -> Iterator[LedgerRecord]:
+        for record in records:
+            self._earlier += 1
+            yield record
+
+    def new_ids(self) -> set[str]:
+        """The ids of the items that were appended since opening. Raises as `append`."""
+        self.flush()
+        return {str(record["id"]) for number, record in enumerate(self.records()) if number >= self._earlier}
 
     def _cut_unfinished_line(self) -> None:
         self._file.seek(0)

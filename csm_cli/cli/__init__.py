@@ -8,7 +8,7 @@ import traceback
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from csm_cli.cli.console import log_line, replace_closed_streams, use_utf8, warn
+from csm_cli.cli.console import log_line, remember_command_line, replace_closed_streams, use_utf8, warn
 from csm_cli.errors import INTERRUPTED, ScriptInvalid, failure_of
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.getLogger("csm_cli").setLevel(logging.DEBUG if debug else logging.WARNING)
     replace_closed_streams()
     use_utf8()
+    remember_command_line(arguments)
     try:
         code = _run(arguments)
     except KeyboardInterrupt:

@@ -8,7 +8,7 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Annotated, Protocol
+from typing import TYPE_CHECKING, Annotated, Protocol
 
 import typer
 
@@ -28,13 +28,16 @@ from csm_cli.cli.batch_plan import PlanOptions, print_plan
 from csm_cli.cli.batch_workers import BatchSetup, WorkerOptions, WorkerPool
 from csm_cli.cli.console import emit_json, emit_path, log_line, warn
 from csm_cli.cli.options import ManifestOptions, OutputFile, OutputOptions, SynthesisFlags
-from csm_cli.cli.output_files import ReportFile, report_path
+from csm_cli.cli.output_files import EmbedAudio, ReportFile, report_request
 from csm_cli.cli.progress import Meter, ProgressMeter, show_progress
 from csm_cli.cli.summary import contention_hint, summarize
 from csm_cli.cli.synthesis import find_checkpoint, make_job, open_synthesizer, with_settings
 from csm_cli.errors import BatchPartlyFailed, GenerationFailed, UsageError
 from csm_cli.generation.fingerprint import SynthesisSetup
 from csm_cli.report import format_count
+
+if TYPE_CHECKING:
+    from csm_cli.report.page import ReportRequest
 
 _MAX_BATCH_SIZE = 1024
 _ONE_PROCESS = WorkerOptions()
@@ -77,6 +80,7 @@ def batch(
         str, typer.Option("--batch-size", metavar="auto|N", help="Items decoded together; auto: by free memory.")
     ] = "auto",
     report: ReportFile = None,
+    embed: EmbedAudio = False,
     *,
     scope: BatchScope,
     rows: ManifestOptions,
@@ -102,7 +106,8 @@ def batch(
     if plan.plan:
         print_plan(source, scope.shard, speech, output, output_options)
         return
-    run_batch(source, batch_size, scope, speech, output, output_options, report_path(report), workers=workers)
+    page = report_request(report, embed)
+    run_batch(source, batch_size, scope, speech, output, output_options, page, workers=workers)
 
 
 def merge(
@@ -128,7 +133,7 @@ def run_batch(
     speech: SynthesisFlags,
     output: OutputFile,
     output_options: OutputOptions,
-    report: Path | None = None,
+    report: ReportRequest | None = None,
     load: Loader = open_synthesizer,
     workers: WorkerOptions = _ONE_PROCESS,
 ) -> None:
@@ -180,9 +185,11 @@ def run_batch(
         elif not output_options.quiet:
             log_line(f"nothing to speak; {run.summary()}")
         if report:
-            from csm_cli.report.page import write_batch_report
+            from csm_cli.report.page import BatchOrder, write_batch_report
 
-            write_batch_report(report, ledger.latest, ledger.path)
+            ids = (item.id for item in shard.of(pattern.items(with_settings(manifest, speech))))
+            order = BatchOrder(ids, ledger.new_ids())
+            write_batch_report(report, ledger.latest, ledger.path, order)
     run.raise_failures()
 
 

@@ -7,9 +7,12 @@ import json
 import logging
 import os
 import re
+import shlex
 import sys
 import unicodedata
 import warnings
+from collections.abc import Sequence
+from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +23,26 @@ if TYPE_CHECKING:
 
 
 _DIRECTION = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")  # they reorder what a terminal shows
+
+
+_command_line: ContextVar[tuple[str, ...]] = ContextVar("command_line", default=())
+_REDO_FLAGS = ("--redo", "--fresh", "--retry-failed", "--force")  # of one run, not of the next
+
+
+def remember_command_line(arguments: Sequence[str]) -> None:
+    _command_line.set(tuple(arguments))
+
+
+def command_line() -> str:
+    """The command of this process as a shell reads it, without what is for one run only; empty if it is unknown."""
+    words: list[str] = []
+    is_value = False
+    for word in _command_line.get():
+        name = word.partition("=")[0]
+        if not is_value and name not in _REDO_FLAGS:
+            words.append(word)
+        is_value = word == "--redo"
+    return shlex.join(["csm", *words]) if words else ""
 
 
 def emit(line: str) -> None:

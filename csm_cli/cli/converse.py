@@ -16,9 +16,10 @@ from csm_cli.cli.console import configure_logging, emit, emit_json
 from csm_cli.cli.live_audio import PlaybackOptions
 from csm_cli.cli.options import OutputFile, OutputOptions, SynthesisFlags
 from csm_cli.cli.output_files import (
+    EmbedAudio,
     OutputFiles,
     ReportFile,
-    report_path,
+    report_request,
     stem_files,
     subtitle_files,
     turn_files,
@@ -177,6 +178,7 @@ def converse(
         bool, typer.Option("-n", "--dry-run", help="Print the turns and their estimated length; load no model.")
     ] = False,
     report: ReportFile = None,
+    embed: EmbedAudio = False,
     *,
     extra_outputs: ExtraOutputs,
     redo_options: RedoOptions,
@@ -202,7 +204,7 @@ def converse(
     if not output.output and dry_run:
         print_dry_run(job)
         return
-    page = report_path(report)
+    page = report_request(report, embed)
     files = replace(extra_outputs.files(conversation, output.file), audio_format=live.format)
     redo = redo_options.request(conversation, output.file)
     inputs = [Path(script)] if script != "-" else []

@@ -13,6 +13,7 @@ import typer
 
 from csm_cli import __version__
 from csm_cli.batch.items import file_name
+from csm_cli.cli.console import command_line
 from csm_cli.cli.summary import SIDECAR_SCHEMA, spelled_record
 from csm_cli.errors import OutputRefused, UsageError
 from csm_cli.generation.events import ModelIdentity, audio_tags, utterance_cues
@@ -23,6 +24,7 @@ from csm_cli.types import Conversation, Turn
 
 if TYPE_CHECKING:
     from csm_cli.cli.synthesis import FinishedConversation, SynthesisJob
+    from csm_cli.report.page import ReportRequest
 
 SUBTITLES = ("srt", "vtt", "json")
 ReportFile = Annotated[
@@ -30,9 +32,12 @@ ReportFile = Annotated[
     typer.Option(
         "--report",
         metavar="FILE.html",
-        help="Write an HTML page with players and spectrograms.",
+        help="Write an HTML page with players and waveforms.",
         rich_help_panel="Output",
     ),
+]
+EmbedAudio = Annotated[
+    bool, typer.Option("--embed", help="Put the audio into the report, for sending it.", rich_help_panel="Output")
 ]
 
 
@@ -192,16 +197,20 @@ def subtitle_files(formats: str, track: Path) -> dict[str, Path]:
     return {name: track.with_suffix(f".{name}") for name in names}
 
 
-def report_path(name: str | None) -> Path | None:
-    """The path of `--report`, checked before a model is loaded.
+def report_request(name: str | None, embed: bool = False) -> ReportRequest | None:
+    """The report of `--report`, checked before a model is loaded, with the command of this run.
 
     Raises:
-        OutputRefused: not an HTML file, or it cannot be written.
+        UsageError: --embed without --report. OutputRefused: not an HTML file, or it cannot be written.
     """
     if name is None:
+        if embed:
+            raise UsageError("--embed puts audio into the report; name one with --report page.html")
         return None
+    from csm_cli.report.page import ReportRequest
+
     path = expand_path(name)
     if path.suffix.lower() not in (".html", ".htm"):
         raise OutputRefused(f"--report {name}: the report is an HTML page; name it like report.html")
     check_writable(path)
-    return path
+    return ReportRequest(path, command_line(), embed)

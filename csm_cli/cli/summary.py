@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +15,7 @@ from csm_cli.report import format_count
 from csm_cli.types import Conversation, Turn
 
 if TYPE_CHECKING:
+    from csm_cli.audio.io import Audio
     from csm_cli.audio.mix import TrackSpan
     from csm_cli.cli.progress import Meter
     from csm_cli.cli.synthesis import FinishedConversation, SynthesisJob
@@ -64,13 +66,16 @@ def conversation_record(
     for utterance, span in zip(utterances, finished.track.spans, strict=True):
         own = (cached or {}).get(utterance.number)
         takes = own.takes if own else list_takes(utterance)
-        turns.append(_turn_record(utterance, span) | {"takes": take_records(takes, folder)})
+        audio = finished.track.turn(utterance.number - 1)
+        facts = {"lufs": measured_loudness(audio), "takes": take_records(takes, folder)}
+        turns.append(_turn_record(utterance, span) | facts)
     dropped = {turn for each in utterances for turn in each.evicted if turn != each.number}
     return {
         "id": finished.conversation.id or None,
         "status": "ok",
         "output": output,
         "duration_s": round(finished.track.audio.duration, 3),
+        "loudness": _loudness_record(finished),
         "rtf": round(sum(each.seconds for each in generated) / seconds, 4) if seconds else None,
         "stop": next(stop for stop in ("cap", "silence", "repeat", "eos", "empty", "recorded") if stop in stops),
         "seed": synthetic[0].seed if synthetic else None,
@@ -94,6 +99,7 @@ def _turn_record(utterance: Utterance, span: TrackSpan) -> dict[str, Any]:
         "number": utterance.number,
         "id": turn.id or None,
         "speaker": turn.label,
+        "voice": voice_name(turn, utterance.conversation),
         "text": turn.text,
         **spelled_record(turn, utterance.conversation),
         "start_s": round(span.start, 3),
@@ -111,6 +117,35 @@ def _turn_record(utterance: Utterance, span: TrackSpan) -> dict[str, Any]:
             }
             for segment in utterance.segments
         ],
+    }
+
+
+def voice_name(turn: Turn, conversation: Conversation) -> str | None:
+    """The saved voice, or the file name of the clip, that a turn's speaker has; None without one."""
+    if turn.recording:
+        return None
+    clips = (each.recording for each in conversation.context if each.speaker == turn.speaker and each.recording)
+    clip = next(clips, None)
+    return (clip.voice or clip.path.name) if clip else None
+
+
+def measured_loudness(audio: Audio) -> float | None:
+    """In LUFS; None for silence."""
+    from csm_cli.audio.loudness import loudness
+
+    level = loudness(audio.samples, audio.rate)
+    return round(level, 2) if math.isfinite(level) else None
+
+
+def _loudness_record(finished: FinishedConversation) -> dict[str, float | None]:
+    from csm_cli.audio.loudness import true_peak
+
+    audio = finished.track.audio
+    peak = true_peak(audio.samples)
+    return {
+        "target_lufs": finished.conversation.loudness,
+        "lufs": measured_loudness(audio),
+        "true_peak_dbtp": round(peak, 2) if math.isfinite(peak) else None,
     }
 
 

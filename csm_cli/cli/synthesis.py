@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from csm_cli.generation.synthesizer import Synthesizer
     from csm_cli.generation.turn_cache import CachedTurn
     from csm_cli.generation.verification import Recognizer
+    from csm_cli.report.page import ReportRequest
 
 BUNDLED_SPEAKERS = 8  # speaker numbers that the bundled voice was trained on
 
@@ -79,7 +80,7 @@ class RunRequest:
     """A job of one conversation, and where its audio goes.
 
     live: as returned by `check_outputs`. redo: which cached turns are generated again; None disables the turn cache.
-    report: path of the HTML report.
+    report: the HTML report.
     """
 
     job: SynthesisJob
@@ -87,7 +88,7 @@ class RunRequest:
     output: OutputFile
     live: PlaybackOptions
     redo: RedoRequest | None = None
-    report: Path | None = None
+    report: ReportRequest | None = None
 
 
 def make_job(
@@ -471,7 +472,7 @@ def finished_record(
 ) -> dict[str, Any]:
     """The JSON object of a conversation and its files. cached: its turns in the turn cache."""
     output = str(files.track) if files.track else None
-    return conversation_record(finished, output, model, device, cached) | files.record() | _loudness_record(finished)
+    return conversation_record(finished, output, model, device, cached) | files.record()
 
 
 def _track_record(
@@ -488,16 +489,6 @@ def _track_record(
     )
     sidecar = sidecar_record(request.job, {})
     return TrackRecord(run.script, fingerprints, request.files, model, sidecar, facts, request.report)
-
-
-def _loudness_record(finished: FinishedConversation) -> dict[str, Any]:
-    target, track = finished.conversation.loudness, finished.track.audio
-    if target is None:
-        return {}
-    from csm_cli.audio.loudness import loudness, true_peak
-
-    measured = round(loudness(track.samples, track.rate), 2), round(true_peak(track.samples), 2)
-    return {"loudness": {"target_lufs": target, "lufs": measured[0], "true_peak_dbtp": measured[1]}}
 
 
 def write_finished(
@@ -522,7 +513,7 @@ def write_outputs(
     files: OutputFiles,
     model: ModelIdentity,
     sidecar: Mapping[str, Any],
-    report: Path | None,
+    report: ReportRequest | None,
 ) -> None:
     """Writes all files, or none, and then the report. sidecar: as `sidecar_record`.
 
@@ -538,15 +529,15 @@ def write_outputs(
 
 
 def summary_parts(request: RunRequest, result: dict[str, Any], meter: ProgressMeter) -> Iterator[str]:
-    files, loudness = request.files, result.get("loudness")
+    files, loudness = request.files, result["loudness"]
     length = f"{result['duration_s']:.1f} s"
-    if loudness:
+    if loudness["target_lufs"] is not None and loudness["lufs"] is not None:
         length += f" ({loudness['lufs']:.1f} LUFS, true peak {loudness['true_peak_dbtp']:.1f} dBTP)"
     more = len(list(files)) - (1 if files.track else 0)
     beside = f" and {format_count(more, 'more file')}" if more else ""
     target = f"written to {files.track or 'standard output'}" if request.output.output else "played"
     yield f"{length} {target}{beside}"
     if request.report:
-        yield f"report in {request.report}"
+        yield f"report in {request.report.path}"
     yield summarize(meter, result["model"], result["device"])
     yield context_summary(result["context_window"])

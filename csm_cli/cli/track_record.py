@@ -14,6 +14,7 @@ from csm_cli.errors import InputError
 from csm_cli.generation.events import Utterance
 from csm_cli.generation.incremental import as_cached
 from csm_cli.generation.turn_cache import MAX_INDEX_BYTES, CachedTurn, TurnCache, cache_folder
+from csm_cli.report.page import ReportRequest
 from csm_cli.storage.files import write_atomically
 from csm_cli.storage.paths import contained_path
 from csm_cli.storage.untrusted import read_regular
@@ -53,7 +54,7 @@ class TrackRecord:
     model: TrackModel
     sidecar: Mapping[str, Any]
     facts: Mapping[str, Any]
-    report: Path | None = None
+    report: ReportRequest | None = None
     schema: int = SCHEMA
     left_out: tuple[Path, ...] = field(default=(), compare=False)  # outputs outside the track's folder
 
@@ -105,7 +106,7 @@ class TrackRecord:
             subtitles={name: path for name, path in record.files.subtitles.items() if path != track},
             sidecar=None if record.files.sidecar == track else record.files.sidecar,
         )
-        report = None if record.report == track else record.report
+        report = None if record.report and record.report.path == track else record.report
         return replace(record, files=files, report=report, left_out=tuple(outside))
 
     def cached_turns(self, turns: TurnCache) -> dict[int, CachedTurn]:
@@ -173,7 +174,7 @@ def _with_paths(record: TrackRecord, output: Callable[[Path], Path], source: Cal
             subtitles={name: output(path) for name, path in files.subtitles.items()},
             sidecar=files.sidecar and output(files.sidecar),
         ),
-        report=record.report and output(record.report),
+        report=record.report and replace(record.report, path=output(record.report.path)),
     )
 
 

@@ -1,4 +1,7 @@
-"""The HTML report: players, waveforms, spectrograms and stop reasons on one page that needs no network."""
+"""The HTML report: players, waveforms, takes and stop reasons on one page that needs no network.
+
+Audio stays beside the page, which links to it by relative paths, unless it is to be embedded.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +10,10 @@ import io
 import json
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import shlex
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass
 from importlib.resources import files
-from itertools import islice
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -21,139 +24,268 @@ from numpy.typing import NDArray
 
 from csm_cli import __version__
 from csm_cli.audio.io import Audio, read_audio
-from csm_cli.errors import InputError
+from csm_cli.errors import AudioUnreadable, InputError
 from csm_cli.report import format_duration
 from csm_cli.storage.files import atomic_file
 from csm_cli.storage.paths import contained_path
 
-MAX_EMBEDDED_SECONDS = 1800.0  # of audio in a page; with more, the page links to the audio files
 MAX_ROWS = 10_000
 _RATE = 24000  # Hz, of batch audio in pictures and inside a page
 _FFT_SAMPLES = 1024
 _MAX_HZ = 8000.0
 _DYNAMIC_RANGE = 70.0  # dB below the loudest that a spectrogram shows
+_PLAYED_SUFFIXES = (".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a")  # by browsers, from a file
 # Stop reasons as the page shows them; others are shown as they are.
-_STOP_TEXTS = {"eos": "complete", "cap": "max duration", "silence": "silence", "repeat": "repeated sound"}
+_STOP_TEXTS = {"eos": "complete", "cap": "max duration", "silence": "fell silent", "repeat": "repeated sound"}
 
 Json = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class ReportDetail:
-    """Resolution of a spectrogram: maximum columns, and frequency bands."""
+    """Resolution of a picture: columns of the waveform, and bands of the spectrogram, 0 for none."""
 
     columns: int
     bands: int
 
     @classmethod
     def for_rows(cls, rows: int) -> ReportDetail:
-        """Keeps all pictures of a page within about ten megabytes."""
-        return cls(320, 48) if rows <= 300 else cls(120, 32) if rows <= 2000 else cls(60, 16)
+        """Keeps all pictures of a page within about two megabytes."""
+        return cls(320, 40) if rows <= 100 else cls(320, 0) if rows <= 2000 else cls(120, 0)
+
+
+@dataclass(frozen=True)
+class ReportRequest:
+    """Which page to write. command: the run's own, as typed, without --redo; embed: put the audio into the page."""
+
+    path: Path
+    command: str = ""
+    embed: bool = False
+
+
+@dataclass(frozen=True)
+class BatchOrder:
+    """ids: of a manifest's items, in its order; new: those that this run recorded."""
+
+    ids: Iterable[str] = ()
+    new: Set[str] = frozenset()
 
 
 @dataclass(frozen=True)
 class ReportPage:
-    """byline: model and version. numbers: name and value pairs. footnote: what was left out. track: of all turns."""
+    """byline: model and version. numbers, about: name and value pairs, shown and folded away.
+
+    footnote: what was left out. track: of all turns. redo, pick, retry: commands to which the page adds what is ticked.
+    """
 
     title: str
     byline: str
     numbers: tuple[tuple[str, str], ...] = ()
     footnote: str = ""
     track: Mapping[str, Any] | None = None
+    about: tuple[tuple[str, str], ...] = ()
+    redo: str = ""
+    pick: str = ""
+    retry: str = ""
 
 
-def write_conversation_report(path: Path, result: Mapping[str, Any], audio: Audio, title: str) -> None:
-    """The report of one conversation. result: its JSON record; the audio is embedded unless it is very long.
+@dataclass(frozen=True)
+class _AudioSource:
+    """Makes URLs of audio files for a page, relative to its folder, or with their content."""
+
+    page: Path
+    embed: bool
+
+    def url(self, file: Path) -> str | None:
+        """None where an embedded file cannot be read."""
+        if not self.embed and file.suffix.lower() in _PLAYED_SUFFIXES:
+            return link_audio(os.path.relpath(file, self.page.parent))
+        try:
+            return embed_audio(read_audio(file, _RATE))
+        except AudioUnreadable:
+            return None
+
+
+def write_conversation_report(request: ReportRequest, result: Mapping[str, Any], audio: Audio, title: str) -> None:
+    """The report of one conversation. result: its JSON record; a track that is not in a file is embedded.
 
     Raises:
         OutputRefused, OutputFailed: as `atomic_file`.
     """
-    embed = audio.duration <= MAX_EMBEDDED_SECONDS or result["output"] is None
-    source = embed_audio(audio) if embed else link_audio(os.path.relpath(result["output"], path.parent))
+    path, output, turns = request.path, result["output"], result["turns"]
+    source = _AudioSource(path, request.embed)
+    linked = output is not None and not request.embed and Path(output).suffix.lower() in _PLAYED_SUFFIXES
     track = {
-        "audio": source,
+        "audio": source.url(Path(output)) if linked else embed_audio(audio),
         "duration": audio.duration,
-        **(spectrogram(audio, ReportDetail(640, 48)) or {}),
+        **(picture(audio, ReportDetail(1200, 40)) or {}),
     }
-    numbers = (
-        ("turns", str(len(result["turns"]))),
-        ("audio", format_duration(audio.duration)),
-        ("warnings", str(len(result["warnings"]))),
-        ("RTF", f"{result['rtf']:.2f}" if result["rtf"] else "-"),
+    loudness = result.get("loudness") or {}
+    reused = sum(bool(turn.get("reused")) for turn in turns)
+    numbers = [("turns", str(len(turns))), ("audio", format_duration(audio.duration))]
+    numbers += [("new", str(sum(_badge(turn) == "new" for turn in turns))), ("kept", str(reused))] if reused else []
+    numbers += [("loudness", f"{loudness['lufs']:.1f} LUFS")] if loudness.get("lufs") is not None else []
+    numbers += [("warnings", str(len(result["warnings"])))]
+    page = ReportPage(
+        title,
+        _byline(result),
+        tuple(numbers),
+        track=track,
+        about=_about(result),
+        redo=request.command,
+        pick=f"csm takes {shlex.quote(output)}" if output else "",
     )
-    page = ReportPage(title, _byline(result), numbers, track=track)
-    write_report(path, page, report_turn_rows(result, audio, ReportDetail.for_rows(len(result["turns"]))))
+    write_report(path, page, report_turn_rows(result, audio, ReportDetail.for_rows(len(turns)), source.url))
 
 
-def write_batch_report(path: Path, latest: Callable[[], Iterable[Mapping[str, Any]]], ledger: Path) -> None:
+def write_batch_report(
+    request: ReportRequest,
+    latest: Callable[[], Iterable[Mapping[str, Any]]],
+    ledger: Path,
+    order: BatchOrder = BatchOrder(),
+) -> None:
     """The report of a batch. latest: yields the newest result of each item; ledger: the results file beside the audio.
 
-    With much audio, the page links to the files.
+    Rows have the order of the manifest, items that it has no more come last. Of too many, all failures are shown.
 
     Raises:
         OutputRefused, OutputFailed: as `atomic_file`.
     """
-    count, failed, warned, seconds = 0, 0, 0, 0.0
+    place = {name: number for number, name in enumerate(order.ids)}
+    count, failed, warned, new, seconds = 0, 0, 0, 0, 0.0
     last: Mapping[str, Any] = {}
-    for result in latest():
-        good = result["status"] == "ok"
-        count, failed, warned = count + 1, failed + (not good), warned + bool(result.get("warnings"))
-        seconds += result.get("duration_s") or 0.0
+    keys: list[tuple[bool, int, int]] = []  # failures first, then the manifest's order
+    for number, result in enumerate(latest()):
+        good, name = result["status"] == "ok", str(result["id"])
+        count, failed, warned = count + 1, failed + (not good), warned + bool(good and result.get("warnings"))
+        new, seconds = new + (good and name in order.new), seconds + (result.get("duration_s") or 0.0)
         last = result if good else last
+        keys.append((good, place.get(name, len(place)), number))
+    shown = {number for _, _, number in sorted(keys)[:MAX_ROWS]}
+    results = [
+        (place.get(str(result["id"]), len(place)), number, result)
+        for number, result in enumerate(latest())
+        if number in shown
+    ]
+    results.sort(key=lambda each: each[:2])
     footnote = f"{count - MAX_ROWS} more are in {ledger.name}." if count > MAX_ROWS else ""
-    numbers = (("items", count), ("failed", failed), ("with warnings", warned), ("audio", format_duration(seconds)))
-    title = ledger.parent.resolve().name or "batch"
-    page = ReportPage(title, _byline(last), tuple((name, str(value)) for name, value in numbers), footnote)
-    detail, embed = ReportDetail.for_rows(min(count, MAX_ROWS)), seconds <= MAX_EMBEDDED_SECONDS
-    rows = (_item_row(result, ledger.parent, path, detail, embed) for result in islice(latest(), MAX_ROWS))
-    write_report(path, page, rows)
+    numbers = [("items", str(count)), ("audio", format_duration(seconds)), ("failed", str(failed))]
+    numbers += [("with warnings", str(warned))] + ([("new", str(new))] if order.new else [])
+    page = ReportPage(
+        ledger.parent.resolve().name or "batch",
+        _byline(last),
+        tuple(numbers),
+        footnote,
+        retry=f"{request.command} --retry-failed" if request.command and failed else "",
+    )
+    detail, source = ReportDetail.for_rows(len(results)), _AudioSource(request.path, request.embed)
+    rows = (_item_row(result, ledger.parent, detail, source, order.new) for _, _, result in results)
+    write_report(request.path, page, rows)
 
 
-def _item_row(result: Mapping[str, Any], folder: Path, page: Path, detail: ReportDetail, embed: bool) -> Json:
+def _item_row(
+    result: Mapping[str, Any], folder: Path, detail: ReportDetail, source: _AudioSource, new: Set[str]
+) -> Json:
     """The row of a batch item; without audio if it failed or its file is missing."""
     if result["status"] != "ok":
         return report_row(result)
+    facts: Json = {"badge": "new" if str(result["id"]) in new else "kept"}
     try:
         file = contained_path(folder, result.get("file"))
         audio = read_audio(file, _RATE)
     except InputError as error:  # also where the file is missing or unreadable
-        return report_row(result, warnings=[*(result.get("warnings") or ()), str(error)])
-    source = embed_audio(audio) if embed else link_audio(os.path.relpath(file, page.parent))
-    return report_row(result, audio=source, picture=spectrogram(audio, detail))
+        return report_row(result, **facts, warnings=[*(result.get("warnings") or ()), str(error)])
+    url = embed_audio(audio) if source.embed else source.url(file)
+    return report_row(result, **facts, audio=url, picture=picture(audio, detail))
 
 
 def report_row(record: Mapping[str, Any], **audio: Any) -> Json:
     """A row of the page: a turn of a result, or a batch item.
 
-    audio: `audio`, its URL; `picture`, from `spectrogram`; `from` and `to`, seconds in the track; they replace
-    fields of the row.
+    audio: `audio`, its URL; `picture`, from `picture`; `from` and `to`, seconds in the track; they replace fields of
+    the row.
     """
     turns = record.get("turns") or [record]
     failed = record.get("status") == "failed"
     stop = str(record.get("stop") or "")
+    loudness = record.get("loudness")
+    voices = dict.fromkeys(str(turn["voice"]) for turn in turns if turn.get("voice"))
+    spelled = [str(turn["spelled"]) for turn in turns if turn.get("spelled")]
     return {
         "id": str(record.get("id") or ""),
+        "number": record.get("number"),
         "speaker": ", ".join(dict.fromkeys(str(turn.get("speaker") or "") for turn in turns)),
+        "voice": ", ".join(voices),
         "text": "\n".join(str(turn.get("text") or "") for turn in turns),
+        "spelled": "\n".join(spelled),
         "status": "failed" if failed else "ok",
-        "stop": "failed" if failed else _STOP_TEXTS.get(stop, stop),
-        "seed": record.get("seed"),
+        "badge": "failed" if failed else _badge(record),
+        "stop": "" if failed or stop == "recorded" else _STOP_TEXTS.get(stop, stop),
         "duration": record.get("duration_s"),
-        "takes": max((len(turn.get("takes") or ()) for turn in turns), default=0),
+        "lufs": loudness.get("lufs") if isinstance(loudness, Mapping) else record.get("lufs"),
+        "takes": [] if record.get("turns") else [_take(take) for take in record.get("takes") or ()],
+        "more": _details(record),
         "warnings": [str(record["error"])] if failed else list(record.get("warnings") or ()),
         **audio,
     }
 
 
-def report_turn_rows(result: Mapping[str, Any], audio: Audio, detail: ReportDetail) -> Iterator[Json]:
-    """The turns of a conversation's JSON record, each a section of its track `audio`."""
+def _badge(record: Mapping[str, Any]) -> str:
+    return "recorded" if record.get("stop") == "recorded" else "kept" if record.get("reused") else "new"
+
+
+def _take(take: Mapping[str, Any]) -> Json:
+    stop = str(take.get("stop") or "")
+    facts = {"number": take.get("number"), "seed": take.get("seed"), "duration": take.get("duration_s")}
+    facts |= {"stop": _STOP_TEXTS.get(stop, stop), "fault": take.get("fault"), "picked": bool(take.get("picked"))}
+    return facts | {"chunk": take.get("chunk"), "audio": None}
+
+
+def _details(record: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What the page folds away."""
+    tried = record.get("seeds_tried") or ()
+    found = (
+        ("seed", record.get("seed")),
+        ("RTF", record.get("rtf")),
+        ("seeds tried", ", ".join(map(str, tried)) if tried else None),
+        ("error class", record.get("error_class")),
+        ("takes", max((len(turn.get("takes") or ()) for turn in record.get("turns") or ()), default=None)),
+        ("dropped from its context", ", ".join(map(str, record.get("dropped_turns") or ())) or None),
+        *((str(name), value) for name, value in (record.get("extra") or {}).items()),
+    )
+    return [(name, str(value)) for name, value in found if value not in (None, "")]
+
+
+def _about(result: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
+    window = result.get("context_window") or {}
+    found = (
+        ("RTF", f"{result['rtf']:.2f}" if result.get("rtf") else None),
+        ("first seed", result.get("seed")),
+        ("context", f"{window.get('peak')} of {window.get('soft_limit')} positions" if window else None),
+        (
+            "true peak",
+            f"{(result.get('loudness') or {}).get('true_peak_dbtp')} dBTP" if result.get("loudness") else None,
+        ),
+        ("revision", result.get("revision")),
+        ("device", result.get("device")),
+    )
+    return tuple((name, str(value)) for name, value in found if value is not None)
+
+
+def report_turn_rows(
+    result: Mapping[str, Any], audio: Audio, detail: ReportDetail, url: Callable[[Path], str | None]
+) -> Iterator[Json]:
+    """The turns of a conversation's JSON record, each a section of its track `audio`. url: of the file of a take."""
     for number, turn in enumerate(result["turns"], 1):
         start, end = turn["start_s"], turn["end_s"]
         section = Audio(audio.samples[round(start * audio.rate) : round(end * audio.rate)], audio.rate)
         warnings = [each for each in result["warnings"] if each.startswith(f"turn {number} ")]
         facts = {"id": turn["id"] or number, "duration_s": round(end - start, 3), "warnings": warnings}
-        row = report_row({**turn, **facts}, **{"from": start, "to": end, "picture": spectrogram(section, detail)})
-        yield row | ({"stop": "reused"} if turn.get("reused") else {})
+        row = report_row({**turn, **facts, "number": number}, **{"from": start, "to": end})
+        for take, record in zip(row["takes"], turn.get("takes") or (), strict=True):
+            take["audio"] = url(Path(record["audio"])) if record.get("audio") else None
+            take["chunk"] = take["chunk"] if len(turn.get("segments") or ()) > 1 else 0
+        yield row | {"picture": picture(section, detail)}
 
 
 def write_report(path: Path, page: ReportPage, rows: Iterable[Mapping[str, Any]]) -> None:
@@ -184,17 +316,25 @@ def link_audio(file: str) -> str:
     return quote(file.encode("utf-8", "surrogateescape"))
 
 
-def spectrogram(audio: Audio, detail: ReportDetail) -> Json | None:
-    """Peaks [W] and a mel spectrogram [W, B], as base64 bytes; None without samples."""
+def picture(audio: Audio, detail: ReportDetail) -> Json | None:
+    """`wave`: peaks [W]; `spectrum`: a mel spectrogram [W, bands], if there is to be one; both as base64 bytes.
+
+    None without samples.
+    """
     samples = audio.samples
     if not len(samples):
         return None
     columns = min(detail.columns, max(60, math.ceil(audio.duration * 100)))
     edges = np.linspace(0, len(samples), columns + 1).astype(int)
     peaks = np.maximum.reduceat(np.abs(samples), np.minimum(edges[:-1], len(samples) - 1))
-    loudest = max(float(peaks.max()), 1e-3)
-    spectrum = _mel_spectrogram(samples, edges, audio.rate, detail.bands)
-    return {"wave": _base64(peaks / loudest), "spectrum": _base64(spectrum)}
+    found: Json = {"wave": _base64(peaks / max(float(peaks.max()), 1e-3))}
+    if detail.bands:
+        edges = np.linspace(0, len(samples), min(columns, 320) + 1).astype(int)
+        found |= {
+            "bands": detail.bands,
+            "spectrum": _base64(_mel_spectrogram(samples, edges, audio.rate, detail.bands)),
+        }
+    return found
 
 
 def _mel_spectrogram(samples: NDArray[np.float32], edges: NDArray[Any], rate: int, bands: int) -> NDArray[np.float32]:
@@ -232,4 +372,5 @@ def _json(value: Mapping[str, Any]) -> str:
 
 def _byline(result: Mapping[str, Any]) -> str:
     device = f" on {result['device']}" if result.get("device") else ""
-    return f"{result['model']}{device}, csm {__version__}. The speech is synthetic." if result else f"csm {__version__}"
+    model = f"{result['model']}{device}, " if result.get("model") else ""
+    return f"{model}csm {__version__}. The speech is synthetic." if result else f"csm {__version__}"

@@ -337,18 +337,21 @@ def test_a_report_shows_all_that_is_recorded(csm: Csm, tiny_checkpoint: Path, tm
         assert run(csm, tiny_checkpoint, path, tmp_path / "out" / "{id}.wav", "--report", report).code == 5
         rows = {row["id"]: row for row in page_rows(report)}
         assert {name: row["status"] for name, row in rows.items()} == {"a": "ok", "b": "ok", "bad": "failed"}
-        assert rows["b"]["text"] == "</script>" and rows["a"]["audio"].startswith("data:audio/flac;base64,")
+        assert rows["b"]["text"] == "</script>" and rows["a"]["audio"] == "../out/a.wav" and rows["a"]["picture"]
+        assert list(rows) == ["a", "bad", "b"]  # as in the manifest
         assert "too long" in rows["bad"]["warnings"][0] and rows["bad"]["speaker"] == "0"
 
 
-def test_a_report_of_much_audio_links_the_files(
-    csm: Csm, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("csm_cli.report.page.MAX_EMBEDDED_SECONDS", 0.1)
-    path, report = manifest(tmp_path, item("ü a")), tmp_path / "pages" / "report.html"
-    assert run(csm, tiny_checkpoint, path, tmp_path / "out" / "{id}.wav", "--report", report).code == 0
-    (row,) = page_rows(report)
-    assert row["audio"] == "../out/%C3%BC%20a.wav" and row["picture"]
+def test_a_report_says_what_is_new_and_may_hold_its_audio(csm: Csm, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    path, report = manifest(tmp_path, item("ü a"), item("b")), tmp_path / "pages" / "report.html"
+    options = ("--report", report, "--embed")
+    run(csm, tiny_checkpoint, path, tmp_path / "out" / "{id}.wav", "--limit", 1)
+    assert run(csm, tiny_checkpoint, path, tmp_path / "out" / "{id}.wav", *options).code == 0
+    rows = page_rows(report)
+    assert [row["badge"] for row in rows] == ["kept", "new"]
+    assert all(row["audio"].startswith("data:audio/flac;base64,") and row["lufs"] is not None for row in rows)
+    refused = run(csm, tiny_checkpoint, path, tmp_path / "out" / "{id}.wav", "--embed")
+    assert refused.code == 2 and "--report" in refused.err
 
 
 @pytest.mark.parametrize("name", ["report.pdf", "folder", "file.txt/report.html", "folder.html"])

@@ -248,6 +248,7 @@ def test_a_requested_duration_is_not_a_fault(wild: Csm, tmp_path: Path) -> None:
     report = wild("--max-duration", 0.4, "--json", "-o", tmp_path / "a.wav").json
     (take,) = report["turns"][0]["takes"]
     assert take == {
+        "number": 1,
         "chunk": 1,
         "seed": 7,
         "stop": "cap",
@@ -255,6 +256,7 @@ def test_a_requested_duration_is_not_a_fault(wild: Csm, tmp_path: Path) -> None:
         "fault": None,
         "transcript": None,
         "word_error_rate": None,
+        "picked": True,
     }
 
 

@@ -16,13 +16,17 @@ import pytest
 
 from csm_cli.audio.io import Audio, write_audio
 from csm_cli.report.page import (
+    BatchOrder,
     ReportDetail,
     ReportPage,
+    ReportRequest,
     embed_audio,
     link_audio,
+    picture,
     report_row,
     report_turn_rows,
-    spectrogram,
+    write_batch_report,
+    write_conversation_report,
     write_report,
 )
 
@@ -51,11 +55,11 @@ def batch_page(folder: Path, extra: str = "") -> Path:
     write_audio(folder / "ü #2.wav", tone(0.25))
     sounds = [embed_audio(tone(0.5)), link_audio("ü #2.wav"), None]
     rows = [
-        report_row(result, **({"audio": sound, "picture": spectrogram(tone(0.5), DETAIL)} if sound else {}))
+        report_row(result, **({"audio": sound, "picture": picture(tone(0.5), DETAIL)} if sound else {}))
         for result, sound in zip(results(), sounds, strict=True)
     ]
     path = folder / "report.html"
-    write_report(path, ReportPage(NASTY, "by the test", (("items", "3"),)), rows)
+    write_report(path, ReportPage(NASTY, "by the test", (("items", "3"),), retry="csm batch x --retry-failed"), rows)
     path.write_text(path.read_text(encoding="utf-8").replace("</body>", f"<script>{extra}</script></body>"))
     return path
 
@@ -80,30 +84,99 @@ def said(document: str) -> Any:
 
 def test_rows_show_the_fields_of_a_result() -> None:
     good, cut, failed = (report_row(result) for result in results())
-    assert (good["stop"], good["seed"], good["takes"], good["warnings"]) == ("complete", 7, 1, [])
-    assert (cut["speaker"], cut["takes"], cut["warnings"]) == ("ben", 2, ["was cut"])
-    assert (failed["status"], failed["text"], failed["warnings"]) == ("failed", "Never said.", ["came out empty"])
+    assert (good["stop"], good["badge"], good["warnings"]) == ("complete", "new", [])
+    assert ("seed", "7") in good["more"] and (cut["speaker"], cut["warnings"]) == ("ben", ["was cut"])
+    assert (failed["badge"], failed["text"], failed["warnings"]) == ("failed", "Never said.", ["came out empty"])
+    voiced = report_row(
+        {"id": "a", "voice": "ash", "loudness": {"lufs": -20.5}, "reused": True, "extra": {"scene": "1"}}
+    )
+    assert (voiced["voice"], voiced["lufs"], voiced["badge"]) == ("ash", -20.5, "kept")
+    assert ("scene", "1") in voiced["more"]
 
 
-def test_turns_are_parts_of_their_track() -> None:
-    turns = [{"id": None, "speaker": "ana", "text": "Hi.", "stop": "eos", "seed": 1, "takes": []}] * 2
-    spans = [{"start_s": 0.0, "end_s": 0.5}, {"start_s": 0.5, "end_s": 1.0}]
-    result = {"turns": [turn | span for turn, span in zip(turns, spans, strict=True)], "warnings": ["turn 2 (x) was"]}
-    first, second = report_turn_rows(result, tone(1.0), DETAIL)
+def conversation() -> dict[str, Any]:
+    take = {"chunk": 1, "seed": 1, "stop": "eos", "duration_s": 0.5, "fault": None}
+    takes = [{**take, "number": 1, "picked": True, "audio": ".out.csm/a.wav"}, {**take, "number": 2, "seed": 2}]
+    turn = {"id": None, "speaker": "ana", "text": "Hi.", "stop": "eos", "seed": 1, "takes": [], "voice": "ash"}
+    turns = [
+        turn | {"start_s": 0.0, "end_s": 0.5, "takes": takes},
+        turn | {"start_s": 0.5, "end_s": 1.0, "reused": True},
+    ]
+    return {"output": None, "turns": turns, "warnings": ["turn 2 (x) was"], "rtf": 0.5, "model": "m", "seed": 1}
+
+
+def test_turns_are_parts_of_their_track_with_their_takes() -> None:
+    first, second = report_turn_rows(conversation(), tone(1.0), DETAIL, str)
     assert (first["id"], first["from"], first["to"], first["warnings"]) == ("1", 0.0, 0.5, [])
     assert (second["id"], second["duration"], second["warnings"]) == ("2", 0.5, ["turn 2 (x) was"])
+    assert (first["badge"], second["badge"], first["voice"]) == ("new", "kept", "ash")
+    assert [(take["number"], take["picked"], bool(take["audio"])) for take in first["takes"]] == [
+        (1, True, True),
+        (2, False, False),
+    ]
+
+
+def page_rows(path: Path) -> list[dict[str, Any]]:
+    found = re.search(r'<script id="data" type="application/json">(.*?)</script>', path.read_text("utf-8"), re.DOTALL)
+    assert found
+    rows: list[dict[str, Any]] = json.loads(found[1])
+    return rows
+
+
+def test_audio_stays_beside_the_page_unless_it_is_embedded(tmp_path: Path) -> None:
+    path = tmp_path / "report.html"
+    write_audio(tmp_path / "a b.wav", tone(0.5))
+    result = {"id": "a", "status": "ok", "stop": "eos", "file": "a b.wav", "duration_s": 0.5, "model": "m"}
+    for embed, start in ((False, "a%20b.wav"), (True, "data:audio/flac")):
+        write_batch_report(ReportRequest(path, embed=embed), lambda: [result], tmp_path / "results.jsonl")
+        assert page_rows(path)[0]["audio"].startswith(start)
+    write_conversation_report(ReportRequest(path), conversation(), tone(1.0), "t")
+    assert "data:audio/flac" in path.read_text()  # there is no file of it
+
+
+def test_rows_have_the_order_of_the_manifest_and_say_what_is_new(tmp_path: Path) -> None:
+    path, known = tmp_path / "report.html", results()
+    write_batch_report(
+        ReportRequest(path, "csm batch x.jsonl -o 'o/{id}.wav'"),
+        lambda: known,
+        tmp_path / "results.jsonl",
+        BatchOrder(["a-1", "a-2"], {"a-2"}),
+    )
+    assert [(row["id"], row["badge"]) for row in page_rows(path)] == [
+        ("a-1", "failed"),
+        ("a-2", "new"),
+        ("a-10", "kept"),  # not in the manifest any more
+    ]
+    assert "csm batch x.jsonl -o 'o/{id}.wav' --retry-failed" in path.read_text()
+
+
+def test_of_too_many_items_all_failures_are_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("csm_cli.report.page.MAX_ROWS", 2)
+    path = tmp_path / "report.html"
+    write_batch_report(ReportRequest(path), results, tmp_path / "results.jsonl", BatchOrder(["a-2", "a-10", "a-1"]))
+    assert [row["id"] for row in page_rows(path)] == ["a-2", "a-1"]
+
+
+def test_a_page_of_2000_rows_stays_under_5_mb(tmp_path: Path) -> None:
+    path, sound = tmp_path / "report.html", picture(tone(3.0), ReportDetail.for_rows(2000))
+    takes = [{"number": number, "seed": 10**9, "picked": False, "audio": "x" * 60} for number in range(4)]
+    record = {"text": "word " * 20, "speaker": "ana", "voice": "ash", "takes": takes, "warnings": []}
+    rows = (report_row(record | {"id": f"a-{number}"}, audio="x" * 60, picture=sound) for number in range(2000))
+    write_report(path, ReportPage("t", "b"), rows)
+    assert path.stat().st_size < 5_000_000
 
 
 def test_a_picture_shows_where_the_sound_is() -> None:
     half = np.concatenate((np.zeros(12000, np.float32), tone(0.5, 1000).samples))
-    shown = spectrogram(Audio(half, 24000), DETAIL)
+    shown = picture(Audio(half, 24000), DETAIL)
     assert shown
     wave, spectrum = (np.frombuffer(base64.b64decode(shown[name]), np.uint8) for name in ("wave", "spectrum"))
     assert wave[:28].max() == 0 and wave[32:].min() > 240
     bands = spectrum.reshape(60, 16)
     assert bands[:28].max() == 0 and len(set(bands[32:].argmax(axis=1))) == 1
-    assert spectrogram(Audio(half[:0], 24000), DETAIL) is None
-    assert spectrogram(Audio(half[:1], 24000), DETAIL)
+    assert picture(Audio(half[:0], 24000), DETAIL) is None
+    assert picture(Audio(half[:1], 24000), DETAIL)
+    assert "spectrum" not in (picture(Audio(half, 24000), ReportDetail(60, 0)) or {})
 
 
 @pytest.mark.chromium
@@ -112,13 +185,13 @@ def test_a_browser_shows_every_row_and_no_text_becomes_markup(tmp_path: Path) ->
       const texts = [...document.querySelectorAll(".row .text")].map(node => node.textContent);
       document.body.dataset.said = JSON.stringify({ texts, title: document.title,
         ready: document.documentElement.dataset.ready,
-        stops: [...document.querySelectorAll(".row .stop")].map(node => node.textContent) });
+        stops: [...document.querySelectorAll(".row .state")].map(node => node.textContent) });
     """
     found = said(browse(batch_page(tmp_path, script)))
     assert found["texts"] == ["Hello there.", NASTY, "Never said."] and found["ready"] == "3"
     assert found["title"].startswith("</script><script>") and found["stops"] == [
-        "complete",
-        "max duration · 2 takes",
+        "new",
+        "newmax duration",
         "failed",
     ]
 
@@ -129,27 +202,28 @@ def test_a_browser_sorts_filters_and_obeys_keys(tmp_path: Path) -> None:
       const ids = () => [...document.querySelectorAll(".row .id")].map(node => node.textContent).join(" ");
       const pressed = key => new KeyboardEvent("keydown", { key, bubbles: true });
       const press = key => (document.activeElement || document.body).dispatchEvent(pressed(key));
-      const sort = name => [...document.querySelectorAll("#head button")].find(node => node.value === name).click();
+      const sort = name => { at("order").value = name; at("order").onchange(); };
       const find = words => { at("find").value = words; at("find").oninput(); };
       const out = {};
-      sort("id"); out.byId = ids(); sort("id"); out.fallingId = ids(); sort("id"); out.unsorted = ids();
-      sort("duration"); out.byLength = ids();
+      out.unsorted = ids(); sort("bad"); out.failuresFirst = ids(); sort("duration"); out.byLength = ids();
       [...document.querySelectorAll("#chips button")].find(node => node.value === "failed").click(); out.failed = ids();
       press("Escape"); out.all = ids();
       find("BEN seedless"); out.none = ids();
       find("ben 5"); out.found = ids();
       press("Escape"); press("ArrowDown"); press("ArrowDown");
       out.chosen = document.activeElement.querySelector(".id").textContent;
+      press("x"); sort(""); for (const box of document.querySelectorAll(".tick")) if (!box.checked) box.click();
+      out.orders = [...document.querySelectorAll("#orders code")].map(node => node.textContent);
       press("/"); out.finding = document.activeElement.id;
       const theme = document.documentElement.dataset.theme; document.activeElement.blur(); press("t");
       out.switched = theme !== document.documentElement.dataset.theme;
       document.body.dataset.said = JSON.stringify(out);
     """
     found = said(browse(batch_page(tmp_path, script)))
-    assert found["byId"] == "a-1 a-2 a-10" and found["fallingId"] == "a-10 a-2 a-1"
-    assert found["unsorted"] == "a-2 a-10 a-1" and found["byLength"] == "a-1 a-10 a-2"
+    assert found["unsorted"] == "a-2 a-10 a-1" and found["failuresFirst"] == "a-1 a-10 a-2"
     assert (found["failed"], found["none"], found["found"]) == ("a-1", "", "a-10")
-    assert found["all"] == "a-1 a-10 a-2" and found["chosen"] == "a-10"
+    assert found["byLength"] == found["all"] == "a-2 a-10 a-1" and found["chosen"] == "a-10"
+    assert found["orders"] == ["a-2\na-10\na-1", "csm batch x --retry-failed"]
     assert found["finding"] == "find" and found["switched"]
 
 
@@ -162,12 +236,11 @@ def test_a_phone_shows_ids_beside_speakers_and_nothing_over_its_edge(tmp_path: P
       const boxes = name => [...document.querySelectorAll(".row " + name)].map(node => node.getBoundingClientRect());
       document.body.dataset.said = JSON.stringify({ wide: innerWidth,
         ids: boxes(".id").map(box => Math.min(box.width, box.height)),
-        edge: Math.max(...boxes("*").map(box => box.right)),
-        above: boxes(".id").map((box, index) => boxes(".who")[index].top - box.bottom) });
+        edge: Math.max(...boxes("*").map(box => box.right)) });
     """
     found = said(browse(batch_page(tmp_path, script), 500))
     assert found["wide"] <= 760 and found["edge"] <= 360
-    assert len(found["ids"]) == 3 and min(found["ids"]) > 10 and min(found["above"]) >= 0
+    assert len(found["ids"]) == 3 and min(found["ids"]) > 10
 
 
 @pytest.mark.chromium
@@ -180,3 +253,27 @@ def test_a_browser_plays_embedded_and_linked_audio(tmp_path: Path) -> None:
       Promise.all(lengths).then(found => { document.body.dataset.said = JSON.stringify(found); });
     """
     assert said(browse(batch_page(tmp_path, script))) == [pytest.approx(0.5, abs=0.01), pytest.approx(0.25, abs=0.01)]
+
+
+@pytest.mark.chromium
+def test_a_browser_gives_the_commands_for_ticked_turns_and_other_takes(tmp_path: Path) -> None:
+    script = """
+      const boxes = document.querySelectorAll(".tick"); boxes[0].click(); boxes[1].click();
+      document.querySelectorAll(".take input")[0].checked = false;
+      const uses = document.querySelectorAll(".take input"); uses[uses.length - 1].click();
+      const lanes = [...document.querySelectorAll(".lane i")].map(node => Math.round(parseFloat(node.style.left)));
+      const codes = [...document.querySelectorAll("#orders code")].map(node => node.textContent);
+      document.querySelector("#orders button:not(.copy)").click();
+      document.body.dataset.said = JSON.stringify({ lanes, codes, hidden: at("orders").hidden });
+    """
+    result = conversation()
+    result["turns"][0]["takes"][1]["audio"] = ".out.csm/b.wav"
+    write_audio(tmp_path / "out.wav", tone(1.0))
+    result["output"] = str(tmp_path / "out.wav")
+    path = tmp_path / "report.html"
+    write_conversation_report(ReportRequest(path, "csm converse s.yaml -o out.wav"), result, tone(1.0), "t")
+    path.write_text(path.read_text(encoding="utf-8").replace("</body>", f"<script>{script}</script></body>"))
+    found = said(browse(path))
+    assert found["lanes"] == [0, 50] and found["hidden"]
+    assert found["codes"][0] == "csm converse s.yaml -o out.wav --redo 1-2"
+    assert found["codes"][1] == f"csm takes {tmp_path / 'out.wav'} --pick 1=2"
