@@ -55,12 +55,15 @@ class BatchItem:
 class OutputPattern:
     """A pattern of output names, such as 'out/{id}.wav'; fields are {id}, {index} (from 1), {speaker} and {shard}.
 
+    root: a folder above all outputs, if `folder` is not to be found from the pattern.
+
     Raises:
         UsageError: an unknown field, or a malformed pattern.
     """
 
     text: str
     shard: int = 1
+    root: Path | None = None
 
     def __post_init__(self) -> None:
         try:
@@ -79,6 +82,8 @@ class OutputPattern:
     @cached_property
     def folder(self) -> Path:
         """The part of the path that is the same for all items."""
+        if self.root:
+            return self.root
         prefix = ""
         for literal, name, spec, _ in string.Formatter().parse(self.text):
             prefix += literal
@@ -240,6 +245,13 @@ class Shard:
         return islice(items, self.index - 1, None, self.count)
 
 
+def _is_written(item: BatchItem, entry: LedgerEntry) -> bool:
+    """Whether the file that has the item's audio exists: its own, or a shard in the ledger's folder."""
+    if not entry.shard:
+        return item.path.exists()
+    return (item.path.parents[len(Path(item.file).parts) - 1] / entry.shard).exists()
+
+
 @dataclass
 class Counts:
     """How many items there are, how many are done by earlier runs, how many are selected, and their characters."""
@@ -267,7 +279,7 @@ def select_items(
         counts.total += 1
         entry = entries.get(item.id)
         is_same = entry is not None and entry.fingerprint == item.fingerprint
-        if not force and entry and is_same and entry.status == "ok" and item.path.exists():
+        if not force and entry and is_same and entry.status == "ok" and _is_written(item, entry):
             counts.done += 1
         elif retry_failed and (entry is None or entry.status != "failed"):
             continue

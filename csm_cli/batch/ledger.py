@@ -35,6 +35,7 @@ LedgerRecord = dict[str, Any]
 _FIELD_TYPES: dict[str, Any] = {
     "id": str | int,
     "file": str,
+    "shard": str,
     "fingerprint": str,
     "duration_s": int | float,
     "seeds_tried": list,
@@ -48,12 +49,13 @@ class LedgerEntry:
     """The newest result of an item.
 
     status: "ok" or "failed". fingerprint: of the item. last_seed: the highest seed that failed with this fingerprint,
-    -1 for none.
+    -1 for none. shard: the file in the ledger's folder that it is packed in, empty for none.
     """
 
     status: str
     fingerprint: str
     last_seed: int = -1
+    shard: str = ""
 
 
 class Ledger:
@@ -233,9 +235,9 @@ def _records(path: Path, lines: Iterable[bytes]) -> Iterator[LedgerRecord]:
             raise InputError(f"{path}: was written by another version of csm and is left unchanged; {hint}")
         if invalid := _invalid_field(record):
             raise InputError(f"{path}:{number}: is not a result ({invalid} is invalid); {hint}")
-        if "file" in record:
+        for name in ("file", "shard"):
             try:
-                relative_parts(record["file"])
+                relative_parts(record.get(name, "none"))
             except InputError as error:
                 raise InputError(f"{path}:{number}: {error}; remove the line, or generate again") from error
         yield record
@@ -261,7 +263,8 @@ def _entry(record: LedgerRecord, before: LedgerEntry | None) -> LedgerEntry:
     last_seed = max(record.get("seeds_tried", ()), default=-1)
     if before and before.fingerprint == fingerprint:
         last_seed = max(last_seed, before.last_seed)
-    return LedgerEntry(sys.intern(str(record["status"])), fingerprint, last_seed)
+    shard = sys.intern(str(record.get("shard", "")))
+    return LedgerEntry(sys.intern(str(record["status"])), fingerprint, last_seed, shard)
 
 
 def flush_file(file: Path) -> None:
@@ -304,7 +307,8 @@ def merge_ledgers(folders: Sequence[Path], target: Path) -> tuple[int, int]:
     for name, (_, record) in merged.items():
         owner = owners.setdefault(portable_name(target / record["file"]), name) if record["status"] == "ok" else name
         if owner != name:
-            raise InputError(f'"{owner}" and "{name}" have the same file {record["file"]}; nothing was merged')
+            hint = "shards need no merging" if "shard" in record else "nothing was merged"
+            raise InputError(f'"{owner}" and "{name}" have the same file {record["file"]}; {hint}')
     for folder, record in merged.values():
         if record["status"] == "ok":
             contained_path(folder, record["file"])  # before anything is written

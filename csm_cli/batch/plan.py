@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -32,14 +32,11 @@ class ShardPlan:
 
 
 class BatchPlan:
-    """The plan of `count` shards; every count-th row belongs to one shard, as in `Shard`.
+    """The plan of shards, one for each of `patterns`; every n-th row belongs to one, as in `Shard`."""
 
-    pattern: of outputs, as on the command line.
-    """
-
-    def __init__(self, pattern: str, count: int) -> None:
-        self.shards = [ShardPlan(index) for index in range(1, count + 1)]
-        self._patterns = [OutputPattern(pattern, shard.index) for shard in self.shards]
+    def __init__(self, patterns: Sequence[OutputPattern]) -> None:
+        self.shards = [ShardPlan(index) for index in range(1, len(patterns) + 1)]
+        self._patterns = patterns
         self._entries: dict[Path, Mapping[str, LedgerEntry]] = {}
 
     def items(self, conversations: Iterable[Conversation]) -> Iterator[BatchItem]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -23,6 +23,7 @@ from csm_cli.batch.items import (
 )
 from csm_cli.batch.ledger import LEDGER, Ledger, merge_ledgers
 from csm_cli.batch.results import ItemResult
+from csm_cli.batch.shards import ShardPattern, ShardWriter, is_shard_pattern
 from csm_cli.cli.batch_engine import Loader, SynthesisEngine, automatic_slots
 from csm_cli.cli.batch_plan import PlanOptions, print_plan
 from csm_cli.cli.batch_workers import BatchSetup, WorkerOptions, WorkerPool
@@ -45,7 +46,7 @@ _ONE_PROCESS = WorkerOptions()
 
 @dataclass(frozen=True)
 class BatchScope:
-    """Which rows a run generates, and when it gives up."""
+    """Which rows a run generates, how it writes them, and when it gives up."""
 
     force: Annotated[bool, typer.Option("--force", help="Generate items again that are done.")] = False
     retry_failed: Annotated[
@@ -60,6 +61,19 @@ class BatchScope:
             "--shard", metavar="i/n|slurm", help="Every n-th row from the i-th; slurm, slurm/n: task of an array."
         ),
     ] = None
+    shard_size: Annotated[
+        int,
+        typer.Option(
+            "--shard-size",
+            metavar="N",
+            min=1,
+            help="Items of each file of -o 'part-{shard:05d}.tar' or .parquet.",
+            rich_help_panel="Output",
+        ),
+    ] = 1000
+    save_codes: Annotated[
+        bool, typer.Option("--save-codes", help="Write the codes of each item too.", rich_help_panel="Output")
+    ] = False
     fail_fast: Annotated[
         bool, typer.Option("--fail-fast", help="Stop at the first failure.", rich_help_panel="Failures")
     ] = False
@@ -67,6 +81,10 @@ class BatchScope:
         int | None,
         typer.Option("--max-failures", metavar="N", min=1, help="Stop after N failures.", rich_help_panel="Failures"),
     ] = None
+
+    def shard_pattern(self, output: str) -> ShardPattern | None:
+        """Where items are packed; None where each one has a file. Raises UsageError: an impossible pattern."""
+        return ShardPattern(output, self.shard_size) if is_shard_pattern(output) else None
 
     def select(self, items: Iterable[BatchItem], ledger: Ledger, counts: Counts) -> Iterator[BatchItem]:
         return select_items(items, ledger.entries, counts, self.force, self.retry_failed, self.limit)
@@ -154,7 +172,10 @@ def run_batch(
     workers.check()
     if not output.output or output.path is None:
         raise UsageError("batch writes files; name them as in -o 'out/{id}.wav'")
-    pattern = OutputPattern(output.output, shard.index)
+    packing = scope.shard_pattern(output.output)
+    if packing and (scope.shard or report):
+        raise UsageError(f"{'--shard' if scope.shard else '--report'} needs a file for each item; name them {{id}}.wav")
+    pattern = packing.items if packing else OutputPattern(output.output, shard.index)
     job = make_job((), speech, output_options)
     name, rows = source
     manifest = Manifest(name, None, rows.columns, rows.read_header())
@@ -171,19 +192,24 @@ def run_batch(
         return (with_fingerprint(each, synthesis) for each in shard.of(pattern.items(with_settings(manifest, speech))))
 
     with Ledger(pattern.folder) as ledger:
+        shards = ShardWriter(packing, ledger) if packing else None
         if ledger.entries or output.no_clobber or scope.retry_failed or scope.limit:
             counts = Counts()
             for item in scope.select(items(), ledger, counts):
+                if shards:
+                    shards.check(item)
                 if output.no_clobber:
                     check_output(item.path, clobber=False)
         job = replace(job, flags=replace(job.flags, seed=None), slots=slots)  # the items have their seeds
-        run = BatchRun(output_options, ledger, counts, 1 if scope.fail_fast else scope.max_failures or float("inf"))
+        failures_allowed = 1 if scope.fail_fast else scope.max_failures or float("inf")
+        run = BatchRun(output_options, ledger, counts, failures_allowed, shards)
         if counts.selected:
             selected = islice(scope.select(items(), ledger, Counts()), counts.selected)
-            setup = BatchSetup(job, checkpoint, pattern.folder, load)
+            setup = BatchSetup(job, checkpoint, pattern.folder, load, scope.save_codes)
             run.generate(selected, WorkerPool(workers, setup, counts) if workers.chosen else LocalEngine(setup, counts))
         elif not output_options.quiet:
             log_line(f"nothing to speak; {run.summary()}")
+        run.pack_rest()
         if report:
             from csm_cli.report.page import BatchOrder, write_batch_report
 
@@ -227,7 +253,7 @@ class LocalEngine(SynthesisEngine):
         self._synth = batch.load(job, batch.checkpoint)
         self.meter = ProgressMeter((), self._synth.codec.frame_rate, lambda: counts.chars, counts.total)
         self.meter.finished_items = counts.done
-        super().__init__(self._synth, job, self.meter)
+        super().__init__(self._synth, job, self.meter, batch.save_codes)
 
     def summary(self) -> str:
         return summarize(self.meter, self._synth.checkpoint.name, self._synth.device)
@@ -239,7 +265,15 @@ class LocalEngine(SynthesisEngine):
 class BatchRun:
     """Records the results of the selected items of a batch; stops after `failures_allowed` failures."""
 
-    def __init__(self, output_options: OutputOptions, ledger: Ledger, counts: Counts, failures_allowed: float) -> None:
+    def __init__(
+        self,
+        output_options: OutputOptions,
+        ledger: Ledger,
+        counts: Counts,
+        failures_allowed: float,
+        shards: ShardWriter | None = None,
+    ) -> None:
+        self._shards = shards
         self._ledger, self._counts, self._failures_allowed = ledger, counts, failures_allowed
         self._quiet, self._json = output_options.quiet, output_options.json
         self._active: dict[str, BatchItem] = {}  # items that were handed to the engine
@@ -264,10 +298,14 @@ class BatchRun:
 
     def summary(self) -> str:
         """Such as `200 items: 17 written, 180 reused, 1 failed, 2 left`."""
-        left = self._counts.total - self._counts.done - self._written - self._failed
+        left = self._left
         parts = ((self._written, "written"), (self._counts.done, "reused"), (self._failed, "failed"), (left, "left"))
         states = ", ".join(f"{count} {state}" for count, state in parts if count)
         return f"{format_count(self._counts.total, 'item')}: {states or 'none'}"
+
+    @property
+    def _left(self) -> int:
+        return self._counts.total - self._counts.done - self._written - self._failed
 
     def raise_failures(self) -> None:
         """Raises BatchPartlyFailed where items failed; GenerationFailed where none is done."""
@@ -286,8 +324,12 @@ class BatchRun:
         """Appends a result to the ledger and prints it."""
         item, record = self._active.pop(result.id), result.record
         if result.ok:
-            self._ledger.append(record | {"file": item.file, "fingerprint": item.fingerprint}, result.path)
+            record = record | {"file": item.file, "fingerprint": item.fingerprint}
+            self._ledger.append(record, result.path)
             self._written += 1
+            if self._shards:
+                self._shards.add(record)
+                self._print_shards(self._shards.pack())
         else:
             self._ledger.append(record | {"fingerprint": item.fingerprint})
             self._failed += 1
@@ -298,6 +340,15 @@ class BatchRun:
         for warning in result.warnings:
             warn(f"{item.id}: {warning}")
         if self._json:
-            emit_json(record)
-        elif result.ok:
+            emit_json(result.record)
+        elif result.ok and not self._shards:
             emit_path(item.path)
+
+    def pack_rest(self) -> None:
+        """Packs the last items into a shard, if none is left to generate."""
+        if self._shards and not self._left:
+            self._print_shards(self._shards.pack(all_items=True))
+
+    def _print_shards(self, paths: Sequence[Path]) -> None:
+        for path in () if self._json else paths:
+            emit_path(path)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from csm_cli.batch.items import BatchItem
 from csm_cli.batch.results import ItemResult, WorkerPlace, extra_columns, failed_result
+from csm_cli.batch.shards import CODES_SUFFIX
 from csm_cli.cli.console import log_line
 from csm_cli.cli.progress import ProgressMeter
 from csm_cli.cli.summary import conversation_record, describe_utterance, turn_warnings
@@ -32,11 +33,14 @@ Loader = Callable[[SynthesisJob, "Checkpoint"], "Synthesizer"]
 
 
 class SynthesisEngine:
-    """Generates items with a loaded model and writes their files, which may not be on disk yet (see `ItemResult`)."""
+    """Generates items with a loaded model and writes their files, which may not be on disk yet (see `ItemResult`).
 
-    def __init__(self, synth: Synthesizer, job: SynthesisJob, meter: ProgressMeter) -> None:
+    save_codes: writes the codes of each item beside its audio, as a .npy [T, K].
+    """
+
+    def __init__(self, synth: Synthesizer, job: SynthesisJob, meter: ProgressMeter, save_codes: bool = False) -> None:
         self.slots = job.slots
-        self._synth, self._job, self._meter = synth, job, meter
+        self._synth, self._job, self._meter, self._save_codes = synth, job, meter, save_codes
 
     def results(self, items: Iterator[BatchItem]) -> Generator[ItemResult, None, None]:
         """Raises OutputFailed where the disk is full or failed, which would fail all other items too."""
@@ -52,6 +56,9 @@ class SynthesisEngine:
         yield from reader.failed
 
     def _written(self, item: BatchItem, finished: FinishedConversation) -> ItemResult:
+        import numpy as np
+
+        from csm_cli.audio.codes import write_codes
         from csm_cli.audio.io import encode_audio
 
         synth = self._synth
@@ -62,6 +69,9 @@ class SynthesisEngine:
         except BaseException as problem:
             return failed_result(item, failure_of(problem))
         try:
+            if self._save_codes:
+                codes = np.concatenate([each.codes.numpy() for each in finished.utterances])
+                write_atomically(item.path.with_suffix(CODES_SUFFIX), write_codes(codes))
             write_atomically(item.path, data, flush=False)
         except OutputFailed:
             raise
@@ -115,6 +125,7 @@ class SynthesisTask:
     revision: str | None
     fingerprint: str
     load: Loader = open_synthesizer
+    save_codes: bool = False
 
     def open(self, place: WorkerPlace) -> SynthesisEngine:
         """Raises CsmError: no such device, not enough memory, or another checkpoint than the parent's."""
@@ -131,7 +142,7 @@ class SynthesisTask:
         job = replace(self.job, speech=speech, output_options=quiet, recognizer=speech.recognizer())
         job = replace(job, slots=job.slots or automatic_slots(job, checkpoint, place.sharing))
         synth = self.load(job, checkpoint)
-        return SynthesisEngine(synth, job, ProgressMeter((), synth.codec.frame_rate))
+        return SynthesisEngine(synth, job, ProgressMeter((), synth.codec.frame_rate), self.save_codes)
 
 
 def automatic_slots(job: SynthesisJob, checkpoint: Checkpoint, sharing: int = 1) -> int:

@@ -8,8 +8,9 @@ from typing import Annotated
 
 import typer
 
-from csm_cli.batch.items import Shard, check_outputs, with_fingerprint
+from csm_cli.batch.items import OutputPattern, Shard, check_outputs, with_fingerprint
 from csm_cli.batch.plan import BatchPlan, ShardPlan
+from csm_cli.batch.shards import ShardPattern, is_shard_pattern
 from csm_cli.cli.console import emit, emit_json
 from csm_cli.cli.options import ManifestOptions, OutputFile, OutputOptions, SynthesisFlags
 from csm_cli.cli.synthesis import find_checkpoint, make_job, with_settings
@@ -48,7 +49,12 @@ def print_plan(
 
     if not output.output or output.path is None:
         raise UsageError("--plan looks at what was written; name it as in -o 'out/{shard}/{id}.wav'")
-    plan = BatchPlan(output.output, Shard.read_count(shard, os.environ) if shard else 1)
+    if is_shard_pattern(output.output):
+        patterns = [ShardPattern(output.output, 1).items]
+    else:
+        count = Shard.read_count(shard, os.environ) if shard else 1
+        patterns = [OutputPattern(output.output, index) for index in range(1, count + 1)]
+    plan = BatchPlan(patterns)
     job = make_job((), speech, output_options)
     name, rows = source
     manifest = Manifest(name, None, rows.columns, rows.read_header())

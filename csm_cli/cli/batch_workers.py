@@ -141,6 +141,7 @@ class BatchSetup:
     checkpoint: Checkpoint
     folder: Path
     load: Loader
+    save_codes: bool = False
 
 
 class WorkerPool:
@@ -176,7 +177,7 @@ class WorkerPool:
     def _task(self, batch: BatchSetup, workers: int) -> SynthesisTask:
         fair = -(-self._total // workers)
         job = replace(batch.job, recognizer=None, slots=min(batch.job.slots, fair))
-        return SynthesisTask(job, batch.checkpoint.revision, batch.checkpoint.fingerprint, batch.load)
+        return SynthesisTask(job, batch.checkpoint.revision, batch.checkpoint.fingerprint, batch.load, batch.save_codes)
 
     def _log_start(self, what: str) -> None:
         if not self._job.output_options.quiet:
