@@ -273,4 +273,4 @@ def _first_line(error: BaseException) -> str:
     causes = [
         line for line in lines if line.startswith(("The actor is dead because", "Worker unexpectedly", "The node"))
     ]
-    return (causes or lines or [type(error).__name__])[0][:200].rstrip(".")
+    return (causes or lines or [type(error).__name__])[0].partition(". ")[0][:200].rstrip(".")

@@ -70,7 +70,7 @@ class SynthesisEngine:
             return failed_result(item, failure_of(problem))
         try:
             if self._save_codes:
-                codes = np.concatenate([each.codes.numpy() for each in finished.utterances])
+                codes = np.concatenate([np.asarray(each.codes) for each in finished.utterances])
                 write_atomically(item.path.with_suffix(CODES_SUFFIX), write_codes(codes))
             write_atomically(item.path, data, flush=False)
         except OutputFailed:
