@@ -21,6 +21,8 @@ _WIDE_CHARS = 3  # a Chinese, Japanese or Korean character takes as long to say 
 
 def spoken_length(text: str) -> int:
     """Characters, weighted by how long they take to say."""
+    if text.isascii():
+        return len(text)
     return sum(_WIDE_CHARS if unicodedata.east_asian_width(char) in "WF" else 1 for char in text)
 
 

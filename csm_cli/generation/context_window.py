@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from csm_cli.generation.chunking import spell, split_text, spoken_length
@@ -80,10 +81,15 @@ class PromptTurn:
     def positions(self) -> int:
         return len(self.tokens)
 
-    @property
+    @cached_property
     def frames(self) -> int:
         """Frames of speech, without the frame that ends the turn."""
         return max(0, int((self.tokens[:, -1] < 0).sum()) - 1)
+
+    @cached_property
+    def spoken_length(self) -> int:
+        """Of its text, as the function of that name."""
+        return spoken_length(self.text)
 
 
 class ContextWindow:
@@ -117,7 +123,7 @@ class ContextWindow:
         seconds = sum(entry.frames for entry in entries) / self.limits.frame_rate
         if seconds < MIN_SPEECH_SECONDS:
             return None
-        rate = sum(spoken_length(entry.text) for entry in entries) / seconds
+        rate = sum(entry.spoken_length for entry in entries) / seconds
         return min(max(rate, MIN_SPEAKING_RATE), MAX_SPEAKING_RATE)
 
 

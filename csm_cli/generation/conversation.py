@@ -6,6 +6,7 @@ import secrets
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from torch import Tensor
 
@@ -38,15 +39,16 @@ class ResolvedDefaults:
 class TurnState:
     """The turn that is being generated, chunk by chunk.
 
-    number: in the conversation, from 1. takes: of the current chunk; all_takes: of all chunks so far. chosen: the best
-    take of each finished chunk. started: when its first prefill began, by time.perf_counter. peak_positions, evicted:
-    as in `Utterance`. joiner: of its stream, if it has one.
+    chunk_chars, language: as for `split_text`. number: in the conversation, from 1. takes: of the current chunk;
+    all_takes: of all chunks so far. chosen: the best take of each finished chunk. started: when its first prefill
+    began, by time.perf_counter. peak_positions, evicted: as in `Utterance`. joiner: of its stream, if it has one.
     """
 
     turn: Turn
     number: int
     options: GenerationOptions
-    chunks: tuple[str, ...]
+    chunk_chars: int
+    language: str
     chosen: list[Take] = field(default_factory=list)
     takes: list[Take] = field(default_factory=list)
     all_takes: list[Take] = field(default_factory=list)
@@ -55,6 +57,11 @@ class TurnState:
     evicted: list[int] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     joiner: StreamJoiner | None = None
+
+    @cached_property
+    def chunks(self) -> tuple[str, ...]:
+        """The text in chunks; split when they are needed, which they are not for a turn whose speech exists."""
+        return split_text(self.turn.text, self.chunk_chars, self.language)
 
     @property
     def chunk(self) -> str | None:
@@ -200,7 +207,7 @@ class ConversationState:
         turn, defaults = self.conversation.turns[number - 1], self._defaults
         options = resolve_options(defaults.flags, turn, self.conversation.defaults, defaults.checkpoint)
         chunk_chars = 0 if options.max_duration or turn.recording else defaults.retry_policy.chunk_chars
-        self.current = TurnState(turn, number, options, split_text(turn.text, chunk_chars, self.conversation.language))
+        self.current = TurnState(turn, number, options, chunk_chars, self.conversation.language)
 
     def _warn_of_unknown_speaker(self, current: TurnState) -> None:
         speaker = current.turn.speaker

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ from torch import Tensor
 from csm_cli.generation.chunking import spell
 from csm_cli.generation.conversation import ConversationState, ResolvedDefaults
 from csm_cli.generation.events import Utterance
+from csm_cli.generation.prompt import PromptBuilder
 from csm_cli.generation.synthesizer import Synthesizer
 from csm_cli.types import Conversation, Turn
 
@@ -19,13 +21,15 @@ from csm_cli.types import Conversation, Turn
 class PastTurn:
     """A finished turn. codes: int64 [T, K].
 
-    chunks: the text of each chunk as written, and its frames. recorded: its speech was not generated.
+    chunks: the text of each chunk as written, and its frames. recorded: its speech was not generated. Its prompt tokens
+    are cached, since a conversation prompts them again for each later turn.
     """
 
     turn: Turn
     codes: Tensor
     chunks: tuple[tuple[str, int], ...]
     recorded: bool = False
+    _tokens: dict[str, list[Tensor]] = field(default_factory=dict, repr=False)  # of the chunks, by their spelled texts
 
     @classmethod
     def of(cls, utterance: Utterance) -> PastTurn:
@@ -33,6 +37,19 @@ class PastTurn:
         chunks = tuple((segment.text, segment.frames) for segment in utterance.segments)
         whole = ((utterance.turn.text, len(utterance.codes)),)
         return cls(utterance.turn, torch.as_tensor(utterance.codes), chunks or whole, utterance.stop == "recorded")
+
+    def segments(self, conversation: Conversation, prompt_builder: PromptBuilder) -> list[tuple[str, Tensor]]:
+        """The text of each chunk as the model reads it in a conversation, and its prompt tokens [S, K + 1]."""
+        spelled = [text if self.recorded else spell(text, conversation) for text, _ in self.chunks]
+        key = "\0".join(spelled)
+        if key not in self._tokens:
+            ends = accumulate(frames for _, frames in self.chunks)
+            spans = [(end - frames, end) for end, (_, frames) in zip(ends, self.chunks, strict=True)]
+            self._tokens[key] = [
+                prompt_builder.turn_tokens(self.turn.speaker, text, self.codes[start:end])
+                for text, (start, end) in zip(spelled, spans, strict=True)
+            ]
+        return list(zip(spelled, self._tokens[key], strict=True))
 
 
 def resumed_state(
@@ -49,15 +66,7 @@ def resumed_state(
     state = synth.new_state(conversation, defaults)
     tokens = iter(context)
     state.add_context(lambda turn: next(tokens))
-
-    def segments(each: PastTurn) -> Iterator[tuple[str, Tensor]]:
-        first = 0
-        for text, frames in each.chunks:
-            spelled = text if each.recorded else spell(text, conversation)
-            codes = each.codes[first : first + frames]
-            yield spelled, synth.prompt_builder.turn_tokens(each.turn.speaker, spelled, codes)
-            first += frames
-
     for each in past:
-        state.add_recorded(segments(each), generated=not each.recorded)
+        segments = each.segments(conversation, synth.prompt_builder)
+        state.add_recorded(segments, generated=not each.recorded)
     return state

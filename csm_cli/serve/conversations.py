@@ -7,6 +7,7 @@ import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import count
 from typing import Any
 
@@ -70,6 +71,11 @@ class HeldTake:
     history: tuple[int, ...] = ()
     id: int = field(default_factory=_take_ids.__next__)
     created: int = field(default_factory=lambda: int(time.time()))
+
+    @cached_property
+    def past(self) -> PastTurn:
+        """The turn as later ones follow it."""
+        return PastTurn.of(self.utterance)
 
     @property
     def seed(self) -> int | None:
@@ -228,7 +234,7 @@ class HeldConversation:
 
     def past(self, index: int) -> list[PastTurn]:
         """The turns before this index that were spoken."""
-        return [PastTurn.of(turn.take.utterance) for turn in self.turns[:index] if turn.take]
+        return [turn.take.past for turn in self.turns[:index] if turn.take]
 
     def reserve(self, owner: object) -> None:
         """From now on only `owner` changes the turns. Raises Conflict: another does."""

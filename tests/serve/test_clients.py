@@ -53,7 +53,7 @@ def test_livekit_speaks_in_every_format(server: RunningServer) -> None:
 
 @pytest.fixture
 def private_server(synth: Synthesizer, home: Path) -> Iterator[RunningServer]:
-    with running_server(synth, max_queue=64) as running:
+    with running_server(synth, max_queue=64, max_conversations=10_000) as running:
         yield running
 
 
