@@ -16,6 +16,7 @@ from typing import Any, TypedDict, Unpack
 import numpy as np
 from numpy.typing import NDArray
 
+from csm_cli.audio.formats import AudioEncoding
 from csm_cli.audio.io import Audio, write_audio
 from csm_cli.checkpoint import Checkpoint, open_checkpoint
 from csm_cli.device import pick_device, pick_dtype
@@ -84,15 +85,30 @@ class Speech:
         """Seconds."""
         return len(self.samples) / self.rate
 
-    def save(self, path: str | PathLike[str]) -> Path:
-        """Writes 16-bit WAV or FLAC, by the suffix, atomically; tagged as synthetic. Returns the path.
+    def save(
+        self,
+        path: str | PathLike[str],
+        *,
+        rate: int | None = None,
+        stereo: bool = False,
+        bits: str | None = None,
+        quality: float | None = None,
+    ) -> Path:
+        """Writes a file of the format of its suffix, atomically; tagged as synthetic. Returns the path.
+
+        rate: in Hz. stereo: two equal channels. bits: "16", "24" or "float", of wav and flac. quality: of mp3, ogg,
+        opus and m4a, 0 to 10.
 
         Raises:
-            OutputRefused: unknown suffix, or a directory. OutputFailed: the disk is full or failed.
+            UsageError: an impossible value. OutputRefused: unknown suffix, a format without such an option, or a
+                directory. OutputFailed: the disk is full or failed.
         """
         target = Path(path).expanduser()
-        tags = audio_tags(self._utterances, self._checkpoint)
-        write_audio(target, Audio(self.samples, self.rate), tags=tags)
+        tags, encoding = (
+            audio_tags(self._utterances, self._checkpoint),
+            AudioEncoding(None, bits, rate, stereo, quality),
+        )
+        write_audio(target, Audio(self.samples, self.rate), tags=tags, encoding=encoding)
         return target
 
 

@@ -1,21 +1,21 @@
-"""Reads sound files as mono float32 at one rate; writes 16-bit WAV and FLAC."""
+"""Reads sound files as mono float32 at one rate; writes them in any of the output formats."""
 
 from __future__ import annotations
 
-import io
-import math
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import soundfile
 from numpy.typing import NDArray
 
-from csm_cli.audio import AUDIO_FORMATS
 from csm_cli.audio.decoders import TOLERANCE_SECONDS, AudioBytes, open_sound, truncated, unreadable
-from csm_cli.audio.limits import BLOCK_SAMPLES, MAX_LEVEL, MAX_SAMPLES, MAX_SECONDS, MAX_TAG_BYTES
-from csm_cli.errors import AudioUnreadable, OutputRefused
-from csm_cli.storage.files import check_writable, write_atomically
+from csm_cli.audio.encode import Tags as Tags
+from csm_cli.audio.encode import encode_bytes, encode_into, to_int16
+from csm_cli.audio.formats import DEFAULT_ENCODING, AudioEncoding
+from csm_cli.audio.limits import BLOCK_SAMPLES, MAX_LEVEL, MAX_SAMPLES, MAX_SECONDS
+from csm_cli.errors import AudioUnreadable
+from csm_cli.storage.files import FileContent, check_writable, write_atomically
 
 _CANCELLED = 0.25  # of the mean's variance: two channels with a correlation below -0.75
 
@@ -34,15 +34,6 @@ class Audio:
     def duration(self) -> float:
         """Seconds."""
         return len(self.samples) / self.rate
-
-
-@dataclass(frozen=True)
-class Tags:
-    """Metadata of an audio file: a WAV's INFO chunk (ISFT, ICMT, INAM), a FLAC's Vorbis comments."""
-
-    software: str = ""
-    comment: str = ""
-    title: str = ""
 
 
 @dataclass(frozen=True)
@@ -185,63 +176,47 @@ def resample(audio: Audio, rate: int) -> Audio:
     return replace(audio, samples=np.pad(samples, (0, length - len(samples))), rate=rate)
 
 
-def check_output(path: Path, clobber: bool = True, kind: str | None = None) -> None:
-    """Checks that an output can be written, before any work is done for it. kind: as for `encode`; None: by suffix.
+def check_output(path: Path, clobber: bool = True, encoding: AudioEncoding = DEFAULT_ENCODING) -> None:
+    """Checks that an audio file can be written, before any work is done for it.
 
     Raises:
-        OutputRefused: an unknown suffix, or as `check_writable`.
+        OutputRefused: as `AudioEncoding.for_file` and `check_writable`.
     """
     check_writable(path, clobber)
-    if kind is None and path.suffix.lower().removeprefix(".") not in AUDIO_FORMATS:
-        raise OutputRefused(
-            f"{path}: unknown audio format {path.suffix!r}; known: {', '.join(f'.{name}' for name in AUDIO_FORMATS)}"
-        )
+    encoding.for_file(path)
 
 
-def write_audio(path: Path, audio: Audio, clobber: bool = True, tags: Tags | None = None) -> None:
-    """Writes a file in the format of its suffix, atomically. Creates missing folders.
+def write_audio(
+    path: Path,
+    audio: Audio,
+    clobber: bool = True,
+    tags: Tags | None = None,
+    encoding: AudioEncoding = DEFAULT_ENCODING,
+) -> None:
+    """Writes a file, by its suffix if `encoding` names no format, atomically. Creates missing folders.
 
     Raises:
         OutputRefused: as `check_output`.
         OutputFailed: the disk is full or failed.
     """
-    check_output(path, clobber)
-    write_atomically(path, encode_audio(path, audio, tags))
+    check_output(path, clobber, encoding)
+    write_atomically(path, encode_audio(path, audio, tags, encoding))
 
 
-def encode_audio(path: Path, audio: Audio, tags: Tags | None = None, kind: str | None = None) -> bytes:
-    """A whole file in the format `kind`, or in that of `path`'s suffix."""
-    return encode(audio, kind or path.suffix.lower().removeprefix("."), tags)
+def encode_audio(
+    path: Path, audio: Audio, tags: Tags | None = None, encoding: AudioEncoding = DEFAULT_ENCODING
+) -> FileContent:
+    """The content of a file, encoded while it is written; in the format of `path`'s suffix if `encoding` has none."""
+    resolved = encoding.for_file(path)
+    return lambda file: encode_into(file, audio.samples, audio.rate, resolved, tags or Tags())
 
 
-def encode(audio: Audio, kind: str, tags: Tags | None = None) -> bytes:
-    """A whole file in one of `AUDIO_FORMATS`, or "pcm": raw 16-bit samples without tags.
-
-    In memory, since libsndfile cannot fix the header of a file that it writes to a pipe.
-    """
-    if kind == "pcm":
-        return encode_pcm(audio.samples)
-    container, subtype = AUDIO_FORMATS[kind]
-    buffer = io.BytesIO()
-    with soundfile.SoundFile(buffer, "w", audio.rate, channels=1, subtype=subtype, format=container) as file:
-        for name, text in asdict(tags or Tags()).items():
-            if text:
-                data = text.encode("utf-8", "replace")  # a name that is not UTF-8 may be part of it
-                is_long = len(data) > MAX_TAG_BYTES
-                text = data[: MAX_TAG_BYTES - 3 if is_long else None].decode("utf-8", "ignore")
-                setattr(file, name, f"{text}..." if is_long else text)
-        file.write(_to_int16(audio.samples))
-    return buffer.getvalue()
+def encode(audio: Audio, kind: str | AudioEncoding, tags: Tags | None = None) -> bytes:
+    """A whole file in memory, for a pipe or a response. kind: an encoding with its format, or just that."""
+    encoding = AudioEncoding(kind) if isinstance(kind, str) else kind
+    return encode_bytes(audio.samples, audio.rate, encoding, tags or Tags())
 
 
 def encode_pcm(samples: Samples) -> bytes:
     """Samples as 16-bit little-endian integers."""
-    return _to_int16(samples).astype("<i2").tobytes()
-
-
-def _to_int16(samples: Samples) -> NDArray[np.int16]:
-    """Rounded and clipped; exact for samples that were read from 16 bits."""
-    if not math.isfinite(float(samples.sum(dtype=np.float64))):
-        raise ValueError("samples have NaN or infinity")
-    rounded: NDArray[np.int16] = np.clip(np.rint(samples * 32768.0), -32768, 32767).astype(np.int16)
-    return rounded
+    return to_int16(samples).astype("<i2").tobytes()

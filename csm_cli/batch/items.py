@@ -12,6 +12,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from csm_cli.audio.formats import DEFAULT_ENCODING, AudioEncoding
 from csm_cli.batch.ledger import LedgerEntry
 from csm_cli.errors import CsmError, InputError, UsageError, failure_of
 from csm_cli.storage.fingerprint import fingerprint
@@ -117,7 +118,9 @@ def file_name(turn: Turn) -> str:
     return re.sub(r"[^\w-]", "_", turn.label)
 
 
-def check_outputs(items: Iterable[BatchItem], inputs: Iterable[Path] = ()) -> Iterator[BatchItem]:
+def check_outputs(
+    items: Iterable[BatchItem], inputs: Iterable[Path] = (), encoding: AudioEncoding = DEFAULT_ENCODING
+) -> Iterator[BatchItem]:
     """Passes all items on, then raises the first problem found with their outputs.
 
     Only hashes of names are stored, so that memory stays small. inputs: files read besides the items' recordings.
@@ -146,7 +149,7 @@ def check_outputs(items: Iterable[BatchItem], inputs: Iterable[Path] = ()) -> It
             if portable in portable_outputs:
                 reason = "differ only in case or in Unicode form, which many disks take for one"
                 raise InputError(f'{item.path} of "{item.id}" and the output of an earlier row {reason}; rename one')
-            check_output(item.path)
+            check_output(item.path, encoding=encoding)
             if replaced := recordings.keys() & outputs:
                 path = recordings[min(replaced)]
                 raise UsageError(f'"{item.id}" reads {path}, which an earlier row would replace; name another -o')
@@ -161,19 +164,19 @@ def check_outputs(items: Iterable[BatchItem], inputs: Iterable[Path] = ()) -> It
         raise problem
 
 
-def with_fingerprint(item: BatchItem, setup: SynthesisSetup) -> BatchItem:
+def with_fingerprint(item: BatchItem, setup: SynthesisSetup, encoding: AudioEncoding = DEFAULT_ENCODING) -> BatchItem:
     """`item` with its fingerprint, and with all its seeds: those of the command line included.
 
-    A fingerprint covers id, text, speakers, the bytes of recordings, options, checkpoint, schema and the output's name.
-    The seed of an item without one is derived from all of these but the name.
+    A fingerprint covers id, text, speakers, the bytes of recordings, options, checkpoint, schema, the output's name and
+    its encoding. The seed of an item without one is derived from all of these but the last two.
     """
     try:
-        return _with_fingerprint(item, setup)
+        return _with_fingerprint(item, setup, encoding)
     except BaseException as problem:  # it is recorded as this item's failure
         return replace(item, error=failure_of(problem))
 
 
-def _with_fingerprint(item: BatchItem, setup: SynthesisSetup) -> BatchItem:
+def _with_fingerprint(item: BatchItem, setup: SynthesisSetup, encoding: AudioEncoding) -> BatchItem:
     conversation = item.conversation
     sound = fingerprint(
         SCHEMA,
@@ -189,7 +192,8 @@ def _with_fingerprint(item: BatchItem, setup: SynthesisSetup) -> BatchItem:
     elif conversation.defaults.seed is None:
         defaults = replace(conversation.defaults, seed=int(sound[:8], 16) >> 1)
         conversation = replace(conversation, defaults=defaults)
-    return replace(item, conversation=conversation, fingerprint=fingerprint(sound, item.file))
+    written = [encoding.set_values()] if encoding.set_values() else []
+    return replace(item, conversation=conversation, fingerprint=fingerprint(sound, item.file, *written))
 
 
 def _with_seed(conversation: Conversation, seed: int) -> Conversation:

@@ -24,6 +24,7 @@ from csm_cli.batch.items import (
 from csm_cli.batch.ledger import LEDGER, Ledger, merge_ledgers
 from csm_cli.batch.results import ItemResult
 from csm_cli.batch.shards import ShardPattern, ShardWriter, is_shard_pattern
+from csm_cli.cli.audio_options import AudioOptions
 from csm_cli.cli.batch_engine import Loader, SynthesisEngine, automatic_slots
 from csm_cli.cli.batch_plan import PlanOptions, print_plan
 from csm_cli.cli.batch_workers import BatchSetup, WorkerOptions, WorkerPool
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from csm_cli.report.page import ReportRequest
 
 _MAX_BATCH_SIZE = 1024
+_DEFAULT_AUDIO = AudioOptions()
 _ONE_PROCESS = WorkerOptions()
 
 
@@ -104,6 +106,7 @@ def batch(
     rows: ManifestOptions,
     speech: SynthesisFlags,
     output: OutputFile,
+    audio: AudioOptions,
     output_options: OutputOptions,
     workers: WorkerOptions,
     plan: PlanOptions,
@@ -122,10 +125,10 @@ def batch(
     """
     source = manifest, rows
     if plan.plan:
-        print_plan(source, scope.shard, speech, output, output_options)
+        print_plan(source, scope.shard, speech, output, output_options, audio)
         return
     page = report_request(report, embed)
-    run_batch(source, batch_size, scope, speech, output, output_options, page, workers=workers)
+    run_batch(source, batch_size, scope, speech, output, output_options, page, workers=workers, audio=audio)
 
 
 def merge(
@@ -154,6 +157,7 @@ def run_batch(
     report: ReportRequest | None = None,
     load: Loader = open_synthesizer,
     workers: WorkerOptions = _ONE_PROCESS,
+    audio: AudioOptions = _DEFAULT_AUDIO,
 ) -> None:
     """Runs a batch; every row is checked before anything is loaded.
 
@@ -176,11 +180,14 @@ def run_batch(
     if packing and (scope.shard or report):
         raise UsageError(f"{'--shard' if scope.shard else '--report'} needs a file for each item; name them {{id}}.wav")
     pattern = packing.items if packing else OutputPattern(output.output, shard.index)
-    job = make_job((), speech, output_options)
+    if packing and audio.format:
+        raise UsageError("--format is for files; shards hold flac")
+    encoding = audio.for_output(output)
+    job = replace(make_job((), speech, output_options), encoding=encoding)
     name, rows = source
     manifest = Manifest(name, None, rows.columns, rows.read_header())
     counts = Counts()  # of a shard that is selected whole
-    checked = check_outputs(pattern.items(manifest.checked()), [manifest.path] if manifest.path else ())
+    checked = check_outputs(pattern.items(manifest.checked()), [manifest.path] if manifest.path else (), encoding)
     for number, item in enumerate(checked):
         if number % shard.count == shard.index - 1:
             counts.total, counts.chars = counts.total + 1, counts.chars + item.chars
@@ -189,7 +196,9 @@ def run_batch(
     synthesis = SynthesisSetup(checkpoint, job.flags, job.retry_policy, speech.verify)
 
     def items() -> Iterator[BatchItem]:
-        return (with_fingerprint(each, synthesis) for each in shard.of(pattern.items(with_settings(manifest, speech))))
+        return (
+            with_fingerprint(each, synthesis, encoding) for each in shard.of(pattern.items(with_settings(manifest, speech)))
+        )
 
     with Ledger(pattern.folder) as ledger:
         shards = ShardWriter(packing, ledger) if packing else None
@@ -199,7 +208,7 @@ def run_batch(
                 if shards:
                     shards.check(item)
                 if output.no_clobber:
-                    check_output(item.path, clobber=False)
+                    check_output(item.path, False, encoding)
         job = replace(job, flags=replace(job.flags, seed=None), slots=slots)  # the items have their seeds
         failures_allowed = 1 if scope.fail_fast else scope.max_failures or float("inf")
         run = BatchRun(output_options, ledger, counts, failures_allowed, shards)

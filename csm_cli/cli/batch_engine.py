@@ -65,7 +65,7 @@ class SynthesisEngine:
         try:
             tags = audio_tags(finished.utterances, synth.checkpoint, finished.conversation.title)
             record = conversation_record(finished, str(item.path), synth.checkpoint, str(synth.device))
-            data = encode_audio(item.path, finished.track.audio, tags)
+            data = encode_audio(item.path, finished.track.audio, tags, self._job.encoding)
         except BaseException as problem:
             return failed_result(item, failure_of(problem))
         try:
@@ -75,8 +75,8 @@ class SynthesisEngine:
             write_atomically(item.path, data, flush=False)
         except OutputFailed:
             raise
-        except CsmError as error:
-            return failed_result(item, error)
+        except BaseException as problem:  # it is encoded while it is written
+            return failed_result(item, failure_of(problem))
         record |= extra_columns(item)
         del record["rtf"]  # items are decoded together: the time of one says nothing about its own cost
         utterances = finished.utterances

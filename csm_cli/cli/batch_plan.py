@@ -11,6 +11,7 @@ import typer
 from csm_cli.batch.items import OutputPattern, Shard, check_outputs, with_fingerprint
 from csm_cli.batch.plan import BatchPlan, ShardPlan
 from csm_cli.batch.shards import ShardPattern, is_shard_pattern
+from csm_cli.cli.audio_options import AudioOptions
 from csm_cli.cli.console import emit, emit_json
 from csm_cli.cli.options import ManifestOptions, OutputFile, OutputOptions, SynthesisFlags
 from csm_cli.cli.synthesis import find_checkpoint, make_job, with_settings
@@ -37,6 +38,7 @@ def print_plan(
     speech: SynthesisFlags,
     output: OutputFile,
     output_options: OutputOptions,
+    audio: AudioOptions,
 ) -> None:
     """Prints how many items of each shard are done, left and failed.
 
@@ -55,13 +57,13 @@ def print_plan(
         count = Shard.read_count(shard, os.environ) if shard else 1
         patterns = [OutputPattern(output.output, index) for index in range(1, count + 1)]
     plan = BatchPlan(patterns)
-    job = make_job((), speech, output_options)
+    job, encoding = make_job((), speech, output_options), audio.for_output(output)
     name, rows = source
     manifest = Manifest(name, None, rows.columns, rows.read_header())
-    for _ in check_outputs(plan.items(manifest.checked()), [manifest.path] if manifest.path else ()):
+    for _ in check_outputs(plan.items(manifest.checked()), [manifest.path] if manifest.path else (), encoding):
         pass
     synthesis = SynthesisSetup(find_checkpoint(job), job.flags, job.retry_policy, speech.verify)
-    plan.count(with_fingerprint(item, synthesis) for item in plan.items(with_settings(manifest, speech)))
+    plan.count(with_fingerprint(item, synthesis, encoding) for item in plan.items(with_settings(manifest, speech)))
     unfinished = format_ranges(each.index for each in plan.shards if each.counts.selected)
     if output_options.json:
         emit_json({"shards": [each.record() for each in plan.shards], "unfinished": unfinished or None})

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from csm_cli.cli.audio_options import AudioOptions
 from csm_cli.cli.console import configure_logging, emit, emit_json
 from csm_cli.cli.live_audio import PlaybackOptions
 from csm_cli.cli.options import OutputFile, OutputOptions, SynthesisFlags
@@ -184,6 +185,7 @@ def converse(
     redo_options: RedoOptions,
     speech: SynthesisFlags,
     output: OutputFile,
+    audio: AudioOptions,
     live: PlaybackOptions,
     output_options: OutputOptions,
 ) -> None:
@@ -205,7 +207,7 @@ def converse(
         print_dry_run(job)
         return
     page = report_request(report, embed)
-    files = replace(extra_outputs.files(conversation, output.file), audio_format=live.format)
+    files = replace(extra_outputs.files(conversation, output.file), encoding=audio.for_output(output))
     redo = redo_options.request(conversation, output.file)
     inputs = [Path(script)] if script != "-" else []
     turns = (*conversation.context, *conversation.turns)

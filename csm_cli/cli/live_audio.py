@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from csm_cli.audio import AUDIO_FORMATS
+from csm_cli.audio.formats import AudioEncoding, check_stream_encoding
 from csm_cli.cli.console import emit_bytes
 from csm_cli.cli.options import OutputFile
 from csm_cli.errors import SoundDeviceMissing, UsageError
@@ -23,37 +23,24 @@ if TYPE_CHECKING:
 
     Sink = Callable[[NDArray[np.float32]], None]
 
-_FORMATS = (*AUDIO_FORMATS, "pcm")
-
 
 @dataclass(frozen=True)
 class PlaybackOptions:
-    """Whether the audio is played or streamed, and its format."""
+    """Whether the audio is played or streamed."""
 
     play: Annotated[bool, typer.Option("--play", help="Play the audio (the default without -o).")] = False
     stream: Annotated[
         bool, typer.Option("--stream", help="Play or pipe while decoding: no retries, trimming or splitting.")
     ] = False
-    format: Annotated[
-        str | None,
-        typer.Option(
-            "--format",
-            metavar="|".join(_FORMATS),
-            help="Audio format, by default from the suffix; -o - with pcm streams raw 16-bit little-endian samples.",
-            rich_help_panel="Output",
-        ),
-    ] = None
 
-    def resolve(self, output: OutputFile) -> PlaybackOptions:
+    def resolve(self, output: OutputFile, encoding: AudioEncoding) -> PlaybackOptions:
         """The options with their defaults for this output: without one, the audio is played.
 
         Raises:
-            UsageError: unknown format, or a stream without a listener.
+            UsageError: a stream without a listener, or of another rate than the model's.
             SoundDeviceMissing: no device to play on.
         """
-        if self.format not in (None, *_FORMATS):
-            raise UsageError(f"--format takes {', '.join(_FORMATS)}, not {self.format!r}")
-        raw = output.output == "-" and self.format == "pcm"
+        raw = output.output == "-" and encoding.name == "pcm"
         play = self.play or not output.output
         if self.stream and not (play or raw):
             raise UsageError("--stream needs a listener: add --play, or -o - --format pcm")
@@ -66,6 +53,8 @@ class PlaybackOptions:
                 if output.output or self.play or self.stream:
                     raise
                 raise SoundDeviceMissing(f"no output named: add -o out.wav, or -o - for a pipe ({error})") from error
+        if self.stream or raw:
+            check_stream_encoding(encoding)
         return replace(self, play=play, stream=self.stream or raw)
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 import typer
 from typer.models import ArgumentInfo, OptionInfo
 
-from csm_cli.audio import AUDIO_FORMATS
+from csm_cli.audio.formats import FILE_FORMATS
 from csm_cli.errors import CsmError, UsageError
 from csm_cli.settings import GENERATION, Configuration, Setting, read_configuration, setting, validate
 from csm_cli.storage.paths import expand_path
@@ -166,7 +166,7 @@ class OutputFile:
             "-o",
             "--output",
             metavar="FILE",
-            help=f"{' or '.join(map(str.upper, AUDIO_FORMATS))} by its suffix; - pipes a WAV.",
+            help=f"The file: {', '.join(FILE_FORMATS)} by its suffix; - pipes a WAV.",
         ),
     ] = None
     no_clobber: Annotated[

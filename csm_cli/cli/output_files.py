@@ -5,19 +5,20 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from csm_cli import __version__
+from csm_cli.audio.formats import DEFAULT_ENCODING, AudioEncoding
 from csm_cli.batch.items import file_name
 from csm_cli.cli.console import command_line
 from csm_cli.cli.summary import SIDECAR_SCHEMA, spelled_record
 from csm_cli.errors import OutputRefused, UsageError
 from csm_cli.generation.events import ModelIdentity, audio_tags, utterance_cues
-from csm_cli.storage.files import check_writable
+from csm_cli.storage.files import FileContent, check_writable
 from csm_cli.storage.paths import expand_path, resolved_name
 from csm_cli.storage.untrusted import read_json
 from csm_cli.types import Conversation, Turn
@@ -45,7 +46,7 @@ EmbedAudio = Annotated[
 class OutputFiles:
     """track: None for standard output or no output. turns: one per turn; stems: by speaker; subtitles: by format.
 
-    audio_format: of the track and its stems, "wav", "flac" or "pcm"; by the suffix if None.
+    encoding: of all sound files; its format, if it names one, is that of the track and its stems, and turns are WAV.
     """
 
     track: Path | None
@@ -53,7 +54,7 @@ class OutputFiles:
     stems: Mapping[str, Path] = field(default_factory=dict)
     subtitles: Mapping[str, Path] = field(default_factory=dict)
     sidecar: Path | None = None
-    audio_format: str | None = None
+    encoding: AudioEncoding = DEFAULT_ENCODING
 
     def __iter__(self) -> Iterator[Path]:
         others = (*self.turns, *self.stems.values(), *self.subtitles.values())
@@ -78,30 +79,35 @@ class OutputFiles:
             if path in (*self.subtitles.values(), self.sidecar):
                 check_writable(path, clobber)
             else:
-                check_output(path, clobber, None if path in self.turns else self.audio_format)
+                check_output(path, clobber, self._turn_encoding if path in self.turns else self.encoding)
 
     def contents(
         self, finished: FinishedConversation, model: ModelIdentity, sidecar: Mapping[str, Any]
-    ) -> Iterator[tuple[Path, bytes]]:
-        """Every file with its content, encoded one at a time."""
+    ) -> Iterator[tuple[Path, FileContent]]:
+        """Every file with its content, encoded while it is written."""
         from csm_cli.audio.io import encode_audio
         from csm_cli.audio.subtitles import SUBTITLE_FORMATS
 
         track, title, utterances = finished.track, finished.conversation.title, finished.utterances
         if self.track:
             tags = audio_tags(utterances, model, title)
-            yield self.track, encode_audio(self.track, track.audio, tags, self.audio_format)
+            yield self.track, encode_audio(self.track, track.audio, tags, self.encoding)
         for index, path in enumerate(self.turns):
-            yield path, encode_audio(path, track.turn(index), audio_tags([utterances[index]], model, title))
+            tags = audio_tags([utterances[index]], model, title)
+            yield path, encode_audio(path, track.turn(index), tags, self._turn_encoding)
         for speaker, audio in track.stems().items() if self.stems else ():
             own = [each for each in utterances if each.turn.label == speaker]
             path, tags = self.stems[speaker], audio_tags(own, model, speaker)
-            yield path, encode_audio(path, audio, tags, self.audio_format)
+            yield path, encode_audio(path, audio, tags, self.encoding)
         cues = utterance_cues(track, utterances)
         for name, path in self.subtitles.items():
             yield path, SUBTITLE_FORMATS[name](cues).encode("utf-8", "replace")
         if self.sidecar:
             yield self.sidecar, (json.dumps(sidecar, indent=1) + "\n").encode()
+
+    @property
+    def _turn_encoding(self) -> AudioEncoding:
+        return replace(self.encoding, name="wav", quality=None)
 
     def outdated(self) -> list[Path]:
         """Files that an earlier run wrote beside the same track and this one does not, by its metadata file."""

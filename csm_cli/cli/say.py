@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from csm_cli.cli.audio_options import AudioOptions
 from csm_cli.cli.console import configure_logging, log_line, warn
 from csm_cli.cli.live_audio import PlaybackOptions
 from csm_cli.cli.options import OutputFile, OutputOptions, SynthesisFlags, voice_names
@@ -60,6 +61,7 @@ def say(
     *,
     speech: SynthesisFlags,
     output: OutputFile,
+    audio: AudioOptions,
     live: PlaybackOptions,
     output_options: OutputOptions,
 ) -> None:
@@ -91,7 +93,7 @@ def say(
     context_turns = [parse_voice(voice, speaker, not transcribe)] if voice else []
     context_turns += [parse_context(each, not transcribe) for each in context or ()]
     inputs += [turn.recording.path for turn in context_turns if turn.recording]
-    files = OutputFiles(output.file, audio_format=live.format)
+    files = OutputFiles(output.file, encoding=audio.for_output(output))
     as_it_arrives = from_stdin and live.stream  # which needs no listener: it can go to a file
     live = check_outputs(output, replace(live, stream=live.stream and not from_stdin), output_options, files, inputs)
     if as_it_arrives:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from csm_cli.audio.formats import DEFAULT_ENCODING, AudioEncoding
 from csm_cli.cli.console import configure_logging, emit_bytes, emit_json, emit_path, log_line, refuse_terminal, warn
 from csm_cli.cli.live_audio import LiveStream, PlaybackOptions, check_stream, open_stream
 from csm_cli.cli.options import OutputFile, OutputOptions, SynthesisFlags
@@ -64,7 +65,10 @@ class FinishedConversation:
 
 @dataclass(frozen=True)
 class SynthesisJob:
-    """Conversations to synthesize, `slots` at a time, and all options for it. Ids are unique within a job."""
+    """Conversations to synthesize, `slots` at a time, and all options for it. Ids are unique within a job.
+
+    encoding: of the files of a batch.
+    """
 
     conversations: Sequence[Conversation]
     flags: GenerationOptions
@@ -73,6 +77,7 @@ class SynthesisJob:
     slots: int = 1
     retry_policy: RetryPolicy = field(default_factory=RetryPolicy)
     recognizer: Recognizer | None = None
+    encoding: AudioEncoding = DEFAULT_ENCODING
 
 
 @dataclass(frozen=True)
@@ -297,7 +302,7 @@ def check_outputs(
             written or is one of `inputs`.
         SoundDeviceMissing: no device to play on.
     """
-    resolved = live.resolve(output)
+    resolved = live.resolve(output, files.encoding)
     if output.output == "-":
         if output_options.json:
             raise UsageError("-o - and --json both write to standard output; name a file for one of them")
@@ -505,7 +510,7 @@ def write_finished(
         warn(f"{', '.join(map(str, outdated))}: left from an earlier {files.track}, does not belong to this one")
     if request.output.output == "-" and not request.live.stream:
         tags = audio_tags(finished.utterances, checkpoint, title)
-        emit_bytes(encode(finished.track.audio, request.live.format or "wav", tags))
+        emit_bytes(encode(finished.track.audio, files.encoding, tags))
 
 
 def write_outputs(

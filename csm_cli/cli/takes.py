@@ -196,7 +196,7 @@ def export_takes(stored: StoredTrack, numbers: Iterable[int], folder: Path) -> l
     from csm_cli.audio.io import encode_audio
     from csm_cli.batch.items import file_name
     from csm_cli.generation.events import Utterance, audio_tags
-    from csm_cli.storage.files import write_together
+    from csm_cli.storage.files import FileContent, write_together
 
     record = _require_record(stored)
     chosen = {
@@ -208,7 +208,7 @@ def export_takes(stored: StoredTrack, numbers: Iterable[int], folder: Path) -> l
     if not chosen:
         raise UsageError(f"{stored.path}: none of these turns has stored takes; csm converse --keep-takes stores them")
 
-    def encoded(path: Path) -> bytes:
+    def encoded(path: Path) -> FileContent:
         number, index, seed = chosen[path]
         audio, turn = stored.take_audio(number, index), stored.written(number)
         spoken = Utterance(record.conversation, turn, np.empty((0, 0), np.int64), audio, "eos", seed=seed)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from csm_cli.audio.formats import FORMATS
 from csm_cli.audio.io import encode
 from csm_cli.audio.mix import Track
 from csm_cli.audio.subtitles import SUBTITLE_FORMATS
@@ -15,7 +16,6 @@ from csm_cli.checkpoint import Checkpoint
 from csm_cli.generation.events import Utterance, audio_tags, mix_utterances, utterance_cues
 from csm_cli.script.writer import script_yaml
 from csm_cli.serve.conversations import HeldClip, HeldConversation, HeldSpeaker
-from csm_cli.serve.encoders import STREAM_FORMATS
 from csm_cli.serve.problems import Conflict
 from csm_cli.serve.spoken_response import whole_file
 
@@ -55,7 +55,7 @@ class ConversationExport:
         """
         makers: dict[str, Callable[[], bytes]] = {"yaml": self._script, "zip": self._zip}
         make = makers.get(name, lambda: self._rendered(name))
-        return make(), _MEDIA_TYPES.get(name) or STREAM_FORMATS[name].media_type
+        return make(), _MEDIA_TYPES.get(name) or FORMATS[name].media_type
 
     def _rendered(self, name: str) -> bytes:
         """The track, or its subtitles."""

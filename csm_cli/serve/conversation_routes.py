@@ -13,6 +13,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import UploadFile
 from starlette.responses import JSONResponse, Response
 
+from csm_cli.audio.formats import FORMATS
 from csm_cli.errors import InputError
 from csm_cli.generation.events import Utterance, audio_tags
 from csm_cli.script.schema import TURN_FIELDS
@@ -28,7 +29,6 @@ from csm_cli.serve.conversations import (
     HeldTurn,
     TurnSpeech,
 )
-from csm_cli.serve.encoders import STREAM_FORMATS
 from csm_cli.serve.limits import MAX_NAME_CHARS
 from csm_cli.serve.problems import Conflict
 from csm_cli.serve.schema import (
@@ -244,7 +244,7 @@ def turn_routes(context: ServerContext, store: ConversationStore) -> APIRouter:
         utterance = turn.find_take(turn.picked if take is None else take).utterance
         tags = audio_tags([utterance], context.synth.checkpoint)
         data = await run_in_threadpool(whole_file, utterance.audio, name, tags)
-        return Response(data, media_type=STREAM_FORMATS[name].media_type)
+        return Response(data, media_type=FORMATS[name].media_type)
 
     return router
 

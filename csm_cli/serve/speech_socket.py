@@ -20,13 +20,13 @@ from starlette.concurrency import run_in_threadpool
 from starlette.websockets import WebSocketState
 from torch import Tensor
 
+from csm_cli.audio.stream_encoders import new_encoder
 from csm_cli.errors import CsmError, GenerationFailed, InputError, ServerBusy, failure_of
 from csm_cli.generation.conversation import ConversationState, ResolvedDefaults
 from csm_cli.generation.history import PastTurn, resumed_state
 from csm_cli.generation.synthesizer import Synthesizer
 from csm_cli.generation.text_stream import SentenceStream
 from csm_cli.serve.context import ServerContext, new_id
-from csm_cli.serve.encoders import new_encoder
 from csm_cli.serve.events import EventStream, encoded
 from csm_cli.serve.limits import MAX_INPUT_CHARS, MAX_PAST_SENTENCES, MAX_SOCKETS, SOCKET_IDLE_SECONDS
 from csm_cli.serve.problems import problem_of

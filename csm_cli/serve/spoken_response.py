@@ -14,12 +14,12 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from csm_cli.audio import AUDIO_FORMATS
+from csm_cli.audio.formats import FILE_FORMATS, FORMATS
 from csm_cli.audio.io import Audio, Tags, encode
+from csm_cli.audio.stream_encoders import new_encoder
 from csm_cli.errors import CsmError, GenerationFailed
 from csm_cli.generation.events import Utterance, audio_tags
 from csm_cli.serve.context import Prepare, ServerContext
-from csm_cli.serve.encoders import STREAM_FORMATS, new_encoder
 from csm_cli.serve.events import EventStream, encode_last, encoded, unless_disconnected
 from csm_cli.serve.limits import MAX_IGNORED_NAMES
 from csm_cli.serve.problems import problem_of
@@ -80,7 +80,7 @@ class SpokenResponse:
         sse = fields.stream_format == "sse"
         audio = encoded(stream, first, encoder, tempo)
         body = self._events(stream, audio) if sse else self._audio(stream, audio)
-        media_type = "text/event-stream" if sse else STREAM_FORMATS[fields.response_format].media_type
+        media_type = "text/event-stream" if sse else FORMATS[fields.response_format].media_type
         headers = self._headers() | ({"cache-control": "no-cache"} if sse else {})
         return _SpeechStream(lambda: self._close(stream), body, media_type=media_type, headers=headers)
 
@@ -109,7 +109,7 @@ class SpokenResponse:
             "x-csm-seed": str(utterance.seed),
             "x-csm-duration": f"{utterance.audio.duration:.3f}",
         }
-        return Response(data, media_type=STREAM_FORMATS[self.fields.response_format].media_type, headers=headers)
+        return Response(data, media_type=FORMATS[self.fields.response_format].media_type, headers=headers)
 
     async def _audio(self, stream: EventStream, audio: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
         try:
@@ -169,8 +169,8 @@ class _SpeechStream(StreamingResponse):
 
 
 def whole_file(audio: Audio, name: str, tags: Tags) -> bytes:
-    """A whole file in one of `STREAM_FORMATS`."""
-    if name == "pcm" or name in AUDIO_FORMATS:
+    """A whole file in one of the formats of responses."""
+    if name == "pcm" or name in FILE_FORMATS:
         return encode(audio, name, tags)
     return encode_last(new_encoder(name, audio.rate, tags.comment), audio.samples)
 

@@ -6,7 +6,7 @@ import os
 import re
 import secrets
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
@@ -22,6 +22,8 @@ try:
 except ImportError:  # Windows, where a file that a process has open cannot be removed anyway
     fcntl = None  # type: ignore[assignment]
 
+FileContent = bytes | Callable[[BinaryIO], object]
+"""What is put into a file: its bytes, or a function that writes them, so that they are never all in memory."""
 _MAX_CACHED_FOLDERS = 4096  # bounds memory where a batch has a folder for each item
 MARKER = ".csm-folder.json"  # marks a folder as csm's own, see `folders`
 _TEMP_NAME = re.compile(r"\.[0-9a-f]{16}\.tmp")
@@ -92,7 +94,7 @@ class _StagedFile:
         """A new file, locked until it is closed: `remove_temp_files` of other processes leaves it alone."""
         while True:
             self._temporary = folder / f".{secrets.token_hex(8)}.tmp"
-            file = self._temporary.open("xb")
+            file = self._temporary.open("x+b")
             if _lock_descriptor(file.fileno()) is not False and os.fstat(file.fileno()).st_nlink:
                 return file
             file.close()  # another process took it for a stale one before it was locked
@@ -149,12 +151,12 @@ def atomic_file(path: Path, flush: bool = True) -> Iterator[BinaryIO]:
         staged.publish()
 
 
-def write_atomically(path: Path, data: bytes, flush: bool = True) -> None:
+def write_atomically(path: Path, data: FileContent, flush: bool = True) -> None:
     """Puts `data` at `path`; no reader ever sees half of it. flush, Raises: as `atomic_file`."""
     write_together([(path, data)], flush)
 
 
-def write_together(files: Iterable[tuple[Path, bytes]], flush: bool = True) -> None:
+def write_together(files: Iterable[tuple[Path, FileContent]], flush: bool = True) -> None:
     """Puts all files in place once every one is written completely; raises as `atomic_file`.
 
     The content of a file is requested after the one before it is written, so that one at a time is in memory.
@@ -164,7 +166,10 @@ def write_together(files: Iterable[tuple[Path, bytes]], flush: bool = True) -> N
         for path, data in files:
             staged.append(stack.enter_context(_StagedFile(path)))
             with staged[-1].writing(flush):
-                staged[-1].file.write(data)
+                if isinstance(data, bytes):
+                    staged[-1].file.write(data)
+                else:
+                    data(staged[-1].file)
         for each in staged:
             each.publish()
 

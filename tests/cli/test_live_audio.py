@@ -174,7 +174,16 @@ def test_a_format_counts_over_the_suffix(
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--format", "mp3", "-o", "a.wav"], "--format takes wav, flac, pcm"),
+        (["--format", "mp4", "-o", "a.wav"], "--format takes wav, flac, mp3"),
+        (["--format", "pcm", "-o", "-", "--rate", "48000"], "ask for --format wav"),
+        (["--bits", "24", "-o", "-", "--format", "mp3"], "leave out --bits"),
+        (["--bits", "24", "-o", "a.mp3"], "leave out --bits"),
+        (["--bits", "float", "-o", "a.flac"], "it takes 16 or 24"),
+        (["--bits", "12", "-o", "a.wav"], "--bits takes"),
+        (["--quality", "3", "-o", "a.flac"], "leave out --quality"),
+        (["--quality", "11", "-o", "a.mp3"], "--quality takes"),
+        (["--rate", "44100", "-o", "a.opus"], "it takes 8000"),
+        (["--rate", "4", "-o", "a.wav"], "--rate takes"),
         (["--stream", "-o", "a.wav"], "add --play, or -o - --format pcm"),
         (["--stream", "-o", "-"], "add --play, or -o - --format pcm"),
         (["--format", "pcm", "-o", "-", "--json"], "both write to standard output"),

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from csm_cli.audio.encode import to_int16
+from csm_cli.audio.formats import FORMATS
 from csm_cli.audio.io import encode_pcm
 from csm_cli.errors import UsageError
 
@@ -25,30 +26,10 @@ class StreamEncoder(Protocol):
     def finish(self) -> bytes: ...
 
 
-@dataclass(frozen=True)
-class StreamFormat:
-    """A format of responses: its media type, and as libav names it its container, its codec and their options."""
-
-    media_type: str
-    container: str = ""
-    codec: str = ""
-    bit_rate: int | None = None
-    options: dict[str, str] = field(default_factory=dict)
-
-
-# Opus pages of 20 ms, since a page is sent when it is full. No Xing header: it could only be filled in at the end.
-STREAM_FORMATS = {
-    "mp3": StreamFormat("audio/mpeg", "mp3", "libmp3lame", 96_000, {"write_xing": "0"}),
-    "opus": StreamFormat("audio/ogg", "ogg", "libopus", 48_000, {"page_duration": "20000"}),
-    "aac": StreamFormat("audio/aac", "adts", "aac", 96_000),
-    "flac": StreamFormat("audio/flac", "flac", "flac"),
-    "wav": StreamFormat("audio/wav"),
-    "pcm": StreamFormat("audio/pcm"),
-}
-
-
 def new_encoder(name: str, rate: int, comment: str = "") -> StreamEncoder:
-    """An encoder of one of `STREAM_FORMATS` for mono samples at `rate`. comment: metadata, where the format has any.
+    """An encoder of a format that can be streamed, for mono samples at `rate`.
+
+    comment: metadata, where the format has any.
 
     Raises:
         UsageError: the format needs PyAV, which is not installed or lacks its codec.
@@ -84,7 +65,7 @@ class _PcmEncoder:
         return header
 
 
-class _Sink:
+class _Buffer:
     """What libav writes. It cannot seek, so headers are final."""
 
     def __init__(self) -> None:
@@ -102,41 +83,61 @@ class _Sink:
 
 class _LibavEncoder:
     def __init__(self, name: str, rate: int, comment: str) -> None:
-        try:
-            import av
-        except ImportError as problem:
-            raise UsageError(f"{name} needs PyAV: pip install 'csm-cli[serve]', or ask for wav or pcm") from problem
-        target = STREAM_FORMATS[name]
-        self._frame: Callable[..., Any] = av.AudioFrame.from_ndarray
-        self._sink = _Sink()
-        self._rate, self._samples = rate, 0
-        try:
-            self._container: Any = av.open(self._sink, "w", format=target.container, options=target.options)
-            if comment:
-                self._container.metadata["comment"] = comment
-            stream: Any = self._container.add_stream(target.codec, rate=rate, layout="mono")
-        except (ValueError, av.FFmpegError) as problem:
-            raise UsageError(f"this PyAV cannot write {name}; ask for wav or pcm") from problem
-        self._stream = stream
-        if target.bit_rate:
-            stream.bit_rate = target.bit_rate
-        self._resampler = av.AudioResampler(format=stream.codec_context.format, layout="mono", rate=rate)
+        self._sink = _Buffer()
+        tags = {"comment": comment} if comment else {}
+        self._writer = LibavWriter(self._sink, name, rate, 1, FORMATS[name].bit_rate, tags)
 
     def push(self, samples: Samples) -> bytes:
-        if len(samples):
-            pcm = np.frombuffer(encode_pcm(samples), "<i2").astype(np.int16)[None]
-            frame = self._frame(pcm, format="s16", layout="mono")
-            frame.sample_rate, frame.pts = self._rate, self._samples
-            self._samples += len(samples)
-            self._encode(self._resampler.resample(frame))
+        self._writer.write(samples[:, None])
         return self._sink.take()
 
     def finish(self) -> bytes:
+        self._writer.close()
+        return self._sink.take()
+
+
+class LibavWriter:
+    """Encodes samples with libav into `file`, which need not seek for a stream.
+
+    Raises:
+        UsageError: PyAV is not installed or lacks the codec.
+    """
+
+    def __init__(
+        self, file: Any, name: str, rate: int, channels: int, bit_rate: int | None, tags: Mapping[str, str]
+    ) -> None:
+        try:
+            import av
+        except ImportError as problem:
+            raise UsageError(f"{name} needs PyAV: pip install 'csm-cli[av]', or ask for wav or pcm") from problem
+        target, self._layout = FORMATS[name], "mono" if channels == 1 else "stereo"
+        self._frame: Callable[..., Any] = av.AudioFrame.from_ndarray
+        self._rate, self._samples = rate, 0
+        try:
+            self._container: Any = av.open(file, "w", format=target.muxer, options=dict(target.options))
+            self._container.metadata.update(tags)
+            stream: Any = self._container.add_stream(target.codec, rate=rate, layout=self._layout)
+        except (ValueError, av.FFmpegError) as problem:
+            raise UsageError(f"this PyAV cannot write {name}; ask for wav or pcm") from problem
+        self._stream = stream
+        if bit_rate:
+            stream.bit_rate = bit_rate
+        self._resampler = av.AudioResampler(format=stream.codec_context.format, layout=self._layout, rate=rate)
+
+    def write(self, samples: Samples) -> None:
+        """Encodes samples [N, channels]."""
+        if len(samples):
+            frame = self._frame(to_int16(samples).reshape(1, -1), format="s16", layout=self._layout)
+            frame.sample_rate, frame.pts = self._rate, self._samples
+            self._samples += len(samples)
+            self._encode(self._resampler.resample(frame))
+
+    def close(self) -> None:
+        """Encodes what is left and finishes the file."""
         if self._samples:
             self._encode(self._resampler.resample(None))
         self._encode([None])
         self._container.close()
-        return self._sink.take()
 
     def _encode(self, frames: list[Any]) -> None:
         for frame in frames:
