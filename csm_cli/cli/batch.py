@@ -196,9 +196,8 @@ def run_batch(
     synthesis = SynthesisSetup(checkpoint, job.flags, job.retry_policy, speech.verify)
 
     def items() -> Iterator[BatchItem]:
-        return (
-            with_fingerprint(each, synthesis, encoding) for each in shard.of(pattern.items(with_settings(manifest, speech)))
-        )
+        rows = shard.of(pattern.items(with_settings(manifest, speech)))
+        return (with_fingerprint(each, synthesis, encoding) for each in rows)
 
     with Ledger(pattern.folder) as ledger:
         shards = ShardWriter(packing, ledger) if packing else None

@@ -251,7 +251,7 @@ def speak_standard_input(request: RunRequest, context: Sequence[Turn], speaker: 
     policy = replace(streaming, trim=not speech.no_trim, max_retries=0 if speech.no_trim else speech.retries)
     checkpoint = find_checkpoint(job)
     synth = open_synthesizer(job, checkpoint)
-    piped = request.output.output == "-" and request.live.format == "pcm"
+    piped = request.output.output == "-" and request.files.encoding.name == "pcm"
     keep_samples = request.files.track is not None or (request.output.output == "-" and not piped)
     spoken = SpokenSentences(synth, request, context, policy, keep_samples)
     turns = iter(SentenceTurns(StandardInput(), speaker, speech.language, speech.split))
