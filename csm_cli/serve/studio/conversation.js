@@ -28,7 +28,12 @@ export class Conversation {
 
   takeOf(line) { return line.turn?.takes.find(take => take.number === line.turn.take) ?? null; }
 
-  isEdited(line) { return Boolean(line.turn) && (line.turn.input !== line.text.trim() || line.turn.speaker !== line.speaker); }
+  isRecorded(line) { return line.turn?.source === "recorded"; }
+
+  hasOtherWords(line) { return line.turn.input !== line.text.trim() || line.turn.speaker !== line.speaker; }
+
+  /** Whether it has to be spoken again; of a recording only the words change. */
+  isEdited(line) { return Boolean(line.turn) && !this.isRecorded(line) && this.hasOtherWords(line); }
 
   /** Whether there is sound of the line as it is written. */
   isSpoken(line) { return Boolean(this.takeOf(line)) && !this.isEdited(line); }
@@ -126,8 +131,11 @@ export class Conversation {
     return run;
   }
 
+  /** A failure has `isOfSpeakers`, or the `line` whose change was refused. */
   async send(options) {
-    const patch = (path, json) => this.api.json(path, { method: "PATCH", json, ...options });
+    const patch = (path, json, about) => this.api.json(path, { method: "PATCH", json, ...options }).catch(problem => {
+      throw Object.assign(problem, problem.status === 400 || problem.status === 404 ? about : {});
+    });
     const speakers = {};
     for (const [number, { name, voice }] of this.speakers) {
       const present = this.server.speakers.get(number);
@@ -145,7 +153,7 @@ export class Conversation {
       changed = true;
     }
     if (this.title !== this.server.title || Object.keys(speakers).length) {
-      await patch(this.path, { title: this.title, speakers });
+      await patch(this.path, { title: this.title, speakers }, { isOfSpeakers: true });
       changed = true;
     }
     const wanted = this.lines.filter(line => line.turn), order = [...this.server.order];
@@ -159,8 +167,9 @@ export class Conversation {
       if (line.gap !== null && line.gap !== line.turn.gap) fields.gap = line.gap;
       if (line.gain !== line.turn.gain) fields.gain = line.gain;
       if (line.take !== null && line.take !== line.turn.take) fields.take = line.take;
+      if (this.isRecorded(line) && line.text.trim() && this.hasOtherWords(line)) Object.assign(fields, { input: line.text.trim(), speaker: line.speaker });
       if (!Object.keys(fields).length) continue;
-      line.turn = await patch(this.turnPath(line), fields);
+      line.turn = await patch(this.turnPath(line), fields, { line });
       if (line.take === fields.take) line.take = null;
       changed = true;
     }

@@ -132,6 +132,11 @@ export class Player {
     this.lateSeconds += seconds;
   }
 
+  /** No more samples come; what is scheduled plays on. */
+  endStreams() {
+    for (const span of this.spans) span.streaming = false;
+  }
+
   stop() {
     for (const span of this.spans) {
       span.stopped = true;

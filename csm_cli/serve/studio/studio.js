@@ -79,7 +79,7 @@ async function run(job, again) {
   try {
     await job(mine);
   } catch (problem) {
-    player.stop();
+    player.endStreams(); // what was spoken before plays on
     await fail(problem, mine.line, again);
   } finally {
     if (work === mine) work = null;
@@ -112,6 +112,7 @@ const waiting = mine => (wait, problem) => {
 // Speaking.
 
 async function speakLines(lines) {
+  if (work) return;
   applyScript();
   stopPlaying();
   player.unlock();
@@ -250,8 +251,8 @@ function scheduleSync() {
       await dialogue.sync();
       update();
     } catch (problem) {
-      if (problem.status === 400 || problem.code === "voice_not_found") speakers.error(problem.message);
-      else await fail(problem, null, scheduleSync);
+      if (problem.isOfSpeakers && (problem.status === 400 || problem.code === "voice_not_found")) speakers.error(problem.message);
+      else await fail(problem, problem.line, scheduleSync);
     }
   }, SYNC_SECONDS * 1000);
 }

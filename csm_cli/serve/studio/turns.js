@@ -71,8 +71,8 @@ export class TurnCard {
     text.addEventListener("paste", event => actions.paste(line, event));
     text.addEventListener("keydown", event => actions.key(line, event));
     const number = (name, field, empty) => this.part(name).addEventListener("change", ({ target }) => {
-      const value = target.value === "" || !target.validity.valid && target.validity.badInput ? empty : Number(target.value);
-      actions.edit(line, { [field]: value });
+      const value = Math.min(Number(target.max), Math.max(Number(target.min), Number(target.value)));
+      actions.edit(line, { [field]: target.value === "" ? empty : value });
     });
     number("gap-value", "gap", null);
     number("gain-value", "gain", 0);
@@ -106,7 +106,7 @@ export class TurnCard {
 
   /** Shows the line as it is. state: { speaking, playing, busy, live: the clip that streams }. */
   update(number, state) {
-    const { line, dialogue } = this, take = dialogue.takeOf(line), isRecorded = line.turn?.source === "recorded";
+    const { line, dialogue } = this, take = dialogue.takeOf(line), isRecorded = dialogue.isRecorded(line);
     const label = (name, text) => this.part(name).setAttribute("aria-label", `${text} ${number}`);
     label("play", "Play turn"); label("who", "Speaker of turn"); label("text", "Text of turn"); label("more", "More for turn");
     label("speak", take ? "Redo turn" : "Speak turn"); label("insert", "Insert a turn before turn"); label("gap-value", "Gap in seconds before turn");
