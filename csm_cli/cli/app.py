@@ -20,6 +20,7 @@ from csm_cli.cli.doctor import doctor
 from csm_cli.cli.export import export
 from csm_cli.cli.models import models
 from csm_cli.cli.options import expand_options
+from csm_cli.cli.results import results
 from csm_cli.cli.say import say
 from csm_cli.cli.script import script
 from csm_cli.cli.serve import serve
@@ -29,7 +30,7 @@ from csm_cli.cli.voices import voices
 
 COMMANDS: dict[str, tuple[Any, ...]] = {
     "Speak": (say, converse, batch, serve),
-    "Scripts and batches": (check, script, takes, merge),
+    "Scripts and batches": (check, script, takes, results, merge),
     "Voices and models": (voices, models, export),
     "Training": (data, train),
     "Tools": (config, bench, doctor),

@@ -79,6 +79,7 @@ class SynthesisEngine:
             return failed_result(item, failure_of(problem))
         record |= extra_columns(item)
         del record["rtf"]  # items are decoded together: the time of one says nothing about its own cost
+        record["elapsed_s"] = round(sum(each.seconds for each in finished.utterances), 3)
         utterances = finished.utterances
         return ItemResult(
             item.id,
