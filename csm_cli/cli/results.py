@@ -79,7 +79,8 @@ def overview_lines(overview: BatchOverview, slowest: int) -> Iterator[str]:
     states = [f"{totals['ok']} ok", f"{totals['failed']} failed"]
     states += [f"{totals['with_warnings']} with warnings"] if totals["with_warnings"] else []
     states += [f"{totals['retried']} with several takes"] if totals["retried"] else []
-    yield f"{format_count(totals['items'], 'item')}: {', '.join(states)}; {format_duration(totals['duration_s'])} of audio"
+    length = format_duration(totals["duration_s"])
+    yield f"{format_count(totals['items'], 'item')}: {', '.join(states)}; {length} of audio"
     if levels := totals["lufs"]:
         yield f"loudness from {levels[0]:.1f} to {levels[1]:.1f} LUFS"
     failures = overview.failures
