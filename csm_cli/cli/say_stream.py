@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from csm_cli.cli.console import emit_json, emit_path, log_line, warn
 from csm_cli.cli.live_audio import LiveStream, open_stream
-from csm_cli.cli.progress import ProgressMeter, show_progress
+from csm_cli.cli.progress import ProgressMeter
 from csm_cli.cli.summary import contention_hint, describe_utterance, faulty_turn_error, turn_warnings
 from csm_cli.cli.synthesis import (
     FinishedConversation,
@@ -289,7 +289,7 @@ def _speak_all(
     conversations: Iterator[Conversation] = (spoken.conversation(turn) for turn in turns)
     if not quiet:
         conversations = note_unknown_voices(conversations, spoken.synth.checkpoint)
-    with show_progress(meter, quiet), open_stream(request.live, output, rate) as sinks:
+    with open_stream(request.live, output, rate) as sinks:  # without a bar, which would disturb who types the text
         stream = LiveStream(request.job.conversations[0], rate, sinks)
         for conversation in conversations:
             for event in meter.watch(spoken.events(conversation)):

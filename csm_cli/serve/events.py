@@ -36,6 +36,7 @@ class EventStream:
         self.utterance: Utterance | None = None
         self.job = SpeechJob(prepare, self._put, self._put, deadline)
         service.submit(self.job)
+        service.open_streams.add(self.job.id)
 
     def _put(self, event: Event | CsmError | None) -> None:
         if not self._loop.is_closed():
@@ -46,6 +47,7 @@ class EventStream:
 
     def __exit__(self, *_: object) -> None:
         self._service.cancel(self.job)
+        self._service.open_streams.discard(self.job.id)
 
     async def next_chunk(self) -> AudioChunk | None:
         """The next audio; None at the end, when `utterance` is set. Raises the error of the request."""

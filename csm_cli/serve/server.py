@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 import socket
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from csm_cli.serve.service import SpeechService
 
 _MAX_HEADER_BYTES = 32 << 10
 _KEEP_ALIVE_SECONDS = 15
+_POLL_SECONDS = 0.05
 
 
 class _Server(uvicorn.Server):
@@ -30,6 +32,12 @@ class _Server(uvicorn.Server):
         self._service.drain()
         self.signal = sig
         super().handle_exit(sig, frame)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Waits for what is spoken, since uvicorn closes WebSockets at once."""
+        while self._service.open_streams and not self.force_exit:
+            await asyncio.sleep(_POLL_SECONDS)
+        await super().shutdown(sockets)
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -74,6 +74,7 @@ class SpeechService:
         self.metrics = metrics or Metrics()
         self.ready = False  # warm
         self.draining = False  # refuses new jobs
+        self.open_streams: set[int] = set()  # ids of jobs whose clients have not got all of it; of the event loop
         self._stopped = False
         self._live: dict[int, SpeechJob] = {}  # submitted and not ended
         self._running: dict[str, SpeechJob] = {}  # by the id of the conversation

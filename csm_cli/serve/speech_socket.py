@@ -191,8 +191,8 @@ class SpeechSocket:
                     session.past = [*session.past, PastTurn.of(utterance)][-MAX_PAST_SENTENCES:]
             except CsmError as error:
                 failure = error
-        done = {"sentence_index": index, "total_bytes": size, "error": failure is not None}
-        await self._socket.send_json({"type": "audio.done", **done})
+            done = {"sentence_index": index, "total_bytes": size, "error": failure is not None}
+            await self._socket.send_json({"type": "audio.done", **done})
         if failure:
             raise failure
 

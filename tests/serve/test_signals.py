@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -10,6 +11,8 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import connect
 
 from csm_cli.bench.load import Line, started_server
 
@@ -38,6 +41,25 @@ def test_sigterm_finishes_what_runs_and_refuses_what_comes() -> None:
         replies = [each.result() for each in running]
         assert [reply.status for reply in replies] == [200] * len(LINES) and late.status != 200
         assert [reply.audio for reply in replies[:2]] == [reply.audio for reply in whole]
+
+
+def test_sigterm_finishes_the_sentence_of_a_text_stream() -> None:
+    with (
+        started_server(SERVE) as server,
+        connect(f"ws://{server.host}:{server.port}/v1/audio/speech/stream") as socket,
+        connect(f"ws://{server.host}:{server.port}/v1/audio/speech/stream") as idle,
+    ):
+        socket.send(json.dumps({"type": "input.text", "text": f"{LINES[0].text}\n\n{LINES[1].text}\n\n"}))
+        events = [json.loads(socket.recv(timeout=30))]
+        os.kill(server.pid, signal.SIGTERM)
+        with pytest.raises(ConnectionClosed):
+            while True:
+                message = socket.recv(timeout=30)
+                events += [json.loads(message)] if isinstance(message, str) else []
+        with pytest.raises(ConnectionClosed):
+            idle.recv(timeout=30)
+    assert [event["type"] for event in events[:2]] == ["audio.start", "audio.done"] and not events[1]["error"]
+    assert not [event for event in events[2:] if event["type"] != "error"]
 
 
 def test_a_killed_client_frees_its_slot() -> None:
