@@ -56,7 +56,8 @@ class Dispatcher:
         fair = -(-max(self._remaining, 1) // (2 * self._workers))
         if len(mine) > slots + min(slots // 2, fair // 2):
             return []
-        block = self._take(min(_BLOCK_ROUNDS * slots, fair))
+        rounds = _BLOCK_ROUNDS if mine else 1  # a first block is small, so that all workers start soon
+        block = self._take(min(rounds * slots, fair))
         if not block and not mine and self._suspects:
             self._alone.add(worker)
             block = [self._suspects.popleft()]

@@ -26,7 +26,7 @@ from csm_cli.batch.results import ItemResult
 from csm_cli.batch.shards import ShardPattern, ShardWriter, is_shard_pattern
 from csm_cli.cli.audio_options import AudioOptions
 from csm_cli.cli.batch_engine import Loader, SynthesisEngine, automatic_slots
-from csm_cli.cli.batch_plan import PlanOptions, print_plan
+from csm_cli.cli.batch_plan import PlanOptions, print_estimate, print_plan
 from csm_cli.cli.batch_workers import BatchSetup, WorkerOptions, WorkerPool
 from csm_cli.cli.console import emit_json, emit_path, log_line, warn
 from csm_cli.cli.options import ManifestOptions, OutputFile, OutputOptions, SynthesisFlags
@@ -124,6 +124,9 @@ def batch(
       csm batch game.csv -o 'out/{speaker}/{id}.wav' --text-column line --speaker-column character
     """
     source = manifest, rows
+    if plan.estimate:
+        print_estimate(source, plan, output_options)
+        return
     if plan.plan:
         print_plan(source, scope.shard, speech, output, output_options, audio)
         return

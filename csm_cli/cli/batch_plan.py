@@ -1,4 +1,4 @@
-"""`csm batch --plan`: what remains, by shard, and the Slurm array that would generate it."""
+"""`csm batch --plan`: what remains, by shard, and the Slurm array for it. `--estimate`: hours and cost elsewhere."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from csm_cli.batch.estimate import SPEEDS, BatchEstimate
 from csm_cli.batch.items import OutputPattern, Shard, check_outputs, with_fingerprint
 from csm_cli.batch.plan import BatchPlan, ShardPlan
 from csm_cli.batch.shards import ShardPattern, is_shard_pattern
@@ -17,7 +18,7 @@ from csm_cli.cli.options import ManifestOptions, OutputFile, OutputOptions, Synt
 from csm_cli.cli.synthesis import find_checkpoint, make_job, with_settings
 from csm_cli.errors import UsageError
 from csm_cli.generation.fingerprint import SynthesisSetup
-from csm_cli.report import format_ranges
+from csm_cli.report import format_duration, format_ranges
 
 _PANEL = "Plan"
 
@@ -30,6 +31,65 @@ class PlanOptions:
         bool,
         typer.Option("--plan", help="Print what remains, by shard; generate nothing.", rich_help_panel=_PANEL),
     ] = False
+    estimate: Annotated[
+        bool,
+        typer.Option(
+            "--estimate",
+            help="Print hours, storage and cost on machines that are not here.",
+            rich_help_panel=_PANEL,
+        ),
+    ] = False
+    gpus: Annotated[
+        int, typer.Option("--gpus", metavar="N", min=1, help="Devices of --estimate.", rich_help_panel=_PANEL)
+    ] = 1
+    gpu: Annotated[
+        str,
+        typer.Option("--gpu", metavar="|".join(SPEEDS), help="Their kind; cpu: one core.", rich_help_panel=_PANEL),
+    ] = "h200"
+    price: Annotated[
+        float | None,
+        typer.Option("--price", metavar="X", min=0, help="Of one device for an hour.", rich_help_panel=_PANEL),
+    ] = None
+
+
+def print_estimate(source: tuple[str, ManifestOptions], plan: PlanOptions, output_options: OutputOptions) -> None:
+    """Prints what generating all lines takes on `plan.gpus` devices, and where each constant was measured.
+
+    Raises:
+        UsageError: an unknown device. ScriptInvalid: with all diagnostics of all rows.
+    """
+    from csm_cli.script import Manifest
+
+    if plan.gpu not in SPEEDS:
+        raise UsageError(f"--gpu takes {', '.join(SPEEDS)}, not {plan.gpu!r}; these were measured")
+    name, rows = source
+    lines = chars = 0
+    for conversation in Manifest(name, None, rows.columns, rows.read_header()).checked():
+        lines += 1
+        chars += sum(len(turn.text) for turn in conversation.turns if not turn.recording)
+    estimate = BatchEstimate(lines, chars, plan.gpus, SPEEDS[plan.gpu], plan.price)
+    record = estimate.record()
+    if output_options.json:
+        emit_json(record)
+        return
+    emit(f"{lines} lines, about {format_duration(estimate.audio_seconds)} of audio")
+    cost = f", cost {record['cost']:,.2f}" if plan.price is not None else ""
+    emit(f"{plan.gpus} x {plan.gpu}: {format_duration(3600 * estimate.hours)}{cost}")
+    emit(f"storage: {_size(record['wav_bytes'])} as WAV, {_size(record['flac_bytes'])} as FLAC")
+    ledger = f"{_size(record['ledger_bytes'])}, {record['lines_per_second']:g} lines per second"
+    limit = "; it is the limit, use several batches (--shard)" if estimate.parent_load >= 0.99 else ""
+    emit(f"results.jsonl: {ledger}; the parent is busy {estimate.parent_load:.0%} of the time{limit}")
+    for what, where in estimate.sources().items():
+        emit(f"  {what}: {where}")
+
+
+def _size(count: float) -> str:
+    """Bytes as people read them, such as 1.5 GB."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:,.3g} TB"
 
 
 def print_plan(

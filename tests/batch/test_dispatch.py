@@ -14,15 +14,15 @@ from csm_cli.batch.dispatch import Dispatcher
 
 def test_the_longest_item_of_a_block_comes_first(tmp_path: Path) -> None:
     dispatcher = Dispatcher(iter(make_items(tmp_path, 40)), 40, 1)
+    assert len(dispatcher.next_block(0, 2)) == 2
     lengths = [item.chars for item in dispatcher.next_block(0, 2)]
     assert len(lengths) == 8 and lengths == sorted(lengths, reverse=True)
 
 
 def test_a_worker_with_enough_gets_no_more(tmp_path: Path) -> None:
     dispatcher = Dispatcher(iter(make_items(tmp_path, 100)), 100, 2)
-    assert len(dispatcher.next_block(0, 4)) == 16
-    assert not dispatcher.next_block(0, 4)
-    assert len(dispatcher.next_block(1, 4)) == 16
+    assert [len(dispatcher.next_block(0, 4)) for _ in range(3)] == [4, 16, 0]
+    assert [len(dispatcher.next_block(1, 4)) for _ in range(3)] == [4, 16, 0]
 
 
 def test_the_last_blocks_are_small(tmp_path: Path) -> None:

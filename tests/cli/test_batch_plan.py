@@ -48,3 +48,30 @@ def test_a_plan_counts_failures_and_changed_rows_as_left(
 @pytest.mark.parametrize("shard", ["slurm", "4/3", "slurm/0"])
 def test_a_plan_of_an_impossible_shard_is_refused(csm: Csm, tiny_checkpoint: Path, tmp_path: Path, shard: str) -> None:
     assert batch(csm, tiny_checkpoint, tmp_path, "--plan", "--shard", shard).code == 2
+
+
+def estimate(csm: Csm, folder: Path, *flags: object) -> Result:
+    path = folder / "many.jsonl"
+    path.write_text("".join(json.dumps({"text": "x" * 140}) + "\n" for _ in range(100)))
+    return csm("batch", path, "--estimate", *flags)
+
+
+def test_an_estimate_scales_with_devices_and_names_its_sources(csm: Csm, tmp_path: Path) -> None:
+    one, four = (estimate(csm, tmp_path, "--gpu", "cpu", "--gpus", n, "--price", 2, "--json").json for n in (1, 4))
+    assert one["lines"] == 100 and one["audio_hours"] == pytest.approx(1000 / 3600, rel=0.01)
+    assert one["hours"] == pytest.approx(4 * four["hours"], rel=0.05)
+    assert one["cost"] == pytest.approx(2 * one["device_hours"], abs=0.01)
+    assert one["wav_bytes"] == 48_000_000 > one["flac_bytes"] > 0
+    assert "measured" in one["sources"]["speed"]
+    assert "not measured" in estimate(csm, tmp_path, "--gpu", "h100", "--json").json["sources"]["speed"]
+
+
+def test_an_estimate_says_where_the_parent_is_the_limit(csm: Csm, tmp_path: Path) -> None:
+    record = estimate(csm, tmp_path, "--gpus", 100000, "--json").json
+    assert record["parent_load"] == 1
+    assert "limit" in estimate(csm, tmp_path, "--gpus", 100000).out
+
+
+def test_an_estimate_of_an_unknown_device_is_refused(csm: Csm, tmp_path: Path) -> None:
+    result = estimate(csm, tmp_path, "--gpu", "abacus")
+    assert result.code == 2 and "h200" in result.err
