@@ -288,6 +288,25 @@ def test_a_server_that_is_busy_gone_or_has_forgotten(page: BrowserPage, synth: S
     page.errors[:] = [error for error in page.errors if not re.search("503|404|ERR_CONNECTION", error)]
 
 
+@pytest.mark.slow
+@pytest.mark.chromium
+def test_a_name_that_cannot_be_used_is_refused_at_the_speakers(page: BrowserPage, server: RunningServer) -> None:
+    visit(page, server.url)
+    page.click(".speaker .name")
+    page.evaluate("document.activeElement.select()")
+    page.type("text")  # a field of scripts
+    page.click("#main")
+    page.wait("!document.querySelector('#speakers-error').hidden")
+    page.click(".speaker .name")
+    page.evaluate("document.activeElement.select()")
+    page.type("<b>Anna</b>")
+    page.key("Tab")
+    speak_all(page)
+    assert page.evaluate("document.querySelector('#speakers-error').hidden")
+    assert conversation(page, server)["speakers"]["0"]["name"] == "<b>Anna</b>"
+    page.errors[:] = [error for error in page.errors if "400" not in error]
+
+
 @contextmanager
 def csm_serve(*arguments: str) -> Iterator[str]:
     """The command itself; the URL it prints."""
@@ -328,7 +347,7 @@ def test_a_dialogue_is_written_streamed_redone_and_exported(page: BrowserPage, t
         gap = "Number(document.querySelector('.turn:nth-child(3) .gap-value').value)"
         (box,) = page.evaluate(each_of(".block:nth-child(3)", "it.getBoundingClientRect().toJSON()"))
         page.drag([box["x"] + box["width"] / 2, box["y"] + 5], 120)
-        assert page.evaluate(gap) > 0.5
+        assert page.evaluate(gap) > 0.5 and page.evaluate(IDLE)  # a drag plays nothing
         seeds, dragged = (
             page.evaluate("[...document.querySelectorAll('.seed')].map(each => each.textContent)"),
             page.evaluate(gap),

@@ -116,9 +116,19 @@ export class Conversation {
     }
   }
 
+  /** The result of a change; one that is refused has in its error what it was about: `isOfSpeakers`, or the `line`. */
+  async changed(path, options, about) {
+    try {
+      return await this.api.json(path, options);
+    } catch (problem) {
+      throw problem.status === 400 || problem.code === "voice_not_found" ? Object.assign(problem, about) : problem;
+    }
+  }
+
   async create(options) {
     const speakers = Object.fromEntries([...this.speakers].map(([number, { name, voice }]) => [number, voice ? { name, voice } : { name }]));
-    const record = await this.api.json("/v1/conversations", { method: "POST", json: { title: this.title, speakers }, ...options });
+    const request = { method: "POST", json: { title: this.title, speakers }, ...options };
+    const record = await this.changed("/v1/conversations", request, { isOfSpeakers: true });
     this.id = record.id;
     this.adopt(record);
     this.save();
@@ -131,11 +141,8 @@ export class Conversation {
     return run;
   }
 
-  /** A failure has `isOfSpeakers`, or the `line` whose change was refused. */
   async send(options) {
-    const patch = (path, json, about) => this.api.json(path, { method: "PATCH", json, ...options }).catch(problem => {
-      throw Object.assign(problem, problem.status === 400 || problem.status === 404 ? about : {});
-    });
+    const patch = (path, json, about) => this.changed(path, { method: "PATCH", json, ...options }, about);
     const speakers = {};
     for (const [number, { name, voice }] of this.speakers) {
       const present = this.server.speakers.get(number);

@@ -1,8 +1,8 @@
 // Sound: clips of samples, their playback with Web Audio, also while they still grow, and their waveforms.
 
 const LEAD = 0.12; // seconds between the first samples of a turn and their sound
-const REBUFFER = 0.4; // the same after an underrun, then twice as much each time: a server that was late is late again
-const MAX_REBUFFER = 5;
+const REBUFFER = 0.4; // the same after an underrun, more after each in a turn: a server that was late is late again
+const MAX_REBUFFER = 2;
 const PEAKS_PER_SECOND = 100;
 
 /** The samples of one take: 16-bit mono, growing while it streams, and the peaks that a waveform shows. */
@@ -95,7 +95,7 @@ export class Player {
     const volume = new GainNode(this.context, { gain: 10 ** (gain / 20) });
     volume.connect(this.context.destination);
     const last = this.spans.at(-1) ?? null;
-    const span = { line, clip, gap, last, volume, streaming, sources: [], start: null, end: 0, from: offset, stopped: false };
+    const span = { line, clip, gap, last, volume, streaming, sources: [], start: null, end: 0, from: offset, underruns: 0, stopped: false };
     span.scheduled = Math.round(offset * clip.rate);
     this.spans.push(span);
     return span;
@@ -110,7 +110,7 @@ export class Player {
       span.start = span.end = Math.max(wanted, soon);
       if (span.start - wanted > 0.02) this.count(span.start - wanted);
     } else if (span.end < this.now) {
-      const resumed = this.now + Math.min(MAX_REBUFFER, REBUFFER * 2 ** this.underruns);
+      const resumed = this.now + Math.min(MAX_REBUFFER, REBUFFER * ++span.underruns);
       this.count(resumed - span.end);
       span.from = span.scheduled / clip.rate;
       span.start = span.end = resumed;

@@ -48,6 +48,12 @@ async function fail(problem, line = null, again = null) {
     return;
   }
   const message = problem.message || "Something failed.";
+  if (problem.isOfSpeakers) {
+    speakers.error(message);
+    status("A speaker cannot be used as written.", "bad", again && { label: "Try again", run: again });
+    update();
+    return;
+  }
   if (line && dialogue.lines.includes(line)) line.error = message;
   status(line ? `Turn ${dialogue.lines.indexOf(line) + 1} failed.` : message, "bad", again && { label: "Try again", run: again });
   update();
@@ -116,6 +122,7 @@ async function speakLines(lines) {
   applyScript();
   stopPlaying();
   player.unlock();
+  speakers.error("");
   await run(async mine => {
     const begun = performance.now();
     let first = null, audio = 0, count = 0;
@@ -251,8 +258,7 @@ function scheduleSync() {
       await dialogue.sync();
       update();
     } catch (problem) {
-      if (problem.isOfSpeakers && (problem.status === 400 || problem.code === "voice_not_found")) speakers.error(problem.message);
-      else await fail(problem, problem.line, scheduleSync);
+      await fail(problem, problem.line, scheduleSync);
     }
   }, SYNC_SECONDS * 1000);
 }

@@ -6,8 +6,13 @@ import { at, draggable, hue, roundGap, seconds, setText } from "./turns.js";
 export class Track {
   /** edit(line, fields): a block was dragged. play(seconds): a place was clicked. */
   constructor(dialogue, { edit, play }) {
-    Object.assign(this, { dialogue, edit, play, spans: [], blocks: new Map(), dragged: null, total: 1 });
+    Object.assign(this, { dialogue, edit, spans: [], blocks: new Map(), dragged: null, wasDragged: false, total: 1 });
     this.node = at("track");
+    this.node.addEventListener("pointerdown", () => { this.wasDragged = false; });
+    this.node.addEventListener("click", event => {
+      const box = this.node.getBoundingClientRect();
+      if (!this.wasDragged) play((event.clientX - box.left) / box.width * this.total);
+    });
   }
 
   /** The lines with sound, and when each begins and ends. */
@@ -62,12 +67,10 @@ export class Track {
     block.addEventListener("pointerdown", () => { before = this.dialogue.gapOf(line); });
     const change = (moved, isLast) => {
       this.dragged = isLast ? null : line;
+      this.wasDragged = true; // the click that ends a drag plays nothing
       this.edit(line, { gap: roundGap(before + moved) });
     };
-    draggable(block, () => this.total / this.node.clientWidth, change, event => {
-      const box = this.node.getBoundingClientRect();
-      this.play((event.clientX - box.left) / box.width * this.total);
-    });
+    draggable(block, () => this.total / this.node.clientWidth, change);
     return block;
   }
 

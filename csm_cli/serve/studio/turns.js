@@ -159,7 +159,7 @@ export class TurnCard {
     const { line, dialogue } = this, edited = dialogue.isEdited(line);
     const outdated = take && line.turn.outdated && !edited;
     const stop = !take ? "not spoken" : edited ? "edited: speak it again" : STOPS[take.stop] ?? take.stop;
-    setText(this.part("stop"), state.speaking ? state.note : stop + (outdated ? " · outdated: an earlier turn changed" : ""));
+    setText(this.part("stop"), state.speaking ? state.note : stop + (outdated ? " · outdated: something before it changed" : ""));
     this.part("stop").className = `stop ${state.speaking || !take ? "" : edited || outdated || take.fault ? "warned" : take.stop === "eos" ? "complete" : take.stop === "recorded" ? "" : "warned"}`;
     setText(this.part("length"), take ? seconds(take.duration) : "");
     setText(this.part("seed"), take && take.seed !== null ? `seed ${take.seed}` : "");
