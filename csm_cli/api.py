@@ -41,6 +41,7 @@ class Options(TypedDict, total=False):
     characters; default 80, 0 for none. trim: False for takes as the model generates them, without trimming, retries or
     chunks.
     language: whose rules split texts into sentences; default "en". normalize: write out numbers and abbreviations.
+    lexicon: words and how each is spelled for the model, or the path of a file with them.
     """
 
     seed: int
@@ -55,6 +56,7 @@ class Options(TypedDict, total=False):
     trim: bool
     language: str
     normalize: bool
+    lexicon: Mapping[str, str] | str | Path
 
 
 @dataclass(frozen=True, eq=False)
@@ -336,9 +338,14 @@ def _parse_options(options: Options) -> tuple[GenerationOptions, RetryPolicy, di
     trim, chunk_chars = bool(values.pop("trim", True)), values.pop("chunk_chars", DEFAULT_CHUNK_CHARS)
     if chunk_chars:
         validate({"split": chunk_chars}, lambda _: "chunk_chars")
+    lexicon = values.pop("lexicon", None)
     checked: dict[str, Any] = dict(validate({"retries": 2, "takes": 1} | values, str))
     policy = RetryPolicy(True, checked.pop("retries"), checked.pop("takes"), chunk_chars)
     rules: dict[str, Any] = {name: checked.pop(name) for name in ("language", "normalize") if name in checked}
+    if lexicon is not None:
+        from csm_cli.script.lexicon import read_lexicon
+
+        rules["lexicon"] = dict(lexicon) if isinstance(lexicon, Mapping) else read_lexicon(lexicon)
     if rules.get("normalize"):
         from csm_cli.generation.normalization import check_normalizer
 

@@ -18,6 +18,7 @@ from csm_cli.cli.converse import converse
 from csm_cli.cli.data import data
 from csm_cli.cli.doctor import doctor
 from csm_cli.cli.export import export
+from csm_cli.cli.lexicon import lexicon
 from csm_cli.cli.models import models
 from csm_cli.cli.options import expand_options
 from csm_cli.cli.results import results
@@ -30,7 +31,7 @@ from csm_cli.cli.voices import voices
 
 COMMANDS: dict[str, tuple[Any, ...]] = {
     "Speak": (say, converse, batch, serve),
-    "Scripts and batches": (check, script, takes, results, merge),
+    "Scripts and batches": (check, script, lexicon, takes, results, merge),
     "Voices and models": (voices, models, export),
     "Training": (data, train),
     "Tools": (config, bench, doctor),

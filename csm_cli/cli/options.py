@@ -65,7 +65,23 @@ class SynthesisFlags:
             rich_help_panel="Generation",
         ),
     ] = False
+    lexicon: Annotated[
+        Path | None,
+        typer.Option(
+            "--lexicon",
+            metavar="FILE",
+            help="YAML, CSV or TSV with words and how each is spelled for the model.",
+            rich_help_panel="Text",
+        ),
+    ] = None
     configuration: Configuration = field(default_factory=Configuration)
+
+    @cached_property
+    def lexicon_entries(self) -> dict[str, str]:
+        """The entries of --lexicon. Raises ScriptInvalid as `read_lexicon`."""
+        from csm_cli.script.lexicon import read_lexicon
+
+        return read_lexicon(self.lexicon.expanduser()) if self.lexicon else {}
 
     @property
     def flags(self) -> GenerationOptions:

@@ -127,6 +127,7 @@ def serve(
         resolve_voice(voice)
     if speech.normalize:
         check_normalizer(speech.language)
+    lexicon = speech.lexicon_entries  # read before anything is loaded
     bound = listen(listen_options.host, listen_options.port)
     flags = speech.flags.over(speech.configuration.generation)
     job = SynthesisJob([], flags, speech, output_options, limits.batch_size, speech.retry_policy)
@@ -143,6 +144,7 @@ def serve(
         speech.normalize,
         limits.conversations,
         limits.conversation_ttl,
+        lexicon=lexicon,
     )
     host = f"[{listen_options.host}]" if ":" in listen_options.host else listen_options.host
     url = f"http://{host}:{bound.getsockname()[1]}"

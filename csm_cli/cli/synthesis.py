@@ -113,15 +113,24 @@ def with_settings(conversations: Iterable[Conversation], speech: SynthesisFlags)
     """Conversations with the options of the environment and of configuration files below each script's own.
 
     Raises:
-        UsageError: the rules of --normalize are not installed.
+        UsageError: the rules of --normalize are not installed. ScriptInvalid: as `read_lexicon`.
     """
     base = speech.configuration.generation
     if speech.normalize:
         from csm_cli.generation.normalization import check_normalizer
 
         check_normalizer(speech.language)
+    entries = speech.lexicon_entries
+    from csm_cli.script.lexicon import merge_lexicons
+
     return (
-        replace(each, defaults=each.defaults.over(base), language=speech.language, normalize=speech.normalize)
+        replace(
+            each,
+            defaults=each.defaults.over(base),
+            language=speech.language,
+            normalize=speech.normalize,
+            lexicon=merge_lexicons(each.lexicon, entries) if entries else each.lexicon,
+        )
         for each in conversations
     )
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 import textwrap
 import unicodedata
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
+from csm_cli.script.lexicon import apply_lexicon
 from csm_cli.types import DEFAULT_CHUNK_CHARS, DEFAULT_LANGUAGE, Conversation
 
 MAX_SENTENCE_CHUNKS = 2  # a sentence longer than so many chunks is split at its clauses
@@ -112,13 +113,3 @@ def spell(text: str, conversation: Conversation) -> str:
     from csm_cli.generation.normalization import normalize_text
 
     return normalize_text(spelled)
-
-
-def apply_lexicon(text: str, lexicon: Mapping[str, str]) -> str:
-    """Replaces whole words by their respellings, ignoring case; longer entries are tried first."""
-    if not lexicon:
-        return text
-    spellings = {word.casefold(): respelling for word, respelling in lexicon.items()}
-    words = "|".join(re.escape(word) for word in sorted(lexicon, key=len, reverse=True))
-    whole_word = re.compile(rf"(?<!\w)(?:{words})(?!\w)", re.IGNORECASE)
-    return whole_word.sub(lambda match: spellings.get(match[0].casefold(), match[0]), text)

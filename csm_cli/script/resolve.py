@@ -13,6 +13,7 @@ from csm_cli.errors import Diagnostic, ModelError, ScriptInvalid
 from csm_cli.script import schema
 from csm_cli.script.files import read_transcript
 from csm_cli.script.inline import split_tags
+from csm_cli.script.lexicon import merge_lexicons, read_lexicon
 from csm_cli.script.limits import MAX_SPEAKERS
 from csm_cli.script.source import INVALID, Keys, Source, format_path, quoted, text_problem
 from csm_cli.script.spoken_text import clean_text, is_speakable
@@ -229,11 +230,15 @@ def _shared_fields(source: Source, outline: Any, base: ManifestHeader) -> Manife
         speakers = read_speakers(source, outline.speakers)
     elif "speakers" in source.data:
         speakers = SpeakerTable(known=False)
-    defaults, lexicon = None, None
+    defaults = None
     if outline.defaults is not None:
         defaults = validate_entry(schema.ScriptDefaults, source, outline.defaults, ("defaults",))
-    if outline.lexicon is not None:
+    entries: Mapping[str, str] = {}
+    if isinstance(outline.lexicon, str):
+        entries = _lexicon_file(source, outline.lexicon)
+    elif outline.lexicon is not None:
         lexicon = validate_entry(schema.Lexicon, source, outline.lexicon, ("lexicon",))
+        entries = lexicon.root if lexicon else {}
     defaults = defaults or schema.ScriptDefaults()
     return ManifestHeader(
         speakers=speakers,
@@ -242,8 +247,21 @@ def _shared_fields(source: Source, outline: Any, base: ManifestHeader) -> Manife
         context=base.context,
         title=outline.title or base.title,
         loudness=base.loudness if defaults.loudness is None else defaults.loudness,
-        lexicon={**base.lexicon, **(lexicon.root if lexicon else {})},
+        lexicon=merge_lexicons(base.lexicon, entries),
     )
+
+
+def _lexicon_file(source: Source, name: str) -> Mapping[str, str]:
+    """The entries of a lexicon beside the script; its diagnostics are added to the script's."""
+    file = source.files.find(name)
+    if file is None:
+        source.add_error(("lexicon",), f"no such file: {name}")
+        return {}
+    try:
+        return read_lexicon(file)
+    except ScriptInvalid as invalid:
+        source.diagnostics.extend(invalid.diagnostics)
+        return {}
 
 
 def _resolve_dialogue(source: Source, outline: Any, base: ManifestHeader, name: str) -> Conversation:

@@ -246,7 +246,7 @@ class _Outline(_Fields):
     csm: FormatVersion = "1"
     title: Annotated[str, BeforeValidator(_int_to_text), expecting("text")] | None = None
     defaults: SkipValidation[ScriptDefaults | None] = None
-    lexicon: SkipValidation[Lexicon | None] = None
+    lexicon: SkipValidation[Lexicon | FilePath | None] = None
     speakers: dict[str, SkipValidation[SpeakerFields]] | None = None
     context: list[SkipValidation[ContextEntry]] | None = None
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from csm_cli.errors import InputError
@@ -23,7 +23,7 @@ Prepare = Callable[[Synthesizer], ConversationState]
 class ServeSettings:
     """What the server was started with.
 
-    flags, policy, language, normalize: options of its command line. deadline: seconds per request.
+    flags, policy, language, normalize, lexicon: options of its command line. deadline: seconds per request.
     conversation_ttl: seconds after which an unused conversation is dropped.
     """
 
@@ -37,6 +37,7 @@ class ServeSettings:
     normalize: bool = False
     max_conversations: int = 64
     conversation_ttl: float = 3600.0
+    lexicon: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)

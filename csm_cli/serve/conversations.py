@@ -332,6 +332,7 @@ class TurnSpeech(SpeechListener):
             new_id("speech"),
             language=self._context.settings.language,
             normalize=self._context.settings.normalize,
+            lexicon=self._context.settings.lexicon,
         )
         # each turn has all its options itself, so that those of turns before it are the ones it was spoken with
         defaults = ResolvedDefaults(GenerationOptions(), synth.checkpoint.defaults, self._policy)

@@ -72,6 +72,7 @@ def prepare_speech(context: ServerContext, body: SpeechBody) -> Prepare:
             new_id("speech"),
             language=context.settings.language,
             normalize=context.settings.normalize,
+            lexicon=context.settings.lexicon,
         )
         return resumed_state(synth, conversation, defaults, [tokens for _, tokens in loaded])
 

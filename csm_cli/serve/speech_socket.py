@@ -209,6 +209,7 @@ class SpeechSocket:
                 new_id("speech"),
                 language=context.settings.language,
                 normalize=context.settings.normalize,
+                lexicon=context.settings.lexicon,
             )
             defaults = ResolvedDefaults(GenerationOptions(), synth.checkpoint.defaults, context.policy(stream=True))
             return resumed_state(synth, conversation, defaults, [tokens for _, tokens in session.context], past)

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from csm_cli.generation.chunking import MAX_SENTENCE_CHUNKS, apply_lexicon, split_text, spoken_length
+from csm_cli.generation.chunking import MAX_SENTENCE_CHUNKS, split_text, spoken_length
+from csm_cli.script.lexicon import apply_lexicon
 
 # Each is one sentence with what looks like the end of one, and the sentence that follows it.
 HARD = [
