@@ -18,31 +18,20 @@ MAX_ENTRIES = 100_000
 _SUFFIXES = (".yaml", ".yml", ".json", ".csv", ".tsv", ".txt")
 _DELIMITERS = ("\t", ";", "|", ",", "=")
 # Names that people give to the two columns; a first row of two of them is no entry.
-_HEADER_NAMES = frozenset(
-    (
-        "word",
-        "words",
-        "written",
-        "term",
-        "name",
-        "grapheme",
-        "graphemes",
-        "text",
-        "from",
-        "lemma",
-        "original",
-        "spelling",
-        "spelled",
-        "spoken",
-        "alias",
-        "say",
-        "respelling",
-        "pronunciation",
-        "phoneme",
-        "replacement",
-        "to",
-    )
-)
+_HEADER_NAMES = {
+    "word",
+    "words",
+    "written",
+    "term",
+    "name",
+    "grapheme",
+    "graphemes",
+    "text",
+    "from",
+    "lemma",
+    "original",
+}
+_HEADER_NAMES |= {"spelling", "spelled", "spoken", "alias", "say", "respelling", "pronunciation", "replacement", "to"}
 # Scripts that are written without spaces, in which a word may begin or end anywhere.
 _UNSPACED = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u2e80-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]")
 # No word ends before "'t" of don't or "'B" of O'Brien, but before a possessive or a short verb: Nguyen's, Nguyen'll.
@@ -168,8 +157,8 @@ def apply_lexicon(text: str, lexicon: Mapping[str, str]) -> str:
 def find_words(text: str, lexicon: Mapping[str, str]) -> list[tuple[int, int, str]]:
     """Where words of a lexicon are in a text: start, end and spelling, in order.
 
-    Only whole words are found, possessives (Nguyen's) and words in compounds with a hyphen included; a space of an entry
-    is any space of the text. Case is ignored, unless entries differ in nothing else: those are found as they are
+    Only whole words are found, possessives (Nguyen's) and parts of compounds with a hyphen included; a space of an
+    entry is any space of the text. Case is ignored, unless entries differ in nothing else: those are found as they are
     written. Of entries that begin at one place the longest counts; a spelling is not replaced again.
     """
     if not lexicon:
