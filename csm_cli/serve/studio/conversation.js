@@ -82,7 +82,10 @@ export class Conversation {
     try { draft = JSON.parse(sessionStorage.getItem(DRAFT)); } catch { /* of another version */ }
     if (!draft || draft.id !== id || !draft.lines?.length) return false;
     Object.assign(this, { id, title: draft.title, removed: draft.removed ?? [], speakers: new Map(draft.speakers) });
-    this.lines = draft.lines.map(line => newLine(line.speaker, line.text, { ...line, turn: line.turn && { id: line.turn, takes: [], input: null } }));
+    this.lines = draft.lines.map(({ turn, ...line }) => {
+      const unread = turn && { id: turn, takes: [], input: null }; // until the server's records are loaded
+      return newLine(line.speaker, line.text, { ...line, turn: unread });
+    });
     return true;
   }
 
@@ -126,7 +129,7 @@ export class Conversation {
   }
 
   async create(options) {
-    const speakers = Object.fromEntries([...this.speakers].map(([number, { name, voice }]) => [number, voice ? { name, voice } : { name }]));
+    const speakers = Object.fromEntries(this.speakers);
     const request = { method: "POST", json: { title: this.title, speakers }, ...options };
     const record = await this.changed("/v1/conversations", request, { isOfSpeakers: true });
     this.id = record.id;
@@ -174,7 +177,9 @@ export class Conversation {
       if (line.gap !== null && line.gap !== line.turn.gap) fields.gap = line.gap;
       if (line.gain !== line.turn.gain) fields.gain = line.gain;
       if (line.take !== null && line.take !== line.turn.take) fields.take = line.take;
-      if (this.isRecorded(line) && line.text.trim() && this.hasOtherWords(line)) Object.assign(fields, { input: line.text.trim(), speaker: line.speaker });
+      if (this.isRecorded(line) && line.text.trim() && this.hasOtherWords(line)) {
+        Object.assign(fields, { input: line.text.trim(), speaker: line.speaker });
+      }
       if (!Object.keys(fields).length) continue;
       line.turn = await patch(this.turnPath(line), fields, { line });
       if (line.take === fields.take) line.take = null;
@@ -197,7 +202,8 @@ export class Conversation {
     if (line.seed !== null) body.seed = line.seed;
     if (line.turn) {
       if (this.isEdited(line)) {
-        line.turn = await this.api.json(this.turnPath(line), { method: "PATCH", json: { input: text, speaker: line.speaker }, ...options });
+        const words = { input: text, speaker: line.speaker };
+        line.turn = await this.api.json(this.turnPath(line), { method: "PATCH", json: words, ...options });
       }
       path = `${this.turnPath(line)}/takes`;
     } else {
@@ -291,4 +297,5 @@ export class Conversation {
 
 const clipKey = line => line.turn ? `${line.turn.id}/${line.turn.take}` : "";
 
-const speakersOf = record => new Map(Object.entries(record.speakers).map(([number, { name, voice }]) => [Number(number), { name, voice }]));
+const speakersOf = record =>
+  new Map(Object.entries(record.speakers).map(([number, { name, voice }]) => [Number(number), { name, voice }]));

@@ -3,6 +3,7 @@
 import { at, seconds } from "./turns.js";
 
 const MAX_SECONDS = 60; // the server's limit of a clip
+const UNPROCESSED = { echoCancellation: false, noiseSuppression: false, autoGainControl: false, channelCount: 1 };
 
 export class ClipDialog {
   constructor() {
@@ -10,7 +11,9 @@ export class ClipDialog {
     this.dialog = at("clip-dialog");
     at("record").addEventListener("click", () => this.recorder ? this.recorder.stop() : this.record());
     at("clip-file").addEventListener("change", ({ target }) => { if (target.files[0]) this.take(target.files[0]); });
-    at("clip-sound").addEventListener("loadedmetadata", ({ target }) => { if (Number.isFinite(target.duration)) at("clip-time").textContent = seconds(target.duration); });
+    at("clip-sound").addEventListener("loadedmetadata", ({ target: { duration } }) => {
+      if (Number.isFinite(duration)) at("clip-time").textContent = seconds(duration);
+    });
     this.dialog.addEventListener("close", () => this.release());
     this.dialog.querySelector("form").addEventListener("submit", event => {
       if (event.submitter?.value !== "ok") return;
@@ -64,9 +67,10 @@ export class ClipDialog {
   async record() {
     this.fail("");
     try {
-      this.stream = await navigator.mediaDevices.getUserMedia({ audio: { echoCancellation: false, noiseSuppression: false, autoGainControl: false, channelCount: 1 } });
+      this.stream = await navigator.mediaDevices.getUserMedia({ audio: UNPROCESSED });
     } catch (problem) {
-      this.fail(problem.name === "NotAllowedError" ? "The browser was not allowed to use the microphone. Allow it, or choose a file." : "There is no microphone. Choose a file.");
+      const isRefused = problem.name === "NotAllowedError";
+      this.fail(isRefused ? "The browser may not use the microphone. Allow it, or choose a file." : "There is no microphone. Choose a file.");
       return;
     }
     if (!this.dialog.open) return this.release();
@@ -106,7 +110,8 @@ export class ClipDialog {
     button.textContent = "Saving …";
     this.fail("");
     try {
-      await this.save({ blob: this.blob, words: at("clip-words").value.trim(), name: at("clip-name").value.trim(), consent: at("clip-consent").value.trim() });
+      const [words, name, consent] = ["words", "name", "consent"].map(field => at(`clip-${field}`).value.trim());
+      await this.save({ blob: this.blob, words, name, consent });
       this.dialog.close();
     } catch (problem) {
       this.fail(problem.message);

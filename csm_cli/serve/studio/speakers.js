@@ -2,6 +2,8 @@
 
 import { at, hue, setText } from "./turns.js";
 
+const VOICE_HELP = "5 to 15 seconds of one person, without music or noise. Save only voices of people who agreed. "
+  + "The voice is saved on the server, for all who use it.";
 const NAMES = ["Ana", "Ben", "Cleo", "Dan"];
 
 export class SpeakerList {
@@ -82,7 +84,7 @@ export class SpeakerList {
     node.querySelector(".record").addEventListener("click", () => this.clipDialog.open({
       kind: "voice",
       title: `A new voice for ${speakers.get(number).name}`,
-      help: "5 to 15 seconds of one person, without music or noise. Save only voices of people who agreed. The voice is saved on the server, for all who use it.",
+      help: VOICE_HELP,
       save: async fields => change({ voice: await this.saveVoice(fields) }),
     }));
     return node;

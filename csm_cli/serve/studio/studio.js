@@ -2,10 +2,11 @@
 
 import { Api, ApiError } from "./api.js";
 import { Conversation, newLine } from "./conversation.js";
-import { EXAMPLE, formatDialogue, matchLines, parseDialogue } from "./dialogue.js";
+import { EXAMPLE, parseDialogue } from "./dialogue.js";
 import { Player } from "./player.js";
 import { ClipDialog } from "./recorder.js";
 import { SpeakerList } from "./speakers.js";
+import { TextView } from "./text_view.js";
 import { Track } from "./track.js";
 import { at, confirmed, seconds, setText, TurnCard } from "./turns.js";
 
@@ -19,6 +20,7 @@ const clipDialog = new ClipDialog();
 const track = new Track(dialogue, { edit, play: playTrack });
 const speakers = new SpeakerList(dialogue, api, clipDialog, { changed, status });
 const nextVoice = () => speakers.nextVoice();
+const textView = new TextView(dialogue, { nextVoice, changed, closed: redraw });
 const cards = new Map(); // by the key of a line
 let work = null; // what is spoken or saved: { controller, line, clip, note }
 let playback = null; // the AbortController of the track that plays
@@ -36,6 +38,8 @@ function status(text, kind = "", action = null) {
   if (action) { button.textContent = action.label; button.onclick = action.run; }
 }
 
+const speakAgain = { label: "Speak again", run: () => speakAll() };
+
 /** Shows a failure where it happened: at the line, or else in the status. */
 async function fail(problem, line = null, again = null) {
   if (problem.name === "AbortError") return;
@@ -44,7 +48,7 @@ async function fail(problem, line = null, again = null) {
     dialogue.forget();
     setAddress();
     changed();
-    status("The server no longer has this conversation. Its text and voices are still here.", "bad", { label: "Speak again", run: () => speakAll() });
+    status("The server no longer has this conversation. Its text and voices are still here.", "bad", speakAgain);
     return;
   }
   const message = problem.message || "Something failed.";
@@ -119,7 +123,7 @@ const waiting = mine => (wait, problem) => {
 
 async function speakLines(lines) {
   if (work) return;
-  applyScript();
+  textView.apply();
   stopPlaying();
   player.unlock();
   speakers.error("");
@@ -133,7 +137,8 @@ async function speakLines(lines) {
       Object.assign(mine, { line, clip: null, note: "waiting for the first sound" });
       line.error = null;
       count++;
-      status(lines.length > 1 ? `Speaking turn ${dialogue.lines.indexOf(line) + 1} (${count} of ${lines.length}) …` : `Speaking turn ${dialogue.lines.indexOf(line) + 1} …`);
+      const progress = lines.length > 1 ? ` (${count} of ${lines.length})` : "";
+      status(`Speaking turn ${dialogue.lines.indexOf(line) + 1}${progress} …`);
       update();
       let span = null;
       const clip = await dialogue.speak(line, {
@@ -172,7 +177,7 @@ function outdatedAction() {
 }
 
 function speakAll() {
-  applyScript();
+  textView.apply();
   const lines = dialogue.unspoken;
   if (lines.length) return speakLines(lines);
   if (dialogue.lines.some(line => dialogue.takeOf(line))) return playTrack(0);
@@ -197,7 +202,8 @@ async function playTrack(from) {
         await new Promise(resolve => setTimeout(resolve, 200));
         signal.throwIfAborted();
       }
-      player.feed(player.begin(line, clip, { gap: dialogue.gapOf(line), gain: line.gain, offset: index ? 0 : Math.max(0, from - start) }));
+      const offset = index ? 0 : Math.max(0, from - start);
+      player.feed(player.begin(line, clip, { gap: dialogue.gapOf(line), gain: line.gain, offset }));
       update();
     }
   } catch (problem) {
@@ -345,7 +351,8 @@ const actions = {
   },
   key(line, event) {
     if (event.isComposing) return;
-    const index = dialogue.lines.indexOf(line), { selectionStart, selectionEnd, value } = event.target, control = event.ctrlKey || event.metaKey;
+    const index = dialogue.lines.indexOf(line), control = event.ctrlKey || event.metaKey;
+    const { selectionStart, selectionEnd, value } = event.target;
     const go = other => { if (other) cards.get(other.key).part("text").focus(); return Boolean(other); };
     let done = true;
     if (event.key === "Enter" && event.shiftKey) insertLine(index + 1);
@@ -361,47 +368,10 @@ const actions = {
   },
 };
 
-// The dialogue as text.
-
-const isText = () => !at("text-view").hidden;
-
-function showText(wanted) {
-  if (wanted === isText()) return;
-  if (wanted) at("script").value = formatDialogue(dialogue.lines.filter(line => line.text.trim()), dialogue.speakers);
-  else applyScript();
-  at("text-view").hidden = !wanted;
-  at("turns").hidden = at("add-turn").hidden = wanted;
-  at("as-text").setAttribute("aria-pressed", String(wanted));
-  at("as-turns").setAttribute("aria-pressed", String(!wanted));
-  if (wanted) at("script").focus();
-  else redraw();
-}
-
-/** Makes the lines those of the text, if that is shown. */
-function applyScript() {
-  if (!isText()) return;
-  let speaker = null;
-  const wanted = parseDialogue(at("script").value).map(({ label, text }) => {
-    speaker = dialogue.speakerOf(label, speaker, nextVoice);
-    return { speaker, text };
-  });
-  const present = dialogue.lines.map(line => ({ speaker: line.speaker, text: line.text.replace(/\s+/g, " ").trim(), line }));
-  const matched = matchLines(present, wanted);
-  const lines = wanted.map((each, index) => {
-    const line = matched[index]?.line ?? newLine(each.speaker, each.text);
-    // an unchanged text stays as it is, with its spaces
-    if (matched[index] && (matched[index].text !== each.text || matched[index].speaker !== each.speaker)) Object.assign(line, each, { error: null });
-    return line;
-  });
-  for (const line of [...dialogue.lines]) if (!lines.includes(line)) dialogue.removeLine(line);
-  dialogue.lines = lines.length ? lines : [newLine(dialogue.speakers.keys().next().value, "")];
-  changed();
-}
-
 // Saving.
 
 async function save() {
-  applyScript();
+  textView.apply();
   await run(async mine => {
     const { signal } = mine.controller, format = at("format").value;
     status("Saving …");
@@ -409,7 +379,7 @@ async function save() {
     if (!dialogue.id) throw new ApiError("Nothing is spoken yet; Speak all comes first.");
     const response = await api.request(`${dialogue.path}/export?format=${format}`, { signal, onWait: waiting(mine) });
     const link = document.createElement("a"), url = URL.createObjectURL(await response.blob());
-    const name = (dialogue.title || "dialogue").toLowerCase().replace(/[^\p{L}\p{N}]+/gu, "-").replace(/^-+|-+$/g, "").slice(0, 60) || "dialogue";
+    const words = dialogue.title.toLowerCase().match(/[\p{L}\p{N}]+/gu) ?? ["dialogue"], name = words.join("-").slice(0, 60);
     Object.assign(link, { href: url, download: `${name}.${format}` }).click();
     setTimeout(() => URL.revokeObjectURL(url), 60_000);
     const left = dialogue.unspoken.length;
@@ -435,7 +405,11 @@ function update() {
   speakers.update();
   track.update();
   const active = Boolean(work) || player.playing, unspoken = dialogue.unspoken.length;
-  setText(at("main"), active ? "Stop" : unspoken || !track.spans.length ? unspoken && track.spans.length ? `Speak ${plural(unspoken, "turn")}` : "Speak all" : "Play all");
+  let label = "Play all";
+  if (active) label = "Stop";
+  else if (!track.spans.length) label = "Speak all";
+  else if (unspoken) label = `Speak ${plural(unspoken, "turn")}`;
+  setText(at("main"), label);
   at("main").classList.toggle("stop-now", active);
   at("play").classList.toggle("playing-now", active);
   at("play").setAttribute("aria-label", active ? "Stop" : "Play the track");
@@ -487,7 +461,8 @@ async function start() {
   if (!dialogue.lines.length) useExample();
   at("title").value = dialogue.title;
   setAddress();
-  status(note || (dialogue.lines.some(line => line.turn) ? "" : "Ready."), note ? "bad" : "", note && isRestored ? { label: "Speak again", run: speakAll } : null);
+  if (note) status(note, "bad", isRestored ? speakAgain : null);
+  else status(dialogue.lines.some(line => line.turn) ? "" : "Ready.");
   changed();
   for (const line of dialogue.lines) if (dialogue.takeOf(line)) await dialogue.fetchClip(line);
   update();
@@ -500,15 +475,13 @@ at("main").addEventListener("click", () => work || player.playing ? stop() : spe
 at("play").addEventListener("click", () => work || player.playing ? stop() : playTrack(0));
 at("save").addEventListener("click", save);
 at("add-turn").addEventListener("click", () => insertLine(dialogue.lines.length));
-at("as-turns").addEventListener("click", () => showText(false));
-at("as-text").addEventListener("click", () => showText(true));
 at("title").addEventListener("change", ({ target }) => { dialogue.title = target.value.trim(); changed(); });
 confirmed(at("new"), "New", () => {
   stop();
   dialogue.forget();
   dialogue.lines = [newLine(dialogue.speakers.keys().next().value, "")];
   at("title").value = dialogue.title = "";
-  showText(false);
+  textView.show(false);
   setAddress(true);
   changed();
   status("A new dialogue. Back goes to the one before, until the server drops it.");

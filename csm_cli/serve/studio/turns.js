@@ -108,9 +108,15 @@ export class TurnCard {
   update(number, state) {
     const { line, dialogue } = this, take = dialogue.takeOf(line), isRecorded = dialogue.isRecorded(line);
     const label = (name, text) => this.part(name).setAttribute("aria-label", `${text} ${number}`);
-    label("play", "Play turn"); label("who", "Speaker of turn"); label("text", "Text of turn"); label("more", "More for turn");
-    label("speak", take ? "Redo turn" : "Speak turn"); label("insert", "Insert a turn before turn"); label("gap-value", "Gap in seconds before turn");
-    label("gain-value", "Gain in dB of turn"); label("seed-value", "Seed of the next take of turn"); label("takes", "Takes of turn");
+    label("who", "Speaker of turn");
+    label("text", "Text of turn");
+    label("more", "More for turn");
+    label("speak", take ? "Redo turn" : "Speak turn");
+    label("insert", "Insert a turn before turn");
+    label("gap-value", "Gap in seconds before turn");
+    label("gain-value", "Gain in dB of turn");
+    label("seed-value", "Seed of the next take of turn");
+    label("takes", "Takes of turn");
     this.node.style.setProperty("--voice", hue(line.speaker));
     const text = this.part("text");
     if (text.value !== line.text) { text.value = line.text; }
@@ -160,7 +166,10 @@ export class TurnCard {
     const outdated = take && line.turn.outdated && !edited;
     const stop = !take ? "not spoken" : edited ? "edited: speak it again" : STOPS[take.stop] ?? take.stop;
     setText(this.part("stop"), state.speaking ? state.note : stop + (outdated ? " · outdated: something before it changed" : ""));
-    this.part("stop").className = `stop ${state.speaking || !take ? "" : edited || outdated || take.fault ? "warned" : take.stop === "eos" ? "complete" : take.stop === "recorded" ? "" : "warned"}`;
+    let kind = "warned";
+    if (state.speaking || !take) kind = "";
+    else if (!edited && !outdated && !take.fault && ["eos", "recorded"].includes(take.stop)) kind = take.stop === "eos" ? "complete" : "";
+    this.part("stop").className = `stop ${kind}`;
     setText(this.part("length"), take ? seconds(take.duration) : "");
     setText(this.part("seed"), take && take.seed !== null ? `seed ${take.seed}` : "");
     const takes = line.turn?.takes ?? [], key = JSON.stringify([line.turn?.take, takes]);
