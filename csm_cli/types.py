@@ -107,7 +107,8 @@ class Turn:
     speaker: its number, which the model reads as in "[0]text"; name: the speaker's name in the script.
     recording: existing speech, used as context and in the track instead of generated speech.
     gap: seconds of silence before the turn in the track; a negative gap overlaps the turn before.
-    gain: of the turn in the track, in dB.
+    gain: of the turn in the track, in dB. speed: its pace in the track, by time stretching that keeps the pitch; 2
+    halves its duration. Recordings of the script have 1.
     options: of this turn, merged over those of its speaker.
     """
 
@@ -118,6 +119,7 @@ class Turn:
     recording: Recording | None = None
     gap: float = 0.0
     gain: float = 0.0
+    speed: float = 1.0
     options: GenerationOptions = field(default_factory=GenerationOptions)
 
     @property

@@ -103,7 +103,8 @@ def mix(clips: Sequence[TrackClip], rate: int, tail: float = 0.0, target: float 
     if target is None:
         peak = float(np.abs(samples).max(initial=0.0))
         if peak > 1.0:
-            _LOG.info("the track exceeds full scale by %.1f dB and is attenuated", 20 * np.log10(peak))
+            level = logging.WARNING if any(clip.gain > 0 for clip in clips) else logging.INFO  # somebody raised it
+            _LOG.log(level, "the track exceeds full scale by %.1f dB and is attenuated", 20 * np.log10(peak))
         gain = np.array([1.0 / max(peak, 1.0)], np.float32)
     else:
         gain = master(samples, rate, target)

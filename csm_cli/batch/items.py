@@ -6,15 +6,17 @@ import os
 import re
 import string
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
 
 from csm_cli.audio.formats import DEFAULT_ENCODING, AudioEncoding
 from csm_cli.batch.ledger import LedgerEntry
 from csm_cli.errors import CsmError, InputError, UsageError, failure_of
+from csm_cli.storage.files import check_writable
 from csm_cli.storage.fingerprint import fingerprint
 from csm_cli.storage.paths import expand_path, name_problem, portable_name, resolved_name
 from csm_cli.types import Conversation, Turn
@@ -32,7 +34,7 @@ class BatchItem:
 
     fingerprint: equal where the result would be (see `with_fingerprint`); empty until known. error: why it could not be
     known, where a recording can no longer be read. problem: why the id cannot be part of a file name; empty where it
-    can.
+    can. subtitles: files beside the audio, by format.
     """
 
     conversation: Conversation
@@ -41,6 +43,7 @@ class BatchItem:
     fingerprint: str = ""
     error: CsmError | None = None
     problem: str = ""
+    subtitles: Mapping[str, Path] = field(default_factory=dict)
 
     @property
     def id(self) -> str:
@@ -150,6 +153,10 @@ def check_outputs(
                 reason = "differ only in case or in Unicode form, which many disks take for one"
                 raise InputError(f'{item.path} of "{item.id}" and the output of an earlier row {reason}; rename one')
             check_output(item.path, encoding=encoding)
+            if clash := [path for path in item.subtitles.values() if hash(resolved_name(path)) in outputs | read]:
+                raise UsageError(f'"{item.id}" would replace {clash[0]}, which belongs to another row; name another -o')
+            for path in item.subtitles.values():
+                check_writable(path)
             if replaced := recordings.keys() & outputs:
                 path = recordings[min(replaced)]
                 raise UsageError(f'"{item.id}" reads {path}, which an earlier row would replace; name another -o')
@@ -157,26 +164,29 @@ def check_outputs(
                 raise UsageError(f'"{item.id}" would replace {item.path}, which this batch reads; name another -o')
         except CsmError as error:
             problem = problem or error
-        outputs.add(output)
+        outputs.update((output, *(hash(resolved_name(path)) for path in item.subtitles.values())))
         portable_outputs.add(portable)
         yield item
     if problem:
         raise problem
 
 
-def with_fingerprint(item: BatchItem, setup: SynthesisSetup, encoding: AudioEncoding = DEFAULT_ENCODING) -> BatchItem:
+def with_fingerprint(
+    item: BatchItem, setup: SynthesisSetup, delivery: Mapping[str, Any] = MappingProxyType({})
+) -> BatchItem:
     """`item` with its fingerprint, and with all its seeds: those of the command line included.
 
     A fingerprint covers id, text, speakers, the bytes of recordings, options, checkpoint, schema, the output's name and
-    its encoding. The seed of an item without one is derived from all of these but the last two.
+    `delivery`: how the command line says that the audio is mixed and encoded. The seed of an item without one is
+    derived from all of these but the last two.
     """
     try:
-        return _with_fingerprint(item, setup, encoding)
+        return _with_fingerprint(item, setup, delivery)
     except BaseException as problem:  # it is recorded as this item's failure
         return replace(item, error=failure_of(problem))
 
 
-def _with_fingerprint(item: BatchItem, setup: SynthesisSetup, encoding: AudioEncoding) -> BatchItem:
+def _with_fingerprint(item: BatchItem, setup: SynthesisSetup, delivery: Mapping[str, Any]) -> BatchItem:
     conversation = item.conversation
     sound = fingerprint(
         SCHEMA,
@@ -184,7 +194,7 @@ def _with_fingerprint(item: BatchItem, setup: SynthesisSetup, encoding: AudioEnc
         setup.content(),
         [conversation.tail, conversation.loudness],
         [setup.turn_content(turn) for turn in conversation.context],
-        [[turn.gap, turn.gain, setup.options(conversation, turn).set_values()] for turn in conversation.turns],
+        [_turn_values(conversation, turn, setup) for turn in conversation.turns],
         [setup.turn_content(turn, conversation) for turn in conversation.turns],
     )
     if setup.flags.seed is not None:
@@ -192,8 +202,13 @@ def _with_fingerprint(item: BatchItem, setup: SynthesisSetup, encoding: AudioEnc
     elif conversation.defaults.seed is None:
         defaults = replace(conversation.defaults, seed=int(sound[:8], 16) >> 1)
         conversation = replace(conversation, defaults=defaults)
-    written = [encoding.set_values()] if encoding.set_values() else []
+    written = [dict(delivery)] if delivery else []
     return replace(item, conversation=conversation, fingerprint=fingerprint(sound, item.file, *written))
+
+
+def _turn_values(conversation: Conversation, turn: Turn, setup: SynthesisSetup) -> list[Any]:
+    speed = [] if turn.speed == 1 else [turn.speed]
+    return [turn.gap, turn.gain, setup.options(conversation, turn).set_values(), *speed]
 
 
 def _with_seed(conversation: Conversation, seed: int) -> Conversation:
@@ -252,7 +267,7 @@ class Shard:
 def _is_written(item: BatchItem, entry: LedgerEntry) -> bool:
     """Whether the file that has the item's audio exists: its own, or a shard in the ledger's folder."""
     if not entry.shard:
-        return item.path.exists()
+        return all(path.exists() for path in (item.path, *item.subtitles.values()))
     return (item.path.parents[len(Path(item.file).parts) - 1] / entry.shard).exists()
 
 

@@ -183,14 +183,15 @@ def run_batch(
     if packing and (scope.shard or report):
         raise UsageError(f"{'--shard' if scope.shard else '--report'} needs a file for each item; name them {{id}}.wav")
     pattern = packing.items if packing else OutputPattern(output.output, shard.index)
-    if packing and audio.format:
-        raise UsageError("--format is for files; shards hold flac")
-    encoding = audio.for_output(output)
+    if packing and (audio.format or audio.subs):
+        raise UsageError(f"{'--format' if audio.format else '--subs'} needs a file for each item; shards hold flac")
+    encoding, delivery = audio.for_output(output), audio.delivery(output)
     job = replace(make_job((), speech, output_options), encoding=encoding)
     name, rows = source
     manifest = Manifest(name, None, rows.columns, rows.read_header())
     counts = Counts()  # of a shard that is selected whole
-    checked = check_outputs(pattern.items(manifest.checked()), [manifest.path] if manifest.path else (), encoding)
+    named = map(audio.of_item, pattern.items(manifest.checked()))
+    checked = check_outputs(named, [manifest.path] if manifest.path else (), encoding)
     for number, item in enumerate(checked):
         if number % shard.count == shard.index - 1:
             counts.total, counts.chars = counts.total + 1, counts.chars + item.chars
@@ -200,7 +201,7 @@ def run_batch(
 
     def items() -> Iterator[BatchItem]:
         rows = shard.of(pattern.items(with_settings(manifest, speech)))
-        return (with_fingerprint(each, synthesis, encoding) for each in rows)
+        return (audio.of_item(with_fingerprint(each, synthesis, delivery)) for each in rows)
 
     with Ledger(pattern.folder) as ledger:
         shards = ShardWriter(packing, ledger) if packing else None

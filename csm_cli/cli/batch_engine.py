@@ -11,6 +11,7 @@ from csm_cli.batch.items import BatchItem
 from csm_cli.batch.results import ItemResult, WorkerPlace, extra_columns, failed_result
 from csm_cli.batch.shards import CODES_SUFFIX
 from csm_cli.cli.console import log_line
+from csm_cli.cli.output_files import subtitle_contents
 from csm_cli.cli.progress import ProgressMeter
 from csm_cli.cli.summary import conversation_record, describe_utterance, turn_warnings
 from csm_cli.cli.synthesis import (
@@ -66,18 +67,23 @@ class SynthesisEngine:
             tags = audio_tags(finished.utterances, synth.checkpoint, finished.conversation.title)
             record = conversation_record(finished, str(item.path), synth.checkpoint, str(synth.device))
             data = encode_audio(item.path, finished.track.audio, tags, self._job.encoding)
+            subtitles = list(subtitle_contents(item.subtitles, finished))
         except BaseException as problem:
             return failed_result(item, failure_of(problem))
         try:
             if self._save_codes:
                 codes = np.concatenate([np.asarray(each.codes) for each in finished.utterances])
                 write_atomically(item.path.with_suffix(CODES_SUFFIX), write_codes(codes))
+            for path, content in subtitles:
+                write_atomically(path, content, flush=False)
             write_atomically(item.path, data, flush=False)
         except OutputFailed:
             raise
         except BaseException as problem:  # it is encoded while it is written
             return failed_result(item, failure_of(problem))
         record |= extra_columns(item)
+        if item.subtitles:
+            record["subtitles"] = {name: str(path) for name, path in item.subtitles.items()}
         del record["rtf"]  # items are decoded together: the time of one says nothing about its own cost
         record["elapsed_s"] = round(sum(each.seconds for each in finished.utterances), 3)
         utterances = finished.utterances

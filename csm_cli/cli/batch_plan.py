@@ -120,10 +120,14 @@ def print_plan(
     job, encoding = make_job((), speech, output_options), audio.for_output(output)
     name, rows = source
     manifest = Manifest(name, None, rows.columns, rows.read_header())
-    for _ in check_outputs(plan.items(manifest.checked()), [manifest.path] if manifest.path else (), encoding):
+    for _ in check_outputs(
+        map(audio.of_item, plan.items(manifest.checked())), [manifest.path] if manifest.path else (), encoding
+    ):
         pass
     synthesis = SynthesisSetup(find_checkpoint(job), job.flags, job.retry_policy, speech.verify)
-    plan.count(with_fingerprint(item, synthesis, encoding) for item in plan.items(with_settings(manifest, speech)))
+    delivery = audio.delivery(output)
+    items = plan.items(with_settings(manifest, speech))
+    plan.count(audio.of_item(with_fingerprint(item, synthesis, delivery)) for item in items)
     unfinished = format_ranges(each.index for each in plan.shards if each.counts.selected)
     if output_options.json:
         emit_json({"shards": [each.record() for each in plan.shards], "unfinished": unfinished or None})

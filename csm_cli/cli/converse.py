@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -22,7 +21,6 @@ from csm_cli.cli.output_files import (
     ReportFile,
     report_request,
     stem_files,
-    subtitle_files,
     turn_files,
     turn_records,
 )
@@ -47,21 +45,13 @@ def _option(*flags: str, text: str, metavar: str | None = None, panel: str | Non
 
 @dataclass(frozen=True)
 class ExtraOutputs:
-    """Files written beside the track, and the loudness of all of them."""
+    """Files written beside the track."""
 
-    loudness: Annotated[
-        float | None,
-        _option("--loudness", metavar="LUFS", text="Loudness by EBU R128, such as -19; true peak below -1 dBTP."),
-    ] = None
     stems: Annotated[
         bool, _option("--stems", text="Write one track per speaker, as OUT.ana.wav; they add up to the whole.")
     ] = False
     turns_dir: Annotated[
         Path | None, _option("--turns-dir", metavar="DIR", text="Write each turn, as DIR/001-ana.wav.")
-    ] = None
-    subs: Annotated[
-        str | None,
-        _option("--subs", metavar="FORMATS", text="Write subtitles: srt, vtt, json, or several with commas."),
     ] = None
     sidecar: Annotated[
         bool, _option("--sidecar/--no-sidecar", text="Write metadata to OUT.wav.json.", panel="Extra outputs")
@@ -71,30 +61,15 @@ class ExtraOutputs:
         """Raises UsageError if files belong beside a track that is not a file."""
         turns = turn_files(conversation, self.turns_dir) if self.turns_dir else ()
         if track is None:
-            if self.stems or self.subs:
-                raise UsageError("--stems and --subs write files beside the track; name it with -o out.wav")
+            if self.stems:
+                raise UsageError("--stems writes files beside the track; name it with -o out.wav")
             return OutputFiles(None, turns)
         return OutputFiles(
             track=track,
             turns=turns,
             stems=stem_files(conversation, track) if self.stems else {},
-            subtitles=subtitle_files(self.subs, track) if self.subs else {},
             sidecar=track.with_name(f"{track.name}.json") if self.sidecar else None,
         )
-
-    def set_loudness(self, conversation: Conversation) -> Conversation:
-        """The conversation with the loudness of the flag, if given.
-
-        Raises:
-            UsageError: impossible value.
-        """
-        if self.loudness is None:
-            return conversation
-        from csm_cli.audio.loudness import MAX_LUFS, MIN_LUFS
-
-        if not (math.isfinite(self.loudness) and MIN_LUFS <= self.loudness <= MAX_LUFS):
-            raise UsageError(f"--loudness takes LUFS from {MIN_LUFS:g} to {MAX_LUFS:g}, not {self.loudness:g}")
-        return replace(conversation, loudness=self.loudness)
 
 
 @dataclass(frozen=True)
@@ -201,13 +176,14 @@ def converse(
     """
     from csm_cli.script import read_script
 
-    conversation = extra_outputs.set_loudness(read_script(script))
+    conversation = audio.adjusted(read_script(script))
     job = make_job([conversation], speech, output_options)
     if not output.output and dry_run:
         print_dry_run(job)
         return
     page = report_request(report, embed)
-    files = replace(extra_outputs.files(conversation, output.file), encoding=audio.for_output(output))
+    files = extra_outputs.files(conversation, output.file)
+    files = replace(files, subtitles=audio.subtitles(output.file), encoding=audio.for_output(output))
     redo = redo_options.request(conversation, output.file)
     inputs = [Path(script)] if script != "-" else []
     turns = (*conversation.context, *conversation.turns)

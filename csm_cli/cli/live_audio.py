@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from csm_cli.audio.tempo import TempoChanger
+
     Sink = Callable[[NDArray[np.float32]], None]
 
 
@@ -59,7 +61,7 @@ class PlaybackOptions:
 
 
 class LiveStream:
-    """Writes a conversation's audio to `sinks` as it is decoded, in the order of its turns, with their gaps and gains.
+    """Writes a conversation's audio to `sinks` as it is decoded: turns in order, with their gaps, gains and speeds.
 
     first: seconds until the first audio, None before.
     """
@@ -69,18 +71,28 @@ class LiveStream:
         self._opened = time.perf_counter()
         self._conversation, self._rate, self._sinks = conversation, rate, sinks
         self._current: Turn | None = None
+        self._tempo: TempoChanger
 
     def add(self, chunk: AudioChunk) -> None:
         from csm_cli.audio.mix import apply_gain
+        from csm_cli.audio.tempo import TempoChanger
 
         if self.first is None:
             self.first = time.perf_counter() - self._opened
         if chunk.turn is not self._current:
-            self._current = chunk.turn
+            self._finish_turn()
+            self._current, self._tempo = chunk.turn, TempoChanger(self._rate, chunk.turn.speed)
             self._write_silence(chunk.turn.gap)
-        self._write(apply_gain(chunk.samples, chunk.turn.gain))
+        self._write(apply_gain(self._tempo.push(chunk.samples), chunk.turn.gain))
+
+    def _finish_turn(self) -> None:
+        from csm_cli.audio.mix import apply_gain
+
+        if self._current:
+            self._write(apply_gain(self._tempo.finish(), self._current.gain))
 
     def end(self) -> None:
+        self._finish_turn()
         self._write_silence(self._conversation.tail)
 
     def _write_silence(self, seconds: float) -> None:

@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from csm_cli.cli.synthesis import FinishedConversation, SynthesisJob
     from csm_cli.report.page import ReportRequest
 
-SUBTITLES = ("srt", "vtt", "json")
 ReportFile = Annotated[
     str | None,
     typer.Option(
@@ -86,7 +85,6 @@ class OutputFiles:
     ) -> Iterator[tuple[Path, FileContent]]:
         """Every file with its content, encoded while it is written."""
         from csm_cli.audio.io import encode_audio
-        from csm_cli.audio.subtitles import SUBTITLE_FORMATS
 
         track, title, utterances = finished.track, finished.conversation.title, finished.utterances
         if self.track:
@@ -99,9 +97,7 @@ class OutputFiles:
             own = [each for each in utterances if each.turn.label == speaker]
             path, tags = self.stems[speaker], audio_tags(own, model, speaker)
             yield path, encode_audio(path, audio, tags, self.encoding)
-        cues = utterance_cues(track, utterances)
-        for name, path in self.subtitles.items():
-            yield path, SUBTITLE_FORMATS[name](cues).encode("utf-8", "replace")
+        yield from subtitle_contents(self.subtitles, finished)
         if self.sidecar:
             yield self.sidecar, (json.dumps(sidecar, indent=1) + "\n").encode()
 
@@ -130,6 +126,15 @@ class OutputFiles:
             "subtitles": {name: str(path) for name, path in self.subtitles.items()},
             "sidecar": str(self.sidecar) if self.sidecar else None,
         }
+
+
+def subtitle_contents(files: Mapping[str, Path], finished: FinishedConversation) -> Iterator[tuple[Path, bytes]]:
+    """The subtitles of a track with their paths. files: by format."""
+    from csm_cli.audio.subtitles import SUBTITLE_FORMATS
+
+    cues = utterance_cues(finished.track, finished.utterances) if files else []
+    for name, path in files.items():
+        yield path, SUBTITLE_FORMATS[name](cues).encode("utf-8", "replace")
 
 
 def sidecar_record(job: SynthesisJob, result: Mapping[str, Any]) -> dict[str, Any]:
@@ -166,6 +171,7 @@ def turn_records(turns: Sequence[Turn], conversation: Conversation | None = None
             "audio": str(turn.recording.path) if turn.recording else None,
             "gap": turn.gap,
             "gain": turn.gain,
+            "speed": turn.speed,
             "options": {name: value for name, value in asdict(turn.options).items() if value is not None},
         }
         for turn in turns
@@ -189,18 +195,6 @@ def stem_files(conversation: Conversation, track: Path) -> dict[str, Path]:
         used.add(name.casefold())
         stems[turn.label] = track.with_name(f"{track.stem}.{name}{track.suffix}")
     return stems
-
-
-def subtitle_files(formats: str, track: Path) -> dict[str, Path]:
-    """The files of `--subs srt,vtt`.
-
-    Raises:
-        UsageError: unknown format.
-    """
-    names = list(dict.fromkeys(name.strip() for name in formats.split(",")))
-    if unknown := [name for name in names if name not in SUBTITLES]:
-        raise UsageError(f"--subs takes {', '.join(SUBTITLES)}, or several with commas, not {unknown[0]!r}")
-    return {name: track.with_suffix(f".{name}") for name in names}
 
 
 def report_request(name: str | None, embed: bool = False) -> ReportRequest | None:

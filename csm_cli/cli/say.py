@@ -93,7 +93,7 @@ def say(
     context_turns = [parse_voice(voice, speaker, not transcribe)] if voice else []
     context_turns += [parse_context(each, not transcribe) for each in context or ()]
     inputs += [turn.recording.path for turn in context_turns if turn.recording]
-    files = OutputFiles(output.file, encoding=audio.for_output(output))
+    files = OutputFiles(output.file, subtitles=audio.subtitles(output.file), encoding=audio.for_output(output))
     as_it_arrives = from_stdin and live.stream  # which needs no listener: it can go to a file
     live = check_outputs(output, replace(live, stream=live.stream and not from_stdin), output_options, files, inputs)
     if as_it_arrives:
@@ -116,7 +116,7 @@ def say(
         turns, redo = _paragraphs(turns, speech.language), RedoRequest()
     if recognizer:
         context_turns = [_transcribed(turn, recognizer, output_options) for turn in context_turns]
-    job = make_job([Conversation(turns, tuple(context_turns))], speech, output_options)
+    job = make_job([audio.adjusted(Conversation(turns, tuple(context_turns)))], speech, output_options)
     run_conversation(RunRequest(job, files, output, live, redo))
 
 

@@ -104,6 +104,7 @@ def _turn_record(utterance: Utterance, span: TrackSpan) -> dict[str, Any]:
         **spelled_record(turn, utterance.conversation),
         "start_s": round(span.start, 3),
         "end_s": round(span.end, 3),
+        "speed": turn.speed,
         "frames": len(utterance.codes),
         "stop": utterance.stop,
         "seed": utterance.seed if utterance.stop != "recorded" else None,
@@ -115,7 +116,7 @@ def _turn_record(utterance: Utterance, span: TrackSpan) -> dict[str, Any]:
                 "start_s": round(span.start + segment.start, 3),
                 "end_s": round(span.start + segment.end, 3),
             }
-            for segment in utterance.segments
+            for segment in utterance.track_segments
         ],
     }
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -83,6 +83,12 @@ class Utterance:
     cached: bool = False
     number: int = 0
 
+    @property
+    def track_segments(self) -> tuple[Segment, ...]:
+        """The segments as they are in the track: at the turn's speed."""
+        speed = self.turn.speed
+        return tuple(replace(each, start=each.start / speed, end=each.end / speed) for each in self.segments)
+
 
 @dataclass(frozen=True)
 class FrameProgress:
@@ -118,11 +124,18 @@ Event = FrameProgress | AudioChunk | Utterance | ConversationFailed
 
 
 def mix_utterances(utterances: Sequence[Utterance], tail: float = 0.0, loudness: float | None = None) -> Track:
-    """One track with the gaps and gains of the turns; `tail` and `loudness` as in `Conversation`."""
+    """One track with the gaps, gains and speeds of the turns; `tail` and `loudness` as in `Conversation`."""
     from csm_cli.audio.mix import TrackClip, mix
+    from csm_cli.audio.tempo import change_tempo
 
-    clips = [TrackClip(each.audio.samples, each.turn.gap, each.turn.gain, each.turn.label) for each in utterances]
-    return mix(clips, utterances[0].audio.rate, tail, loudness)
+    rate = utterances[0].audio.rate
+    clips = [
+        TrackClip(
+            change_tempo(each.audio.samples, rate, each.turn.speed), each.turn.gap, each.turn.gain, each.turn.label
+        )
+        for each in utterances
+    ]
+    return mix(clips, rate, tail, loudness)
 
 
 def utterance_cues(track: Track, utterances: Sequence[Utterance]) -> list[Cue]:
@@ -132,7 +145,7 @@ def utterance_cues(track: Track, utterances: Sequence[Utterance]) -> list[Cue]:
     return [
         Cue(span.start + segment.start, span.start + segment.end, each.turn.label, segment.text)
         for span, each in zip(track.spans, utterances, strict=True)
-        for segment in each.segments or (Segment(each.turn.text, 0.0, span.end - span.start),)
+        for segment in each.track_segments or (Segment(each.turn.text, 0.0, span.end - span.start),)
     ]
 
 

@@ -447,12 +447,14 @@ def _resolve_turn(source: Source, parsed: ParsedTurn, speakers: SpeakerTable, in
         return None
     declared = speakers.entries.get(entry.speaker)
     gain = (getattr(entry, "gain", None) or 0.0) + ((declared.gain or 0.0) if declared else 0.0)
+    speed = 1.0
     if isinstance(entry, schema.SpokenEntry):
+        speed = entry.speed or (declared.speed if declared else None) or 1.0
         defaults = declared.options() if declared else GenerationOptions()
         if defaults.seed is not None:  # each turn gets its own
             defaults = replace(defaults, seed=(defaults.seed + index) % 2**63)
         options = entry.options().over(defaults)
-    return Turn(number, text, entry.speaker, entry.id or "", recording, gain=gain, options=options)
+    return Turn(number, text, entry.speaker, entry.id or "", recording, gain=gain, speed=speed, options=options)
 
 
 def _assign_ids(source: Source, header: ManifestHeader, parsed: Sequence[ParsedTurn]) -> None:

@@ -70,6 +70,7 @@ PauseSeconds = Annotated[float, Field(ge=0, le=3600), _FINITE, expecting("second
 OffsetSeconds = Annotated[float, Field(ge=-3600, le=3600), _FINITE, expecting("seconds from -3600 to 3600")]
 GainDb = Annotated[float, Field(ge=-60, le=60), _FINITE, expecting("decibels from -60 to 60")]
 LoudnessLufs = Annotated[float, Field(ge=-70, le=-5), _FINITE, expecting("loudness in LUFS from -70 to -5")]
+Speed = Annotated[float, Field(ge=0.8, le=1.25), _FINITE, expecting("a speed from 0.8 to 1.25")]
 SpeakerNumber = Annotated[int, Field(ge=0, le=999), expecting("a whole number from 0 to 999")]
 FormatVersion = Annotated[
     Literal["1"],
@@ -131,6 +132,7 @@ class SpeakerFields(_Options):
     voice: FilePath | None = None
     voice_text: TextField | None = None
     gain: GainDb | None = None
+    speed: Speed | None = None
 
 
 class ContextEntry(_Fields):
@@ -166,6 +168,7 @@ class SpokenEntry(_Options):
     id: AliasedId = None
     offset: OffsetSeconds | None = None
     gain: GainDb | None = None
+    speed: Speed | None = None
     include: IncludeTrue | None = None
 
 
@@ -278,6 +281,7 @@ class ManifestLine(_Options):
     voice: FilePath | None = None
     voice_text: TextField | None = None
     gain: GainDb | None = None
+    speed: Speed | None = None
     context: list[SkipValidation[ContextEntry]] | None = None
 
 

@@ -9,13 +9,13 @@ from typing import Any
 from starlette.requests import ClientDisconnect, Request
 
 from csm_cli.audio.stream_encoders import Samples, StreamEncoder
+from csm_cli.audio.tempo import TempoChanger
 from csm_cli.errors import CsmError
 from csm_cli.generation.conversation import ConversationState
 from csm_cli.generation.events import AudioChunk, Event, Utterance
 from csm_cli.generation.synthesizer import Synthesizer
 from csm_cli.serve.problems import RequestCancelled
 from csm_cli.serve.service import SpeechJob, SpeechService
-from csm_cli.serve.tempo import TempoChanger
 
 
 class EventStream:

@@ -8,10 +8,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from csm_cli.audio.tempo import MAX_SPEED, MIN_SPEED
 from csm_cli.errors import InputError
 from csm_cli.script.schema import GainDb, OffsetSeconds
 from csm_cli.serve.limits import MAX_CONTEXT_CLIPS, MAX_INPUT_CHARS, MAX_SPEAKERS, MAX_TITLE_CHARS
-from csm_cli.serve.tempo import MAX_SPEED, MIN_SPEED
 from csm_cli.settings import GENERATION
 from csm_cli.settings.model import GenerationFields
 from csm_cli.types import GenerationOptions

@@ -21,6 +21,7 @@ from starlette.websockets import WebSocketState
 from torch import Tensor
 
 from csm_cli.audio.stream_encoders import new_encoder
+from csm_cli.audio.tempo import TempoChanger
 from csm_cli.errors import CsmError, GenerationFailed, InputError, ServerBusy, failure_of
 from csm_cli.generation.conversation import ConversationState, ResolvedDefaults
 from csm_cli.generation.history import PastTurn, resumed_state
@@ -32,7 +33,6 @@ from csm_cli.serve.limits import MAX_INPUT_CHARS, MAX_PAST_SENTENCES, MAX_SOCKET
 from csm_cli.serve.problems import problem_of
 from csm_cli.serve.schema import InputDone, InputText, SocketConfig, SocketMessage, describe_validation
 from csm_cli.serve.speech import load_voice
-from csm_cli.serve.tempo import TempoChanger
 from csm_cli.serve.voices import check_text
 from csm_cli.types import Conversation, GenerationOptions, Turn
 

@@ -17,6 +17,7 @@ from starlette.types import Receive, Scope, Send
 from csm_cli.audio.formats import FILE_FORMATS, FORMATS
 from csm_cli.audio.io import Audio, Tags, encode
 from csm_cli.audio.stream_encoders import new_encoder
+from csm_cli.audio.tempo import TempoChanger
 from csm_cli.errors import CsmError, GenerationFailed
 from csm_cli.generation.events import Utterance, audio_tags
 from csm_cli.serve.context import Prepare, ServerContext
@@ -25,7 +26,6 @@ from csm_cli.serve.limits import MAX_IGNORED_NAMES
 from csm_cli.serve.problems import problem_of
 from csm_cli.serve.schema import SpokenFields
 from csm_cli.serve.service import SpeechJob
-from csm_cli.serve.tempo import TempoChanger
 
 
 class SpeechListener:

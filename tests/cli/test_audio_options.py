@@ -102,3 +102,86 @@ def test_a_pipe_without_a_format_is_a_wav(tiny_checkpoint: Path, capfdbinary: py
     assert main(run) == 0
     info = soundfile.info(io.BytesIO(capfdbinary.readouterr().out))
     assert (info.format, info.subtype) == ("WAV", "FLOAT")
+
+
+@pytest.mark.parametrize("command", ["say", "converse", "batch"])
+def test_loudness_speed_and_subtitles_hold_for_every_command(
+    request: pytest.FixtureRequest, tmp_path: Path, command: str
+) -> None:
+    run: Csm = request.getfixturevalue(command)
+    output = tmp_path / ("{id}.flac" if command == "batch" else "a.flac")
+    assert run("-o", output, "--loudness", "-20", "--speed", "0.8", "--subs", "srt,vtt,json", "--seed", "1").code == 0
+    samples, rate = soundfile.read(tmp_path / "a.flac")
+    import pyloudnorm
+
+    assert pyloudnorm.Meter(rate).integrated_loudness(samples) == pytest.approx(-20, abs=0.6)
+    cues = json.loads((tmp_path / "a.json").read_text(encoding="utf-8"))
+    ends = [0.5] if command != "converse" else [0.5, 1.2]  # 0.4 s at 0.8, and a gap of 0.2 s
+    assert [cue["end"] for cue in cues] == pytest.approx(ends, abs=0.01)
+    assert len(samples) / rate == pytest.approx(ends[-1], abs=0.001)
+    assert (tmp_path / "a.srt").exists() and (tmp_path / "a.vtt").exists()
+
+
+def test_another_speed_or_gain_speaks_nothing_again(
+    converse: Csm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = converse("-o", tmp_path / "o.wav", "--json", "--seed", "3").json
+    plain = soundfile.read(tmp_path / "o.wav")[0]
+    monkeypatch.setattr("csm_cli.generation.synthesizer.CsmModel", None)
+    for flags in (("--speed", "1.25"), ("--gain", "-6"), ("--loudness", "-30")):
+        again = converse("-o", tmp_path / "o.wav", "--json", "--seed", "3", *flags).json
+        assert all(turn["reused"] for turn in again["turns"])
+        if flags[0] == "--speed":
+            assert again["duration_s"] == pytest.approx(0.8 / 1.25 + 0.2, abs=0.001)
+            assert again["turns"][1]["segments"][0]["start_s"] == pytest.approx(again["turns"][1]["start_s"])
+        if flags[0] == "--gain":
+            quieter = soundfile.read(tmp_path / "o.wav")[0]
+            assert np.abs(quieter - plain * 10 ** (-6 / 20)).max() < 2e-4
+    assert converse("-o", tmp_path / "o.wav", "--seed", "3").code == 0
+    assert np.array_equal(soundfile.read(tmp_path / "o.wav")[0], plain)
+
+
+def test_a_speaker_and_a_turn_have_a_pace(csm: Csm, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / "s.yaml").write_text(
+        "defaults: {max_duration: 0.4}\nspeakers: {a: {speed: 0.8}, b: {}}\n"
+        "turns: [{a: One.}, {speaker: a, text: Two., speed: 1.25}, {b: Three.}]\n",
+        encoding="utf-8",
+    )
+    turns = csm("converse", tmp_path / "s.yaml", "--model", tiny_checkpoint, "-o", tmp_path / "o.wav", "--json").json
+    lengths = [turn["end_s"] - turn["start_s"] for turn in turns["turns"]]
+    assert lengths == pytest.approx([0.5, 0.32, 0.4], abs=0.002)
+
+
+def test_a_batch_with_another_loudness_keeps_its_seeds(batch: Csm, tmp_path: Path) -> None:
+    seeds = []
+    for flags in ((), ("--loudness", "-20"), ("--loudness", "-20", "--subs", "srt")):
+        result = batch("-o", tmp_path / "{id}.wav", *flags)
+        assert len(result.out.splitlines()) == 2
+        records = map(json.loads, (tmp_path / "results.jsonl").read_text(encoding="utf-8").splitlines()[-2:])
+        seeds.append(sorted(record["seed"] for record in records))
+    assert seeds[0] == seeds[1] == seeds[2] and (tmp_path / "a.srt").exists()
+    assert batch("-o", tmp_path / "{id}.wav", "--loudness", "-20", "--subs", "srt").out == ""
+
+
+@pytest.mark.parametrize(
+    ("flags", "hint"),
+    [
+        (["--speed", "2"], "0.8 to 1.25"),
+        (["--gain", "90"], "-60 to 60"),
+        (["--gain", "3", "--loudness", "-19"], "keep one"),
+        (["--subs", "doc"], "--subs takes srt"),
+        (["--loudness", "nan"], "-70 to -5"),
+    ],
+)
+@pytest.mark.parametrize("command", ["say", "converse", "batch"])
+def test_impossible_levels_are_one_line(
+    request: pytest.FixtureRequest, tmp_path: Path, command: str, flags: list[str], hint: str
+) -> None:
+    result = request.getfixturevalue(command)("-o", tmp_path / "{id}.wav", *flags)
+    assert result.code == 2 and hint in result.err and len(result.err.splitlines()) == 1
+
+
+def test_a_stream_has_the_pace_of_the_file(tiny_checkpoint: Path, capfdbinary: pytest.CaptureFixture[bytes]) -> None:
+    run = ["say", "Hi.", "--model", str(tiny_checkpoint), "--max-duration", "0.8", "-q", "--seed", "1", "-o", "-"]
+    assert main([*run, "--format", "pcm", "--speed", "0.8"]) == 0
+    assert len(capfdbinary.readouterr().out) / 2 / 24000 == pytest.approx(1.0, abs=0.05)

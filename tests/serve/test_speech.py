@@ -17,9 +17,9 @@ from helpers.audio import write_tone
 from helpers.serving import RunningServer, running_server
 
 from csm_cli.audio.stream_encoders import wav_header
+from csm_cli.audio.tempo import TempoChanger
 from csm_cli.generation.synthesizer import Synthesizer
 from csm_cli.serve.context import MODEL_ALIASES
-from csm_cli.serve.tempo import TempoChanger
 from csm_cli.types import GenerationOptions
 
 FORMATS = ("mp3", "opus", "aac", "flac", "wav", "pcm")

@@ -14,6 +14,15 @@ MIN_SPEED, MAX_SPEED = 0.25, 4.0
 _WINDOW_SECONDS, _SEARCH_SECONDS = 0.04, 0.01
 
 
+def change_tempo(samples: Samples, rate: int, speed: float) -> Samples:
+    """Samples [N] at another speed: [round(N / speed)]; unchanged at 1."""
+    if speed == 1:
+        return samples
+    changer, length = TempoChanger(rate, speed), round(len(samples) / speed)
+    changed = np.concatenate((changer.push(samples), changer.finish()))[:length]
+    return np.pad(changed, (0, length - len(changed)))
+
+
 class TempoChanger:
     """speed: 2 halves the duration. At 1, samples pass unchanged."""
 
