@@ -128,15 +128,16 @@ def test_another_speed_or_gain_speaks_nothing_again(
     first = converse("-o", tmp_path / "o.wav", "--json", "--seed", "3").json
     plain = soundfile.read(tmp_path / "o.wav")[0]
     monkeypatch.setattr("csm_cli.generation.synthesizer.CsmModel", None)
-    for flags in (("--speed", "1.25"), ("--gain", "-6"), ("--loudness", "-30")):
+    levels = []
+    for flags in (("--speed", "1.25"), ("--gain", "-34"), ("--gain", "-40"), ("--loudness", "-30")):
         again = converse("-o", tmp_path / "o.wav", "--json", "--seed", "3", *flags).json
         assert all(turn["reused"] for turn in again["turns"])
         if flags[0] == "--speed":
             assert again["duration_s"] == pytest.approx(0.8 / 1.25 + 0.2, abs=0.001)
             assert again["turns"][1]["segments"][0]["start_s"] == pytest.approx(again["turns"][1]["start_s"])
         if flags[0] == "--gain":
-            quieter = soundfile.read(tmp_path / "o.wav")[0]
-            assert np.abs(quieter - plain * 10 ** (-6 / 20)).max() < 2e-4
+            levels.append(np.sqrt(np.square(soundfile.read(tmp_path / "o.wav")[0]).mean()))
+    assert 20 * np.log10(levels[0] / levels[1]) == pytest.approx(6, abs=0.05)
     assert converse("-o", tmp_path / "o.wav", "--seed", "3").code == 0
     assert np.array_equal(soundfile.read(tmp_path / "o.wav")[0], plain)
 
