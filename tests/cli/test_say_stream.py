@@ -21,6 +21,7 @@ import soundfile
 from helpers.run import Result, allow_sigint
 
 from csm_cli.cli import main
+from csm_cli.cli.say_stream import StandardInput
 
 Csm = Callable[..., Result]
 FRAME = 1920
@@ -34,8 +35,8 @@ def say(csm: Csm, tiny_checkpoint: Path) -> Csm:
 
 
 @contextmanager
-def arriving(monkeypatch: pytest.MonkeyPatch, *pieces: bytes | float) -> Iterator[None]:
-    """Standard input to which these pieces are written; a number is a pause in seconds."""
+def arriving(monkeypatch: pytest.MonkeyPatch, *pieces: bytes | float | threading.Event) -> Iterator[None]:
+    """Standard input to which these pieces are written; a number is a pause in seconds, an event is waited for."""
     read, write = os.pipe()
 
     def write_all() -> None:
@@ -43,6 +44,8 @@ def arriving(monkeypatch: pytest.MonkeyPatch, *pieces: bytes | float) -> Iterato
             for piece in pieces:
                 if isinstance(piece, float):
                     time.sleep(piece)
+                elif isinstance(piece, threading.Event):
+                    assert piece.wait(30)
                 else:
                     pipe.write(piece)
 
@@ -111,6 +114,14 @@ def test_without_a_file_the_summary_is_the_same(
     assert result.json["turns"][1]["takes"][0]["duration_s"] == 0.4
 
 
+def test_a_sentence_is_played_before_the_text_ends(
+    say: Csm, monkeypatch: pytest.MonkeyPatch, played_audio: SimpleNamespace
+) -> None:
+    with arriving(monkeypatch, b"Hello there. How are ", played_audio.begun, b"you?"):
+        assert texts(say("--json")) == ["Hello there.", "How are you?"]
+
+
+@pytest.mark.slow
 def test_a_sentence_is_piped_before_the_text_ends(tiny_checkpoint: Path) -> None:
     with running(tiny_checkpoint, "--max-duration", "0.4", "-o", "-", "--format", "pcm", "-q") as process:
         assert process.stdin and process.stdout and process.stderr
@@ -164,6 +175,24 @@ def test_what_was_spoken_before_a_failure_is_written(say: Csm, monkeypatch: pyte
     assert soundfile.info(tmp_path / "a.wav").frames == 10 * FRAME + round(0.2 * 24000)
 
 
+def test_an_interrupt_between_sentences_writes_what_was_spoken(
+    say: Csm, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    read = StandardInput.read
+
+    def interrupted(source: StandardInput, wait: float | None = None) -> str | None:
+        text = read(source, wait)
+        if text == "":
+            raise KeyboardInterrupt
+        return text
+
+    monkeypatch.setattr(StandardInput, "read", interrupted)
+    with arriving(monkeypatch, b"Hello there.\n\nHow are "):
+        assert say("-o", tmp_path / "a.wav").code == 130
+    assert soundfile.info(tmp_path / "a.wav").frames == 5 * FRAME
+
+
+@pytest.mark.slow
 def test_an_interrupt_writes_what_was_spoken(tiny_checkpoint: Path, tmp_path: Path) -> None:
     track = tmp_path / "a.wav"
     with running(tiny_checkpoint, "--max-duration", "0.4", "-o", str(track), preexec_fn=allow_sigint) as process:
