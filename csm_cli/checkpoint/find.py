@@ -6,8 +6,8 @@ import difflib
 import errno
 import logging
 import re
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
@@ -112,7 +112,10 @@ class HubRepository:
         if self._unreachable is None:
             self._unreachable = not self._is_reachable()
         try:
-            path = Path(hf_hub_download(self.name, file, revision=self.revision, local_files_only=self._unreachable))
+            with self._refusals(file):
+                path = Path(
+                    hf_hub_download(self.name, file, revision=self.revision, local_files_only=self._unreachable)
+                )
         except errors.LocalEntryNotFoundError as problem:
             self._unreachable = True
             if not self._found_any:
@@ -120,6 +123,33 @@ class HubRepository:
             return None
         except errors.EntryNotFoundError:
             return None
+        self._found_any, self.revision = True, path.parents[file.count("/")].name  # snapshots/<commit>/<file>
+        return path
+
+    def files(self, folder: str) -> list[str]:
+        """The paths of the files in a folder of the repository; offline, of those in the cache. Raises as `find`."""
+        from huggingface_hub import HfApi, errors
+
+        config = self.find("config.json")  # of the same commit, and whether the repository is there at all
+        if config is not None and self._unreachable:
+            cached = (config.parent / folder).glob("*")
+            return sorted(path.relative_to(config.parent).as_posix() for path in cached if path.is_file())
+        try:
+            with self._refusals(f"{folder}/"):
+                entries = list(HfApi().list_repo_tree(self.name, folder, revision=self.revision))
+        except errors.EntryNotFoundError:
+            return []
+        return sorted(entry.path for entry in entries if hasattr(entry, "size"))
+
+    @contextmanager
+    def _refusals(self, file: str) -> Iterator[None]:
+        """Raises the hub's errors as ours, but for those of entries that do not exist."""
+        from huggingface_hub import errors
+
+        try:
+            yield
+        except (errors.LocalEntryNotFoundError, errors.EntryNotFoundError):
+            raise
         except errors.GatedRepoError as problem:
             mirror = f"; {MIRROR} is the same model without a gate" if self.name == OFFICIAL else ""
             licence = f"accept its licence at https://huggingface.co/{self.name}"
@@ -133,8 +163,6 @@ class HubRepository:
                 raise OutputFailed(f"no room for {self.name}: make room, or set HF_HOME to a larger disk") from problem
             reason = (str(problem).splitlines() or [type(problem).__name__])[0]
             raise ModelOffline(f"{file} of {self.name} could not be downloaded: {reason}") from problem
-        self._found_any, self.revision = True, path.parent.name  # snapshots/<commit>/<file>
-        return path
 
     def _is_reachable(self) -> bool:
         """Asked once, since the hub's client retries each file for long."""
@@ -211,6 +239,12 @@ def _unknown_model(model: str, note: str = "") -> ModelNotFound:
     similar = difflib.get_close_matches(model, [MIRROR, OFFICIAL, *siblings], n=2, cutoff=0.6)
     hint = f"; did you mean {' or '.join(similar)}?" if similar else ""
     return ModelNotFound(f"{model!r} is neither a local checkpoint nor a Hugging Face id{note}{hint}")
+
+
+def has_random_voice(name: str) -> bool:
+    """Whether a model, by its name, is a published base model, which was trained on no voice in particular."""
+    published = {OFFICIAL, MIRROR, *(model.id for model in FAMILY)}
+    return name in published or Path(name).name in {each.rpartition("/")[2] for each in published}
 
 
 def list_cached() -> list[tuple[str, CachedRevisionInfo]]:

@@ -224,12 +224,19 @@ def collect_turns(
 
 
 def note_unknown_voices(conversations: Iterable[Conversation], checkpoint: Checkpoint) -> Iterator[Conversation]:
-    """Passes conversations through; says once if the bundled voice is asked for a voice or letters it does not know."""
-    from csm_cli.checkpoint.find import BUNDLED
+    """Passes conversations through; says once if the model does not know a voice or letters, or draws a voice."""
+    from csm_cli.checkpoint.find import BUNDLED, has_random_voice
     from csm_cli.script.spoken_text import foreign_script
 
     noted = foreign = checkpoint.name != BUNDLED
+    steady = not has_random_voice(checkpoint.name)
     for conversation in conversations:
+        if not steady and not conversation.context and any(turn.recording is None for turn in conversation.turns):
+            steady = True
+            log_line(
+                "note: without a voice this model draws a new one in each run; for a steady one add -v NAME, or a voice "
+                "in the script (csm voices list has names, csm voices pull saves those of csm-1b)"
+            )
         texts = "".join(turn.text for turn in conversation.turns if not turn.recording)
         if not foreign and (script := foreign_script(texts)):
             foreign = True

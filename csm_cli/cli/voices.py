@@ -5,14 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 from textwrap import shorten
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from csm_cli.checkpoint.find import OFFICIAL
 from csm_cli.cli.console import configure_logging, emit, emit_json, emit_path, log_line, warn
 from csm_cli.cli.options import OutputOptions, voice_names
 from csm_cli.cli.say import read_text
 from csm_cli.errors import AudioUnreadable, InputError, UsageError
+from csm_cli.report import format_count
 from csm_cli.settings import setting
 from csm_cli.voices.store import (
     SavedVoice,
@@ -25,11 +27,15 @@ from csm_cli.voices.store import (
     remove_voice,
 )
 
+if TYPE_CHECKING:
+    from csm_cli.voices.published import PublishedVoice
+
 Name = Annotated[str, typer.Argument(metavar="NAME", help="A saved voice.", autocompletion=voice_names)]
 Names = Annotated[list[str], typer.Argument(metavar="NAME...", help="Saved voices.", autocompletion=voice_names)]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
-voices = typer.Typer(name="voices", help="Saved voices: add, list, show, play, rm.", no_args_is_help=True)
+_RATE = 24000  # Hz, of saved clips
+voices = typer.Typer(name="voices", help="Saved voices: pull, add, list, show, play, rm.", no_args_is_help=True)
 
 
 @dataclass(frozen=True)
@@ -182,6 +188,85 @@ def rm(names: Names) -> None:
 
 
 voices.command()(add)
+
+
+@dataclass(frozen=True)
+class PullOptions:
+    """Which clips are saved, and whose words are recognized."""
+
+    transcribe: Annotated[
+        bool,
+        typer.Option("--transcribe", help="Recognize the words of clips without text; needs csm-cli\\[verify]."),
+    ] = False
+    verify_model: Annotated[str, setting("verify_model", help="faster-whisper model of --transcribe.")] = "base.en"
+    revision: Annotated[str | None, setting("revision")] = None
+    replace: Annotated[bool, typer.Option("--replace", help="Replace voices of these names.")] = False
+    offline: Annotated[bool, setting("offline")] = False
+
+
+def pull(
+    repository: Annotated[
+        str, typer.Argument(metavar="REPOSITORY", help="A Hugging Face id with clips in prompts/.")
+    ] = OFFICIAL,
+    names: Annotated[list[str] | None, typer.Argument(metavar="NAME...", help="Only these voices.")] = None,
+    *,
+    options: PullOptions,
+    output_options: OutputOptions,
+) -> None:
+    """Save the voices that a checkpoint's repository publishes.
+
+    Examples:
+      csm voices pull
+      csm voices pull sesame/csm-1b conversational_a read_speech_b
+    """
+    from csm_cli.checkpoint.find import HubRepository, find_source
+    from csm_cli.voices.published import find_published
+
+    configure_logging(output_options)
+    source = find_source(repository, options.revision, options.offline)
+    if not isinstance(source, HubRepository):
+        raise UsageError(f"{repository} is a folder here; csm voices add NAME CLIP saves a clip of it")
+    saved = []
+    known = {voice.name for voice in list_voices()}
+    for published in find_published(source, names or ()):
+        if published.name in known and not options.replace:
+            if not output_options.quiet:
+                log_line(f"voice {published.name} is there already; --replace pulls it again")
+            continue
+        saved.append(_save_published(published, options))
+        if not output_options.json:
+            emit_path(saved[-1].audio)
+    if output_options.json:
+        emit_json([_record(voice) for voice in saved])
+    elif saved and not output_options.quiet:
+        log_line(f"{format_count(len(saved), 'voice')} saved; use one with: csm say -v {saved[0].name} ...")
+
+
+def _save_published(published: PublishedVoice, options: PullOptions) -> SavedVoice:
+    """Raises UsageError: the words of the clip are unknown. AudioUnreadable: it cannot be used."""
+    from csm_cli.audio.io import read_audio
+    from csm_cli.script.spoken_text import clean_text
+    from csm_cli.voices.clip import prepare_clip
+
+    text = published.text
+    if not text and not options.transcribe:
+        raise UsageError(f"the words of {published.source} are not known; add --transcribe to recognize them")
+    if not text:
+        from csm_cli.generation.verification import WhisperRecognizer, transcribe_clip
+
+        text = transcribe_clip(WhisperRecognizer(options.verify_model), published.path)
+    try:
+        speech, warnings = prepare_clip(read_audio(published.path, _RATE), text)
+    except AudioUnreadable as error:
+        raise AudioUnreadable(f"{published.source}: {error}") from error
+    for warning in warnings:
+        warn(f"{published.name}: {warning}")
+    terms = f"as of {published.source.split()[2]}"
+    info = VoiceInfo(clean_text(text), terms, f"https://huggingface.co: {published.source}")
+    return add_voice(published.name, speech, info, options.replace)
+
+
+voices.command()(pull)
 
 
 def _record(voice: SavedVoice) -> dict[str, Any]:

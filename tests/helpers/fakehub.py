@@ -12,6 +12,7 @@ from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import huggingface_hub
 import pytest
@@ -46,6 +47,9 @@ class Handler(BaseHTTPRequestHandler):
         self.answer(body=True)
 
     def answer(self, body: bool) -> None:
+        self.path = unquote(self.path)
+        if self.path.startswith("/api/models/"):
+            return self.list_folder()
         owner, name, _, revision, file = self.path.strip("/").split("/", 4)
         repository = f"{owner}/{name}"
         self.hub.asked.append(file)
@@ -59,6 +63,19 @@ class Handler(BaseHTTPRequestHandler):
         if not (folder / file).is_file():
             return self.refuse(404, "EntryNotFound")
         return self.send((folder / file).read_bytes(), body)
+
+    def list_folder(self) -> None:
+        """GET of /api/models/OWNER/NAME/tree/REVISION/FOLDER."""
+        owner, name, _, _, folder = self.path.partition("?")[0].removeprefix("/api/models/").split("/", 4)
+        self.hub.asked.append(f"{folder}/")
+        path = self.hub.repositories[f"{owner}/{name}"] / folder
+        if not path.is_dir():
+            return self.refuse(404, "EntryNotFound")
+        entries = [
+            {"type": "file", "path": f"{folder}/{each.name}", "size": each.stat().st_size, "oid": "0" * 40}
+            for each in path.iterdir()
+        ]
+        return self.send(json.dumps(entries).encode(), body=True)
 
     def refuse(self, status: int, code: str) -> None:
         self.send_response(status)
