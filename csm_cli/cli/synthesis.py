@@ -234,8 +234,8 @@ def note_unknown_voices(conversations: Iterable[Conversation], checkpoint: Check
         if not steady and not conversation.context and any(turn.recording is None for turn in conversation.turns):
             steady = True
             log_line(
-                "note: without a voice this model draws a new one in each run; for a steady one add -v NAME, or a voice "
-                "in the script (csm voices list has names, csm voices pull saves those of csm-1b)"
+                "note: without a voice this model draws a new one in each run; for a steady one add -v NAME, or a "
+                "voice in the script (csm voices list has names, csm voices pull saves those of csm-1b)"
             )
         texts = "".join(turn.text for turn in conversation.turns if not turn.recording)
         if not foreign and (script := foreign_script(texts)):
