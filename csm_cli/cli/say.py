@@ -130,6 +130,8 @@ def _paragraphs(turns: Sequence[Turn], language: str) -> tuple[Turn, ...]:
         for part in split_text(turn.text, _PARAGRAPH_CHARS, language):
             if is_speakable(part):
                 result.append(replace(turn, text=part, gap=_PARAGRAPH_GAP if result else 0.0))
+            elif result and part.strip():  # a pause that is a paragraph of its own
+                result[-1] = replace(result[-1], text=f"{result[-1].text} {part}")
     return tuple(result)
 
 

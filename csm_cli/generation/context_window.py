@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
-from csm_cli.generation.chunking import spell, split_text, spoken_length
+from csm_cli.generation.chunking import SpeechPauses, spell, split_speech, spoken_length
 from csm_cli.types import Conversation, GenerationOptions, Turn
 
 if TYPE_CHECKING:
@@ -163,7 +163,8 @@ def estimate_turns(
 
     def estimate(number: int, turn: Turn) -> TurnEstimate:
         limit = flags.over(turn.options).over(conversation.defaults).max_duration
-        chunks = split_text(turn.text, 0 if turn.recording or limit else chunk_chars, conversation.language)
+        chars = 0 if limit else chunk_chars
+        chunks = (turn.text,) if turn.recording else split_speech(turn.text, chars, conversation.language)
         texts = chunks if turn.recording else [spell(chunk, conversation) for chunk in chunks]
         tokens = sum(len(prompt_builder.text_ids(turn.speaker, text)) for text in texts)
         if turn.recording:
@@ -172,9 +173,11 @@ def estimate_turns(
             end = turn.recording.end
             seconds = (probe(turn.recording.path).duration if end is None else end) - (turn.recording.start or 0.0)
         else:
-            seconds = spoken_length(turn.text) / _TYPICAL_SPEAKING_RATE
-            seconds = min(seconds, limit) if limit else seconds
+            lengths = [spoken_length(chunk) / _TYPICAL_SPEAKING_RATE for chunk in chunks]
+            seconds = sum(min(length, limit) if limit else length for length in lengths)
         positions = tokens + round(seconds * limits.frame_rate) + len(texts)
+        if not turn.recording:
+            seconds += SpeechPauses.of(turn.text, chunks).total
         return TurnEstimate(number, tokens, seconds, positions, len(texts))
 
     context: list[TurnEstimate] = []

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from csm_cli.engine import Request, SamplingParams
 from csm_cli.errors import PromptTooLong
-from csm_cli.generation.chunking import spell, split_text, spoken_length
+from csm_cli.generation.chunking import SpeechPauses, spell, split_speech, spoken_length
 from csm_cli.generation.context_window import ContextWindow, PromptTurn, WindowLimits
 from csm_cli.generation.stream_joiner import StreamJoiner
 from csm_cli.generation.take import Take, TakeSpec, best_take
@@ -39,7 +39,7 @@ class ResolvedDefaults:
 class TurnState:
     """The turn that is being generated, chunk by chunk.
 
-    chunk_chars, language: as for `split_text`. number: in the conversation, from 1. takes: of the current chunk;
+    chunk_chars, language: as for `split_speech`. number: in the conversation, from 1. takes: of the current chunk;
     all_takes: of all chunks so far. chosen: the best take of each finished chunk. started: when its first prefill
     began, by time.perf_counter. peak_positions, evicted: as in `Utterance`. joiner: of its stream, if it has one.
     """
@@ -61,7 +61,12 @@ class TurnState:
     @cached_property
     def chunks(self) -> tuple[str, ...]:
         """The text in chunks; split when they are needed, which they are not for a turn whose speech exists."""
-        return split_text(self.turn.text, self.chunk_chars, self.language)
+        return split_speech(self.turn.text, self.chunk_chars, self.language)
+
+    @cached_property
+    def pauses(self) -> SpeechPauses:
+        """The pauses that the text asks for."""
+        return SpeechPauses.of(self.turn.text, self.chunks)
 
     @property
     def chunk(self) -> str | None:

@@ -8,6 +8,7 @@ import numpy as np
 
 from csm_cli.audio.io import Audio
 from csm_cli.errors import UsageError
+from csm_cli.generation.chunking import SpeechPauses
 from csm_cli.generation.events import Segment
 from csm_cli.generation.turn_cache import CachedTurn, TurnCache
 
@@ -41,7 +42,8 @@ def pick_take(cache: TurnCache, turn: CachedTurn, number: int) -> CachedTurn:
     frames = [len(codes) for codes, _ in stored]
     turn = replace(turn, takes=takes, by_hand=True)
     chunks = tuple((text, count) for (text, _), count in zip(turn.chunks, frames, strict=False))
-    if len(texts) == 1:
+    pauses = SpeechPauses.of(turn.text, texts)
+    if len(texts) == 1 and not pauses.total:
         audio = stored[0][1]
         segment = Segment(texts[0], 0.0, audio.duration, frames[0])
         return replace(
@@ -56,7 +58,7 @@ def pick_take(cache: TurnCache, turn: CachedTurn, number: int) -> CachedTurn:
         for take, (codes, audio) in zip(picked, stored, strict=True)
     ]
     rate = stored[0][1].rate
-    samples, segments = concatenate(texts, parts, rate)
+    samples, segments = concatenate(texts, parts, rate, pauses)
     digest = cache.store(np.concatenate([codes for codes, _ in stored]), Audio(samples, rate))
     stop = worst_stop(take.stop for take in picked)
     return replace(turn, digest=digest, stop=stop, chunks=chunks, segments=segments)

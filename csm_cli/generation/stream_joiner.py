@@ -5,13 +5,15 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from csm_cli.generation.chunking import SpeechPauses
 from csm_cli.generation.events import Segment
 from csm_cli.generation.take import (
     FADE_SECONDS,
     LEVEL_SECONDS,
+    NO_PAUSES,
     RELATIVE_SILENCE_LEVEL,
     SILENCE_LEVEL,
-    joint_pause,
+    joint_samples,
     rms_levels,
 )
 
@@ -27,8 +29,8 @@ class StreamJoiner:
     samples: all that was returned so far. segments: of the takes that ended.
     """
 
-    def __init__(self, rate: int) -> None:
-        self._rate = rate
+    def __init__(self, rate: int, pauses: SpeechPauses = NO_PAUSES) -> None:
+        self._rate, self._pauses = rate, pauses
         self._step, self._fade = round(LEVEL_SECONDS * rate), round(FADE_SECONDS * rate)
         self._returned: list[Samples] = []
         self._length = 0
@@ -56,19 +58,24 @@ class StreamJoiner:
         if not len(loud):
             return self._return(0)
         end = int(loud[-1] + 1) * self._step
-        if not self.audible and self.segments:
-            pause = joint_pause(self.segments[-1].text) - 2 * FADE_SECONDS
+        if not self.audible and (self.segments or self._pauses.first):
+            silence = np.zeros(self._silence(), np.float32)
             skipped = max(0, int(loud[0]) * self._step - self._fade)
             trimmed = self._pending[skipped:].copy()
             ramp = self._ramp(trimmed)
             trimmed[: len(ramp)] *= ramp
-            silence = np.zeros(round(pause * self._rate), np.float32)
             self._pending = np.concatenate((silence, trimmed))
             self._passed += skipped - len(silence)
             self._start = self._length + len(silence)
             end += len(silence) - skipped
         self.audible = True
         return self._return(end)
+
+    def _silence(self) -> int:
+        """Samples of silence before the take."""
+        if not self.segments:
+            return joint_samples(self._pauses.first, "", self._rate)
+        return joint_samples(self._pauses.after_chunk(len(self.segments) - 1), self.segments[-1].text, self._rate)
 
     def end_take(self, text: str, frames: int, length: int, last: bool) -> Samples:
         """Ends a take of so many frames, of which `length` samples count; returns the rest of its audio.
@@ -88,6 +95,9 @@ class StreamJoiner:
         else:
             returned = self._return(length if not self.segments and last else 0)
         self.segments.append(Segment(text, self._start / self._rate, self._length / self._rate, frames))
+        if last and self._pauses.last:
+            self._pending = np.zeros(round(self._pauses.last * self._rate), np.float32)
+            returned = np.concatenate((returned, self._return(len(self._pending))))
         return returned
 
     def _return(self, count: int) -> Samples:

@@ -364,7 +364,7 @@ class SynthesisRun:
             return
         samples = builder.new_samples()
         if policy.trim:
-            current.joiner = current.joiner or StreamJoiner(self._synth.codec.rate)
+            current.joiner = current.joiner or StreamJoiner(self._synth.codec.rate, current.pauses)
             samples = current.joiner.push(samples)
         self._emit(state, samples)
 
@@ -378,7 +378,7 @@ class SynthesisRun:
         if current.joiner:
             samples, segments = current.joiner.samples, tuple(current.joiner.segments)
         else:
-            samples, segments = concatenate(current.chunks[: len(takes)], takes, rate)
+            samples, segments = concatenate(current.chunks[: len(takes)], takes, rate, current.pauses)
         return Utterance(
             conversation=conversation,
             turn=current.turn,

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from csm_cli.generation.chunking import SpeechPauses
 from csm_cli.generation.events import Segment
 from csm_cli.models.mimi import ChunkDecoder, PendingChunk
 
@@ -238,23 +239,37 @@ def best_take(takes: Sequence[Take], expected_frames: float | None = None) -> Ta
     return min(takes, key=penalty)
 
 
-def concatenate(texts: Sequence[str], takes: Sequence[Take], rate: int) -> tuple[Samples, tuple[Segment, ...]]:
+NO_PAUSES = SpeechPauses()
+
+
+def concatenate(
+    texts: Sequence[str], takes: Sequence[Take], rate: int, pauses: SpeechPauses = NO_PAUSES
+) -> tuple[Samples, tuple[Segment, ...]]:
     """The audio of a turn [N], from one take for each chunk of its text, and the segments in it.
 
-    A single take is not changed. At joints, silence is trimmed, the edges fade over 20 ms, and a natural pause follows.
+    A single take is not changed. At joints, silence is trimmed, the edges fade over 20 ms, and the pause that the text
+    asks for follows, or a natural one.
     """
     samples = np.zeros(0, np.float32)
     segments: list[Segment] = []
     for text, take in zip(texts, takes, strict=True):
         if segments:
-            # both fades are part of the pause
-            pause = joint_pause(segments[-1].text) - 2 * FADE_SECONDS
-            samples = np.pad(samples, (0, round(pause * rate)))
+            samples = np.pad(
+                samples, (0, joint_samples(pauses.after_chunk(len(segments) - 1), segments[-1].text, rate))
+            )
+        elif pauses.first:
+            samples = np.zeros(joint_samples(pauses.first, "", rate), np.float32)
         start = len(samples) / rate
-        sound = _trim_edges(take.samples, rate, start=bool(segments), end=len(segments) + 1 < len(takes))
+        is_joint = bool(segments) or pauses.first > 0
+        sound = _trim_edges(take.samples, rate, start=is_joint, end=len(segments) + 1 < len(takes))
         samples = np.concatenate((samples, sound))
         segments.append(Segment(text, start, len(samples) / rate, len(take.codes)))
-    return samples, tuple(segments)
+    return np.pad(samples, (0, round(pauses.last * rate))), tuple(segments)
+
+
+def joint_samples(pause: float | None, text: str, rate: int) -> int:
+    """Samples of silence before the next segment; both fades are part of the pause. text: of the segment before."""
+    return round(max(0.0, (joint_pause(text) if pause is None else pause) - 2 * FADE_SECONDS) * rate)
 
 
 def joint_pause(text: str) -> float:

@@ -35,11 +35,11 @@ _NAME = r"(\w[^:：<>\[\]()*|\"“”!?;,{}=/\\]{0,40}?)"  # noqa: RUF001
 _DIRECTION = r"(?: ?[\[(][^\[\]()]{0,80}[\])])?"
 _BOLD = re.compile(rf"^(\*{{1,3}}|_{{1,3}}){_NAME}({_DIRECTION}) ?(?:[:：]\1|\1{_DIRECTION} ?[:：])(?: |$)")  # noqa: RUF001
 _COLON = re.compile(rf"^{_NAME}({_DIRECTION}{_DIRECTION}) ?(?::(?: |$)|： ?)")  # noqa: RUF001
-_BRACKETS = re.compile(r"^[\[(]([^\[\]():]{1,40})[\])]( ?:)? ?")
+_BRACKETS = re.compile(r"^(?!\[pause \d)[\[(]([^\[\]():]{1,40})[\])]( ?:)? ?")
 _HEADING = re.compile(r"^#{1,6} ")
 _ALONE = re.compile(r"^([^\W\d][^:：.!?,;\"“”()\[\]]{0,40}?) ?(\([^()]{1,40}\))?$")  # noqa: RUF001
 _SEPARATOR = re.compile(r"^(?:[-*_=~] ?){3,}$|^`{3}")
-_ASIDE = re.compile(r"^[\[(*_][^\[\]()]*[\])*_]$|^<!--[^>]*-->$|^(?:INT|EXT|EST|I/E)[./ ]")  # and scenes
+_ASIDE = re.compile(r"^(?!\[pause \d)[\[(*_][^\[\]()]*[\])*_]$|^<!--[^>]*-->$|^(?:INT|EXT|EST|I/E)[./ ]")  # and scenes
 _EMPHASIS = re.compile(r"(?<![^\s\"'(\[])(\*{1,3}|_{1,3}|`)(?=\S)([^*_`]{1,400})(?<=\S)\1(?![\w*_])")
 _ATTRIBUTE = r"[ \t]+[\w:-]{1,40}=(?:\"[^\"<>]{0,80}\"|'[^'<>]{0,80}')"
 _ELEMENT = re.compile(rf"<(/?)([A-Za-z_][\w.-]{{0,60}})((?:{_ATTRIBUTE})*)[ \t]*(/?)>")

@@ -12,13 +12,13 @@ from csm_cli.errors import Diagnostic, ModelNotFound, ScriptInvalid, UsageError
 from csm_cli.script.files import AudioLookup, read_transcript
 from csm_cli.script.limits import MAX_PATH_CHARS, MAX_TEXT_CHARS
 from csm_cli.script.source import quoted, text_fault, text_problem
-from csm_cli.script.spoken_text import clean_text, is_speakable
+from csm_cli.script.spoken_text import clean_text, is_speakable, pause_problem
 from csm_cli.types import Recording, Turn
 from csm_cli.voices.store import find_voice, is_name
 
 _LOG = logging.getLogger(__name__)
 _TAG = re.compile(r"(?<![A-Za-z0-9_\[])\[([0-9]{1,3})\]")  # anywhere but in a word, as in "a[1]"
-_NAME_TAG = re.compile(r"\s*\[[^\W\d][^\[\]\n]{0,30}\](?=\s*\S)")
+_NAME_TAG = re.compile(r"\s*\[(?!pause )[^\W\d][^\[\]\n]{0,30}\](?=\s*\S)")
 
 
 @dataclass(frozen=True)
@@ -73,6 +73,8 @@ def parse_say(text: str, speaker: int, name: str = "<text>", max_chars: int = MA
         elif not is_speakable(spoken):
             shown = quoted(spoken.strip())
             problem = f"{shown} has nothing to speak; write words" if spoken.strip() else "expected text, got nothing"
+            diagnostics.append(Diagnostic(name, line, part.start - line_start + 1, f"turns[{index}].text", problem))
+        elif problem := pause_problem(spoken):
             diagnostics.append(Diagnostic(name, line, part.start - line_start + 1, f"turns[{index}].text", problem))
         turns.append(Turn(speaker=part.speaker, text=spoken.rstrip("\r\n"), name=str(part.speaker)))
     if diagnostics:

@@ -16,7 +16,7 @@ from csm_cli.script.inline import split_tags
 from csm_cli.script.lexicon import merge_lexicons, read_lexicon
 from csm_cli.script.limits import MAX_SPEAKERS
 from csm_cli.script.source import INVALID, Keys, Source, format_path, quoted, text_problem
-from csm_cli.script.spoken_text import clean_text, is_speakable
+from csm_cli.script.spoken_text import clean_text, is_speakable, pause_problem
 from csm_cli.script.validate import validate_entry, validate_turn
 from csm_cli.types import Conversation, GenerationOptions, Recording, Turn
 from csm_cli.voices.store import find_voice, is_name
@@ -439,6 +439,8 @@ def _resolve_turn(source: Source, parsed: ParsedTurn, speakers: SpeakerTable, in
         source.add_error(paths["text"], "expected text, got nothing")
     elif isinstance(entry, schema.SpokenEntry) and not is_speakable(text) and not comment:
         source.add_error(paths["text"], f"{quoted(entry.text.strip())} has nothing to speak; write words")
+    elif isinstance(entry, schema.SpokenEntry) and (problem := pause_problem(text)):
+        source.add_error(paths["text"], problem)
     recording, options = None, GenerationOptions()
     if isinstance(entry, schema.ContextEntry):
         recording = resolve_recording(source, entry.audio, paths["audio"], entry.start, entry.end)

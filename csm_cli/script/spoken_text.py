@@ -14,6 +14,9 @@ _JOINER = re.compile(
     "(?<![\u0600-\u08ff\u0900-\u0dff\u1000-\u109f])[\u200c\u200d]|[\u200c\u200d](?![\u0600-\u08ff\u0900-\u0dff\u1000-\u109f])"
 )
 _SPACES = re.compile("[\x0b\x0c\u2028\u2029]")  # form feeds of PDFs, line breaks of editors
+MAX_PAUSE_SECONDS = 60.0
+PAUSE = re.compile(r"\[pause (\d{1,2}(?:\.\d{1,3})?)\]")  # in seconds
+_LIKE_PAUSE = re.compile(r"\[pause[ :=]*[-+]?[\d.,][^\[\]\n]{0,20}\]", re.IGNORECASE)
 _SPOKEN_SYMBOLS = frozenset("%&@#°§")
 _LATIN = "LATIN"
 
@@ -30,8 +33,18 @@ def clean_text(text: str) -> str:
 
 
 def is_speakable(text: str) -> bool:
-    """Whether a text has a letter, a digit or a symbol with a name, such as a percent sign."""
+    """Whether a text has a letter, a digit or a symbol with a name, such as a percent sign, besides its pauses."""
+    text = PAUSE.sub("", text) if "[pause" in text else text
     return any(char.isalnum() or char in _SPOKEN_SYMBOLS or unicodedata.category(char) in ("Sc", "Sm") for char in text)
+
+
+def pause_problem(text: str) -> str:
+    """What is wrong with a pause in a text, such as `[pause 0,5]`; empty if nothing is."""
+    for match in _LIKE_PAUSE.finditer(text):
+        pause = PAUSE.fullmatch(match[0])
+        if not pause or float(pause[1]) > MAX_PAUSE_SECONDS:
+            return f"expected a pause such as [pause 0.5], of 0 to {MAX_PAUSE_SECONDS:g} seconds, got {match[0]}"
+    return ""
 
 
 def foreign_script(text: str) -> str:

@@ -15,7 +15,7 @@ from csm_cli.audio.io import Audio, encode, read_audio
 from csm_cli.errors import InputError, OutputRefused, VoiceNotFound
 from csm_cli.generation.synthesizer import Synthesizer
 from csm_cli.script.source import text_problem
-from csm_cli.script.spoken_text import clean_text, is_speakable
+from csm_cli.script.spoken_text import clean_text, is_speakable, pause_problem
 from csm_cli.serve.limits import MAX_CLIP_SECONDS, MAX_CLIPS_CACHED, MAX_VOICES
 from csm_cli.types import Turn
 from csm_cli.voices.clip import prepare_clip
@@ -64,7 +64,7 @@ def check_text(name: str, text: str) -> str:
         InputError: it is empty or cannot be spoken.
     """
     clean = clean_text(text).strip()
-    problem = text_problem(clean) if is_speakable(clean) else "there is nothing to speak"
+    problem = text_problem(clean) or pause_problem(clean) if is_speakable(clean) else "there is nothing to speak"
     if problem:
         raise InputError(f"{name}: {problem}")
     return clean
