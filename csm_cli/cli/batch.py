@@ -94,7 +94,7 @@ class BatchScope:
 
 def batch(
     manifest: Annotated[
-        str, typer.Argument(metavar="MANIFEST", help="JSONL, JSON, CSV or text lines; - is standard input.")
+        str, typer.Argument(metavar="MANIFEST", help="JSONL, JSON, CSV, Parquet or text lines; - is standard input.")
     ],
     batch_size: Annotated[
         str, typer.Option("--batch-size", metavar="auto|N", help="Items decoded together; auto: by free memory.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -16,6 +16,8 @@ from csm_cli.script.cells import DELIMITERS, find_delimiter, separator_of, table
 from csm_cli.script.dialogue_text import detect_dialogue
 from csm_cli.script.files import STDIN, AudioLookup, LineStream, numbered_lines, read_text
 from csm_cli.script.limits import MAX_COLUMNS, MAX_TEXT_FILE_BYTES
+from csm_cli.script.parquet_rows import SUFFIX as PARQUET
+from csm_cli.script.parquet_rows import parquet_rows
 from csm_cli.script.parsers import parse_json, parse_yaml, split_json_array
 from csm_cli.script.resolve import (
     UNKNOWN_HEADER,
@@ -69,10 +71,10 @@ class _TableHeader:
 class Manifest:
     """The conversations of a manifest, one a row; `-` is standard input.
 
-    `.csv` and `.tsv` have column names and one item a row, `.txt` one text a line, and so has standard input that does
-    not begin with a bracket; `.json`, and what begins with `[`, is a JSON array; all else is JSONL. An item without an
-    id gets its line in the file, such as `0001`. Each iteration reads the file again, so that memory does not grow with
-    it.
+    `.csv`, `.tsv` and `.parquet` have column names and one item a row, `.txt` one text a line, and so has standard
+    input that does not begin with a bracket; `.json`, and what begins with `[`, is a JSON array; all else is JSONL. An
+    item without an id gets its line in the file, such as `0001`. Each iteration reads the file again, so that memory
+    does not grow with it.
 
     path: None for standard input. header: for all items, below a header in the file.
 
@@ -141,7 +143,9 @@ class Manifest:
     def _items(self) -> Iterator[ManifestItem]:
         files = AudioLookup(self.path.parent if self.path else Path())
         if self._suffix in DELIMITERS:
-            return self._table_items(files)
+            return self._table_items(files, self._csv_rows())
+        if self._suffix == PARQUET and self.path:
+            return self._table_items(files, parquet_rows(self.path))
         first = next((line.lstrip() for line in self._lines if line.strip()), "")
         if self._suffix == ".txt" or (self.path is None and first and first[0] not in "{[#"):
             return self._text_items(files)
@@ -163,14 +167,16 @@ class Manifest:
             source.data = {"text": source.text(text, ("text",), location)}
             yield source, number, resolve_line(source, self._header, f"{number:04d}")
 
-    def _table_items(self, files: AudioLookup) -> Iterator[ManifestItem]:
+    def _csv_rows(self) -> Iterator[tuple[int, list[str] | str]]:
         known = (*_CELL_FIELDS, *self._columns.chosen().values())
         lines = ("\n" if number == 0 and separator_of(line) else line for number, line in enumerate(self._lines))
         head = [line for line in islice(self._lines, 20) if line.strip()]
         declared = separator_of(head[0]) if head else None
-        delimiter = declared or find_delimiter(head[0] if head else "", known, DELIMITERS[self._suffix])
+        return table_rows(lines, declared or find_delimiter(head[0] if head else "", known, DELIMITERS[self._suffix]))
+
+    def _table_items(self, files: AudioLookup, rows: Iterable[tuple[int, list[str] | str]]) -> Iterator[ManifestItem]:
         table: _TableHeader | None = None
-        for number, cells in table_rows(lines, delimiter):
+        for number, cells in rows:
             source = Source(self._lines.name, files, locations={(): (number, 1)})
             item = None
             if isinstance(cells, str):
