@@ -102,7 +102,7 @@ def test_exit_code_is_1_if_all_items_fail(csm: Csm, silent_checkpoint: Path, tmp
         ("{id.wav", "ab", 2, "csm: -o"),
         ("{id:d}.wav", "ab", 2, "csm: -o"),
         ("{index:{width}}.wav", "ab", 2, "csm: -o"),
-        ("{id}.mp3", "ab", 2, ".mp3"),
+        ("{id}.doc", "ab", 2, ".doc"),
         ("-", "ab", 2, "batch writes files"),
         ("x" * 300 + "{id}.wav", "ab", 2, "too long"),
     ],
