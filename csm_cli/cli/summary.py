@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from csm_cli.errors import GenerationFailed
-from csm_cli.generation.chunking import spell
 from csm_cli.generation.events import ModelIdentity, Utterance
 from csm_cli.report import format_count
 from csm_cli.types import Conversation, Turn
@@ -63,11 +62,14 @@ def conversation_record(
     seconds = sum(each.audio.duration for each in generated)
     stops = {each.stop for each in utterances}
     turns = []
+    loudness = _loudness_record(finished)
     for utterance, span in zip(utterances, finished.track.spans, strict=True):
         own = (cached or {}).get(utterance.number)
         takes = own.takes if own else list_takes(utterance)
         audio = finished.track.turn(utterance.number - 1)
-        facts = {"lufs": measured_loudness(audio), "takes": take_records(takes, folder)}
+        is_whole = len(utterances) == 1 and len(audio.samples) == len(finished.track.audio.samples)
+        level = loudness["lufs"] if is_whole else measured_loudness(audio)
+        facts = {"lufs": level, "takes": take_records(takes, folder)}
         turns.append(_turn_record(utterance, span) | facts)
     dropped = {turn for each in utterances for turn in each.evicted if turn != each.number}
     return {
@@ -75,7 +77,7 @@ def conversation_record(
         "status": "ok",
         "output": output,
         "duration_s": round(finished.track.audio.duration, 3),
-        "loudness": _loudness_record(finished),
+        "loudness": loudness,
         "rtf": round(sum(each.seconds for each in generated) / seconds, 4) if seconds else None,
         "stop": next(stop for stop in ("cap", "silence", "repeat", "eos", "empty", "recorded") if stop in stops),
         "seed": synthetic[0].seed if synthetic else None,
@@ -141,10 +143,10 @@ def measured_loudness(audio: Audio) -> float | None:
 def _loudness_record(finished: FinishedConversation) -> dict[str, float | None]:
     from csm_cli.audio.loudness import true_peak
 
-    audio = finished.track.audio
-    peak = true_peak(audio.samples)
+    audio, target = finished.track.audio, finished.conversation.loudness
+    peak = -math.inf if target is None else true_peak(audio.samples)  # 5 ms per second of audio
     return {
-        "target_lufs": finished.conversation.loudness,
+        "target_lufs": target,
         "lufs": measured_loudness(audio),
         "true_peak_dbtp": round(peak, 2) if math.isfinite(peak) else None,
     }
@@ -154,6 +156,8 @@ def spelled_record(turn: Turn, conversation: Conversation | None) -> dict[str, s
     """`spelled`: the text as the model reads it, where the lexicon or the normalization change it."""
     if conversation is None or turn.recording:
         return {}
+    from csm_cli.generation.chunking import spell  # reads scripts, which start-up has no time for
+
     spelled = spell(turn.text, conversation)
     return {"spelled": spelled} if spelled != turn.text else {}
 

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from csm_cli.checkpoint.find import OFFICIAL
 from csm_cli.cli.console import configure_logging, emit, emit_json, emit_path, log_line, warn
 from csm_cli.cli.options import OutputOptions, voice_names
 from csm_cli.cli.say import read_text
@@ -207,7 +206,7 @@ class PullOptions:
 def pull(
     repository: Annotated[
         str, typer.Argument(metavar="REPOSITORY", help="A Hugging Face id with clips in prompts/.")
-    ] = OFFICIAL,
+    ] = "sesame/csm-1b",
     names: Annotated[list[str] | None, typer.Argument(metavar="NAME...", help="Only these voices.")] = None,
     *,
     options: PullOptions,

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from csm_cli.generation.chunking import spell
 from csm_cli.storage.fingerprint import fingerprint
 from csm_cli.types import DEFAULT_LANGUAGE, Conversation, GenerationOptions, RetryPolicy, Turn, resolve_options
 
@@ -43,6 +42,8 @@ class SynthesisSetup:
 
         conversation: that the turn is generated for; None for context, which is spoken as it is written.
         """
+        from csm_cli.generation.chunking import spell  # reads scripts, which start-up has no time for
+
         recording = turn.recording
         return {
             "speaker": turn.speaker,

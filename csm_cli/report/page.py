@@ -258,13 +258,14 @@ def _details(record: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 def _about(result: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
     window = result.get("context_window") or {}
+    peak = (result.get("loudness") or {}).get("true_peak_dbtp")
     found = (
         ("RTF", f"{result['rtf']:.2f}" if result.get("rtf") else None),
         ("first seed", result.get("seed")),
         ("context", f"{window.get('peak')} of {window.get('soft_limit')} positions" if window else None),
         (
             "true peak",
-            f"{(result.get('loudness') or {}).get('true_peak_dbtp')} dBTP" if result.get("loudness") else None,
+            f"{peak} dBTP" if peak is not None else None,
         ),
         ("revision", result.get("revision")),
         ("device", result.get("device")),

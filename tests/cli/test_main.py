@@ -127,8 +127,8 @@ def test_flags_before_a_command_do_not_hide_it(csm: Csm) -> None:
 
 
 def test_debug_shows_the_traceback(csm: Csm) -> None:
-    assert "Traceback" not in csm("say", "Hi", "-o", "x.mp3").err
-    assert "Traceback" in csm("say", "Hi", "-o", "x.mp3", "--debug").err
+    assert "Traceback" not in csm("say", "Hi", "-o", "x.xyz").err
+    assert "Traceback" in csm("say", "Hi", "-o", "x.xyz", "--debug").err
     assert "Traceback" in csm("--debug", "say", "Hi", "-o", "x.mp3").err
 
 
