@@ -64,7 +64,7 @@ def test_a_report_reads_no_file_outside(csm: Csm, tiny_checkpoint: Path, tmp_pat
     other = {**record, "id": "other", "file": "link/" + tone.name}
     (tmp_path / "out" / "link").symlink_to(tone.parent)
     (tmp_path / "out" / "results.jsonl").write_text(json.dumps(record) + "\n" + json.dumps(other) + "\n")
-    assert csm(*arguments, *limits, "--report", tmp_path / "page.html").code == 0
+    assert csm(*arguments, *limits, "--report", tmp_path / "page.html", "--embed").code == 0
     page = (tmp_path / "page.html").read_text()
     assert page.count("data:audio/flac") == 1 and "leads out" in page
 

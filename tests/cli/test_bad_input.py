@@ -57,7 +57,7 @@ def test_an_invalid_script_or_manifest_writes_nothing(
     [
         ("", "is a directory"),
         ("file.txt/a.wav", "is not a folder"),
-        ("a.mp3", ".mp3"),
+        ("a.doc", ".doc"),
         ("a", "suffix"),
         ("/proc/none/a.wav", "/proc"),
         ("/dev/null", "/dev/null"),
