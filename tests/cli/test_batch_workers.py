@@ -47,7 +47,7 @@ def assert_same(one: Path, other: Path) -> None:
     first, second = results(one), results(other)
     for records in (first, second):
         for record in records.values():
-            del record["output"]
+            del record["output"], record["elapsed_s"]
             for turn in record["turns"]:
                 for take in turn["takes"]:
                     take.pop("seconds", None)
