@@ -16,7 +16,7 @@ test: $(VENV)/.developed
 
 # The tests of over about 10 CPU seconds, which `make test` leaves out.
 test-slow: $(VENV)/.developed
-	OMP_NUM_THREADS=1 $(BIN)/pytest -m slow -n 2
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m "slow and not cluster" -n 2
 
 format: $(VENV)/.developed
 	$(BIN)/ruff format .

@@ -102,10 +102,14 @@ class SpeechServer:
         finally:
             connection.close()
 
+    def metrics(self) -> dict[str, float]:
+        """The values of /metrics that have no labels."""
+        lines = [line.split() for line in self.get("/metrics")[1].splitlines() if not line.startswith("#")]
+        return {name: float(value) for name, value in lines if "{" not in name}
+
     def metric(self, name: str) -> float:
         """A value of /metrics."""
-        lines = self.get("/metrics")[1].splitlines()
-        return float(next(line.split()[1] for line in lines if line.startswith(f"{name} ")))
+        return self.metrics()[name]
 
     def wait_until_idle(self, seconds: float = 60.0) -> bool:
         """Whether every slot and the queue become empty in time."""
@@ -199,11 +203,13 @@ def load_figures(server: SpeechServer, clients: int, lines: Sequence[Line]) -> d
 
 def overload_figures(server: SpeechServer, clients: int, lines: Sequence[Line]) -> dict[str, Any]:
     """So many clients at once, one line each: how many were refused, and whether otherwise than with 503."""
-    before, longest, limit = server.resident_mb, 0.0, server.metric("csm_queue_limit")
+    before, most = server.resident_mb, 0.0
+    limit = server.metric("csm_queue_limit") + server.metric("csm_slots")
     with ThreadPoolExecutor(1) as pool:
         running = pool.submit(run_clients, clients, lines, server.speak)
         while not running.done():
-            longest = max(longest, server.metric("csm_queue_length"))
+            now = server.metrics()
+            most = max(most, now["csm_queue_length"] + now["csm_slots_busy"])
             time.sleep(0.1)
         replies, _ = running.result()
     return {
@@ -211,8 +217,8 @@ def overload_figures(server: SpeechServer, clients: int, lines: Sequence[Line]) 
         "overload_answered": sum(each.status == 200 for each in replies),
         "overload_refused_503": sum(each.status == 503 for each in replies),
         "overload_other": sum(each.status not in (200, 503) for each in replies),
-        "overload_queue": longest,
-        "overload_queue_limit": limit,
+        "overload_accepted_at_once": most,
+        "overload_limit": limit,
         "overload_added_mb": server.resident_mb - before,
     }
 

@@ -66,7 +66,7 @@ def measure_serve(
             rows.append({"server": "csm serve"} | load_figures(server, clients, _load(workload, clients)))
         log("csm batch of the lines of the load with as many clients as slots ...")
         lines = _load(workload, workload.slots)
-        batch = _batch_audio_per_second(lines, run_batch)
+        batch = _batch_audio_per_second(lines, workload.slots, run_batch)
         served = load_figures(server, workload.slots, lines)["audio_s_per_s"]
         figures: Figures = {
             "bench": "serve",
@@ -95,10 +95,10 @@ def _load(workload: ServeWorkload, clients: int) -> list[Line]:
     return workload.lines(clients * workload.per_client)
 
 
-def _batch_audio_per_second(lines: Sequence[Line], run_batch: Callable[[Path], None]) -> float:
-    """Seconds of audio that `csm batch` writes per second of its run."""
+def _batch_audio_per_second(lines: Sequence[Line], slots: int, run_batch: Callable[[Path], None]) -> float:
+    """Seconds of audio that `csm batch` writes per second of its run, after a run of `slots` lines."""
     with tempfile.TemporaryDirectory() as folder:
-        for name, rows in (("warm-up", lines[:1]), ("timed", lines)):
+        for name, rows in (("warm-up", lines[:slots]), ("timed", lines)):
             manifest = Path(folder) / f"{name}.jsonl"
             items = [json.dumps({"id": str(line.seed), "text": line.text, "seed": line.seed}) for line in rows]
             manifest.write_text("\n".join(items), encoding="utf-8")

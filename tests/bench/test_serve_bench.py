@@ -40,7 +40,9 @@ def test_an_overload_counts_what_was_refused(server: SpeechServer) -> None:
     figures = overload_figures(server, 16, LINES[:16])
     assert figures["overload_other"] == 0 and figures["overload_refused_503"] > 0
     assert figures["overload_answered"] + figures["overload_refused_503"] == 16
-    assert figures["overload_queue"] <= figures["overload_queue_limit"] == 2
+    assert (
+        figures["overload_accepted_at_once"] <= figures["overload_limit"] + 2 == 6
+    )  # a request may start between two counters
 
 
 def test_clients_that_leave_take_no_slot_with_them(server: SpeechServer) -> None:
