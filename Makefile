@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: demo test test-slow format clients voice teacher judges finetune-demo bench bench-gpu clean
+.PHONY: demo test test-slow test-cluster format clients voice teacher judges finetune-demo bench bench-gpu clean
 
 demo: $(VENV)/.installed
 	$(BIN)/csm converse samples/dialogue.yaml -o out/dialogue.wav
@@ -17,6 +17,10 @@ test: $(VENV)/.developed
 # The tests of over about 10 CPU seconds, which `make test` leaves out.
 test-slow: $(VENV)/.developed
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m "slow and not cluster" -n 2
+
+# Batches on a Ray cluster of network namespaces: needs root and iproute2, 10 to 20 minutes.
+test-cluster: $(VENV)/.developed
+	$(BIN)/pytest -m cluster
 
 format: $(VENV)/.developed
 	$(BIN)/ruff format .
