@@ -163,7 +163,14 @@ def _clauses(sentence: str, chunk_chars: int) -> Iterable[str]:
             yield clause
         else:
             width = max(1, chunk_chars * len(clause) // spoken_length(clause))
-            yield from textwrap.wrap(clause, width, drop_whitespace=False, break_on_hyphens=False)
+            yield from textwrap.wrap(
+                clause,
+                width,
+                expand_tabs=False,
+                replace_whitespace=False,
+                drop_whitespace=False,
+                break_on_hyphens=False,
+            )
 
 
 def _merge(pieces: Iterable[str], chunk_chars: int) -> list[str]:

@@ -53,6 +53,7 @@ class SentenceStream:
 
     def _next_sentence(self) -> str:
         """Takes the first sentence, or a piece of one that is too long; empty if none is complete."""
+        self._text = self._text.lstrip()
         end = PARAGRAPH_END.search(self._text)
         paragraph = self._text[: end.start()] if end else self._text
         sentences = split_sentences(paragraph[:_WINDOW_CHARS], self._language)
@@ -61,12 +62,14 @@ class SentenceStream:
             return sentences[0]
         if spoken_length(paragraph) > MAX_SENTENCE_CHUNKS * self._chunk_chars:
             piece = split_text(paragraph[:_WINDOW_CHARS], self._chunk_chars, self._language)[0]
-            start = len(self._text) - len(self._text.lstrip())
-            self._text = self._text[start + len(piece) :]
+            # counted without space, which a piece may not have as the text has it
+            taken = re.match(rf"(?:\s*\S){{{sum(map(len, piece.split()))}}}", self._text)
+            assert taken, piece
+            self._text = self._text[taken.end() :]
             return piece
         if end:
             self._text = self._text[end.end() :]
-            return paragraph or " "
+            return paragraph
         return ""
 
     def _speakable(self, sentence: str) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from csm_cli.generation.text_stream import SentenceStream
@@ -63,7 +63,10 @@ def test_sentences_do_not_depend_on_how_the_text_is_cut(parts: list[tuple[str, s
     assert sentences(*pieces) == sentences(text)
 
 
-@given(st.lists(st.text(max_size=40), max_size=8))
+@example(["0\t" * 100 + "\u4f60" * 150])  # textwrap makes spaces of tabs
+@example(["\u4f60" * 120 + "\u3002)" + "\u4f60" * 120])
+@example([" " * 5000, "a" * 200, " " * 5000])
+@given(st.lists(st.one_of(st.text(max_size=40), st.text("a0 \t\n.\u3002)\u4f60", max_size=400)), max_size=8))
 def test_no_word_is_lost(pieces: list[str]) -> None:
     found = "".join(sentences(*pieces))
     letters = [char for char in "".join(pieces) if char.isalnum()]
