@@ -18,6 +18,7 @@ from typing import Any
 from csm_cli.errors import CsmError
 
 REQUIREMENTS = Path(__file__).parents[2] / "configs" / "voice"
+_CONSTRAINTS = REQUIREMENTS.parent / "constraints.txt"
 
 
 @dataclass(frozen=True)
@@ -41,8 +42,8 @@ class ToolEnvironment:
             _run([sys.executable, "-m", "venv", str(self.folder / "venv")], f"a venv in {self.folder}")
 
     def install(self, *packages: str) -> None:
-        """Installs packages of registries with their dependencies."""
-        _run([*self._pip, *packages], ", ".join(packages))
+        """Installs packages of registries with their dependencies, in the versions of `configs/constraints.txt`."""
+        _run([*self._pip, "--constraint", str(_CONSTRAINTS), *packages], ", ".join(packages))
 
     def install_pinned(self, requirements: Path) -> None:
         """Installs exactly the files whose SHA-256 `requirements` records, without dependencies."""
