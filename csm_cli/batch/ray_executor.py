@@ -34,6 +34,7 @@ _EXCHANGE_SECONDS = 0.5  # after which an exchange without messages returns
 _RETRY_SECONDS = 1.0  # between exchanges with a worker that cannot be reached
 _SHARED_FOLDER_SECONDS = 30.0  # until a new file is seen on all hosts
 _MAX_MESSAGES = 256  # of one exchange
+_PROBE = ".csm-probe-"
 
 Command = tuple[int, list[BatchItem] | None]  # its number; None returns the items that are not started
 
@@ -181,7 +182,9 @@ class RayExecutor(Executor):
     ) -> None:
         super().__init__(workers, log)
         self._task, self._cluster, self._place = task, cluster, cluster.place(workers)
-        probe = folder / f".csm-probe-{secrets.token_hex(8)}"
+        for stale in folder.glob(f"{_PROBE}*"):  # of a driver that was killed: no other one runs in this folder
+            stale.unlink(missing_ok=True)
+        probe = folder / f"{_PROBE}{secrets.token_hex(8)}"
         write_atomically(probe, b"")
         self._shared = SharedFolder(os.getcwd(), os.path.abspath(probe))  # noqa: PTH109, PTH100 (links stay)
         self._actors: dict[int, _Actor] = {}
