@@ -7,13 +7,9 @@ from __future__ import annotations
 
 import logging
 from functools import cache
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
-
-if TYPE_CHECKING:
-    import pyloudnorm
 
 _LOG = logging.getLogger(__name__)
 
@@ -21,7 +17,9 @@ MAX_TRUE_PEAK = -1.0  # dBTP
 MIN_LUFS, MAX_LUFS = -70.0, -5.0  # targets: from the meter's absolute gate to where speech is a square wave
 TOLERANCE = 0.5  # LU from the target
 _PEAK_MARGIN = 0.1  # dB, for meters that interpolate with more than our 4 points a sample
-_BLOCK_SECONDS = 0.4  # of the meter
+_BLOCK_SECONDS = 0.4  # of the meter; each begins a fourth of one later
+_ABSOLUTE_GATE, _RELATIVE_GATE = -70.0, -10.0  # LUFS, and LU below the mean of what is above the first
+_OFFSET = -0.691  # dB, of loudness from power
 _OVERSAMPLING = 4
 _LIMITER_SECONDS = 0.01  # attack before a peak, and release after it
 _MAX_ITERATIONS = 8
@@ -41,7 +39,26 @@ def loudness(samples: Samples, rate: int) -> float:
         return -np.inf
     if len(samples) < min_samples:
         samples = np.tile(samples, -(-min_samples // len(samples)))
-    return float(_meter(rate).integrated_loudness(samples.astype(np.float64)))
+    return _integrated_loudness(samples, rate)
+
+
+def _integrated_loudness(samples: Samples, rate: int) -> float:
+    """As pyloudnorm's meter, whose filters it has, in a fourth of the time: one pass, and all blocks at once."""
+    from scipy.signal import sosfilt
+
+    block = _BLOCK_SECONDS * rate
+    starts = np.arange(int(np.round(4 * (len(samples) / block - 1))) + 1) * block / 4
+    bounds = np.stack((starts, starts + block), axis=1).astype(int)  # [blocks, 2]
+    energy = np.zeros(max(len(samples), bounds[-1, 1]) + 1)
+    energy[: len(samples)] = sosfilt(_weighting(rate), samples.astype(np.float64))
+    powers = np.add.reduceat(np.square(energy, out=energy), bounds.ravel())[::2] / block
+    with np.errstate(divide="ignore"):
+        levels = _OFFSET + 10 * np.log10(powers)
+        loud = levels >= _ABSOLUTE_GATE
+        if not loud.any():
+            return -np.inf
+        gate = _OFFSET + 10 * np.log10(powers[loud].mean()) + _RELATIVE_GATE
+        return float(_OFFSET + 10 * np.log10(powers[loud & (levels > gate)].mean()))
 
 
 def true_peak(samples: Samples) -> float:
@@ -107,7 +124,9 @@ def _interpolated_peaks(samples: Samples) -> Samples:
 
 
 @cache
-def _meter(rate: int) -> pyloudnorm.Meter:
+def _weighting(rate: int) -> NDArray[np.float64]:
+    """The K-weighting of BS.1770-4 at a rate, as sections of second order [2, 6]."""
     import pyloudnorm
 
-    return pyloudnorm.Meter(rate, block_size=_BLOCK_SECONDS)
+    filters = pyloudnorm.Meter(rate)._filters.values()
+    return np.array([[*each.b / each.a[0], *each.a / each.a[0]] for each in filters])
