@@ -18,9 +18,9 @@ test: $(VENV)/.developed
 test-slow: $(VENV)/.developed
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m "slow and not cluster" -n 2
 
-# Batches on a Ray cluster of network namespaces: needs root and iproute2, 10 to 20 minutes.
+# Batches on a Ray cluster of network namespaces: needs root and iproute2, about 5 minutes.
 test-cluster: $(VENV)/.developed
-	$(BIN)/pytest -m cluster
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m cluster
 
 format: $(VENV)/.developed
 	$(BIN)/ruff format .

@@ -32,20 +32,16 @@ Samples = NDArray[np.float32]
 def loudness(samples: Samples, rate: int) -> float:
     """Integrated loudness, gated, so that pauses do not count; -inf for silence.
 
-    Audio shorter than the meter's block of 0.4 s is measured as if repeated.
+    Audio shorter than the meter's block of 0.4 s is measured as if repeated. As pyloudnorm measures it, with its filters:
+    both in one pass, and all blocks at once.
     """
+    from scipy.signal import sosfilt
+
     min_samples = int(_BLOCK_SECONDS * rate) + 1
     if not samples.any():
         return -np.inf
     if len(samples) < min_samples:
         samples = np.tile(samples, -(-min_samples // len(samples)))
-    return _integrated_loudness(samples, rate)
-
-
-def _integrated_loudness(samples: Samples, rate: int) -> float:
-    """As pyloudnorm's meter, whose filters it has, in a fourth of the time: one pass, and all blocks at once."""
-    from scipy.signal import sosfilt
-
     block = _BLOCK_SECONDS * rate
     starts = np.arange(int(np.round(4 * (len(samples) / block - 1))) + 1) * block / 4
     bounds = np.stack((starts, starts + block), axis=1).astype(int)  # [blocks, 2]

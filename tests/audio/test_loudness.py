@@ -3,6 +3,7 @@ from __future__ import annotations
 import logging
 
 import numpy as np
+import pyloudnorm
 import pytest
 from numpy.typing import NDArray
 
@@ -40,6 +41,15 @@ def test_pauses_do_not_count() -> None:
 def test_audio_shorter_than_a_block_is_measured() -> None:
     assert loudness(sine(1000, 0.05, 0.1), RATE) == pytest.approx(loudness(sine(1000, 3, 0.1), RATE), abs=0.3)
     assert loudness(np.zeros(10, np.float32), RATE) == -np.inf == loudness(np.zeros(0, np.float32), RATE)
+
+
+@pytest.mark.parametrize("rate", [8000, 11025, 24000, 48000])
+def test_it_is_what_pyloudnorm_measures(rate: int) -> None:
+    levels = np.repeat(10.0 ** np.array([-1, -4, -2, -3, -1.5, -8]), rate)  # under each gate, and above
+    for count in (int(0.41 * rate), 2 * rate + 7, len(levels)):
+        samples = (np.random.default_rng(count).standard_normal(count) * levels[:count]).astype(np.float32)
+        measured = pyloudnorm.Meter(rate).integrated_loudness(samples.astype(np.float64))
+        assert loudness(samples, rate) == pytest.approx(measured, abs=1e-9)
 
 
 def test_a_true_peak_lies_between_samples() -> None:
