@@ -23,6 +23,7 @@ from helpers.tiny import Shape, random_csm, save_checkpoint
 from csm_cli.cli import main
 from csm_cli.engine.scheduler import ContentionMonitor
 from csm_cli.models.csm.kernels import has_triton
+from csm_cli.recipe.parametric_teacher import HTS_VOICE
 from csm_cli.recipe.sentences import WORD_LIST
 
 pytest_plugins = ["helpers.fakehub"]
@@ -35,6 +36,10 @@ def missing_tools() -> dict[str, str]:
         "espeak": (
             bool(ctypes.util.find_library("espeak-ng")) and WORD_LIST.exists(),
             "espeak-ng or wamerican is not installed",
+        ),
+        "festival": (
+            bool(shutil.which("festival")) and bool(shutil.which("hts_engine")) and HTS_VOICE.exists(),
+            "festival, festvox-us-slt-hts or htsengine is not installed",
         ),
         "gpu": (torch.cuda.is_available(), "there is no CUDA device"),
         "triton": (

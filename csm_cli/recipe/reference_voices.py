@@ -1,6 +1,6 @@
 """The voices a bundled voice was made from, as its teacher speaks them: what generated speech is compared with.
 
-A checkpoint folder says in `voices.json` which teacher and which voices; without that file they are espeak-ng's.
+A checkpoint folder names them in `voices.json`; without that file they are espeak-ng's.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from csm_cli.errors import CsmError
 from csm_cli.recipe.corpus import VOICES
 from csm_cli.recipe.measure import Reference, Samples
 from csm_cli.recipe.natural_corpus import cut_utterance
-from csm_cli.recipe.teacher import KokoroTeacher, TeacherRequest
+from csm_cli.recipe.parametric_teacher import PARAMETRIC_VOICES, VoiceTeachers
+from csm_cli.recipe.teacher import Teacher, TeacherRequest
 
 VOICES_FILE = "voices.json"
 
@@ -42,10 +43,10 @@ class EspeakVoices:
         return [self._reference.speech(text, VOICES[voice]) for text, voice in texts]
 
 
-class KokoroVoices:
-    """Voices of the natural teacher, cut like its corpus."""
+class TeacherVoices:
+    """Voices of a plan's teachers, cut like their corpus."""
 
-    def __init__(self, teacher: KokoroTeacher, names: Sequence[str]) -> None:
+    def __init__(self, teacher: Teacher, names: Sequence[str]) -> None:
         self._teacher = teacher
         self.names = tuple(names)
 
@@ -59,8 +60,8 @@ class KokoroVoices:
 
 
 def write_voices(folder: Path, names: Sequence[str]) -> None:
-    """Records in a checkpoint folder which of the natural teacher's voices it was made from."""
-    (folder / VOICES_FILE).write_text(json.dumps({"teacher": "kokoro", "voices": list(names)}) + "\n")
+    """Records in a checkpoint folder which of the teachers' voices it was made from."""
+    (folder / VOICES_FILE).write_text(json.dumps({"voices": list(names)}) + "\n")
 
 
 def reference_voices(folder: Path, tools: Path) -> ReferenceVoices:
@@ -72,7 +73,7 @@ def reference_voices(folder: Path, tools: Path) -> ReferenceVoices:
     path = folder / VOICES_FILE
     if not path.exists():
         return EspeakVoices(Reference())
-    teacher = KokoroTeacher(tools)
-    if not teacher.is_set_up:
+    teachers, names = VoiceTeachers(tools), json.loads(path.read_text())["voices"]
+    if not teachers.natural.is_set_up and not set(names) <= PARAMETRIC_VOICES.keys():
         raise CsmError(f"the teacher is not set up; run python -m csm_cli.recipe.teacher {tools}")
-    return KokoroVoices(teacher, json.loads(path.read_text())["voices"])
+    return TeacherVoices(teachers, names)

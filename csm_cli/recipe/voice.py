@@ -21,10 +21,10 @@ from csm_cli.recipe.corpus import PRACTICE_VOICES, VOICES, Espeak, shard_stems, 
 from csm_cli.recipe.export import export_voice, plot_samples, sample_sentences, save_samples, summary
 from csm_cli.recipe.model import RecipeJob, model_config, train_model
 from csm_cli.recipe.natural_corpus import held_out_stems, training_stems, write_natural_corpus
+from csm_cli.recipe.parametric_teacher import VoiceTeachers
 from csm_cli.recipe.plan import CorpusPlan, TeacherPlan, VoicePlan, read_plan
 from csm_cli.recipe.reference_voices import write_voices
 from csm_cli.recipe.sentences import held_out_sentences
-from csm_cli.recipe.teacher import KokoroTeacher
 from csm_cli.train.batches import Batch, collate
 from csm_cli.train.history import plot_history
 
@@ -56,7 +56,7 @@ def build_voice(plan: VoicePlan, until: str = "export", start: Path | None = Non
 def _corpus(plan: VoicePlan, _: Path | None) -> None:
     folder = plan.folder / "corpus"
     if isinstance(plan.corpus, TeacherPlan):
-        write_natural_corpus(folder, plan.corpus, KokoroTeacher(plan.corpus.tools))
+        write_natural_corpus(folder, plan.corpus, VoiceTeachers(plan.corpus.tools))
         if hours := plan.corpus.practice_hours:
             practice = CorpusPlan(hours, seed=plan.corpus.seed)
             write_corpus(plan.folder / "practice", practice, PRACTICE_VOICES, len(plan.corpus.voices))

@@ -20,7 +20,7 @@ from csm_cli.recipe import measure, voice_bench
 from csm_cli.recipe.corpus import RATE, EspeakSpeech, EspeakVoice
 from csm_cli.recipe.judge import JudgedRecording, Judgement
 from csm_cli.recipe.measure import Reference, Samples, nearest, voice_print
-from csm_cli.recipe.reference_voices import EspeakVoices, KokoroVoices, reference_voices, write_voices
+from csm_cli.recipe.reference_voices import EspeakVoices, TeacherVoices, reference_voices, write_voices
 from csm_cli.recipe.voice_bench import FIGURES, Figure, Goal, VoiceBench
 from csm_cli.types import Conversation, GenerationOptions, RetryPolicy
 
@@ -227,7 +227,7 @@ def test_a_natural_voice_names_its_teachers_voices(tmp_path: Path) -> None:
     (tmp_path / "kokoro").mkdir()
     (tmp_path / "kokoro" / "kokoro-f32.onnx").touch()
     voices = reference_voices(tmp_path, tmp_path / "kokoro")
-    assert isinstance(voices, KokoroVoices) and voices.names == ("af_heart", "am_michael")
+    assert isinstance(voices, TeacherVoices) and voices.names == ("af_heart", "am_michael")
 
 
 def test_the_command_ends_with_one_flat_json_line(
