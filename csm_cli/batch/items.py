@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import string
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import islice
@@ -18,7 +18,9 @@ from csm_cli.batch.ledger import LedgerEntry
 from csm_cli.errors import CsmError, InputError, UsageError, failure_of
 from csm_cli.storage.files import check_writable
 from csm_cli.storage.fingerprint import fingerprint
+from csm_cli.storage.outputs import OutputStore, open_outputs
 from csm_cli.storage.paths import expand_path, name_problem, portable_name, resolved_name
+from csm_cli.storage.remote import is_url
 from csm_cli.types import Conversation, Turn
 
 if TYPE_CHECKING:
@@ -59,7 +61,8 @@ class BatchItem:
 class OutputPattern:
     """A pattern of output names, such as 'out/{id}.wav'; fields are {id}, {index} (from 1), {speaker} and {shard}.
 
-    root: a folder above all outputs, if `folder` is not to be found from the pattern.
+    A URL such as 's3://bucket/out/{id}.wav' is a pattern too. root: a folder or URL above all outputs, if it is not to
+    be found from the pattern.
 
     Raises:
         UsageError: an unknown field, or a malformed pattern.
@@ -67,7 +70,7 @@ class OutputPattern:
 
     text: str
     shard: int = 1
-    root: Path | None = None
+    root: str = ""
 
     def __post_init__(self) -> None:
         try:
@@ -84,17 +87,22 @@ class OutputPattern:
             raise UsageError(f"-o {self.text!r} names a folder; name the files in it, as in -o '{example}'")
 
     @cached_property
-    def folder(self) -> Path:
-        """The part of the path that is the same for all items."""
+    def outputs(self) -> OutputStore:
+        """The part of the path that is the same for all items. Raises UsageError as `open_outputs`."""
         if self.root:
-            return self.root
+            return open_outputs(self.root)
         prefix = ""
         for literal, name, spec, _ in string.Formatter().parse(self.text):
             prefix += literal
             if name not in (None, "shard"):
                 break
             prefix += format(self.shard, spec or "") if name else ""
-        return expand_path(f"{prefix}x").parent
+        return open_outputs(prefix.rpartition("/")[0] if is_url(prefix) else expand_path(f"{prefix}x").parent)
+
+    @property
+    def folder(self) -> Path:
+        """Where the outputs are written."""
+        return self.outputs.folder
 
     def items(self, conversations: Iterable[Conversation]) -> Iterator[BatchItem]:
         """Each conversation with its output."""
@@ -103,13 +111,18 @@ class OutputPattern:
     def item(self, conversation: Conversation, index: int) -> BatchItem:
         """A conversation with its output. index: of its row, from 1."""
         values = {"id": conversation.id, "index": index, "speaker": file_name(conversation.turns[0])}
-        path = Path(self._expanded.format(**values, shard=self.shard))
+        name = self._expanded.format(**values, shard=self.shard)
+        if is_url(name):
+            name = str(self.folder) + name.removeprefix(self.outputs.location(self.folder))
+        path = Path(name)
         problem = name_problem(conversation.id) if self._has_id else ""
         return BatchItem(conversation, path, os.path.relpath(path, self.folder), problem=problem)
 
     @cached_property
     def _expanded(self) -> str:
-        return str(expand_path(self.text))  # `~` is expanded in the pattern, never in an id
+        return (
+            self.text if is_url(self.text) else str(expand_path(self.text))
+        )  # `~` is expanded in the pattern, never in an id
 
     @cached_property
     def _has_id(self) -> bool:
@@ -264,11 +277,11 @@ class Shard:
         return islice(items, self.index - 1, None, self.count)
 
 
-def _is_written(item: BatchItem, entry: LedgerEntry) -> bool:
+def _is_written(item: BatchItem, entry: LedgerEntry, exists: Callable[[Path], bool]) -> bool:
     """Whether the file that has the item's audio exists: its own, or a shard in the ledger's folder."""
     if not entry.shard:
-        return all(path.exists() for path in (item.path, *item.subtitles.values()))
-    return (item.path.parents[len(Path(item.file).parts) - 1] / entry.shard).exists()
+        return all(exists(path) for path in (item.path, *item.subtitles.values()))
+    return exists(item.path.parents[len(Path(item.file).parts) - 1] / entry.shard)
 
 
 @dataclass
@@ -288,17 +301,19 @@ def select_items(
     force: bool = False,
     retry_failed: bool = False,
     limit: int | None = None,
+    exists: Callable[[Path], bool] = Path.exists,
 ) -> Iterator[BatchItem]:
     """The items to generate; `counts` is complete when all are consumed.
 
     An item is done if it is ok in the ledger with the same fingerprint and its file exists. force: also items that are
     done. retry_failed: only items that failed before, with seeds after those that failed. limit: at most so many.
+    exists: whether a file is there, as `OutputStore.exists`.
     """
     for item in items:
         counts.total += 1
         entry = entries.get(item.id)
         is_same = entry is not None and entry.fingerprint == item.fingerprint
-        if not force and entry and is_same and entry.status == "ok" and _is_written(item, entry):
+        if not force and entry and is_same and entry.status == "ok" and _is_written(item, entry, exists):
             counts.done += 1
         elif retry_failed and (entry is None or entry.status != "failed"):
             continue

@@ -2,7 +2,8 @@
 
 An item is done when its line is on disk; its line is written when its audio is. Lines are flushed in groups by a
 thread of their own: the next group gathers meanwhile, so no item waits for the disk. A killed process loses the lines
-of the last moment, never part of one; those items are generated again, with the same result.
+of the last moment, never part of one; those items are generated again, with the same result. In an object store, "on
+disk" means that it is uploaded, and a moment is a few seconds.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import logging
 import os
 import sys
 import threading
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
@@ -21,14 +23,13 @@ from pathlib import Path
 from queue import Empty, Queue
 from typing import Any
 
-from csm_cli.errors import InputError, OutputFailed, OutputRefused
-from csm_cli.storage.files import exclusive_lock, write_atomically
-from csm_cli.storage.paths import contained_path, portable_name, relative_parts
+from csm_cli.errors import CsmError, InputError, OutputFailed, OutputRefused
+from csm_cli.storage.outputs import OutputStore
+from csm_cli.storage.paths import relative_parts
 from csm_cli.storage.untrusted import parse_json
 
 LEDGER = "results.jsonl"
 SCHEMA = 2  # of a line
-_FLUSH_THREADS = 8  # files flushed at once: a journalling file system serves them with few writes
 _LOG = logging.getLogger(__name__)
 
 LedgerRecord = dict[str, Any]
@@ -59,10 +60,10 @@ class LedgerEntry:
 
 
 class Ledger:
-    """The ledger of a folder, locked by this process until it is closed or the process ends.
+    """The ledger of a folder or an object store, locked by this process until it is closed or the process ends.
 
-    Lines are written in order by a thread, all waiting ones with one fsync; after an OSError nothing more is written.
-    entries: by item id, as of opening.
+    Lines are written in order by a thread, all waiting ones with one fsync; after an error nothing more is written.
+    entries: by item id, as of opening. path: of the file, or of its copy here.
 
     Raises:
         UsageError: another process has the lock.
@@ -70,45 +71,53 @@ class Ledger:
         InputError: the file is not a ledger, or of another version of csm; it is left unchanged.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.path = folder / LEDGER
+    def __init__(self, outputs: OutputStore) -> None:
+        self.outputs = outputs
+        self.path = outputs.folder / LEDGER
+        self._location = outputs.location(self.path)
         with ExitStack() as stack:
-            stack.enter_context(exclusive_lock(folder, f"{LEDGER}.lock"))
+            stack.enter_context(outputs.open_log(LEDGER))
             try:
                 self._file = stack.enter_context(self.path.open("a+b"))
             except OSError as error:
                 reason = f"cannot be written ({error.strerror})"
-                raise OutputRefused(f"{self.path}: {reason}; choose another folder") from error
+                raise OutputRefused(f"{self._location}: {reason}; choose another folder") from error
             self._earlier = 0  # records as of opening
             self.entries = _entries(self._counted(self.records()))
             self._cut_unfinished_line()
             self._resources = stack.pop_all()
-        self._queue: Queue[tuple[bytes, Path | None] | None] = Queue()  # a line and its audio; None ends the thread
-        self._error: OSError | None = None
+        self._queue: Queue[tuple[bytes, Sequence[Path]] | None] = Queue()  # a line and its files; None: write now
+        self._closing = False
+        self._error: OSError | CsmError | None = None
         self._thread = threading.Thread(target=self._write_lines, name="ledger", daemon=True)
         self._thread.start()
 
-    def append(self, record: Mapping[str, Any], audio: Path | None = None) -> None:
-        """Appends a finished item, whose file is `audio`; both are on disk within moments.
+    def append(self, record: Mapping[str, Any], files: Sequence[Path] = ()) -> None:
+        """Appends a finished item with its files; all are on disk within moments.
 
         Raises:
             OutputFailed: the disk is full or failed; an unfinished line is removed at the next opening.
         """
         self._raise_error()
         line = json.dumps({"schema": SCHEMA, **record}, ensure_ascii=False)
-        self._queue.put((line.encode("utf-8", "surrogateescape") + b"\n", audio))
+        self._queue.put((line.encode("utf-8", "surrogateescape") + b"\n", files))
 
     def flush(self) -> None:
         """Waits until all appended lines are on disk. Raises as `append`."""
+        self._queue.put(None)
         self._queue.join()
         self._raise_error()
 
     def close(self) -> None:
         """Flushes, and releases the lock. Raises as `append`."""
+        self._closing = True
         self._queue.put(None)
         self._thread.join()
         with suppress(OSError):  # of a line that could not be written; its error is raised below
             self._file.close()
+        if self._error:
+            with suppress(OSError, CsmError):
+                self._resources.__exit__(type(self._error), self._error, self._error.__traceback__)
         self._resources.close()
         self._raise_error()
 
@@ -125,7 +134,7 @@ class Ledger:
     def records(self) -> Iterator[LedgerRecord]:
         """Every result, oldest first. Raises InputError as `_records`."""
         self._file.seek(0)
-        yield from _records(self.path, self._file)
+        yield from _records(self._location, self._file)
 
     def latest(self) -> Iterator[LedgerRecord]:
         """The newest result of each item, appended ones included. Raises as `append`."""
@@ -147,37 +156,46 @@ class Ledger:
         self._file.seek(0)
         complete = sum(len(line) for line in self._file if line.endswith(b"\n"))
         if complete < self._file.seek(0, os.SEEK_END):
-            _LOG.warning("%s: its last line was unfinished and is removed", self.path)
+            _LOG.warning("%s: its last line was unfinished and is removed", self._location)
             self._file.truncate(complete)
 
     def _raise_error(self) -> None:
+        if isinstance(self._error, CsmError):
+            raise self._error
         if self._error:
             problem = f"{self._error.filename or self.path}: {self._error.strerror}"
             hint = "run again to go on" if self._error.errno == errno.ENOENT else "make room and run again to go on"
             raise OutputFailed(f"{problem}; {hint}") from self._error
 
     def _write_lines(self) -> None:
-        """The thread: writes all waiting lines, each after its audio is on disk."""
-        with ThreadPoolExecutor(_FLUSH_THREADS) as pool:
+        """The thread: writes all waiting lines, each after its files are on disk."""
+        with ThreadPoolExecutor(self.outputs.threads) as pool:
+            written = -self.outputs.interval
             while True:
                 group = [self._queue.get()]
+                is_urgent = group[0] is None
                 with suppress(Empty):
                     while True:
-                        group.append(self._queue.get_nowait())
+                        wait = 0.0 if is_urgent else written + self.outputs.interval - time.monotonic()
+                        group.append(self._queue.get(timeout=wait) if wait > 0 else self._queue.get_nowait())
+                        is_urgent = is_urgent or group[-1] is None
                 records = [each for each in group if each]
                 if records and not self._error:
                     try:
                         if not self._is_in_place():
                             raise OSError(errno.ENOENT, "the folder was moved or removed while csm wrote to it")
-                        list(pool.map(flush_file, {audio for _, audio in records if audio}))
-                        self._file.writelines(line for line, _ in records)
+                        list(pool.map(self.outputs.publish, {file for _, files in records for file in files}))
+                        lines = b"".join(line for line, _ in records)
+                        self.outputs.append(lines)
+                        self._file.write(lines)
                         self._file.flush()
                         os.fsync(self._file.fileno())
-                    except OSError as error:
+                    except (OSError, CsmError) as error:
                         self._error = error
+                    written = time.monotonic()
                 for _ in group:
                     self._queue.task_done()
-                if None in group:
+                if self._closing and self._queue.empty():
                     return
 
     def _is_in_place(self) -> bool:
@@ -189,19 +207,20 @@ class Ledger:
         return (found.st_dev, found.st_ino) == (own.st_dev, own.st_ino)
 
 
-def read_entries(path: Path) -> dict[str, LedgerEntry]:
+def read_entries(outputs: OutputStore) -> dict[str, LedgerEntry]:
     """The newest result of each item, without the lock: of a moment ago where a run is writing; empty without a file.
 
     Raises:
         InputError: as `Ledger`, or the file cannot be read.
     """
+    path = outputs.folder / LEDGER
     try:
-        with path.open("rb") as file:
-            return _entries(_records(path, file))
+        with outputs.read_log(LEDGER) as file:
+            return _entries(_records(outputs.location(path), file))
     except FileNotFoundError:
         return {}
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+        raise InputError(f"{outputs.location(path)}: cannot be read ({error.strerror})") from error
 
 
 def _entries(records: Iterable[LedgerRecord]) -> dict[str, LedgerEntry]:
@@ -212,7 +231,7 @@ def _entries(records: Iterable[LedgerRecord]) -> dict[str, LedgerEntry]:
     return entries
 
 
-def _records(path: Path, lines: Iterable[bytes]) -> Iterator[LedgerRecord]:
+def _records(path: str, lines: Iterable[bytes]) -> Iterator[LedgerRecord]:
     """Every result, oldest first; an unfinished last line is passed over.
 
     Raises:
@@ -265,68 +284,3 @@ def _entry(record: LedgerRecord, before: LedgerEntry | None) -> LedgerEntry:
         last_seed = max(last_seed, before.last_seed)
     shard = sys.intern(str(record.get("shard", "")))
     return LedgerEntry(sys.intern(str(record["status"])), fingerprint, last_seed, shard)
-
-
-def flush_file(file: Path) -> None:
-    """Removes a file that cannot be flushed; one that the user has moved away already is ignored."""
-    try:
-        descriptor = os.open(file, os.O_RDONLY)
-    except FileNotFoundError:
-        return
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        file.unlink(missing_ok=True)
-        raise OSError(error.errno, error.strerror, str(file)) from error
-    finally:
-        os.close(descriptor)
-
-
-def merge_ledgers(folders: Sequence[Path], target: Path) -> tuple[int, int]:
-    """Copies the files and results of all folders to `target`; returns how many items are ok and how many failed.
-
-    Items that `target` has with the same fingerprint are skipped, so an interrupted merge can be repeated. A failure
-    counts only if the item is ok in no folder.
-
-    Raises:
-        InputError: a folder without results, a missing file, two items with one file, or a file outside its folder.
-        UsageError: a folder is in use by another run.
-        OutputRefused, OutputFailed: the target cannot be written.
-    """
-    found: list[tuple[Path, LedgerRecord]] = []
-    for folder in folders:
-        if not (folder / LEDGER).is_file():
-            raise InputError(f"{folder} has no {LEDGER}; name folders that csm batch has written to")
-        with Ledger(folder) as ledger:
-            found += ((folder, record) for record in ledger.latest())
-    merged = {
-        str(record["id"]): (folder, record)
-        for folder, record in sorted(found, key=lambda each: each[1]["status"] == "ok")
-    }
-    owners: dict[str, str] = {}
-    for name, (_, record) in merged.items():
-        owner = owners.setdefault(portable_name(target / record["file"]), name) if record["status"] == "ok" else name
-        if owner != name:
-            hint = "shards need no merging" if "shard" in record else "nothing was merged"
-            raise InputError(f'"{owner}" and "{name}" have the same file {record["file"]}; {hint}')
-    for folder, record in merged.values():
-        if record["status"] == "ok":
-            contained_path(folder, record["file"])  # before anything is written
-    with Ledger(target) as ledger:
-        for name, (folder, record) in merged.items():
-            entry = ledger.entries.get(name)
-            same = entry and (entry.status, entry.fingerprint) == (record["status"], record.get("fingerprint"))
-            if record["status"] != "ok":
-                if not same:
-                    ledger.append(record)
-                continue
-            source, copy = contained_path(folder, record["file"]), contained_path(target, record["file"])
-            if not same or not copy.exists():
-                try:
-                    data = source.read_bytes()
-                except OSError as error:
-                    raise InputError(f"{source}: {error.strerror}; run its shard again") from error
-                write_atomically(copy, data)
-                ledger.append(record | {"output": str(copy)})
-    ok = sum(record["status"] == "ok" for _, record in merged.values())
-    return ok, len(merged) - ok

@@ -17,6 +17,9 @@ from typing import Any
 
 from csm_cli.batch.ledger import LEDGER, SCHEMA
 from csm_cli.errors import InputError
+from csm_cli.storage.outputs import open_outputs
+from csm_cli.storage.paths import expand_path
+from csm_cli.storage.remote import is_url
 from csm_cli.storage.untrusted import parse_json
 
 MAX_LINE_BYTES = 16 << 20
@@ -69,7 +72,7 @@ class ResultRow:
 class BatchOverview:
     """The rows of a results file, in the order in which items were first recorded; notes: on what could not be read."""
 
-    path: Path
+    path: str
     rows: Sequence[ResultRow]
     notes: tuple[str, ...] = ()
 
@@ -113,19 +116,25 @@ class BatchOverview:
         return text.getvalue()
 
 
-def read_overview(folder: Path) -> BatchOverview:
-    """The results of a folder, or of its results.jsonl.
+def read_overview(folder: Path | str) -> BatchOverview:
+    """The results of a folder, of its results.jsonl, or of a URL.
 
     Raises:
         InputError: there is no such file, it cannot be read, or it holds no results.
+        UsageError: as `open_outputs`.
     """
-    path = folder if folder.is_file() else folder / LEDGER
+    name = str(folder) if is_url(str(folder)) else str(expand_path(str(folder)))
+    if not is_url(name) and Path(name).is_file():
+        outputs, file_name = open_outputs(Path(name).parent), Path(name).name
+    else:
+        outputs, file_name = open_outputs(name.removesuffix(f"/{LEDGER}")), LEDGER
+    path = outputs.location(outputs.folder / file_name)
     rows: dict[str, ResultRow] = {}
     foreign: list[int] = []
     older = 0
     unfinished = False
     try:
-        with path.open("rb") as file:
+        with outputs.read_log(file_name) as file:
             for number, (line, complete) in enumerate(_lines(file), 1):
                 record = _record(line)
                 if record is None and not complete:

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from csm_cli.batch.items import BatchItem, Counts, OutputPattern, select_items
-from csm_cli.batch.ledger import LEDGER, LedgerEntry, read_entries
+from csm_cli.batch.ledger import LedgerEntry, read_entries
+from csm_cli.storage.outputs import OutputStore
 from csm_cli.types import Conversation
 
 
@@ -48,12 +49,13 @@ class BatchPlan:
         """Counts all items. items: in the order of the rows, with their fingerprints."""
         for number, item in enumerate(items):
             shard = self.shards[number % len(self.shards)]
-            entries = self._ledger(self._patterns[shard.index - 1].folder)
-            for _ in select_items([item], entries, shard.counts):
+            outputs = self._patterns[shard.index - 1].outputs
+            entries = self._ledger(outputs)
+            for _ in select_items([item], entries, shard.counts, exists=outputs.exists):
                 entry = entries.get(item.id)
                 shard.failed += entry is not None and (entry.status, entry.fingerprint) == ("failed", item.fingerprint)
 
-    def _ledger(self, folder: Path) -> Mapping[str, LedgerEntry]:
-        if folder not in self._entries:
-            self._entries[folder] = read_entries(folder / LEDGER)
-        return self._entries[folder]
+    def _ledger(self, outputs: OutputStore) -> Mapping[str, LedgerEntry]:
+        if outputs.folder not in self._entries:
+            self._entries[outputs.folder] = read_entries(outputs)
+        return self._entries[outputs.folder]

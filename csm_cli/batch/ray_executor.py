@@ -29,6 +29,7 @@ from csm_cli.batch.worker import ItemsReturned, Message, WorkerFailed, WorkerGon
 from csm_cli.errors import CsmError, OutputRefused, UsageError
 from csm_cli.report import format_count
 from csm_cli.storage.files import write_atomically
+from csm_cli.storage.outputs import LocalOutputs, OutputStore
 
 _EXCHANGE_SECONDS = 0.5  # after which an exchange without messages returns
 _RETRY_SECONDS = 1.0  # between exchanges with a worker that cannot be reached
@@ -174,16 +175,18 @@ class RayCluster:
 class RayExecutor(Executor):
     """One actor for each worker. Ray ends the actors of a driver that dies.
 
-    folder: of the outputs, which all hosts must see.
+    outputs: all hosts must see their folder, if they are not in an object store.
     """
 
     def __init__(
-        self, task: WorkerTask, cluster: RayCluster, workers: int, folder: Path, log: Callable[[str], None]
+        self, task: WorkerTask, cluster: RayCluster, workers: int, outputs: OutputStore, log: Callable[[str], None]
     ) -> None:
         super().__init__(workers, log)
         self._task, self._cluster, self._place = task, cluster, cluster.place(workers)
-        for stale in folder.glob(f"{_PROBE}*"):  # of a driver that was killed: no other one runs in this folder
-            stale.unlink(missing_ok=True)
+        folder = outputs.folder if isinstance(outputs, LocalOutputs) else Path.cwd()
+        if isinstance(outputs, LocalOutputs):
+            for stale in folder.glob(f"{_PROBE}*"):  # of a driver that was killed: no other one runs in this folder
+                stale.unlink(missing_ok=True)
         probe = folder / f"{_PROBE}{secrets.token_hex(8)}"
         write_atomically(probe, b"")
         self._shared = SharedFolder(os.getcwd(), os.path.abspath(probe))  # noqa: PTH109, PTH100 (links stay)

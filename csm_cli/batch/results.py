@@ -9,20 +9,21 @@ from typing import Any, Protocol
 
 from csm_cli.batch.items import BatchItem
 from csm_cli.errors import CsmError
+from csm_cli.storage.outputs import OutputStore
 
 
 @dataclass(frozen=True)
 class ItemResult:
     """An item that is finished, ok or failed; can be sent between processes.
 
-    id: of the item. record: for the ledger, but for the item's file and fingerprint. path: its audio file, if that may
-    not be on disk yet. lines: one for each turn. warnings: to print, without the item's id. frames, stops: of the turns
+    id: of the item. record: for the ledger, but for the item's file and fingerprint. files: that are written, but not
+    published yet. lines: one for each turn. warnings: to print, without the item's id. frames, stops: of the turns
     generated. chars: of the item.
     """
 
     id: str
     record: dict[str, Any]
-    path: Path | None = None
+    files: tuple[Path, ...] = ()
     lines: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     frames: int = 0
@@ -48,9 +49,10 @@ def extra_columns(item: BatchItem) -> dict[str, Any]:
 
 
 class ItemEngine(Protocol):
-    """Generates items. slots: how many at once."""
+    """Generates items. slots: how many at once; outputs: where their files belong."""
 
     slots: int
+    outputs: OutputStore
 
     def results(self, items: Iterator[BatchItem]) -> Generator[ItemResult, None, None]:
         """Reads items as slots become free, and again where `items` had ended for a while; yields finished ones."""

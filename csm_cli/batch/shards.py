@@ -14,8 +14,10 @@ import re
 import string
 import tarfile
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -23,7 +25,9 @@ from csm_cli.batch.items import BatchItem, OutputPattern
 from csm_cli.batch.ledger import Ledger, LedgerRecord
 from csm_cli.errors import InputError, OutputFailed, OutputRefused, UsageError
 from csm_cli.storage.files import atomic_file
-from csm_cli.storage.paths import contained_path
+from csm_cli.storage.outputs import OutputStore
+from csm_cli.storage.paths import contained_path, expand_path
+from csm_cli.storage.remote import is_url
 
 SHARD_SUFFIXES = (".tar", ".parquet")
 SPOOL = ".items"  # folder of the items that are in no shard yet
@@ -52,19 +56,20 @@ class ShardPattern:
                 f"-o {self.text!r}: put {{shard}} into the file's name, as in 'out/part-{{shard:05d}}.tar'"
             )
 
-    @property
-    def folder(self) -> Path:
-        """Of the shards and their results.jsonl."""
-        return Path(self.text.format(shard=1)).expanduser().parent
+    @cached_property
+    def items(self) -> OutputPattern:
+        """The pattern of the items' own files, in the folder of the shards and their results.jsonl."""
+        name = self.text.format(shard=1)
+        root = name.rpartition("/")[0] if is_url(name) else str(expand_path(name).parent)
+        folder = f"{root}/{SPOOL}".replace("{", "{{").replace("}", "}}")
+        return OutputPattern(f"{folder}/{{id}}{ITEM_SUFFIX}", root=root)
 
     @property
-    def items(self) -> OutputPattern:
-        """The pattern of the items' own files."""
-        folder = str(self.folder / SPOOL).replace("{", "{{").replace("}", "}}")
-        return OutputPattern(f"{folder}/{{id}}{ITEM_SUFFIX}", root=self.folder)
+    def suffix(self) -> str:
+        return Path(self.text).suffix.lower()
 
     def path(self, number: int) -> Path:
-        return Path(self.text.format(shard=number)).expanduser()
+        return self.items.folder / Path(self.text.format(shard=number)).name
 
     def number(self, name: str) -> int:
         """Of the shard with this name; 0 for a name of another pattern."""
@@ -86,19 +91,19 @@ class ShardWriter:
     """
 
     def __init__(self, pattern: ShardPattern, ledger: Ledger) -> None:
-        self._pattern, self._ledger = pattern, ledger
+        self._pattern, self._ledger, self._outputs = pattern, ledger, ledger.outputs
         self._waiting: dict[str, LedgerRecord] = {}  # in the spool, by id
         self.packed: dict[str, str] = {}  # shard by id
         for record in ledger.latest():
             self.add(record)
         self._number = max(map(pattern.number, self.packed.values()), default=0)
-        if pattern.path(1).suffix == ".parquet":
+        if pattern.suffix == ".parquet":
             _require_pyarrow()
 
     def check(self, item: BatchItem) -> None:
         """Raises UsageError for an item to generate that a shard has already, with another text or voice."""
         shard = self.packed.get(item.id)
-        if shard and (self._pattern.folder / shard).exists():
+        if shard and self._outputs.exists(self._outputs.folder / shard):
             hint = "name another -o, or remove the shard to generate all its items again"
             raise UsageError(f'"{item.id}" is in {shard} as it was before; {hint}')
 
@@ -122,25 +127,26 @@ class ShardWriter:
             group = [self._waiting[name] for name in list(self._waiting)[: self._pattern.size]]
             written.append(self._write(group))
         with suppress(OSError):
-            (self._pattern.folder / SPOOL).rmdir()  # if it is empty
+            (self._outputs.folder / SPOOL).rmdir()  # if it is empty
         return written
 
     def _write(self, records: Sequence[LedgerRecord]) -> Path:
         self._ledger.flush()  # results and audio of the items are on disk
         self._number += 1
         path = self._pattern.path(self._number)
-        items = [PackedItem.read(self._ledger.path.parent, record) for record in records]
+        with ThreadPoolExecutor(self._outputs.threads) as pool:
+            items = list(pool.map(partial(PackedItem.read, self._outputs), records))
         with atomic_file(path) as file:
-            (write_parquet if path.suffix == ".parquet" else write_tar)(file, items)
+            (write_parquet if self._pattern.suffix == ".parquet" else write_tar)(file, items)
+        self._outputs.publish(path)
         for item in items:
             record = {name: value for name, value in item.record.items() if name != "schema"}
-            record |= {"shard": path.name, "file": path.name, "output": str(path), "key": item.key}
+            record |= {"shard": path.name, "file": path.name, "output": self._outputs.location(path), "key": item.key}
             self._ledger.append(record)
             self.add(record)
         self._ledger.flush()
-        for item in items:
-            for each in item.files:
-                each.unlink(missing_ok=True)
+        with ThreadPoolExecutor(self._outputs.threads) as pool:
+            list(pool.map(self._outputs.remove, (file for item in items for file in item.files)))
         return path
 
 
@@ -155,23 +161,26 @@ class PackedItem:
     files: tuple[Path, ...]
 
     @classmethod
-    def read(cls, folder: Path, record: LedgerRecord) -> PackedItem:
+    def read(cls, outputs: OutputStore, record: LedgerRecord) -> PackedItem:
         """Raises InputError where its file is missing."""
-        path = contained_path(folder, record["file"])
-        codes = path.with_suffix(CODES_SUFFIX)
+        path = contained_path(outputs.folder, record["file"])
+        files, saved = [path], None
         try:
-            audio = path.read_bytes()
-            saved = codes.read_bytes() if codes.exists() else None
+            audio = outputs.read(path)
+            if "codec" in record:
+                files.append(path.with_suffix(CODES_SUFFIX))
+                saved = outputs.read(files[1])
         except OSError as error:
-            raise InputError(f"{path}: {error.strerror}; run with --force to generate it again") from error
-        return cls(record, _key(str(record["id"])), audio, saved, (path, codes))
+            problem = f"{outputs.location(files[-1])}: {error.strerror or 'no such file'}"
+            raise InputError(f"{problem}; run with --force to generate it again") from error
+        return cls(record, _key(str(record["id"])), audio, saved, tuple(files))
 
     @property
     def metadata(self) -> dict[str, Any]:
         """What training needs to know of it; of the result, all but its place."""
         turns = self.record["turns"]
         speakers = list(dict.fromkeys(turn["speaker"] for turn in turns))
-        names = ("id", "duration_s", "seed", "model", "revision", "turns", "extra")
+        names = ("id", "duration_s", "seed", "model", "revision", "codec", "turns", "extra")
         return {
             "text": " ".join(turn["text"] for turn in turns),
             "speaker": speakers[0] if len(speakers) == 1 else None,

@@ -13,11 +13,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 from csm_cli.batch.items import BatchItem
-from csm_cli.batch.ledger import flush_file
 from csm_cli.batch.results import ItemResult, WorkerPlace, WorkerTask
 from csm_cli.errors import CsmError, failure_of
-
-_FLUSH_THREADS = 4  # the decode loop does not wait for the disk
 
 
 @dataclass(frozen=True)
@@ -29,7 +26,7 @@ class WorkerReady:
 
 @dataclass(frozen=True)
 class ItemFinished:
-    """Its audio is on disk."""
+    """Its files are published."""
 
     result: ItemResult
 
@@ -111,16 +108,16 @@ def run_worker(task: WorkerTask, place: WorkerPlace, queue: WorkQueue, send: Cal
 
     def deliver(result: ItemResult) -> None:
         try:
-            if result.path:
-                flush_file(result.path)
-            send(ItemFinished(replace(result, path=None)))
+            for file in result.files:
+                engine.outputs.publish(file)
+            send(ItemFinished(replace(result, files=())))
         except BaseException as problem:
             send(WorkerFailed(portable_error(problem)))
 
     try:
         engine = task.open(place)
         send(WorkerReady(engine.slots))
-        with ThreadPoolExecutor(_FLUSH_THREADS) as pool:
+        with ThreadPoolExecutor(engine.outputs.threads) as pool:  # the decode loop does not wait for the disk
             while True:
                 queue.wait()
                 for result in engine.results(queue):

@@ -21,7 +21,8 @@ from csm_cli.batch.items import (
     select_items,
     with_fingerprint,
 )
-from csm_cli.batch.ledger import LEDGER, Ledger, merge_ledgers
+from csm_cli.batch.ledger import LEDGER, Ledger
+from csm_cli.batch.merge import merge_ledgers
 from csm_cli.batch.results import ItemResult
 from csm_cli.batch.shards import ShardPattern, ShardWriter, is_shard_pattern
 from csm_cli.cli.audio_options import AudioOptions
@@ -34,9 +35,11 @@ from csm_cli.cli.output_files import EmbedAudio, ReportFile, report_request
 from csm_cli.cli.progress import Meter, ProgressMeter, show_progress
 from csm_cli.cli.summary import contention_hint, summarize
 from csm_cli.cli.synthesis import find_checkpoint, make_job, open_synthesizer, with_settings
-from csm_cli.errors import BatchPartlyFailed, GenerationFailed, UsageError
+from csm_cli.errors import BatchPartlyFailed, GenerationFailed, OutputRefused, UsageError
 from csm_cli.generation.fingerprint import SynthesisSetup
 from csm_cli.report import format_count
+from csm_cli.storage.outputs import open_outputs
+from csm_cli.storage.remote import is_url, local_name
 
 if TYPE_CHECKING:
     from csm_cli.report.page import ReportRequest
@@ -89,12 +92,16 @@ class BatchScope:
         return ShardPattern(output, self.shard_size) if is_shard_pattern(output) else None
 
     def select(self, items: Iterable[BatchItem], ledger: Ledger, counts: Counts) -> Iterator[BatchItem]:
-        return select_items(items, ledger.entries, counts, self.force, self.retry_failed, self.limit)
+        exists = ledger.outputs.exists
+        return select_items(items, ledger.entries, counts, self.force, self.retry_failed, self.limit, exists)
 
 
 def batch(
     manifest: Annotated[
-        str, typer.Argument(metavar="MANIFEST", help="JSONL, JSON, CSV, Parquet or text lines; - is standard input.")
+        str,
+        typer.Argument(
+            metavar="MANIFEST", help="JSONL, JSON, CSV, Parquet or text lines, or its URL; - is standard input."
+        ),
     ],
     batch_size: Annotated[
         str, typer.Option("--batch-size", metavar="auto|N", help="Items decoded together; auto: by free memory.")
@@ -122,8 +129,10 @@ def batch(
     Examples:
       csm batch lines.jsonl -o 'out/{id}.wav'
       csm batch game.csv -o 'out/{speaker}/{id}.wav' --text-column line --speaker-column character
+      csm batch s3://bucket/lines.jsonl -o 's3://bucket/out/{id}.wav'
     """
-    source = manifest, rows
+    source = local_name(manifest), rows
+    output = replace(output, output=output.output and local_name(output.output))
     if plan.estimate:
         print_estimate(source, plan, output_options)
         return
@@ -135,19 +144,20 @@ def batch(
 
 
 def merge(
-    folders: Annotated[list[Path], typer.Argument(metavar="DIR", help="Folders that csm batch has written to.")],
-    output: Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="The folder to merge them into.")],
+    folders: Annotated[list[str], typer.Argument(metavar="DIR", help="Folders or URLs that csm batch has written to.")],
+    output: Annotated[str, typer.Option("-o", "--output", metavar="DIR", help="The folder or URL to merge them into.")],
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Print only the path of the results.")] = False,
 ) -> None:
     """Merge the shards of a batch into one folder: files and results.
 
-    csm batch can go on there as if one run had generated it all.
+    csm batch can go on there as if one run had generated it all. Tar and Parquet files are copied whole;
+    those of one name get new numbers.
     """
-    target = output.expanduser()
-    ok, failed = merge_ledgers([folder.expanduser() for folder in folders], target)
+    target = open_outputs(local_name(output))
+    ok, failed = merge_ledgers([open_outputs(local_name(folder)) for folder in folders], target)
     if not quiet:
         log_line(f"{ok} done, {failed} failed, from {format_count(len(folders), 'folder')}")
-    emit_path(target / LEDGER)
+    emit_path(target.location(target.folder / LEDGER))
 
 
 def run_batch(
@@ -171,7 +181,6 @@ def run_batch(
         InputError, UsageError: outputs that collide, are inputs or cannot be written, or impossible options.
         BatchPartlyFailed, GenerationFailed: some items failed, or all.
     """
-    from csm_cli.audio.io import check_output
     from csm_cli.script import Manifest
 
     shard = Shard.read(scope.shard, os.environ) if scope.shard else Shard()
@@ -183,6 +192,9 @@ def run_batch(
     if packing and (scope.shard or report):
         raise UsageError(f"{'--shard' if scope.shard else '--report'} needs a file for each item; name them {{id}}.wav")
     pattern = packing.items if packing else OutputPattern(output.output, shard.index)
+    outputs = pattern.outputs
+    if report and is_url(outputs.location(outputs.folder)):
+        raise UsageError("--report links to files of this machine; name a folder with -o, or copy the outputs to one")
     if packing and (audio.format or audio.subs):
         raise UsageError(f"{'--format' if audio.format else '--subs'} needs a file for each item; shards hold flac")
     encoding, delivery = audio.for_output(output), audio.delivery(output)
@@ -193,6 +205,7 @@ def run_batch(
     named = map(audio.of_item, pattern.items(manifest.checked()))
     checked = check_outputs(named, [manifest.path] if manifest.path else (), encoding)
     for number, item in enumerate(checked):
+        workers.check_item(item)
         if number % shard.count == shard.index - 1:
             counts.total, counts.chars = counts.total + 1, counts.chars + item.chars
     counts.selected = counts.total
@@ -203,21 +216,22 @@ def run_batch(
         rows = shard.of(pattern.items(with_settings(manifest, speech)))
         return (audio.of_item(with_fingerprint(each, synthesis, delivery)) for each in rows)
 
-    with Ledger(pattern.folder) as ledger:
+    with Ledger(outputs) as ledger:
         shards = ShardWriter(packing, ledger) if packing else None
         if ledger.entries or output.no_clobber or scope.retry_failed or scope.limit:
             counts = Counts()
             for item in scope.select(items(), ledger, counts):
                 if shards:
                     shards.check(item)
-                if output.no_clobber:
-                    check_output(item.path, False, encoding)
+                if output.no_clobber and outputs.exists(item.path):
+                    hint = "leave out --no-clobber to replace it"
+                    raise OutputRefused(f"{outputs.location(item.path)}: exists already; {hint}")
         job = replace(job, flags=replace(job.flags, seed=None), slots=slots)  # the items have their seeds
         failures_allowed = 1 if scope.fail_fast else scope.max_failures or float("inf")
         run = BatchRun(output_options, ledger, counts, failures_allowed, shards)
         if counts.selected:
             selected = islice(scope.select(items(), ledger, Counts()), counts.selected)
-            setup = BatchSetup(job, checkpoint, pattern.folder, load, scope.save_codes)
+            setup = BatchSetup(job, checkpoint, outputs, load, scope.save_codes)
             run.generate(selected, WorkerPool(workers, setup, counts) if workers.chosen else LocalEngine(setup, counts))
         elif not output_options.quiet:
             log_line(f"nothing to speak; {run.summary()}")
@@ -265,7 +279,7 @@ class LocalEngine(SynthesisEngine):
         self._synth = batch.load(job, batch.checkpoint)
         self.meter = ProgressMeter((), self._synth.codec.frame_rate, lambda: counts.chars, counts.total)
         self.meter.finished_items = counts.done
-        super().__init__(self._synth, job, self.meter, batch.save_codes)
+        super().__init__(self._synth, job, self.meter, batch.outputs, batch.save_codes)
 
     def summary(self) -> str:
         return summarize(self.meter, self._synth.checkpoint.name, self._synth.device)
@@ -337,7 +351,7 @@ class BatchRun:
         item, record = self._active.pop(result.id), result.record
         if result.ok:
             record = record | {"file": item.file, "fingerprint": item.fingerprint}
-            self._ledger.append(record, result.path)
+            self._ledger.append(record, result.files)
             self._written += 1
             if self._shards:
                 self._shards.add(record)
@@ -354,7 +368,7 @@ class BatchRun:
         if self._json:
             emit_json(result.record)
         elif result.ok and not self._shards:
-            emit_path(item.path)
+            emit_path(self._ledger.outputs.location(item.path))
 
     def pack_rest(self) -> None:
         """Packs the last items into a shard, if none is left to generate."""
@@ -363,4 +377,4 @@ class BatchRun:
 
     def _print_shards(self, paths: Sequence[Path]) -> None:
         for path in () if self._json else paths:
-            emit_path(path)
+            emit_path(self._ledger.outputs.location(path))

@@ -24,6 +24,7 @@ from csm_cli.cli.synthesis import (
 from csm_cli.errors import CsmError, OutputFailed, failure_of
 from csm_cli.generation.events import ConversationFailed, audio_tags
 from csm_cli.storage.files import write_atomically
+from csm_cli.storage.outputs import OutputStore
 from csm_cli.types import Conversation
 
 if TYPE_CHECKING:
@@ -34,13 +35,20 @@ Loader = Callable[[SynthesisJob, "Checkpoint"], "Synthesizer"]
 
 
 class SynthesisEngine:
-    """Generates items with a loaded model and writes their files, which may not be on disk yet (see `ItemResult`).
+    """Generates items with a loaded model and writes their files, which are not published yet (see `ItemResult`).
 
     save_codes: writes the codes of each item beside its audio, as a .npy [T, K].
     """
 
-    def __init__(self, synth: Synthesizer, job: SynthesisJob, meter: ProgressMeter, save_codes: bool = False) -> None:
-        self.slots = job.slots
+    def __init__(
+        self,
+        synth: Synthesizer,
+        job: SynthesisJob,
+        meter: ProgressMeter,
+        outputs: OutputStore,
+        save_codes: bool = False,
+    ) -> None:
+        self.slots, self.outputs = job.slots, outputs
         self._synth, self._job, self._meter, self._save_codes = synth, job, meter, save_codes
 
     def results(self, items: Iterator[BatchItem]) -> Generator[ItemResult, None, None]:
@@ -65,15 +73,21 @@ class SynthesisEngine:
         synth = self._synth
         try:
             tags = audio_tags(finished.utterances, synth.checkpoint, finished.conversation.title)
-            record = conversation_record(finished, str(item.path), synth.checkpoint, str(synth.device))
+            location = self.outputs.location(item.path)
+            record = conversation_record(finished, location, synth.checkpoint, str(synth.device))
             data = encode_audio(item.path, finished.track.audio, tags, self._job.encoding)
             subtitles = list(subtitle_contents(item.subtitles, finished))
         except BaseException as problem:
             return failed_result(item, failure_of(problem))
+        files = [*item.subtitles.values(), item.path]
         try:
             if self._save_codes:
-                codes = np.concatenate([np.asarray(each.codes) for each in finished.utterances])
-                write_atomically(item.path.with_suffix(CODES_SUFFIX), write_codes(codes))
+                codes = [np.asarray(each.codes) for each in finished.utterances]
+                files.append(item.path.with_suffix(CODES_SUFFIX))
+                write_atomically(files[-1], write_codes(np.concatenate(codes)), flush=False)
+                record["codec"] = synth.codec.fingerprint
+                for turn, own in zip(record["turns"], codes, strict=True):
+                    turn["frames"] = len(own)
             for path, content in subtitles:
                 write_atomically(path, content, flush=False)
             write_atomically(item.path, data, flush=False)
@@ -83,14 +97,14 @@ class SynthesisEngine:
             return failed_result(item, failure_of(problem))
         record |= extra_columns(item)
         if item.subtitles:
-            record["subtitles"] = {name: str(path) for name, path in item.subtitles.items()}
+            record["subtitles"] = {name: self.outputs.location(path) for name, path in item.subtitles.items()}
         del record["rtf"]  # items are decoded together: the time of one says nothing about its own cost
         record["elapsed_s"] = round(sum(each.seconds for each in finished.utterances), 3)
         utterances = finished.utterances
         return ItemResult(
             item.id,
             record,
-            item.path,
+            tuple(files),
             tuple(describe_utterance(each, batched=True) for each in utterances),
             tuple(turn_warnings(finished)),
             sum(len(each.codes) for each in utterances if each.stop != "recorded"),
@@ -125,12 +139,13 @@ class SynthesisTask:
     """What a worker does, as `WorkerTask`: opens the same checkpoint and generates items.
 
     job: without a recognizer, which every worker loads for itself; slots 0: as many as fit into memory.
-    revision, fingerprint: of the checkpoint.
+    revision, fingerprint: of the checkpoint. outputs: where the items' files belong.
     """
 
     job: SynthesisJob
     revision: str | None
     fingerprint: str
+    outputs: OutputStore
     load: Loader = open_synthesizer
     save_codes: bool = False
 
@@ -149,7 +164,7 @@ class SynthesisTask:
         job = replace(self.job, speech=speech, output_options=quiet, recognizer=speech.recognizer())
         job = replace(job, slots=job.slots or automatic_slots(job, checkpoint, place.sharing))
         synth = self.load(job, checkpoint)
-        return SynthesisEngine(synth, job, ProgressMeter((), synth.codec.frame_rate), self.save_codes)
+        return SynthesisEngine(synth, job, ProgressMeter((), synth.codec.frame_rate), self.outputs, self.save_codes)
 
 
 def automatic_slots(job: SynthesisJob, checkpoint: Checkpoint, sharing: int = 1) -> int:

@@ -10,7 +10,6 @@ from collections import deque
 from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -23,6 +22,8 @@ from csm_cli.cli.summary import summarize
 from csm_cli.cli.synthesis import SynthesisJob, note_unknown_voices, pick_device_and_dtype
 from csm_cli.errors import UsageError
 from csm_cli.report import format_count
+from csm_cli.storage.outputs import OutputStore
+from csm_cli.storage.remote import is_fetched
 
 if TYPE_CHECKING:
     import torch
@@ -90,6 +91,15 @@ class WorkerOptions:
         if self.executor != "ray" and (self.ray_address or self.cpus_per_worker > 1):
             raise UsageError("--ray-address and --cpus-per-worker are for --executor ray")
 
+    def check_item(self, item: BatchItem) -> None:
+        """Raises UsageError for a recording that workers on other hosts do not find."""
+        turns = (*item.conversation.context, *item.conversation.turns) if self.executor == "ray" else ()
+        if any(turn.recording and is_fetched(turn.recording.path) for turn in turns):
+            hint = "put manifest and recordings into a folder that all hosts share"
+            raise UsageError(
+                f'"{item.id}" has a recording by URL, which --executor ray cannot hand to other hosts; {hint}'
+            )
+
     @property
     def count(self) -> int | None:
         """None for auto. Raises UsageError for anything but auto and a number in range."""
@@ -134,12 +144,11 @@ def _workers_in_memory(device: torch.device, dtype: torch.dtype, checkpoint: Che
 
 @dataclass(frozen=True)
 class BatchSetup:
-    """What all items of a batch share. folder: of its outputs. load: makes a synthesizer; for workers, a function of a
-    module."""
+    """What all items of a batch share. load: makes a synthesizer; for workers, a function of a module."""
 
     job: SynthesisJob
     checkpoint: Checkpoint
-    folder: Path
+    outputs: OutputStore
     load: Loader
     save_codes: bool = False
 
@@ -172,12 +181,15 @@ class WorkerPool:
         cluster = RayCluster.connect(options.ray_address, options.cpus_per_worker, batch.job.speech.device)
         workers = min(options.count or cluster.workers(), self._total)
         self._log_start(describe(cluster, workers))
-        return RayExecutor(self._task(batch, workers), cluster, workers, batch.folder, log_line)
+        return RayExecutor(self._task(batch, workers), cluster, workers, batch.outputs, log_line)
 
     def _task(self, batch: BatchSetup, workers: int) -> SynthesisTask:
         fair = -(-self._total // workers)
         job = replace(batch.job, recognizer=None, slots=min(batch.job.slots, fair))
-        return SynthesisTask(job, batch.checkpoint.revision, batch.checkpoint.fingerprint, batch.load, batch.save_codes)
+        checkpoint = batch.checkpoint
+        return SynthesisTask(
+            job, checkpoint.revision, checkpoint.fingerprint, batch.outputs, batch.load, batch.save_codes
+        )
 
     def _log_start(self, what: str) -> None:
         if not self._job.output_options.quiet:

@@ -50,8 +50,8 @@ def emit(line: str) -> None:
     print(_printable(line), flush=True)
 
 
-def emit_path(path: Path) -> None:
-    """Prints a path: its exact bytes to a pipe, as `use_utf8` permits; to a terminal as `emit`."""
+def emit_path(path: Path | str) -> None:
+    """Prints a path or URL: its exact bytes to a pipe, as `use_utf8` permits; to a terminal as `emit`."""
     print(_printable(str(path)) if sys.stdout.isatty() else path, flush=True)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -12,6 +11,7 @@ import typer
 from csm_cli.cli.console import emit, emit_json, log_line
 from csm_cli.errors import UsageError
 from csm_cli.report import format_count, format_duration
+from csm_cli.storage.remote import local_name
 
 if TYPE_CHECKING:
     from csm_cli.batch.overview import BatchOverview
@@ -21,7 +21,7 @@ _MAX_TEXT_CHARS = 60
 
 
 def results(
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A folder that csm batch has written to.")],
+    folder: Annotated[str, typer.Argument(metavar="FOLDER", help="A folder or URL that csm batch has written to.")],
     csv: Annotated[
         bool, typer.Option("--csv", help="Print a table of all items, with the manifest's columns.")
     ] = False,
@@ -40,7 +40,7 @@ def results(
 
     if csv and json:
         raise UsageError("--csv and --json both print the result; keep one")
-    overview = read_overview(folder.expanduser())
+    overview = read_overview(local_name(folder))
     for note in overview.notes:
         log_line(f"{overview.path}: {note}")
     if csv:

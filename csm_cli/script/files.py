@@ -22,6 +22,7 @@ from csm_cli.script.limits import (
     MAX_TEXT_FILE_BYTES,
     MAX_TRANSCRIPT_BYTES,
 )
+from csm_cli.storage.remote import fetch, fetched_file, is_url
 
 _SIGNATURES = {  # of files that are no text
     b"PK\x03\x04": "a ZIP file, such as a Word, Excel or EPUB document; save it as plain text or CSV",
@@ -77,7 +78,7 @@ def read_transcript(path: Path) -> str:
 class LineStream:
     """The lines of a UTF-8 file that may be larger than memory, with their line ends.
 
-    Each iteration starts at the first line; only one may run at a time. Standard input and pipes are copied to a
+    Each iteration starts at the first line; only one may run at a time. Standard input, pipes and URLs are copied to a
     temporary file.
 
     Raises:
@@ -98,6 +99,11 @@ class LineStream:
             raise self._invalid((0, 0), "is a directory; name a file in it") from error
         except (OSError, ValueError) as error:
             raise self._invalid((0, 0), f"cannot be read: {getattr(error, 'strerror', error)}") from error
+
+    @property
+    def file(self) -> IO[bytes]:
+        """The open file."""
+        return self._file
 
     @property
     def size(self) -> int:
@@ -145,14 +151,19 @@ def numbered_lines(lines: Iterable[str], comments: bool = False) -> Iterator[tup
 
 @dataclass
 class AudioLookup:
-    """Finds the audio files a script names. base: the folder of the script. Audio headers are read once and cached."""
+    """Finds the audio files a script names. base: the folder of the script, or its URL, whose files are fetched.
 
-    base: Path
+    Audio headers are read once and cached.
+    """
+
+    base: Path | str
     _headers: dict[Path, float | str] = field(default_factory=dict)
 
     def find(self, name: str) -> Path | None:
         """The existing file that `name` means: relative to `base`, `~` expanded; backslashes may stand for slashes."""
         candidates = [name] if "\\" not in name else [name, name.replace("\\", "/")]
+        if isinstance(self.base, str):
+            return fetched_file(self.base, candidates[-1])
         paths = (self.base / os.path.expanduser(candidate) for candidate in candidates)  # noqa: PTH111
         return next((path for path in paths if os.path.exists(path)), None)  # noqa: PTH110
 
@@ -172,9 +183,13 @@ class AudioLookup:
 
 
 def _open_seekable(name: str) -> IO[bytes]:
-    """The file, or a temporary copy of what a pipe delivers. Raises OSError for a device too."""
+    """The file, or a temporary copy of what a pipe or URL delivers. Raises OSError for a device too; InputError."""
     if name == STDIN:
         return _copied(sys.stdin.buffer)
+    if is_url(name):
+        copy = tempfile.TemporaryFile()  # noqa: SIM115
+        fetch(name, copy, MAX_PIPE_BYTES)
+        return copy
     file = Path(name).open("rb")  # noqa: SIM115
     mode = os.fstat(file.fileno()).st_mode
     if stat.S_ISREG(mode):

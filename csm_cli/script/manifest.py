@@ -29,6 +29,7 @@ from csm_cli.script.resolve import (
 )
 from csm_cli.script.source import INVALID, Source, quoted
 from csm_cli.script.validate import validate_entry
+from csm_cli.storage.remote import is_url
 from csm_cli.types import Conversation
 
 _LOG = logging.getLogger(__name__)
@@ -69,14 +70,14 @@ class _TableHeader:
 
 
 class Manifest:
-    """The conversations of a manifest, one a row; `-` is standard input.
+    """The conversations of a manifest, one a row; `-` is standard input; also by URL.
 
     `.csv`, `.tsv` and `.parquet` have column names and one item a row, `.txt` one text a line, and so has standard
     input that does not begin with a bracket; `.json`, and what begins with `[`, is a JSON array; all else is JSONL. An
     item without an id gets its line in the file, such as `0001`. Each iteration reads the file again, so that memory
     does not grow with it.
 
-    path: None for standard input. header: for all items, below a header in the file.
+    path: None for standard input and for a URL. header: for all items, below a header in the file.
 
     Raises:
         ScriptInvalid: the file cannot be read; while iterating: a line is invalid.
@@ -94,7 +95,8 @@ class Manifest:
         if self._suffix in (".yaml", ".yml"):
             raise ScriptInvalid([Diagnostic(str(path), 0, 0, "", "is YAML, which is a script; use csm converse")])
         self._lines = lines or LineStream(path)
-        self.path = None if self._lines.name == STDIN else Path(path)
+        self.path = None if self._lines.name == STDIN or is_url(str(path)) else Path(path)
+        self._base = str(path).rpartition("/")[0] if is_url(str(path)) else self.path.parent if self.path else Path()
         self._columns = columns or ManifestColumns()
         self._header = header or ManifestHeader()
         self._warned = False
@@ -141,13 +143,13 @@ class Manifest:
                 yield number, item
 
     def _items(self) -> Iterator[ManifestItem]:
-        files = AudioLookup(self.path.parent if self.path else Path())
+        files = AudioLookup(self._base)
         if self._suffix in DELIMITERS:
             return self._table_items(files, self._csv_rows())
-        if self._suffix == PARQUET and self.path:
-            return self._table_items(files, parquet_rows(self.path))
+        if self._suffix == PARQUET:
+            return self._table_items(files, parquet_rows(self._lines.name, self._lines.file))
         first = next((line.lstrip() for line in self._lines if line.strip()), "")
-        if self._suffix == ".txt" or (self.path is None and first and first[0] not in "{[#"):
+        if self._suffix == ".txt" or (self._lines.name == STDIN and first and first[0] not in "{[#"):
             return self._text_items(files)
         if self._suffix == ".json" or first.startswith("["):
             return self._array_items(files)

@@ -204,7 +204,7 @@ def _lock_descriptor(descriptor: int) -> bool | None:
 
 @contextmanager
 def exclusive_lock(
-    folder: Path, name: str = ".lock", shown: Path | None = None, wait: float = 0.0, temporary: bool = False
+    folder: Path, name: str = ".lock", shown: Path | str | None = None, wait: float = 0.0, temporary: bool = False
 ) -> Iterator[None]:
     """Locks a folder for this process; the system releases the lock when the process ends in any way.
 

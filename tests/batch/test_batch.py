@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.outputs import merge
 
 from csm_cli.batch.items import BatchItem, Counts, OutputPattern, Shard, select_items, with_fingerprint
-from csm_cli.batch.ledger import Ledger, LedgerEntry, merge_ledgers
+from csm_cli.batch.ledger import Ledger, LedgerEntry
 from csm_cli.checkpoint import Checkpoint, open_checkpoint
 from csm_cli.errors import InputError, UsageError
 from csm_cli.generation.fingerprint import SynthesisSetup
+from csm_cli.storage.outputs import LocalOutputs
 from csm_cli.types import Conversation, GenerationOptions, Recording, RetryPolicy, Turn
 
 LINES = [
@@ -36,10 +38,10 @@ def whole() -> str:
 
 
 def test_appended_results_are_read_at_the_next_opening(tmp_path: Path) -> None:
-    with Ledger(tmp_path / "new" / "folder") as ledger:
+    with Ledger(LocalOutputs(tmp_path / "new" / "folder")) as ledger:
         for line in [*LINES, LINES[1] | {"status": "ok", "file": "b.wav"}]:
             ledger.append(line)
-    with Ledger(tmp_path / "new" / "folder") as again:
+    with Ledger(LocalOutputs(tmp_path / "new" / "folder")) as again:
         assert again.entries == {"a": LedgerEntry("ok", "1"), "b": LedgerEntry("ok", "2")}
     assert len((tmp_path / "new" / "folder" / "results.jsonl").read_text().splitlines()) == 3
 
@@ -47,7 +49,7 @@ def test_appended_results_are_read_at_the_next_opening(tmp_path: Path) -> None:
 @pytest.mark.parametrize("torn", ["{", '{"id": "c", "status": "ok"}', "x" * 100_000])
 def test_an_unfinished_last_line_is_removed(tmp_path: Path, torn: str) -> None:
     path = ledger_of(tmp_path, whole() + torn)
-    with Ledger(tmp_path) as ledger:
+    with Ledger(LocalOutputs(tmp_path)) as ledger:
         assert set(ledger.entries) == {"a", "b"}
         ledger.append({"id": "d", "status": "ok", "file": "d.wav"})
     assert path.read_text() == whole() + '{"schema": 2, "id": "d", "status": "ok", "file": "d.wav"}\n'
@@ -55,7 +57,7 @@ def test_an_unfinished_last_line_is_removed(tmp_path: Path, torn: str) -> None:
 
 def test_a_ledger_of_one_unfinished_line_is_empty(tmp_path: Path) -> None:
     path = ledger_of(tmp_path, '{"id"')
-    with Ledger(tmp_path) as ledger:
+    with Ledger(LocalOutputs(tmp_path)) as ledger:
         assert not ledger.entries
     assert not path.read_text()
 
@@ -64,21 +66,22 @@ def test_a_ledger_of_one_unfinished_line_is_empty(tmp_path: Path) -> None:
 def test_a_file_that_is_not_a_ledger_is_left_unchanged(tmp_path: Path, line: str) -> None:
     path = ledger_of(tmp_path, whole() + line)
     with pytest.raises(InputError, match=r"results\.jsonl:3: is not a result"):
-        Ledger(tmp_path)
+        Ledger(LocalOutputs(tmp_path))
     assert path.read_text() == whole() + line
 
 
 def test_a_process_has_the_lock_until_it_ends(tmp_path: Path) -> None:
     code = (
-        "import pathlib; from csm_cli.batch.ledger import Ledger; held = Ledger(pathlib.Path()); print('held'); input()"
+        "import pathlib; from csm_cli.batch.ledger import Ledger; from csm_cli.storage.outputs import LocalOutputs;"
+        "held = Ledger(LocalOutputs(pathlib.Path())); print('held'); input()"
     )
     command = [sys.executable, "-uc", code]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=tmp_path) as holder:
         assert holder.stdout and holder.stdout.readline()
         with pytest.raises(UsageError, match="in use by another run"):
-            Ledger(tmp_path)
+            Ledger(LocalOutputs(tmp_path))
         holder.kill()
-    Ledger(tmp_path).close()
+    Ledger(LocalOutputs(tmp_path)).close()
 
 
 @pytest.mark.parametrize(
@@ -165,12 +168,12 @@ def test_a_retried_item_goes_on_after_the_seeds_that_failed(tmp_path: Path) -> N
     options = GenerationOptions(seed=1)
     conversation = Conversation((Turn(0, "Hi.", options=options), Turn(1, "Ho.")), id="a", defaults=options)
     item = BatchItem(conversation, tmp_path / "a.wav", "a.wav", "f")
-    with Ledger(tmp_path) as ledger:
+    with Ledger(LocalOutputs(tmp_path)) as ledger:
         for seeds in ([7, 9, 8], [3], []):
             ledger.append({"id": "a", "status": "failed", "fingerprint": "f", "seeds_tried": seeds})
         ledger.append({"id": "b", "status": "failed", "fingerprint": "old", "seeds_tried": [5]})
         ledger.append({"id": "b", "status": "failed", "fingerprint": "new", "seeds_tried": []})
-    with Ledger(tmp_path) as ledger:
+    with Ledger(LocalOutputs(tmp_path)) as ledger:
         entries = ledger.entries
     assert entries == {"a": LedgerEntry("failed", "f", 9), "b": LedgerEntry("failed", "new", -1)}
 
@@ -188,9 +191,9 @@ def test_a_ledger_of_another_version_is_refused_and_left_alone(tmp_path: Path, s
     path = ledger_of(tmp_path, json.dumps(line) + "\n")
     before = path.read_bytes()
     with pytest.raises(InputError, match="another version of csm"):
-        Ledger(tmp_path)
+        Ledger(LocalOutputs(tmp_path))
     with pytest.raises(InputError, match="another version of csm"):
-        merge_ledgers([tmp_path], tmp_path / "all")
+        merge([tmp_path], tmp_path / "all")
     assert path.read_bytes() == before
 
 
@@ -290,7 +293,7 @@ def result(id: str, status: str = "ok", fingerprint: str = "1") -> dict[str, str
 
 
 def written(folder: Path, *results: dict[str, str]) -> Path:
-    with Ledger(folder) as ledger:
+    with Ledger(LocalOutputs(folder)) as ledger:
         for each in results:
             (folder / each["file"]).write_text(f"{folder.name} {each['fingerprint']}")
             ledger.append(each)
@@ -298,14 +301,14 @@ def written(folder: Path, *results: dict[str, str]) -> Path:
 
 
 def entries(folder: Path) -> dict[str, LedgerEntry]:
-    with Ledger(folder) as ledger:
+    with Ledger(LocalOutputs(folder)) as ledger:
         return ledger.entries
 
 
 def test_shards_are_merged_and_merged_again(tmp_path: Path) -> None:
     one = written(tmp_path / "one", result("a"), result("b", "failed"), result("a", fingerprint="2"))
     two = written(tmp_path / "two", result("b"), result("c", "failed"))
-    assert merge_ledgers([one, two], tmp_path / "all") == (2, 1) == merge_ledgers([one, two], tmp_path / "all")
+    assert merge([one, two], tmp_path / "all") == (2, 1) == merge([one, two], tmp_path / "all")
     assert entries(tmp_path / "all") == {
         "a": LedgerEntry("ok", "2"),
         "b": LedgerEntry("ok", "1"),
@@ -322,13 +325,13 @@ def test_shards_are_merged_and_merged_again(tmp_path: Path) -> None:
 def test_folders_that_cannot_be_merged_are_refused(tmp_path: Path) -> None:
     one = written(tmp_path / "one", result("a"))
     with pytest.raises(InputError, match=r"has no results\.jsonl"):
-        merge_ledgers([one, tmp_path], tmp_path / "all")
+        merge([one, tmp_path], tmp_path / "all")
     two = written(tmp_path / "two", result("b") | {"file": "a.wav"})
     with pytest.raises(InputError, match=r'"a" and "b" have the same file a\.wav'):
-        merge_ledgers([one, two], tmp_path / "all")
+        merge([one, two], tmp_path / "all")
     (one / "a.wav").unlink()
     with pytest.raises(InputError, match="run its shard again"):
-        merge_ledgers([one], tmp_path / "all")
+        merge([one], tmp_path / "all")
 
 
 @pytest.mark.parametrize("pattern", ["out", "a/out/", "takes 1"])

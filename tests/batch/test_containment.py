@@ -8,11 +8,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from helpers.outputs import merge
 from helpers.run import Result
 
 from csm_cli.batch.items import OutputPattern, check_outputs
-from csm_cli.batch.ledger import Ledger, merge_ledgers
+from csm_cli.batch.ledger import Ledger
 from csm_cli.errors import InputError, OutputFailed, UsageError
+from csm_cli.storage.outputs import LocalOutputs
 from csm_cli.types import Conversation, Turn
 
 Csm = Callable[..., Result]
@@ -35,7 +37,7 @@ def test_merging_a_hostile_ledger_writes_nothing(tmp_path: Path, file: object) -
     for folder in (source, tmp_path / "target"):
         (folder / "link").symlink_to("..")
     with pytest.raises((InputError, UsageError)):
-        merge_ledgers([source], tmp_path / "target")
+        merge([source], tmp_path / "target")
     assert victim.read_text() == "mine" and sorted(path.name for path in tmp_path.iterdir()) == [
         ".bashrc",
         "part",
@@ -50,7 +52,7 @@ def test_a_link_in_the_target_is_not_written_through(tmp_path: Path) -> None:
     source = ledger(tmp_path / "part", "a.wav")
     (source / "a.wav").write_text("theirs")
     with pytest.raises(InputError):
-        merge_ledgers([source], tmp_path / "target")
+        merge([source], tmp_path / "target")
     assert (tmp_path / "mine.wav").read_text() == "mine"
 
 
@@ -94,7 +96,7 @@ def test_ids_that_some_disk_takes_for_one_collide(tmp_path: Path, ids: tuple[str
 
 
 def test_a_folder_moved_while_it_is_written_to_ends_the_run(tmp_path: Path) -> None:
-    with pytest.raises(OutputFailed, match="moved"), Ledger(tmp_path / "out") as results:
+    with pytest.raises(OutputFailed, match="moved"), Ledger(LocalOutputs(tmp_path / "out")) as results:
         (tmp_path / "out").rename(tmp_path / "elsewhere")
         (tmp_path / "out").mkdir()
         results.append({"id": "a", "status": "ok"})
@@ -120,4 +122,4 @@ def test_a_line_with_a_field_of_another_type_is_refused(field: dict[str, object]
     record = {"schema": 2, "id": "a", "status": "ok", "fingerprint": "1", "file": "a.wav", **field}
     (tmp_path / "results.jsonl").write_text(json.dumps(record) + "\n")
     with pytest.raises(InputError, match=f":1: .*{next(iter(field))}"):
-        Ledger(tmp_path)
+        Ledger(LocalOutputs(tmp_path))

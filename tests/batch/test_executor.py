@@ -36,7 +36,7 @@ def test_workers_share_the_items(tmp_path: Path) -> None:
     items, lines = make_items(tmp_path, 40), Lines()
     results = run(StubTask(0.02), items, lines)
     assert_each_once(results, items)
-    assert all(result.ok and result.path is None for result in results), "files are on disk"
+    assert all(result.ok and not result.files for result in results), "files are on disk"
     pids = {result.record["pid"] for result in results}
     assert len(pids) == 2 and os.getpid() not in pids and not any(map(is_running, pids))
     assert not lines

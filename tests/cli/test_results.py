@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from csm_cli.batch.overview import read_overview
 from csm_cli.errors import InputError
+from csm_cli.storage.outputs import LocalOutputs
 
 Csm = Callable[..., Any]
 
@@ -81,7 +82,7 @@ def test_a_cut_off_line_a_foreign_line_and_an_older_schema_are_noted(csm: Csm, t
 def test_results_can_be_read_while_a_run_has_the_lock(csm: Csm, folder: Path) -> None:
     from csm_cli.batch.ledger import Ledger
 
-    with Ledger(folder):
+    with Ledger(LocalOutputs(folder)):
         assert csm("results", folder).code == 0
 
 

@@ -33,6 +33,7 @@ from csm_cli.script import read_either, read_manifest, script_from
 from csm_cli.script.importers import convert
 from csm_cli.settings import read_configuration
 from csm_cli.storage.folders import check_replaceable
+from csm_cli.storage.outputs import LocalOutputs
 from csm_cli.voices.store import list_voices
 
 CORPUS = Path(__file__).with_name("corpus")
@@ -85,7 +86,7 @@ def read_checkpoint(path: Path) -> None:
 
 
 def read_ledger(path: Path) -> None:
-    with Ledger(path.parent) as ledger:
+    with Ledger(LocalOutputs(path.parent)) as ledger:
         list(ledger.latest())
 
 

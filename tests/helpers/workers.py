@@ -13,6 +13,7 @@ from csm_cli.batch.items import BatchItem
 from csm_cli.batch.results import ItemResult, WorkerPlace
 from csm_cli.errors import CsmError
 from csm_cli.storage.files import write_atomically
+from csm_cli.storage.outputs import LocalOutputs, OutputStore
 from csm_cli.types import Conversation, Turn
 
 KILLS = "kills its worker"  # the text of an item that does
@@ -66,6 +67,7 @@ class StubEngine:
     slots: int
     seconds: float
     texts: list[str] = field(default_factory=list)
+    outputs: OutputStore = field(default_factory=lambda: LocalOutputs(Path()))
 
     def results(self, items: Iterator[BatchItem]) -> Generator[ItemResult, None, None]:
         while (item := next(items, None)) is not None:
@@ -76,4 +78,6 @@ class StubEngine:
                 os.kill(os.getpid(), signal.SIGKILL)
             time.sleep(self.seconds)
             write_atomically(item.path, text.encode(), flush=False)
-            yield ItemResult(item.id, {"id": item.id, "status": "ok", "pid": os.getpid()}, item.path, chars=item.chars)
+            yield ItemResult(
+                item.id, {"id": item.id, "status": "ok", "pid": os.getpid()}, (item.path,), chars=item.chars
+            )
