@@ -23,13 +23,22 @@ def write_codes(codes: NDArray[np.int64]) -> bytes:
 def read_codes(path: Path, codebooks: int, vocab: int) -> NDArray[np.int64]:
     """Codes int64 [T, codebooks], each from 0 to below `vocab`.
 
+    Raises:
+        OSError: it cannot be read, is not a regular file, or is too large.
+        ValueError: as `parse_codes`.
+    """
+    return parse_codes(read_regular(path, MAX_CODES_BYTES), codebooks, vocab)
+
+
+def parse_codes(content: bytes, codebooks: int, vocab: int) -> NDArray[np.int64]:
+    """Codes int64 [T, codebooks] of a file's content, each from 0 to below `vocab`.
+
     The header is checked against the size of the file before anything is allocated by it.
 
     Raises:
-        OSError: it cannot be read, is not a regular file, or is too large.
         ValueError: it is not an array of integers of this shape and range.
     """
-    file = io.BytesIO(read_regular(path, MAX_CODES_BYTES))
+    file = io.BytesIO(content)
     try:
         header = npy.read_array_header_1_0 if npy.read_magic(file) == (1, 0) else npy.read_array_header_2_0
         shape, fortran_order, dtype = header(file)

@@ -107,9 +107,9 @@ def check(
 ) -> None:
     """Report which clips of a dataset can be used for training, and why the others are dropped.
 
-    Reads tables and lists of files (audiofolder, Common Voice, LJSpeech, NeMo, VITS), Parquet, JSON arrays, Whisper's
-    transcripts, recordings with a .txt file each, and csm's scripts and manifests. Shows how the first clips are
-    read. Loads no model.
+    Reads tables and lists of files (audiofolder, Common Voice, LJSpeech, NeMo, VITS), Parquet, WebDataset tar files,
+    JSON arrays, Whisper's transcripts, recordings with a .txt file each, and csm's scripts and manifests. Shows how
+    the first clips are read. Loads no model.
 
     \b
     Examples:
@@ -182,6 +182,7 @@ def prepare(
 ) -> None:
     """Encode a dataset to codes, once, for csm train; an interrupted run resumes.
 
+    Codes that csm batch --save-codes has saved are used as they are, if the model's codec made them.
     DIR/dropped.jsonl lists the dropped clips, DIR/report.json the totals.
 
     \b
@@ -294,6 +295,8 @@ class _Report:
             table.add_row("usable", str(self.counts.clips), f"{self.counts.seconds / 3600:.3f}")
             for reason, (clips, seconds) in self.counts.by_reason.items():
                 table.add_row(f"dropped: {reason}", str(clips), f"{seconds / 3600:.3f}" if seconds else "-")
+            if self.counts.reused:
+                table.add_row("of them with saved codes, not encoded again", str(self.counts.reused), "-")
             for kind, clips in sorted(self.counts.warnings.items()):
                 table.add_row(f"usable, with a warning: {kind}", str(clips), "-")
             Console(stderr=True).print(table)

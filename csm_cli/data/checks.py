@@ -18,7 +18,7 @@ from csm_cli.audio.clip_checks import (
 )
 from csm_cli.audio.io import Audio, AudioInfo, probe, range_problem, read_audio
 from csm_cli.data.dataset import ChunkResult, DatasetChunk, DroppedClip, TrainingClip, TrainingConversation
-from csm_cli.data.parquet import read_cell_audio
+from csm_cli.data.packed import read_packed_audio
 from csm_cli.errors import AudioUnreadable, failure_of
 
 SILENT_BELOW_LOUDEST = 1e-2  # a frame is silent below SILENT_LEVEL, or 40 dB below the loudest frame
@@ -88,7 +88,7 @@ def check_clip(clip: TrainingClip, limits: ClipLimits) -> Audio:
     if recording is None:
         raise UnsuitableClip("no audio", "it names no audio file")
     try:
-        file = recording.path if clip.row is None else read_cell_audio(recording.path, clip.row)
+        file = recording.path if clip.row is None else read_packed_audio(recording.path, clip.row)
         if file is None:
             raise UnsuitableClip("no audio", "its row has no audio")
         info = probe(file)

@@ -42,7 +42,8 @@ class TrainingClip:
     """Recorded speech with its transcript. trained: False for a clip that is context only.
 
     place: of the clip in the dataset, as `file:line`. duration (seconds), rate (samples per second): as the dataset
-    states them, or None. row: of the recording in a Parquet file, from 1.
+    states them, or None. row: of the recording in a Parquet or tar file, from 1. codec: fingerprint of the codec whose
+    codes are saved in that row, empty for none; frames: the clip's first and last frame of them, the last excluded.
     """
 
     speaker: int
@@ -53,6 +54,8 @@ class TrainingClip:
     duration: float | None = None
     rate: int | None = None
     row: int | None = None
+    codec: str = ""
+    frames: tuple[int, int] = (0, 0)
 
 
 @dataclass(frozen=True)
@@ -86,13 +89,14 @@ DatasetChunk = list[DatasetItem]
 class ChunkResult:
     """Result of a chunk. usable: speaker and seconds of each usable clip; trained: how many are not only context.
 
-    warnings: of usable clips, their kinds and the lines for the user.
+    warnings: of usable clips, their kinds and the lines for the user. reused: clips whose saved codes were used.
     """
 
     usable: list[tuple[int, float]] = field(default_factory=list)
     dropped: list[DroppedClip] = field(default_factory=list)
     trained: int = 0
     warnings: list[tuple[str, str]] = field(default_factory=list)
+    reused: int = 0
 
     def add(self, clip: TrainingClip, outcome: DroppedClip | float) -> None:
         """outcome: the dropped clip, or the seconds of a usable one."""
@@ -113,13 +117,15 @@ class ChunkResult:
             "dropped": [asdict(clip) for clip in self.dropped],
             "trained": self.trained,
             "warnings": self.warnings,
+            "reused": self.reused,
         }
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> ChunkResult:
         usable = [(speaker, seconds) for speaker, seconds in record["usable"]]
         warnings = [(kind, line) for kind, line in record.get("warnings", ())]
-        return cls(usable, [DroppedClip(**each) for each in record["dropped"]], record["trained"], warnings)
+        dropped = [DroppedClip(**each) for each in record["dropped"]]
+        return cls(usable, dropped, record["trained"], warnings, record.get("reused", 0))
 
 
 @dataclass
@@ -154,10 +160,10 @@ class SpeakerNumbers:
 
 
 class DatasetCounts:
-    """Totals over chunks. trained: usable clips that are not only context."""
+    """Totals over chunks. trained: usable clips that are not only context; reused: those with saved codes that fit."""
 
     def __init__(self) -> None:
-        self.clips = self.trained = 0
+        self.clips = self.trained = self.reused = 0
         self.seconds = 0.0
         self.dropped: list[DroppedClip] = []
         self.warnings: Counter[str] = Counter()  # usable clips by what is wrong with them
@@ -168,6 +174,7 @@ class DatasetCounts:
     def add(self, result: ChunkResult) -> None:
         self.clips += len(result.usable)
         self.trained += result.trained
+        self.reused += result.reused
         self.dropped += result.dropped
         self.warnings.update(kind for kind, _ in result.warnings)
         self._dropped_bins.update(int(clip.seconds / _BIN_SECONDS) for clip in result.dropped if clip.seconds)
@@ -185,6 +192,7 @@ class DatasetCounts:
     def to_json(self) -> dict[str, Any]:
         return {
             "usable": {"clips": self.clips, "hours": _hours(self.seconds)},
+            "saved_codes_used": self.reused,
             "dropped": {
                 reason: {"clips": clips, "hours": _hours(seconds)}
                 for reason, (clips, seconds) in self.by_reason.items()

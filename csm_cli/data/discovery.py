@@ -1,8 +1,8 @@
 """Files of datasets: found in folders, and their formats detected.
 
 Formats: audiofolder (metadata.jsonl, .csv, .tsv), other tables with named columns, Common Voice, Hugging Face Parquet,
-NeMo manifests, lists of files without column names (LJSpeech, VITS, Piper), JSON arrays, transcripts of Whisper,
-pairs of a recording and a text file, and csm's own scripts and manifests with recorded turns.
+WebDataset tar files, NeMo manifests, lists of files without column names (LJSpeech, VITS, Piper), JSON arrays,
+transcripts of Whisper, pairs of a recording and a text file, and csm's own scripts and manifests with recorded turns.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from csm_cli.data.tables import (
     json_object,
     read_json_file,
 )
+from csm_cli.data.webdataset import SUFFIX as TAR
 from csm_cli.errors import InputError
 from csm_cli.script.cells import DELIMITERS, csv_cells, separator_of, split_cells
 from csm_cli.script.cue_files import transcript_segments
@@ -36,7 +37,7 @@ class DatasetFile:
     """One file of a dataset. prefix: of the ids in it.
 
     format: table (named columns), list (no column names), lines or array (JSON), transcript, pairs (a folder), parquet,
-    script or manifest.
+    tar, script or manifest.
     """
 
     prefix: str
@@ -72,7 +73,7 @@ def find_datasets(
         for table in tables:
             inner = table.parent if table.name in _METADATA_FILES else table.with_suffix("")
             name = inner.relative_to(source).as_posix()
-            is_only = len(tables) == 1 and table.parent == source and table.suffix != SUFFIX
+            is_only = len(tables) == 1 and table.parent == source and table.suffix not in (SUFFIX, TAR)
             full = prefix if name == "." or is_only else f"{prefix}/{name}"
             files.append(DatasetFile(full, table, _detect_format(table, format, choice)))
     return files
@@ -86,8 +87,9 @@ def _tables_of(folder: Path) -> list[Path]:
     """
     if tables := sorted(file for name in _METADATA_FILES for file in folder.rglob(name)):
         return tables
-    if tables := sorted(folder.rglob(f"*{SUFFIX}")):
-        return tables
+    for suffix in (SUFFIX, TAR):
+        if tables := sorted(folder.rglob(f"*{suffix}")):
+            return tables
     found = sorted(file for file in folder.iterdir() if file.suffix.lower() in _TABLES and file.is_file())
     common = [folder / name for name in _COMMON_VOICE if folder / name in found]
     if common and (folder / "clips").is_dir():
@@ -102,7 +104,7 @@ def _tables_of(folder: Path) -> list[Path]:
     if found:
         names = ", ".join(file.name for file in found[:10])
         raise InputError(f"{folder}: holds several tables ({names}); name the ones to read")
-    expected = f"expected {' or '.join(_METADATA_FILES)}, *{SUFFIX}, or recordings with a .txt file each"
+    expected = f"expected {' or '.join(_METADATA_FILES)}, *{SUFFIX}, *{TAR}, or recordings with a .txt file each"
     raise InputError(f"{folder}: holds no dataset; {expected}; or name a manifest or scripts")
 
 
@@ -114,6 +116,8 @@ def _detect_format(path: Path, format: str, choice: ColumnChoice) -> str:
         return "parquet"
     if suffix in (".yaml", ".yml"):
         return "script"
+    if suffix == TAR:
+        return "tar"
     if format == "ljspeech":
         return "list"
     lines = first_lines(path)

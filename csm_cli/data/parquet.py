@@ -20,6 +20,7 @@ from csm_cli.data.columns import ColumnChoice, find_columns
 from csm_cli.errors import AudioUnreadable, InputError
 
 SUFFIX = ".parquet"
+CODES = "codes"  # column of `csm batch --save-codes`
 _AUDIO_ROWS = 8  # rows whose audio is decoded from a page at once
 _BUFFER_BYTES = 2**20  # without a buffer size pyarrow reads a whole row group
 
@@ -60,7 +61,8 @@ class ParquetTable:
         groups = (metadata.row_group(number).num_rows for number in range(metadata.num_row_groups))
         self._group_starts = [0, *accumulate(groups)]  # and the end of the last group
         self._group, self._next_row = -1, 0
-        self._cells: Iterator[Any] = iter(())
+        self._cells: Iterator[tuple[Any, ...]] = iter(())
+        self._last_row, self._last_cells = -1, list[Any]()
 
     def rows(self, columns: Sequence[str]) -> Iterator[tuple[int, Mapping[str, Any]]]:
         """Row number, from 1, and its fields in these columns. Raises InputError where the table is damaged."""
@@ -80,7 +82,7 @@ class ParquetTable:
             AudioUnreadable: the table cannot be read there.
         """
         try:
-            cell = self._cell(row - 1)
+            cell = self._cells_of(row - 1)[0] or {}
         except (OSError, ValueError, NotImplementedError, IndexError) as problem:
             raise AudioUnreadable(f"{self._path}: row {row} cannot be read ({problem})") from problem
         data, name = cell.get("bytes"), cell.get("path")
@@ -88,35 +90,39 @@ class ParquetTable:
             return resolve_beside(self._path, name) if name else None
         return AudioBytes(name or "embedded audio", data)
 
-    def _cell(self, row: int) -> dict[str, Any]:
+    def codes(self, row: int) -> bytes | None:
+        """The cell `codes` of a row, counted from 1. Raises OSError, ValueError, IndexError."""
+        cells = self._cells_of(row - 1)
+        return cells[1] if len(cells) > 1 and isinstance(cells[1], bytes) else None
+
+    def _cells_of(self, row: int) -> list[Any]:
         """Raises IndexError past the end, and pyarrow's errors."""
+        if row == self._last_row:
+            return self._last_cells
         group = bisect_right(self._group_starts, row) - 1
         if group + 1 == len(self._group_starts):
             raise IndexError(f"there are {row} rows")
         if group != self._group or row < self._next_row:
             self._next_row, self._cells = self._group_starts[group], self._read_group(group)
         ahead, self._next_row, self._group = row - self._next_row, row + 1, -1
-        cell: dict[str, Any] | None = next(islice(self._cells, ahead, None)).as_py()
+        cells = [each.as_py() for each in next(islice(self._cells, ahead, None))]
         self._group = group  # stays -1 after a failure, so that the next row starts over
-        return cell or {}
+        self._last_row, self._last_cells = row, cells
+        return cells
 
-    def _read_group(self, group: int) -> Iterator[Any]:
-        columns = [self.audio_column]
+    def _read_group(self, group: int) -> Iterator[tuple[Any, ...]]:
+        columns = [self.audio_column, *([CODES] if CODES in self.columns else [])]
         for batch in self._file.iter_batches(_AUDIO_ROWS, row_groups=[group], columns=columns, use_threads=False):
-            yield from batch.column(0)
+            yield from zip(*(batch.column(name) for name in columns), strict=True)
 
     def _unreadable(self, problem: Exception) -> InputError:
         return InputError(f"{self._path}: cannot be read as Parquet ({problem}); download or write it again")
 
 
-def read_cell_audio(path: Path, row: int) -> AudioBytes | Path | None:
-    """Audio of a row of a table, counted from 1; the table last used stays open. Raises as `ParquetTable.audio`."""
-    try:
-        stat = path.stat()
-        table = _open_table(path, stat.st_mtime_ns, stat.st_size)
-    except (OSError, InputError) as problem:
-        raise AudioUnreadable(f"{path}: row {row} cannot be read ({problem})") from problem
-    return table.audio(row)
+def open_table(path: Path) -> ParquetTable:
+    """The table last used stays open. Raises InputError; OSError where there is no such file."""
+    stat = path.stat()
+    return _open_table(path, stat.st_mtime_ns, stat.st_size)
 
 
 @lru_cache(maxsize=1)

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from csm_cli.audio.clip_checks import clip_warnings
+from csm_cli.audio.codes import parse_codes
 from csm_cli.audio.io import Audio, resample
 from csm_cli.checkpoint import open_checkpoint
 from csm_cli.data.checks import ClipLimits, read_clips
@@ -27,6 +28,7 @@ from csm_cli.data.dataset import (
     TrainingClip,
     TrainingConversation,
 )
+from csm_cli.data.packed import read_packed_codes
 from csm_cli.data.store import CodecIdentity, CodedTurn, Example, StoreWriter
 from csm_cli.data.workers import map_processes
 from csm_cli.device import pick_device
@@ -79,7 +81,7 @@ class Encoder:
         """The examples of a chunk, and the result of each of its clips."""
         result = ChunkResult(dropped=[item for item in chunk if isinstance(item, DroppedClip)])
         conversations = [item for item in chunk if isinstance(item, TrainingConversation)]
-        turns = self._encode_clips(conversations)
+        turns = self._encode_clips(conversations, result)
         examples: list[Example] = []
         for conversation in conversations:
             runs: list[list[CodedTurn]] = [[]]  # turns with no dropped clip between them
@@ -112,18 +114,27 @@ class Encoder:
         return examples, result
 
     def _encode_clips(
-        self, conversations: Iterable[TrainingConversation]
+        self, conversations: Iterable[TrainingConversation], result: ChunkResult
     ) -> Iterator[tuple[CodedTurn | DroppedClip, float, dict[str, str]]]:
-        """Each clip encoded or dropped, with its seconds and warnings; clips of similar length are encoded together."""
+        """Each clip encoded or dropped, with its seconds and warnings; clips of similar length are encoded together.
+
+        Codes that are saved beside the audio are used as they are, if this codec made them; `result` counts them.
+        """
         clips = (
-            (clip, audio)
+            (clip, audio, self._saved_turn(clip) if isinstance(audio, Audio) else None)
             for conversation in conversations
             for clip, audio in zip(conversation.clips, read_clips(conversation, self._config.limits), strict=True)
         )
-        while block := list(islice(clips, 4 * self.batch_size)):
-            readable = [index for index, (_, audio) in enumerate(block) if isinstance(audio, Audio)]
+        while rows := list(islice(clips, 4 * self.batch_size)):
+            block = [(clip, audio) for clip, audio, _ in rows]
+            turns: dict[int, CodedTurn | DroppedClip] = {
+                index: saved for index, (_, _, saved) in enumerate(rows) if saved is not None
+            }
+            result.reused += len(turns)
+            readable = [
+                index for index, (_, audio) in enumerate(block) if isinstance(audio, Audio) and index not in turns
+            ]
             readable.sort(key=lambda index: block[index][1].duration)  # type: ignore[union-attr]
-            turns: dict[int, CodedTurn | DroppedClip] = {}
             for start in range(0, len(readable), self.batch_size):
                 batch = {index: block[index] for index in readable[start : start + self.batch_size]}
                 turns |= self._encode_batch(batch)
@@ -132,6 +143,18 @@ class Encoder:
                     yield audio, audio.seconds, {}
                 else:
                     yield turns[index], audio.duration, clip_warnings(audio)
+
+    def _saved_turn(self, clip: TrainingClip) -> CodedTurn | None:
+        if clip.codec != self._codec.fingerprint or clip.recording is None or clip.row is None:
+            return None
+        data = read_packed_codes(clip.recording.path, clip.row)
+        start, end = clip.frames
+        try:
+            codes = parse_codes(data or b"", self._codec.codebooks, self.checkpoint.config.vocab)[start:end]
+        except ValueError:
+            return None
+        is_whole = 0 <= start < end and len(codes) == end - start
+        return CodedTurn(clip.speaker, clip.text, torch.from_numpy(codes), clip.trained) if is_whole else None
 
     def _encode_batch(self, clips: Mapping[int, tuple[TrainingClip, Any]]) -> dict[int, CodedTurn | DroppedClip]:
         """The turns of clips by index; where encoding them together fails, each is encoded alone, or dropped."""
@@ -292,6 +315,7 @@ def _chunk_fingerprint(basis: list[Any], chunk: DatasetChunk) -> str:
 def clip_fingerprint(clip: TrainingClip) -> list[Any]:
     recording = clip.recording
     parts = [clip.speaker, clip.text, clip.trained, clip.duration, clip.rate, clip.row]
+    parts += [clip.codec, clip.frames] if clip.codec else []
     if recording is None:
         return parts
     try:

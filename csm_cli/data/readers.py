@@ -32,6 +32,7 @@ from csm_cli.data.dataset import (
     TrainingConversation,
 )
 from csm_cli.data.discovery import DatasetFile, header_of
+from csm_cli.data.packed import generated_turns
 from csm_cli.data.parquet import ParquetTable
 from csm_cli.data.tables import (
     Row,
@@ -45,6 +46,7 @@ from csm_cli.data.tables import (
     recording_beside,
     segment_rows,
 )
+from csm_cli.data.webdataset import open_shard
 from csm_cli.errors import InputError, ScriptInvalid
 from csm_cli.script import Manifest, read_script
 from csm_cli.script.cells import DELIMITERS, csv_cells, split_cells
@@ -52,7 +54,7 @@ from csm_cli.script.cue_files import transcript_segments
 from csm_cli.script.source import text_problem
 from csm_cli.script.spoken_text import clean_text
 from csm_cli.storage.fingerprint import fingerprint
-from csm_cli.storage.untrusted import read_regular
+from csm_cli.storage.untrusted import parse_json, read_regular
 from csm_cli.types import Conversation, Recording
 
 CHUNK_CLIPS = 256  # an interrupted run repeats at most one chunk
@@ -172,6 +174,8 @@ class RowReader:
         path = file.path
         if file.format == "parquet":
             return self._read_parquet(path)
+        if file.format == "tar":
+            return self._read_tar(path)
         if file.format == "pairs":
             return self._read_pairs(path)
         if file.format == "list":
@@ -261,20 +265,63 @@ class RowReader:
         if table.audio_column is None or "text" not in roles:
             raise InputError(f"{path}: has no audio and text columns; expected {expected_columns(self.columns)}")
         source = _Table(path, self.columns)
-        source.warn_of_unused(table.columns, roles)
+        is_generated = {"metadata", "seed"} <= set(table.columns)  # by csm batch
+        if not is_generated:
+            source.warn_of_unused(table.columns, roles)
         names = [name for name in roles.values() if name != table.audio_column or not table.has_audio_bytes]
         if not table.has_audio_bytes:
             return _convert(path, table.rows(names), partial(self._conversation, source))
 
         def convert(fields: Any, place: str) -> TrainingConversation:
-            row = place.rpartition(":")[2]
-            conversation = self._conversation(source, {**fields, table.audio_column: row}, place)
-            clip = conversation.clips[0]
-            assert clip.recording
-            clip = replace(clip, recording=replace(clip.recording, path=path), row=int(row))
-            return TrainingConversation(conversation.id, (clip,))
+            row = int(place.rpartition(":")[2])
+            metadata = _json_fields(fields.pop("metadata", None)) if is_generated else {}
+            if generated := self._generated(metadata, path, row, place):
+                return generated
+            conversation = self._conversation(source, {**fields, table.audio_column: str(row)}, place)
+            return _in_row(conversation, path, row)
 
-        return _convert(path, table.rows(names), convert)
+        return _convert(path, table.rows([*names, "metadata"] if is_generated else names), convert)
+
+    def _read_tar(self, path: Path) -> Iterator[DatasetItem]:
+        """Samples of a WebDataset, numbered from 1."""
+        source = _Table(path, self.columns)
+
+        def convert(fields: Any, place: str) -> TrainingConversation:
+            number, key, audio = int(place.rpartition(":")[2]), fields.pop("__key__"), fields.pop("__audio__")
+            if audio and (generated := self._generated(fields, path, number, place)):
+                return generated
+            named = find_columns(fields, replace(self.columns, audio=None)).get("audio")  # of a file elsewhere
+            fields = {"id": key} | {name: value for name, value in fields.items() if name != named}
+            if not audio:
+                return self._conversation(source, fields, place)
+            name = self.columns.audio or "audio"
+            return _in_row(self._conversation(source, {**fields, name: Path(audio).name}, place), path, number)
+
+        return _convert(path, open_shard(path).rows(), convert)
+
+    def _generated(self, metadata: Any, path: Path, row: int, place: str) -> TrainingConversation | None:
+        """An item that `csm batch` has packed: a clip for each turn, with its range of saved codes; None for others."""
+        turns = generated_turns(metadata)
+        if not turns:
+            return None
+        frames = [turn.get("frames", 0) for turn in turns]
+        codec = metadata.get("codec")
+        has_codes = isinstance(codec, str) and all(isinstance(count, int) and count > 0 for count in frames)
+        clips = []
+        for number, turn in enumerate(turns):
+            span = (turn["start_s"], turn["end_s"]) if len(turns) > 1 else (None, None)
+            clips.append(
+                TrainingClip(
+                    speaker=self.speakers.number(str(turn["speaker"]) if turn.get("speaker") is not None else None),
+                    text=_text(turn["text"]),
+                    recording=Recording(path, *span),
+                    place=place if len(turns) == 1 else f"{place} turn {number + 1}",
+                    row=row,
+                    codec=codec if has_codes else "",
+                    frames=(sum(frames[:number]), sum(frames[: number + 1])) if has_codes else (0, 0),
+                )
+            )
+        return TrainingConversation(str(metadata.get("id") or place), tuple(clips))
 
     def _table_rows(self, path: Path) -> Iterator[Row]:
         suffix = path.suffix.lower()
@@ -371,6 +418,22 @@ def _convert(
             yield convert(fields, place)
         except _InvalidRow as problem:
             yield DroppedClip("", place, "invalid row", str(problem))
+
+
+def _in_row(conversation: TrainingConversation, path: Path, row: int) -> TrainingConversation:
+    """The conversation with its recording in a row of a file."""
+    clip = conversation.clips[0]
+    assert clip.recording
+    clip = replace(clip, recording=replace(clip.recording, path=path), row=row)
+    return TrainingConversation(conversation.id, (clip,))
+
+
+def _json_fields(text: Any) -> Mapping[str, Any]:
+    try:
+        value = parse_json(text) if isinstance(text, str) else {}
+    except ValueError:
+        return {}
+    return value if isinstance(value, Mapping) else {}
 
 
 def _is_audio(cell: str) -> bool:

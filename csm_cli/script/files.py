@@ -188,7 +188,11 @@ def _open_seekable(name: str) -> IO[bytes]:
         return _copied(sys.stdin.buffer)
     if is_url(name):
         copy = tempfile.TemporaryFile()  # noqa: SIM115
-        fetch(name, copy, MAX_PIPE_BYTES)
+        try:
+            fetch(name, copy, MAX_PIPE_BYTES)
+        except BaseException:
+            copy.close()
+            raise
         return copy
     file = Path(name).open("rb")  # noqa: SIM115
     mode = os.fstat(file.fileno()).st_mode

@@ -158,7 +158,7 @@ class RemoteOutputs(OutputStore):
         return RemoteOutputs, (self._url, self.folder)
 
     def location(self, path: Path) -> str:
-        return f"{self._url}/{path.relative_to(self.folder).as_posix()}"
+        return self._url if path == self.folder else f"{self._url}/{path.relative_to(self.folder).as_posix()}"
 
     def exists(self, path: Path) -> bool:
         with self._guard:
@@ -197,7 +197,11 @@ class RemoteOutputs(OutputStore):
 
     def read_log(self, name: str) -> IO[bytes]:
         file = tempfile.TemporaryFile()  # noqa: SIM115
-        self._copy_log(name, file)
+        try:
+            self._copy_log(name, file)
+        except BaseException:
+            file.close()
+            raise
         file.seek(0)
         return file
 

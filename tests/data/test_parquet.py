@@ -19,7 +19,7 @@ from csm_cli.data.checks import ClipLimits, UnsuitableClip, check_clip
 from csm_cli.data.columns import ColumnChoice
 from csm_cli.data.dataset import DroppedClip, SpeakerNumbers, TrainingClip, TrainingConversation
 from csm_cli.data.discovery import find_datasets
-from csm_cli.data.parquet import read_cell_audio
+from csm_cli.data.parquet import open_table
 from csm_cli.data.prepare import clip_fingerprint
 from csm_cli.data.readers import RowReader, read_datasets
 from csm_cli.errors import InputError
@@ -135,7 +135,7 @@ def test_memory_is_bounded_by_a_row_group(tmp_path: Path) -> None:
     before = pa.total_allocated_bytes()
     del sounds
     for row in range(1, 61):
-        assert read_cell_audio(path, row) is not None
+        assert open_table(path).audio(row) is not None
         most = max(most, pa.total_allocated_bytes() - before)
     assert size > 10_000_000 and most < size / 2
 
