@@ -86,7 +86,7 @@ class TrainingRun:
 
     def _load(self, device: str, offline: bool) -> None:
         settings = self.settings
-        self.accelerator = make_accelerator(device, settings.precision == "bfloat16")
+        self.accelerator = make_accelerator(device, settings.precision == "bfloat16", settings.peer_timeout)
         self.is_main = self.accelerator.is_main_process
         self.trainable = TrainableModel(settings, offline)
         checkpoint = self.trainable.checkpoint

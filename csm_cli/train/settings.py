@@ -60,7 +60,8 @@ class TrainSettings(_Strict):
     unset. batch_tokens: positions per micro-batch and process; an optimizer step takes `gradient_accumulation_steps`
     micro-batches. ema_decay: of the averaged weights, which are what is evaluated and saved; 0 turns averaging off.
     depth_frame_share, token_corruption, turn_start_weight: see `LossMask`. sample_texts: generated every
-    `sample_every` steps, tagged [n] or by speaker 0. Steps of 0 mean never.
+    `sample_every` steps, tagged [n] or by speaker 0. Steps of 0 mean never. peer_timeout: seconds that a process waits for
+    the others, which must be longer than saving and generating samples take.
     """
 
     data: _Path
@@ -90,6 +91,7 @@ class TrainSettings(_Strict):
     sample_every: _Steps = 0
     sample_texts: list[TextField] = []
     tensorboard: _Bool = False
+    peer_timeout: _Positive = 600.0
 
     @property
     def output_folder(self) -> Path:
@@ -99,7 +101,7 @@ class TrainSettings(_Strict):
     def resume_key(self) -> dict[str, Any]:
         """The settings that a resumed run must share with the run it continues."""
         free = {"output", "evaluate_every", "save_every", "sample_every", "sample_texts", "tensorboard"}
-        return self.model_dump(exclude=free | {"gradient_checkpointing"})
+        return self.model_dump(exclude=free | {"gradient_checkpointing", "peer_timeout"})
 
 
 # Names of earlier versions, for the hint in a diagnostic.

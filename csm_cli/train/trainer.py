@@ -12,10 +12,12 @@ import os
 import re
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs
 
 from csm_cli.device import pick_device
 from csm_cli.errors import PeerLost, TrainingFailed, UsageError
@@ -214,8 +216,10 @@ def _mix_seed(*numbers: int) -> int:
     return seed
 
 
-def make_accelerator(device: str, bfloat16: bool) -> Accelerator:
+def make_accelerator(device: str, bfloat16: bool, peer_timeout: float) -> Accelerator:
     """accelerate's view of this process, on `device`; `auto` leaves the choice to accelerate.
+
+    peer_timeout: seconds after which an operation with the other processes fails.
 
     In processes started by a launcher, the launcher assigns the devices, except that `cpu` puts all on the CPU.
 
@@ -227,7 +231,8 @@ def make_accelerator(device: str, bfloat16: bool) -> Accelerator:
     if requested and requested.index is not None and not launched:
         torch.cuda.set_device(requested)  # accelerate's "cuda" is the current device
     on_cpu = requested is not None and requested.type == "cpu"
-    accelerator = Accelerator(mixed_precision="bf16" if bfloat16 else "no", cpu=on_cpu or None)
+    group = InitProcessGroupKwargs(timeout=timedelta(seconds=peer_timeout))
+    accelerator = Accelerator(mixed_precision="bf16" if bfloat16 else "no", cpu=on_cpu or None, kwargs_handlers=[group])
     ignored = requested and (requested.type != accelerator.device.type or (launched and requested.index is not None))
     if ignored and accelerator.is_main_process:
         _LOG.warning("device %s is ignored: the launcher assigned %s to this process", device, accelerator.device)
@@ -239,7 +244,7 @@ def detect_lost_process(state_file: Path, step: Callable[[], int]) -> Iterator[N
     """Translates the failure of a collective operation. state_file: saved state of the run; step: last finished step.
 
     Raises:
-        PeerLost: another process of this run has ended.
+        PeerLost: another process of this run has ended, or did not answer in time.
     """
     try:
         yield
@@ -249,7 +254,10 @@ def detect_lost_process(state_file: Path, step: Callable[[], int]) -> Iterator[N
             raise
         when = f"after step {step()}" if step() else "before the first step"
         resume = "run the same command again to resume from the last saved step"
+        cause = "ended: killed, out of memory, or with an error of its own"
+        if re.search(r"time(d |-)?out", str(problem), re.IGNORECASE):
+            cause = "did not answer within peer_timeout: its host or the network is down, or it is stuck"
         raise PeerLost(
-            f"{when}, another process of this run ended: killed, out of memory, or with an error of its own; "
+            f"{when}, another process of this run {cause}; "
             + (resume if state_file.exists() else "nothing was saved yet, run the same command again to start over")
         ) from problem

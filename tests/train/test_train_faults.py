@@ -326,38 +326,67 @@ def test_state_loads_whatever_the_device_name(csm: Csm, started: Path, monkeypat
     assert csm("train", started, "--device", "cpu", "-q").code == 0
 
 
-def start(config: Path, rank: int, port: int, log: Path) -> subprocess.Popen[bytes]:
-    """One of two processes that train together, as a launcher starts it."""
-    names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    clean = {name: value for name, value in os.environ.items() if not name.startswith("CSM_")}
-    environment = clean | {name: str(value) for name, value in names.items()} | {"OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "csm_cli", "train", str(config), "--device", "cpu", "-q"]
-    with log.open("wb") as stderr:
-        return subprocess.Popen(command, env=environment, stderr=stderr)
-
-
-@pytest.mark.slow
-def test_where_one_of_two_processes_is_killed_the_other_reports_it(
-    csm: Csm, configured: Callable[..., Path], tmp_path: Path
-) -> None:
-    config = configured("run", steps=60, save_every=2, evaluate_every=0)
+@contextmanager
+def two_processes(config: Path) -> Iterator[list[subprocess.Popen[bytes]]]:
+    """Two processes that train together, as a launcher starts them on two hosts; logs are beside `config`."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    logs = [tmp_path / "0.log", tmp_path / "1.log"]
-    processes = [start(config, rank, port, log) for rank, log in enumerate(logs)]
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("CSM_")}
+    command = [sys.executable, "-m", "csm_cli", "train", str(config), "--device", "cpu"]
+    processes = []
+    for rank in range(2):
+        names = {"RANK": rank, "LOCAL_RANK": 0, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        environment = clean | {name: str(value) for name, value in names.items()} | {"OMP_NUM_THREADS": "1"}
+        with log_of(config, rank).open("wb") as stderr:
+            processes.append(subprocess.Popen(command, env=environment, stdout=stderr, stderr=stderr))
     try:
-        wait_for_change(tmp_path / "run" / "state.pt", 0)
-        processes[0].kill()  # the process that saves
-        assert processes[1].wait(timeout=240) == 1
+        yield processes
     finally:
         for process in processes:
             process.kill()
             process.wait()
-    lines = logs[1].read_text().splitlines()
+
+
+def log_of(config: Path, rank: int) -> Path:
+    return config.with_name(f"{config.stem}-{rank}.log")
+
+
+def assert_lost_peer(log: Path, cause: str) -> None:
+    lines = log.read_text().splitlines()
     (line,) = [line for line in lines if line.startswith(("csm: ", "Traceback"))]
-    assert re.match(r"csm: after step \d+, another process of this run ended: killed, ", line)
+    assert line == lines[-1] and re.match(rf"csm: after step \d+, another process of this run {cause}", line)
     assert line.endswith("run the same command again to resume from the last saved step")
+
+
+@pytest.mark.slow
+def test_where_one_of_two_processes_is_killed_the_other_ends_and_both_resume(
+    configured: Callable[..., Path], tmp_path: Path
+) -> None:
+    whole, config = (configured(name, steps=30, save_every=2, evaluate_every=10) for name in ("whole", "run"))
+    with two_processes(whole) as processes:
+        assert [process.wait(timeout=240) for process in processes] == [0, 0]
+    with two_processes(config) as processes:
+        wait_for_change(tmp_path / "run" / "state.pt", 0)
+        processes[0].kill()  # the process that saves
+        assert processes[1].wait(timeout=240) == 1
+    assert_lost_peer(log_of(config, 1), "ended: killed, ")
     assert_complete(tmp_path / "run")
-    alone = csm("train", config, "--device", "cpu")
-    assert alone.code == 0 and "resuming after step" in alone.err
+    with two_processes(config) as processes:
+        assert [process.wait(timeout=240) for process in processes] == [0, 0]
+    assert "resuming after step" in log_of(config, 0).read_text()
+    for name in ("best", "last"):
+        one, two = (load_file(tmp_path / run / name / "adapter_model.safetensors") for run in ("whole", "run"))
+        torch.testing.assert_close(two, one, rtol=0, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_where_one_of_two_processes_stops_answering_the_other_ends_in_time(
+    configured: Callable[..., Path], tmp_path: Path
+) -> None:
+    config = configured("run", steps=10_000, save_every=2, evaluate_every=0, peer_timeout=8)
+    with two_processes(config) as processes:
+        wait_for_change(tmp_path / "run" / "state.pt", 0)
+        processes[1].send_signal(signal.SIGSTOP)
+        assert processes[0].wait(timeout=60) == 1
+    assert_lost_peer(log_of(config, 0), "did not answer within peer_timeout")

@@ -19,7 +19,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """Two CUDA devices as accelerate sees them. current: the selected one; launched: each process has its own."""
     state = SimpleNamespace(current=0, launched=False)
 
-    def accelerator(mixed_precision: str, cpu: bool | None) -> SimpleNamespace:
+    def accelerator(mixed_precision: str, cpu: bool | None, kwargs_handlers: list[object]) -> SimpleNamespace:
         gpu = torch.device("cuda", 0 if state.launched else state.current)
         return SimpleNamespace(
             device=torch.device("cpu") if cpu else gpu, is_main_process=True, mixed_precision=mixed_precision
@@ -44,7 +44,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 def test_single_process_uses_the_named_device(
     machine: SimpleNamespace, caplog: pytest.LogCaptureFixture, name: str, device_name: str
 ) -> None:
-    assert make_accelerator(name, False).device == torch.device(device_name)
+    assert make_accelerator(name, False, 9.0).device == torch.device(device_name)
     assert not caplog.records
 
 
@@ -63,7 +63,7 @@ def test_launcher_assigns_devices(
     monkeypatch.setenv("LOCAL_RANK", "0")
     machine.launched = True
     with caplog.at_level(logging.WARNING):
-        assert make_accelerator(name, True).device == torch.device(device_name)
+        assert make_accelerator(name, True, 9.0).device == torch.device(device_name)
     messages = [record.getMessage() for record in caplog.records]
     assert len(messages) == warns and all("cuda:1 is ignored" in each and "cuda:0" in each for each in messages)
 
@@ -71,7 +71,7 @@ def test_launcher_assigns_devices(
 @pytest.mark.parametrize(("name", "failure"), [("gpu", UsageError), ("cuda:7", DeviceMissing), ("mps", DeviceMissing)])
 def test_unknown_device(machine: SimpleNamespace, name: str, failure: type[Exception]) -> None:
     with pytest.raises(failure):
-        make_accelerator(name, False)
+        make_accelerator(name, False, 9.0)
 
 
 def test_only_errors_of_lost_processes_are_translated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -87,5 +87,7 @@ def test_only_errors_of_lost_processes_are_translated(tmp_path: Path, monkeypatc
         fail(closed)
     with pytest.raises(PeerLost):
         fail(torch.distributed.DistBackendError("remote process exited or there was a network error"))
+    with pytest.raises(PeerLost, match="peer_timeout"):
+        fail(RuntimeError("[gloo/transport/tcp/unbound_buffer.cc:78] Timed out waiting 9000ms for recv operation"))
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
         fail(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
