@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: demo test test-slow test-cluster format clients voice teacher judges finetune-demo bench bench-gpu clean
+.PHONY: demo test test-slow test-cluster format clients storage voice teacher judges finetune-demo bench bench-gpu clean
 
 demo: $(VENV)/.installed
 	$(BIN)/csm converse samples/dialogue.yaml -o out/dialogue.wav
@@ -51,6 +51,14 @@ clients: runs/clients/.installed
 runs/clients/.installed: configs/clients.txt
 	$(PYTHON) -m venv runs/clients
 	runs/clients/bin/python -m pip --disable-pip-version-check install --quiet -r configs/clients.txt
+	@touch $@
+
+# An S3 server, webdataset and datasets, in an environment of their own: for the slow tests of object stores and shards.
+storage: runs/storage/.installed
+
+runs/storage/.installed: configs/storage.txt
+	$(PYTHON) -m venv runs/storage
+	runs/storage/bin/python -m pip --disable-pip-version-check install --quiet -r configs/storage.txt
 	@touch $@
 
 # Learns a new voice by LoRA from 10 minutes of speech: needs espeak-ng and wamerican.

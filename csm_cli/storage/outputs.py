@@ -28,7 +28,7 @@ from csm_cli.errors import CsmError, InputError, OutputFailed, OutputRefused, Us
 from csm_cli.storage.files import exclusive_lock, write_atomically
 from csm_cli.storage.fingerprint import fingerprint
 from csm_cli.storage.paths import expand_path, user_data_folder
-from csm_cli.storage.remote import attempt, check_url, fetch, filesystem, is_url, upload
+from csm_cli.storage.remote import TRIES, attempt, check_url, fetch, filesystem, is_url, upload
 
 _LOG = logging.getLogger(__name__)
 _BEAT_SECONDS = 10.0  # between two signs of life in a lock
@@ -253,14 +253,16 @@ class RemoteOutputs(OutputStore):
         ended = threading.Event()
         beat = threading.Thread(target=self._beat, args=(ended,), name="lock", daemon=True)
         beat.start()
+        tries = 1  # where the run failed, the network may be away
         try:
             yield
+            tries = TRIES
         finally:
             ended.set()
             beat.join()
             if self._lost is None:
                 with suppress(CsmError):
-                    self._remove(_LOCK)
+                    self._remove(_LOCK, tries)
 
     def _acquire(self) -> None:
         """Creates the lock; takes one over that a dead run left. Raises UsageError where a run is alive."""
@@ -353,11 +355,11 @@ class RemoteOutputs(OutputStore):
             return None
         return data
 
-    def _remove(self, name: str) -> None:
+    def _remove(self, name: str, tries: int = TRIES) -> None:
         url = f"{self._url}/{name}"
         system, path = filesystem(url)
         with suppress(FileNotFoundError):
-            attempt(OutputFailed, url, lambda: system.rm_file(path))
+            attempt(OutputFailed, url, lambda: system.rm_file(path), tries)
 
     def _clear(self, spared: set[str]) -> None:
         """Removes what waits in the folder."""

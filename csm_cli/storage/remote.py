@@ -21,7 +21,7 @@ from csm_cli.storage.paths import relative_parts
 
 _URL = re.compile(r"([a-z][a-z0-9+.-]+)://", re.IGNORECASE)
 _LIBRARIES = {"s3": ("s3fs", "s3"), "gs": ("gcsfs", "gcs"), "memory": ("fsspec", "")}  # and the extra that has it
-_TRIES = 5
+TRIES = 5
 _WAIT_SECONDS = 0.5  # before the second try; twice as long before each further one
 _PART_BYTES = 16 << 20  # of an upload to S3; a file of two parts and more is sent in parts
 _CONNECT_SECONDS = 10
@@ -75,17 +75,20 @@ def _filesystem(scheme: str) -> Any:
     if scheme == "s3":
         own = {"connect_timeout": _CONNECT_SECONDS, "retries": {"max_attempts": 1}}  # `attempt` tries again
         options["config_kwargs"] = own | dict(fsspec.config.conf.get("s3", {}).get("config_kwargs", {}))
-    return fsspec.filesystem(scheme, **options)
+    system = fsspec.filesystem(scheme, **options)
+    if scheme == "s3":
+        system.retries = 2  # of a request, so that not all of a long upload is repeated
+    return system
 
 
-def attempt(failure: type[CsmError], url: str, call: Callable[[], _T]) -> _T:
+def attempt(failure: type[CsmError], url: str, call: Callable[[], _T], tries: int = TRIES) -> _T:
     """The result of `call`, which is repeated where it fails for a while.
 
     Raises:
         FileNotFoundError: there is no such file. FileExistsError: it was to be new.
         failure: anything else.
     """
-    for number in range(1, _TRIES + 1):
+    for number in range(1, tries + 1):
         try:
             return call()
         except (CsmError, FileExistsError):
@@ -93,7 +96,7 @@ def attempt(failure: type[CsmError], url: str, call: Callable[[], _T]) -> _T:
         except Exception as problem:
             if isinstance(problem, FileNotFoundError) and not _NO_BUCKET.search(str(problem)):
                 raise
-            if isinstance(problem, _FINAL) or _is_of_credentials(problem) or number == _TRIES:
+            if isinstance(problem, _FINAL) or _is_of_credentials(problem) or number == tries:
                 raise failure(f"{url}: {_reason(problem)}") from problem
         time.sleep(_WAIT_SECONDS * 2 ** (number - 1) * random.uniform(0.5, 1.5))
     raise AssertionError

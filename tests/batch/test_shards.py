@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import subprocess
 import tarfile
 from collections import Counter
 from collections.abc import Callable
@@ -14,6 +16,7 @@ import numpy as np
 import pytest
 import soundfile
 from helpers.run import Result
+from helpers.s3 import PYTHON
 
 from csm_cli.batch import shards
 from csm_cli.errors import UsageError
@@ -22,6 +25,7 @@ Csm = Callable[..., Result]
 
 
 def batch(csm: Csm, checkpoint: Path, folder: Path, name: str, *flags: object, count: int = 5) -> Result:
+    folder.mkdir(exist_ok=True)
     path = folder / "lines.jsonl"
     lines = [{"id": f"l.{n}", "speaker": n % 2, "text": f"Line {n}."} for n in range(count)]
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -63,11 +67,19 @@ def test_items_are_packed_into_tar_files_with_text_metadata_and_codes(
     assert plan["shards"][0]["done"] == 5
 
 
-def test_webdataset_reads_the_tar_files(csm: Csm, tiny_checkpoint: Path, tmp_path: Path) -> None:
-    webdataset = pytest.importorskip("webdataset")
-    batch(csm, tiny_checkpoint, tmp_path, "{shard}.tar")
-    samples = list(webdataset.WebDataset([str(tmp_path / "out" / f"{n}.tar") for n in (1, 2, 3)], shardshuffle=False))
-    assert sorted(sample["txt"] for sample in samples) == [f"Line {n}.".encode() for n in range(5)]
+@pytest.mark.slow
+@pytest.mark.skipif(not PYTHON.exists(), reason="webdataset and datasets are not installed: make storage")
+def test_webdataset_and_datasets_read_the_shards(csm: Csm, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    for name in ("tar", "parquet"):
+        assert batch(csm, tiny_checkpoint, tmp_path / name, f"{{shard}}.{name}", "--save-codes").code == 0
+    folders = [tmp_path / name / "out" for name in ("tar", "parquet")]
+    environment = os.environ | {"HF_HOME": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1"}
+    command = [str(PYTHON), str(Path(__file__).parent / "readers" / "read_shards.py"), *map(str, folders)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200, env=environment)
+    assert done.returncode == 0, done.stderr
+    for reader, rows in json.loads(done.stdout).items():
+        assert {row["id"]: row["text"] for row in rows} == {f"l.{n}": f"Line {n}." for n in range(5)}, reader
+        assert all(row["rate"] == 24000 and row["frames"] == round(row["seconds"] / 0.08) > 0 for row in rows), reader
 
 
 def test_parquet_tables_are_read_by_csm_data(csm: Csm, tiny_checkpoint: Path, tmp_path: Path) -> None:
