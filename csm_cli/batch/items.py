@@ -293,6 +293,14 @@ class Counts:
     selected: int = 0
     chars: int = 0
 
+    @classmethod
+    def of(cls, items: Iterable[BatchItem]) -> Counts:
+        """Of items that are all selected."""
+        counts = cls()
+        for item in items:
+            counts.total, counts.chars = counts.total + 1, counts.chars + item.chars
+        return replace(counts, selected=counts.total)
+
 
 def select_items(
     items: Iterable[BatchItem],

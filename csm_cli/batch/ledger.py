@@ -29,6 +29,7 @@ from csm_cli.storage.paths import relative_parts
 from csm_cli.storage.untrusted import parse_json
 
 LEDGER = "results.jsonl"
+CODES_SUFFIX = ".codes.npy"  # of the file with an item's codes, beside its audio
 SCHEMA = 2  # of a line
 _LOG = logging.getLogger(__name__)
 
@@ -42,6 +43,7 @@ _FIELD_TYPES: dict[str, Any] = {
     "seeds_tried": list,
     "warnings": list,
     "turns": list,
+    "subtitles": dict,
 }
 
 

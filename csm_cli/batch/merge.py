@@ -7,7 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from csm_cli.batch.ledger import LEDGER, Ledger, LedgerRecord
+from csm_cli.audio.subtitles import SUBTITLE_FORMATS
+from csm_cli.batch.ledger import CODES_SUFFIX, LEDGER, Ledger, LedgerRecord
 from csm_cli.errors import InputError
 from csm_cli.storage.files import write_atomically
 from csm_cli.storage.outputs import OutputStore
@@ -44,10 +45,11 @@ def merge_ledgers(sources: Sequence[OutputStore], target: OutputStore) -> tuple[
     for name, (source, record) in merged.items():
         if record["status"] != "ok":
             continue
-        contained_path(source.folder, record["file"])  # before anything is written
-        owner = name if "shard" in record else owners.setdefault(portable_name(target.folder / record["file"]), name)
-        if owner != name:
-            raise InputError(f'"{owner}" and "{name}" have the same file {record["file"]}; nothing was merged')
+        for file in _files(record):
+            contained_path(source.folder, file)  # before anything is written
+            owner = name if "shard" in record else owners.setdefault(portable_name(target.folder / file), name)
+            if owner != name:
+                raise InputError(f'"{owner}" and "{name}" have the same file {file}; nothing was merged')
     with Ledger(target) as ledger:
         shards = _ShardCopies(ledger, merged)
         for name, (source, record) in merged.items():
@@ -62,10 +64,14 @@ def merge_ledgers(sources: Sequence[OutputStore], target: OutputStore) -> tuple[
                     place = {"file": copy.name, "shard": copy.name, "output": target.location(copy)}
                     ledger.append(record | place, [copy])
             else:
-                copy = contained_path(target.folder, record["file"])
-                if not same or not target.exists(copy):
-                    _copy(source, record["file"], copy)
-                    ledger.append(record | {"output": target.location(copy)}, [copy])
+                copies = {file: contained_path(target.folder, file) for file in _files(record)}
+                if not same or not all(map(target.exists, copies.values())):
+                    codes = str(Path(record["file"]).with_suffix(CODES_SUFFIX))
+                    if source.exists(contained_path(source.folder, codes)):
+                        copies[codes] = contained_path(target.folder, codes)
+                    for file, copy in copies.items():
+                        _copy(source, file, copy)
+                    ledger.append(record | _places(record, target), list(copies.values()))
     ok = sum(record["status"] == "ok" for _, record in merged.values())
     return ok, len(merged) - ok
 
@@ -77,6 +83,25 @@ def _check_shards(found: Sequence[_Found], merged: Mapping[str, _Found]) -> None
         if record["status"] == "ok" and other is not source and {"shard"} & (record.keys() | newest.keys()):
             places = f"{source.location(source.folder / record['file'])} and {other.location(other.folder)}"
             raise InputError(f'"{record["id"]}" is in {places}; shards can be merged if no item is in two of them')
+
+
+def _files(record: LedgerRecord) -> list[str]:
+    """An item's audio, or its shard, and its subtitles, below its folder.
+
+    Raises:
+        InputError: subtitles in a format that csm does not write.
+    """
+    formats = list(record.get("subtitles", ()))
+    if unknown := [name for name in formats if name not in SUBTITLE_FORMATS]:
+        raise InputError(f'"{record["id"]}" has subtitles in an unknown format: {unknown[0]}')
+    return [record["file"], *(str(Path(record["file"]).with_suffix(f".{name}")) for name in formats)]
+
+
+def _places(record: LedgerRecord, target: OutputStore) -> LedgerRecord:
+    """Where people find an item's files in `target`."""
+    output, *subtitles = (target.location(target.folder / file) for file in _files(record))
+    places: LedgerRecord = {"output": output}
+    return places | ({"subtitles": dict(zip(record["subtitles"], subtitles, strict=True))} if subtitles else {})
 
 
 def _copy(source: OutputStore, file: str, copy: Path) -> None:

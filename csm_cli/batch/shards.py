@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from csm_cli.batch.items import BatchItem, OutputPattern
-from csm_cli.batch.ledger import Ledger, LedgerRecord
+from csm_cli.batch.ledger import CODES_SUFFIX, Ledger, LedgerRecord
 from csm_cli.errors import InputError, OutputFailed, OutputRefused, UsageError
 from csm_cli.storage.files import atomic_file
 from csm_cli.storage.outputs import OutputStore
@@ -31,7 +31,6 @@ from csm_cli.storage.remote import is_url
 
 SHARD_SUFFIXES = (".tar", ".parquet")
 SPOOL = ".items"  # folder of the items that are in no shard yet
-CODES_SUFFIX = ".codes.npy"
 ITEM_SUFFIX = ".flac"
 
 

@@ -10,7 +10,8 @@ import typer
 
 from csm_cli.audio.formats import FILE_FORMATS, AudioEncoding
 from csm_cli.batch.items import BatchItem
-from csm_cli.cli.options import OutputFile
+from csm_cli.cli.options import OutputFile, SynthesisFlags
+from csm_cli.cli.output_files import OutputFiles
 from csm_cli.errors import UsageError
 from csm_cli.types import Conversation
 
@@ -43,6 +44,10 @@ class AudioOptions:
         str | None,
         _option("--subs", metavar="FORMATS", text="Write subtitles: srt, vtt, json; several with commas.", panel=None),
     ] = None
+    word_times: Annotated[
+        bool,
+        _option("--word-times", text="Times of words in subtitles and metadata; needs csm-cli\\[verify]."),
+    ] = False
     format: Annotated[
         str | None,
         _option(
@@ -114,6 +119,22 @@ class AudioOptions:
             raise UsageError("--subs writes files beside the track; name it with -o out.wav")
         return {name: track.with_suffix(f".{name}") for name in names}
 
+    def check_word_times(self, speech: SynthesisFlags, in_metadata: bool) -> None:
+        """Raises UsageError where --word-times has no file to be written to, or the recognizer is not installed."""
+        if self.word_times:
+            if not in_metadata and self.subs is None:
+                raise UsageError("--word-times are part of subtitles and metadata; add --subs vtt or --json")
+            _ = speech.whisper
+
+    def of_files(self, files: OutputFiles, output: OutputFile) -> OutputFiles:
+        """The files of a track with what the flags say of them. Raises UsageError as `subtitles`, `for_output`."""
+        return replace(
+            files,
+            subtitles=self.subtitles(output.file),
+            encoding=self.for_output(output),
+            word_times=self.word_times,
+        )
+
     def of_item(self, item: BatchItem) -> BatchItem:
         """An item of a batch with what the flags say of its mix and its files. Raises UsageError as `adjusted`."""
         return replace(item, conversation=self.adjusted(item.conversation), subtitles=self.subtitles(item.path))
@@ -121,6 +142,7 @@ class AudioOptions:
     def delivery(self, output: OutputFile) -> dict[str, Any]:
         """What is set, by name: for the fingerprints of a batch, so that the defaults change none of them."""
         mixed = {"loudness": self.loudness, "gain": self.gain, "speed": self.speed}
-        return self.for_output(output).set_values() | {
+        values = self.for_output(output).set_values() | {
             name: value for name, value in mixed.items() if value is not None
         }
+        return values | ({"word_times": True} if self.word_times else {})

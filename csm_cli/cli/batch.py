@@ -198,17 +198,13 @@ def run_batch(
     if packing and (audio.format or audio.subs):
         raise UsageError(f"{'--format' if audio.format else '--subs'} needs a file for each item; shards hold flac")
     encoding, delivery = audio.for_output(output), audio.delivery(output)
-    job = replace(make_job((), speech, output_options), encoding=encoding)
+    audio.check_word_times(speech, True)
+    job = replace(make_job((), speech, output_options), encoding=encoding, word_times=audio.word_times)
     name, rows = source
     manifest = Manifest(name, None, rows.columns, rows.read_header())
-    counts = Counts()  # of a shard that is selected whole
     named = map(audio.of_item, pattern.items(manifest.checked()))
-    checked = check_outputs(named, [manifest.path] if manifest.path else (), encoding)
-    for number, item in enumerate(checked):
-        workers.check_item(item)
-        if number % shard.count == shard.index - 1:
-            counts.total, counts.chars = counts.total + 1, counts.chars + item.chars
-    counts.selected = counts.total
+    checked = workers.checked(check_outputs(named, [manifest.path] if manifest.path else (), encoding))
+    counts = Counts.of(shard.of(checked))
     checkpoint = find_checkpoint(job)
     synthesis = SynthesisSetup(checkpoint, job.flags, job.retry_policy, speech.verify)
 
@@ -237,12 +233,14 @@ def run_batch(
             log_line(f"nothing to speak; {run.summary()}")
         run.pack_rest()
         if report:
-            from csm_cli.report.page import BatchOrder, write_batch_report
-
-            ids = (item.id for item in shard.of(pattern.items(with_settings(manifest, speech))))
-            order = BatchOrder(ids, ledger.new_ids())
-            write_batch_report(report, ledger.latest, ledger.path, order)
+            _write_report(report, ledger, (item.id for item in shard.of(pattern.items(manifest))))
     run.raise_failures()
+
+
+def _write_report(report: ReportRequest, ledger: Ledger, ids: Iterable[str]) -> None:
+    from csm_cli.report.page import BatchOrder, write_batch_report
+
+    write_batch_report(report, ledger.latest, ledger.path, BatchOrder(ids, ledger.new_ids()))
 
 
 def _batch_size(text: str) -> int:

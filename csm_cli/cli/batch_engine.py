@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from csm_cli.batch.items import BatchItem
+from csm_cli.batch.ledger import CODES_SUFFIX
 from csm_cli.batch.results import ItemResult, WorkerPlace, extra_columns, failed_result
-from csm_cli.batch.shards import CODES_SUFFIX
 from csm_cli.cli.console import log_line
 from csm_cli.cli.output_files import subtitle_contents
 from csm_cli.cli.progress import ProgressMeter
@@ -20,6 +20,7 @@ from csm_cli.cli.synthesis import (
     open_synthesizer,
     pick_device_and_dtype,
     speak,
+    with_word_times,
 )
 from csm_cli.errors import CsmError, OutputFailed, failure_of
 from csm_cli.generation.events import ConversationFailed, audio_tags
@@ -72,6 +73,8 @@ class SynthesisEngine:
 
         synth = self._synth
         try:
+            if self._job.word_times:
+                finished = with_word_times(finished, self._job.speech.whisper)
             tags = audio_tags(finished.utterances, synth.checkpoint, finished.conversation.title)
             location = self.outputs.location(item.path)
             record = conversation_record(finished, location, synth.checkpoint, str(synth.device))

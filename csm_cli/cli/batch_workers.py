@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 from collections import deque
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated
@@ -19,7 +19,8 @@ from csm_cli.cli.batch_engine import Loader, SynthesisTask
 from csm_cli.cli.console import log_line
 from csm_cli.cli.progress import WorkerMeter
 from csm_cli.cli.summary import summarize
-from csm_cli.cli.synthesis import SynthesisJob, note_unknown_voices, pick_device_and_dtype
+from csm_cli.cli.synthesis import SynthesisJob, pick_device_and_dtype
+from csm_cli.cli.voice_notes import note_unknown_voices
 from csm_cli.errors import UsageError
 from csm_cli.report import format_count
 from csm_cli.storage.outputs import OutputStore
@@ -91,14 +92,16 @@ class WorkerOptions:
         if self.executor != "ray" and (self.ray_address or self.cpus_per_worker > 1):
             raise UsageError("--ray-address and --cpus-per-worker are for --executor ray")
 
-    def check_item(self, item: BatchItem) -> None:
-        """Raises UsageError for a recording that workers on other hosts do not find."""
-        turns = (*item.conversation.context, *item.conversation.turns) if self.executor == "ray" else ()
-        if any(turn.recording and is_fetched(turn.recording.path) for turn in turns):
-            hint = "put manifest and recordings into a folder that all hosts share"
-            raise UsageError(
-                f'"{item.id}" has a recording by URL, which --executor ray cannot hand to other hosts; {hint}'
-            )
+    def checked(self, items: Iterable[BatchItem]) -> Iterator[BatchItem]:
+        """Passes items on. Raises UsageError for a recording that workers on other hosts do not find."""
+        for item in items:
+            turns = (*item.conversation.context, *item.conversation.turns) if self.executor == "ray" else ()
+            if any(turn.recording and is_fetched(turn.recording.path) for turn in turns):
+                hint = "put manifest and recordings into a folder that all hosts share"
+                raise UsageError(
+                    f'"{item.id}" has a recording by URL, which --executor ray cannot hand to other hosts; {hint}'
+                )
+            yield item
 
     @property
     def count(self) -> int | None:

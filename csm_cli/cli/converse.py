@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,6 +13,7 @@ import typer
 
 from csm_cli.cli.audio_options import AudioOptions
 from csm_cli.cli.console import configure_logging, emit, emit_json
+from csm_cli.cli.conversation_run import RunRequest, check_outputs, run_conversation
 from csm_cli.cli.live_audio import PlaybackOptions
 from csm_cli.cli.options import OutputFile, OutputOptions, SynthesisFlags
 from csm_cli.cli.output_files import (
@@ -25,7 +26,7 @@ from csm_cli.cli.output_files import (
     turn_records,
 )
 from csm_cli.cli.summary import context_summary, spelled_record
-from csm_cli.cli.synthesis import RunRequest, SynthesisJob, check_outputs, make_job, run_conversation
+from csm_cli.cli.synthesis import SynthesisJob, make_job
 from csm_cli.errors import UsageError
 from csm_cli.report import format_duration, format_ranges
 from csm_cli.storage.paths import expand_path
@@ -183,7 +184,8 @@ def converse(
         return
     page = report_request(report, embed)
     files = extra_outputs.files(conversation, output.file)
-    files = replace(files, subtitles=audio.subtitles(output.file), encoding=audio.for_output(output))
+    files = audio.of_files(files, output)
+    audio.check_word_times(speech, output_options.json or files.sidecar is not None)
     redo = redo_options.request(conversation, output.file)
     inputs = [Path(script)] if script != "-" else []
     turns = (*conversation.context, *conversation.turns)

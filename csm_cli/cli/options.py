@@ -115,10 +115,10 @@ class SynthesisFlags:
 
     @cached_property
     def whisper(self) -> WhisperRecognizer:
-        """The recognizer of --verify-model. Raises UsageError: it is not installed."""
+        """The recognizer of --verify-model. Raises UsageError: it is not installed, or does not know the language."""
         from csm_cli.generation.verification import WhisperRecognizer
 
-        return WhisperRecognizer(self.verify_model)
+        return WhisperRecognizer(self.verify_model, self.language)
 
 
 _COLUMNS = "Columns of a manifest"

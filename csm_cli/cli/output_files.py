@@ -46,6 +46,7 @@ class OutputFiles:
     """track: None for standard output or no output. turns: one per turn; stems: by speaker; subtitles: by format.
 
     encoding: of all sound files; its format, if it names one, is that of the track and its stems, and turns are WAV.
+    word_times: subtitles and metadata have the times of words.
     """
 
     track: Path | None
@@ -54,6 +55,7 @@ class OutputFiles:
     subtitles: Mapping[str, Path] = field(default_factory=dict)
     sidecar: Path | None = None
     encoding: AudioEncoding = DEFAULT_ENCODING
+    word_times: bool = False
 
     def __iter__(self) -> Iterator[Path]:
         others = (*self.turns, *self.stems.values(), *self.subtitles.values())

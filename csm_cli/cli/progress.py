@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -23,7 +24,29 @@ _CHARS_PER_SECOND = 14.0  # of speech; estimates how far an unfinished turn has 
 _MIN_COLUMNS, _MAX_COLUMNS = 8, 30  # of the bar
 
 
-class ProgressMeter:
+class SpeechMeter(ABC):
+    """Frames generated so far. frame_rate: frames per second of audio."""
+
+    def __init__(self, frame_rate: float) -> None:
+        self.frames = 0
+        self._frame_rate = frame_rate
+
+    @property
+    @abstractmethod
+    def seconds(self) -> float:
+        """Of computation."""
+
+    @property
+    def audio_seconds(self) -> float:
+        return self.frames / self._frame_rate
+
+    @property
+    def rtf(self) -> float:
+        """Computation time per second of audio generated in this run; lower is faster. 0 before the first frame."""
+        return self.seconds / self.audio_seconds if self.frames else 0.0
+
+
+class ProgressMeter(SpeechMeter):
     """Counts what a run generates. Recorded and reused turns count for nothing but `stops`.
 
     conversations: the job, if all of it is known; `total_chars` returns the characters of other conversations, finished
@@ -37,12 +60,11 @@ class ProgressMeter:
         total_chars: Callable[[], int] = int,
         items: int = 0,
     ) -> None:
-        self.frames = 0
-        self.seconds = 0.0  # of computation
+        super().__init__(frame_rate)
+        self._seconds = 0.0
         self.items, self.finished_items = items, 0
         self.stops: Counter[str] = Counter()
         self.label = ""  # the turn or the items under way
-        self._frame_rate = frame_rate
         self._known_chars = sum(map(_chars, (turn for each in conversations for turn in each.turns)))
         self._total_chars = total_chars
         self._finished_chars = 0
@@ -55,7 +77,7 @@ class ProgressMeter:
         while True:
             started = time.perf_counter()
             event = next(iterator, None)
-            self.seconds += time.perf_counter() - started
+            self._seconds += time.perf_counter() - started
             if event is None:
                 return
             self.update(event)
@@ -83,6 +105,10 @@ class ProgressMeter:
             self.finished_items += 1
 
     @property
+    def seconds(self) -> float:
+        return self._seconds
+
+    @property
     def total_chars(self) -> int:
         """Characters of all turns to generate, including the finished ones."""
         return max(self._known_chars + self._total_chars(), self._finished_chars, 1)
@@ -94,15 +120,6 @@ class ProgressMeter:
             min(len(turn.text), frames / self._frame_rate * _CHARS_PER_SECOND) for frames, turn in self._open.values()
         )
         return min(self._finished_chars + sum(unfinished), self.total_chars)
-
-    @property
-    def audio_seconds(self) -> float:
-        return self.frames / self._frame_rate
-
-    @property
-    def rtf(self) -> float:
-        """Computation time per second of audio generated in this run; lower is faster. 0 before the first frame."""
-        return self.seconds / self.audio_seconds if self.frames else 0.0
 
     @property
     def seconds_left(self) -> float | None:
@@ -117,18 +134,18 @@ class ProgressMeter:
         return f"{items}{self.frames} frames  {self.audio_seconds:.1f} s  RTF {self.rtf:.2f}{time_left}"
 
 
-class WorkerMeter:
+class WorkerMeter(SpeechMeter):
     """Counts what the workers of a batch finish.
 
     total_chars, items: of the batch.
     """
 
     def __init__(self, frame_rate: float, total_chars: int, items: int, executor: Executor) -> None:
-        self.frames = 0
+        super().__init__(frame_rate)
         self.items, self.finished_items = items, 0
         self.stops: Counter[str] = Counter()
         self.total_chars, self.done_chars = max(total_chars, 1), 0
-        self._frame_rate, self._executor = frame_rate, executor
+        self._executor = executor
 
     def watch(self, results: Iterable[ItemResult]) -> Iterator[ItemResult]:
         """Passes results through."""
@@ -149,15 +166,6 @@ class WorkerMeter:
         """Since the first worker was ready."""
         since = self._executor.ready_since
         return time.perf_counter() - since if since else 0.0
-
-    @property
-    def audio_seconds(self) -> float:
-        return self.frames / self._frame_rate
-
-    @property
-    def rtf(self) -> float:
-        """Time per second of audio, of all workers together; 0 before the first item."""
-        return self.seconds / self.audio_seconds if self.frames else 0.0
 
     def __str__(self) -> str:
         seconds, done = self.seconds, self.done_chars

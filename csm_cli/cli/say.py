@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,14 +12,16 @@ import typer
 
 from csm_cli.cli.audio_options import AudioOptions
 from csm_cli.cli.console import configure_logging, log_line, warn
+from csm_cli.cli.conversation_run import RunRequest, check_outputs, run_conversation
 from csm_cli.cli.live_audio import PlaybackOptions
 from csm_cli.cli.options import OutputFile, OutputOptions, SynthesisFlags, voice_names
 from csm_cli.cli.output_files import OutputFiles
-from csm_cli.cli.synthesis import RunRequest, check_outputs, make_job, run_conversation
+from csm_cli.cli.synthesis import make_job
 from csm_cli.errors import InputError, UsageError
 from csm_cli.types import Conversation, Turn
 
 if TYPE_CHECKING:
+    from csm_cli.generation.incremental import RedoRequest
     from csm_cli.generation.verification import Recognizer
 
 _LONG_TEXT_CHARS = 4000  # of a turn: about four minutes, which nobody minds to generate again
@@ -75,49 +77,76 @@ def say(
       csm say 'Hello there.' -v ash -o hello.wav
       csm say '[0]Who is there? [1]Only me.' --temperature 0.7 --play
     """
-    from csm_cli.script import parse_context, parse_say, parse_voice, recording_path
-    from csm_cli.script.dialogue_text import detect_dialogue
-    from csm_cli.script.limits import MAX_TEXT_FILE_BYTES
-
-    if text is not None and file is not None:
-        raise UsageError("a text and -f both given; keep one")
-    if text is None and file is None and sys.stdin.isatty():
-        raise UsageError("no text to say; give it as an argument, with -f FILE or on standard input")
-    from_stdin = file == "-" or (file is None and text in (None, "-"))
+    from_stdin = _is_standard_input(text, file)
     if not from_stdin:
         text = _require_text(read_text(file) if file else text)
+    turns = _context_turns(context, voice, speaker, transcribe)
     inputs = [Path(file).expanduser()] if file and not from_stdin else []
-    if recording := recording_path(voice or ""):
-        inputs.append(recording.with_suffix(".txt"))
-    recognizer = speech.whisper if transcribe else None
-    context_turns = [parse_voice(voice, speaker, not transcribe)] if voice else []
-    context_turns += [parse_context(each, not transcribe) for each in context or ()]
-    inputs += [turn.recording.path for turn in context_turns if turn.recording]
-    files = OutputFiles(output.file, subtitles=audio.subtitles(output.file), encoding=audio.for_output(output))
+    inputs += _recordings(turns, voice)
+    files = audio.of_files(OutputFiles(output.file), output)
+    audio.check_word_times(speech, output_options.json)
+    recognizer = _clip_recognizer(speech) if transcribe else None
     as_it_arrives = from_stdin and live.stream  # which needs no listener: it can go to a file
     live = check_outputs(output, replace(live, stream=live.stream and not from_stdin), output_options, files, inputs)
     if as_it_arrives:
         from csm_cli.cli.say_stream import speak_standard_input
 
-        if recognizer:
-            context_turns = [_transcribed(turn, recognizer, output_options) for turn in context_turns]
-        job = make_job([Conversation((), tuple(context_turns))], speech, output_options)
-        speak_standard_input(RunRequest(job, files, output, live), context_turns, speaker)
+        turns = _transcribed(turns, recognizer, output_options)
+        job = make_job([Conversation((), turns)], speech, output_options)
+        speak_standard_input(RunRequest(job, files, output, live), turns, speaker)
         return
     if from_stdin:  # read last: nobody should type a text for an output that is refused
         text = _require_text(read_text("-"))
-    if file and detect_dialogue(str(text)):
-        warn(f"{file} looks like a dialogue, and its names will be spoken; csm converse {file} gives each a voice")
-    turns = parse_say(str(text), speaker, file or "<text>", MAX_TEXT_FILE_BYTES)
-    redo = None
-    if any(len(turn.text) > _LONG_TEXT_CHARS for turn in turns):  # a run that is stopped can go on
-        from csm_cli.generation.incremental import RedoRequest
-
-        turns, redo = _paragraphs(turns, speech.language), RedoRequest()
-    if recognizer:
-        context_turns = [_transcribed(turn, recognizer, output_options) for turn in context_turns]
-    job = make_job([audio.adjusted(Conversation(turns, tuple(context_turns)))], speech, output_options)
+    spoken, redo = _spoken_turns(str(text), speaker, file, speech.language)
+    conversation = Conversation(spoken, _transcribed(turns, recognizer, output_options))
+    job = make_job([audio.adjusted(conversation)], speech, output_options)
     run_conversation(RunRequest(job, files, output, live, redo))
+
+
+def _is_standard_input(text: str | None, file: str | None) -> bool:
+    """Whether the text comes from standard input. Raises UsageError: there is none, or two."""
+    if text is not None and file is not None:
+        raise UsageError("a text and -f both given; keep one")
+    if text is None and file is None and sys.stdin.isatty():
+        raise UsageError("no text to say; give it as an argument, with -f FILE or on standard input")
+    return file == "-" or (file is None and text in (None, "-"))
+
+
+def _context_turns(
+    context: Sequence[str] | None, voice: str | None, speaker: int, transcribe: bool
+) -> tuple[Turn, ...]:
+    """The context of --voice and --context; without its words where they are to be transcribed."""
+    from csm_cli.script import parse_context, parse_voice
+
+    turns = [parse_voice(voice, speaker, not transcribe)] if voice else []
+    return (*turns, *(parse_context(each, not transcribe) for each in context or ()))
+
+
+def _recordings(turns: Sequence[Turn], voice: str | None) -> Iterator[Path]:
+    """The files that the context is read from."""
+    from csm_cli.script import recording_path
+
+    if recording := recording_path(voice or ""):
+        yield recording.with_suffix(".txt")
+    yield from (turn.recording.path for turn in turns if turn.recording)
+
+
+def _spoken_turns(
+    text: str, speaker: int, file: str | None, language: str
+) -> tuple[tuple[Turn, ...], RedoRequest | None]:
+    """The turns of a text, and for a long one the request that lets a stopped run go on."""
+    from csm_cli.script import parse_say
+    from csm_cli.script.dialogue_text import detect_dialogue
+    from csm_cli.script.limits import MAX_TEXT_FILE_BYTES
+
+    if file and detect_dialogue(text):
+        warn(f"{file} looks like a dialogue, and its names will be spoken; csm converse {file} gives each a voice")
+    turns = parse_say(text, speaker, file or "<text>", MAX_TEXT_FILE_BYTES)
+    if all(len(turn.text) <= _LONG_TEXT_CHARS for turn in turns):
+        return turns, None
+    from csm_cli.generation.incremental import RedoRequest
+
+    return _paragraphs(turns, language), RedoRequest()
 
 
 def _paragraphs(turns: Sequence[Turn], language: str) -> tuple[Turn, ...]:
@@ -135,17 +164,28 @@ def _paragraphs(turns: Sequence[Turn], language: str) -> tuple[Turn, ...]:
     return tuple(result)
 
 
-def _transcribed(turn: Turn, recognizer: Recognizer, output_options: OutputOptions) -> Turn:
-    """A context turn with the words of its clip, where it has no text."""
+def _clip_recognizer(speech: SynthesisFlags) -> Recognizer:
+    """Of clips in any language. Raises UsageError: it is not installed."""
+    from csm_cli.generation.verification import WhisperRecognizer
+
+    return WhisperRecognizer(speech.verify_model)
+
+
+def _transcribed(
+    turns: Sequence[Turn], recognizer: Recognizer | None, output_options: OutputOptions
+) -> tuple[Turn, ...]:
+    """Context turns with the words of their clips, where they have no text."""
     from csm_cli.generation.verification import transcribe_clip
 
-    if turn.text or turn.recording is None:
-        return turn
-    configure_logging(output_options)
-    text = transcribe_clip(recognizer, turn.recording.path)
-    if not output_options.quiet:
-        log_line(f'{turn.recording.path}: "{text}"')
-    return replace(turn, text=text)
+    transcribed = []
+    for turn in turns:
+        if recognizer and turn.recording and not turn.text:
+            configure_logging(output_options)
+            turn = replace(turn, text=transcribe_clip(recognizer, turn.recording.path))
+            if not output_options.quiet:
+                log_line(f'{turn.recording.path}: "{turn.text}"')  # type: ignore[union-attr]
+        transcribed.append(turn)
+    return tuple(transcribed)
 
 
 def read_text(file: str) -> str:

@@ -12,19 +12,12 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Protocol
 
 from csm_cli.cli.console import emit_json, emit_path, log_line, warn
+from csm_cli.cli.conversation_run import RunRequest, finished_record, summary_parts, write_finished
 from csm_cli.cli.live_audio import LiveStream, open_stream
 from csm_cli.cli.progress import ProgressMeter
 from csm_cli.cli.summary import contention_hint, describe_utterance, faulty_turn_error, turn_warnings
-from csm_cli.cli.synthesis import (
-    FinishedConversation,
-    RunRequest,
-    find_checkpoint,
-    finished_record,
-    note_unknown_voices,
-    open_synthesizer,
-    summary_parts,
-    write_finished,
-)
+from csm_cli.cli.synthesis import FinishedConversation, find_checkpoint, open_synthesizer, with_word_times
+from csm_cli.cli.voice_notes import note_unknown_voices
 from csm_cli.errors import GenerationFailed, InputError, UsageError
 from csm_cli.generation.events import AudioChunk, ConversationFailed, Event, Utterance, mix_utterances
 from csm_cli.types import Conversation, RetryPolicy, Turn
@@ -253,6 +246,7 @@ def speak_standard_input(request: RunRequest, context: Sequence[Turn], speaker: 
     synth = open_synthesizer(job, checkpoint)
     piped = request.output.output == "-" and request.files.encoding.name == "pcm"
     keep_samples = request.files.track is not None or (request.output.output == "-" and not piped)
+    keep_samples = keep_samples or request.files.word_times
     spoken = SpokenSentences(synth, request, context, policy, keep_samples)
     turns = iter(SentenceTurns(StandardInput(), speaker, speech.language, speech.split))
     meter = ProgressMeter([], synth.codec.frame_rate)
@@ -304,6 +298,8 @@ def _speak_all(
 def _publish(request: RunRequest, spoken: SpokenSentences, checkpoint: Checkpoint, meter: ProgressMeter) -> None:
     """Writes the files, and reports as for a text that was known from the start."""
     finished, files = spoken.finished(), request.files
+    if files.word_times:
+        finished = with_word_times(finished, request.job.speech.whisper)
     request = replace(request, job=replace(request.job, conversations=[finished.conversation]))
     result = finished_record(finished, files, checkpoint, {}, str(spoken.synth.device))
     if spoken.keep_samples:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from csm_cli.errors import GenerationFailed
-from csm_cli.generation.events import ModelIdentity, Utterance
+from csm_cli.generation.events import ModelIdentity, Segment, Utterance
 from csm_cli.report import format_count
 from csm_cli.types import Conversation, Turn
 
@@ -117,10 +117,19 @@ def _turn_record(utterance: Utterance, span: TrackSpan) -> dict[str, Any]:
                 "text": segment.text,
                 "start_s": round(span.start + segment.start, 3),
                 "end_s": round(span.start + segment.end, 3),
+                **_words_record(segment, span),
             }
             for segment in utterance.track_segments
         ],
     }
+
+
+def _words_record(segment: Segment, span: TrackSpan) -> dict[str, Any]:
+    words = [
+        {"text": each.text, "start_s": round(each.start, 3), "end_s": round(each.end, 3), "recognized": each.recognized}
+        for each in segment.moved(span.start).words
+    ]
+    return {"words": words} if words else {}
 
 
 def voice_name(turn: Turn, conversation: Conversation) -> str | None:

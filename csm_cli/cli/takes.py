@@ -14,6 +14,7 @@ from csm_cli.cli.converse import parse_turns
 from csm_cli.cli.options import OutputOptions
 from csm_cli.errors import InputError, UsageError
 from csm_cli.report import format_count
+from csm_cli.settings import setting
 from csm_cli.storage.paths import expand_path
 from csm_cli.types import Turn
 
@@ -115,6 +116,9 @@ def takes(
     export: Annotated[
         Path | None, typer.Option("--export", metavar="DIR", help="Write the takes, as DIR/007-ana-take2.wav.")
     ] = None,
+    verify_model: Annotated[str, setting("verify_model", help="faster-whisper model of a track's --word-times.")] = (
+        "base.en"
+    ),
     *,
     output_options: OutputOptions,
 ) -> None:
@@ -134,7 +138,7 @@ def takes(
     stored = StoredTrack.open(path)
     if pick:
         with lock_track(path):
-            stored = mix_picks(StoredTrack.open(path), pick, output_options.quiet)
+            stored = mix_picks(StoredTrack.open(path), pick, output_options.quiet, verify_model)
     selected = stored.select(turns)
     if export:
         for file in export_takes(stored, selected, expand_path(str(export))):
@@ -218,7 +222,7 @@ def export_takes(stored: StoredTrack, numbers: Iterable[int], folder: Path) -> l
     return list(chosen)
 
 
-def mix_picks(stored: StoredTrack, picks: Iterable[str], quiet: bool) -> StoredTrack:
+def mix_picks(stored: StoredTrack, picks: Iterable[str], quiet: bool, verify_model: str) -> StoredTrack:
     """Mixes a track, whose cache is locked, with other takes, and writes all its files.
 
     The cache has the picks before the files are written: the same command, or csm converse, goes on after a crash.
@@ -227,7 +231,8 @@ def mix_picks(stored: StoredTrack, picks: Iterable[str], quiet: bool) -> StoredT
         UsageError: no such turn or take. InputError: a file of the cache, or a recording, cannot be read.
         OutputRefused, OutputFailed: a file cannot be written.
     """
-    from csm_cli.cli.synthesis import finished_record, mix_events, write_outputs
+    from csm_cli.cli.conversation_run import finished_record, write_outputs
+    from csm_cli.cli.synthesis import mix_events, with_word_times
     from csm_cli.generation.picks import pick_take
 
     record = _require_record(stored)
@@ -238,6 +243,10 @@ def mix_picks(stored: StoredTrack, picks: Iterable[str], quiet: bool) -> StoredT
         if not quiet:
             log_line(f"turn {number}: take {take} (seed {turns[number].takes[take - 1].seed})")
     finished = mix_events(record.utterances(stored.cache, turns))
+    if record.files.word_times:
+        from csm_cli.generation.verification import WhisperRecognizer
+
+        finished = with_word_times(finished, WhisperRecognizer(verify_model, finished.conversation.language))
     record.files.check(clobber=True)
     for number, turn in turns.items():
         if turn is not stored.turns[number]:

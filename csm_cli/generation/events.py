@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 from csm_cli import __version__
 from csm_cli.errors import CsmError
 from csm_cli.report import format_ranges
-from csm_cli.types import Conversation, Turn
+from csm_cli.types import Conversation, TimedWord, Turn
 
 if TYPE_CHECKING:
     import numpy as np
@@ -41,12 +41,21 @@ class ModelIdentity(Protocol):
 
 @dataclass(frozen=True)
 class Segment:
-    """A chunk of a turn's text, its span in the turn's audio in seconds, and how many of the turn's frames it has."""
+    """A chunk of a turn's text, its span in the turn's audio in seconds, and how many of the turn's frames it has.
+
+    words: with their times in the turn's audio, where they were asked for.
+    """
 
     text: str
     start: float
     end: float
     frames: int = 0
+    words: tuple[TimedWord, ...] = ()
+
+    def moved(self, offset: float = 0.0, speed: float = 1.0) -> Segment:
+        """With other times: at a speed, and then `offset` seconds later."""
+        words = (replace(each, start=offset + each.start / speed, end=offset + each.end / speed) for each in self.words)
+        return replace(self, start=offset + self.start / speed, end=offset + self.end / speed, words=tuple(words))
 
 
 @dataclass(frozen=True)
@@ -86,8 +95,7 @@ class Utterance:
     @property
     def track_segments(self) -> tuple[Segment, ...]:
         """The segments as they are in the track: at the turn's speed."""
-        speed = self.turn.speed
-        return tuple(replace(each, start=each.start / speed, end=each.end / speed) for each in self.segments)
+        return tuple(each.moved(speed=self.turn.speed) for each in self.segments)
 
 
 @dataclass(frozen=True)
@@ -142,11 +150,12 @@ def utterance_cues(track: Track, utterances: Sequence[Utterance]) -> list[Cue]:
     """The subtitles of a track: a cue for each segment of its turns."""
     from csm_cli.audio.subtitles import Cue
 
-    return [
-        Cue(span.start + segment.start, span.start + segment.end, each.turn.label, segment.text)
-        for span, each in zip(track.spans, utterances, strict=True)
-        for segment in each.track_segments or (Segment(each.turn.text, 0.0, span.end - span.start),)
-    ]
+    cues = []
+    for span, each in zip(track.spans, utterances, strict=True):
+        for segment in each.track_segments or (Segment(each.turn.text, 0.0, span.end - span.start),):
+            placed = segment.moved(span.start)
+            cues.append(Cue(placed.start, placed.end, each.turn.label, placed.text, placed.words))
+    return cues
 
 
 def audio_tags(utterances: Sequence[Utterance], model: ModelIdentity, title: str = "") -> Tags:

@@ -328,7 +328,8 @@ class SynthesisRun:
         take = ended.builder.finish(ended.stop)
         if self._recognizer and not take.fault:
             transcript = self._recognizer.transcribe(Audio(take.samples, self._synth.codec.rate))
-            take = apply_transcription(take, transcript, (current.chunk or "", state.chunk_text))
+            texts, language = (current.chunk or "", state.chunk_text), state.conversation.language
+            take = apply_transcription(take, transcript, texts, language)
         current.add_take(take)
         self._stream(state, ended.builder)
         greedy = not (ended.sampling.temperature or ended.sampling.depth_temperature)  # all takes would be the same

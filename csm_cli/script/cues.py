@@ -15,6 +15,7 @@ from itertools import pairwise
 
 from csm_cli.script.cue_files import FileCue, read_cue_file
 from csm_cli.script.imported import MAX_SHOWN, ImportedTurn, LeftOut, invalid_line, list_left_out
+from csm_cli.script.spoken_text import PAUSE
 
 _LOG = logging.getLogger(__name__)
 
@@ -26,6 +27,7 @@ _BRACKETED = re.compile(
 )
 _NAME = re.compile(r"^(\w[^:<>\[\]()]{0,60}):\s+(?=\S)")
 _SOUND = re.compile(r"^[\[(*♪♫][^\[\]()]*[\])*♪♫]$|^[♪♫\s]+$")
+_FIRST_PAUSE = re.compile(rf"{PAUSE.pattern}\s*(?=\S)")
 _SENTENCE_END = re.compile(r"[.!?…。！？][\"'”’)\]]*$")  # noqa: RUF001
 _DEFAULT_SPEAKER, _OTHER_SPEAKER = "speaker 0", "speaker 1"
 MAX_CUE_GAP = 0.5  # seconds between two cues of one sentence
@@ -65,12 +67,15 @@ def read_cues(path: str, text: str, cue_format: str) -> CueFile:
         result.repeated = len(repeats)
     spoken: list[tuple[FileCue, list[str]]] = []
     for number, cue in enumerate(cues):
-        lines = [line for line in cue.lines if not _SOUND.match(line)]
-        if lines and number not in repeats:
-            spoken.append((cue, lines))
+        lines = [line for line in cue.lines if PAUSE.fullmatch(line) or not _SOUND.match(line)]
+        only_pauses = bool(lines) and all(map(PAUSE.fullmatch, lines))  # its time stays, between other cues
+        if lines and not only_pauses and number not in repeats:
+            spoken.append((cue, _with_pauses(lines)))
         elif number not in repeats:
-            result.left_out.append(LeftOut(cue.line, "a sound" if cue.lines else "no text"))
-    names = _names(path, [[_words(line) for line in lines] for cue, lines in spoken if not cue.speaker])
+            reason = "a pause" if only_pauses else "a sound" if cue.lines else "no text"
+            result.left_out.append(LeftOut(cue.line, reason))
+    unlabelled = (lines for cue, lines in spoken if not cue.speaker)
+    names = _names(path, [[_split_pause(_words(line))[1] for line in lines] for lines in unlabelled])
     previous = _DEFAULT_SPEAKER
     labelled: list[ImportedTurn] = []
     for cue, lines in sorted(spoken, key=lambda each: each[0].start):
@@ -85,6 +90,18 @@ def read_cues(path: str, text: str, cue_format: str) -> CueFile:
         parts += [f"{result.repeated} repeat the text before"] if result.repeated else []
         _LOG.warning("%s: of %d cues %s", path, result.found, ", ".join(parts))
     return result
+
+
+def _with_pauses(lines: Sequence[str]) -> list[str]:
+    """Lines of which none is a pause alone: it begins the next line, or ends the last."""
+    joined, before = list[str](), ""
+    for line in lines:
+        if PAUSE.fullmatch(line):
+            before += f"{line} "
+        else:
+            joined.append(before + line)
+            before = ""
+    return [*joined[:-1], f"{joined[-1]} {before}".rstrip()]
 
 
 def _is_rolling(cues: Sequence[FileCue]) -> bool:
@@ -125,12 +142,19 @@ def _words(line: str) -> str:
 
 
 def _split_label(words: str, names: set[str]) -> tuple[str, str]:
-    """The speaker that a line begins with, else an empty text, and the words after."""
+    """The speaker that a line begins with, else an empty text, and the words after. Pauses before a label stay."""
+    pause, words = _split_pause(words)
     if label := _BRACKETED.match(words):
-        return label[1] or label[2], words[label.end() :].removeprefix("- ")
+        return label[1] or label[2], pause + words[label.end() :].removeprefix("- ")
     if (name := _NAME.match(words)) and name[1] in names:
-        return name[1], words[name.end() :].removeprefix("- ")
-    return "", words
+        return name[1], pause + words[name.end() :].removeprefix("- ")
+    return "", pause + words
+
+
+def _split_pause(words: str) -> tuple[str, str]:
+    """The pause that a line begins with, and the words after it."""
+    pause = _FIRST_PAUSE.match(words)
+    return (words[: pause.end()], words[pause.end() :]) if pause else ("", words)
 
 
 def _parts(cue: FileCue, lines: Sequence[str], names: set[str]) -> list[ImportedTurn]:

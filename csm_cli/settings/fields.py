@@ -209,7 +209,7 @@ _ALL = (
     Setting(
         "verify_model",
         str,
-        "faster-whisper model of --verify: a size or a folder (default base.en).",
+        "faster-whisper model of --verify and --word-times: a size or a folder (default base.en).",
         "NAME",
         "Generation",
         expected="a size or a folder",

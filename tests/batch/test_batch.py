@@ -322,6 +322,29 @@ def test_shards_are_merged_and_merged_again(tmp_path: Path) -> None:
     assert [line["output"] for line in lines if line["id"] == "a"] == [str(tmp_path / "all" / "a.wav")]
 
 
+def test_merging_copies_subtitles_and_codes(tmp_path: Path) -> None:
+    one = written(tmp_path / "one", result("a") | {"subtitles": {"srt": "one/a.srt", "vtt": "one/a.vtt"}})
+    for name in ("a.srt", "a.vtt", "a.codes.npy"):
+        (one / name).write_text(name)
+    merge([one], tmp_path / "all")
+    assert {path.name for path in (tmp_path / "all").glob("a.*")} == {"a.wav", "a.srt", "a.vtt", "a.codes.npy"}
+    (line,) = [json.loads(line) for line in (tmp_path / "all" / "results.jsonl").read_text().splitlines()]
+    assert line["subtitles"] == {name: str(tmp_path / "all" / f"a.{name}") for name in ("srt", "vtt")}
+    (tmp_path / "all" / "a.srt").unlink()
+    merge([one], tmp_path / "all")
+    assert (tmp_path / "all" / "a.srt").read_text() == "a.srt"
+    (one / "a.vtt").unlink()
+    with pytest.raises(InputError, match=r"a\.vtt: .*run its shard again"):
+        merge([one], tmp_path / "other")
+
+
+def test_subtitles_that_would_be_merged_into_one_file_are_refused(tmp_path: Path) -> None:
+    one = written(tmp_path / "one", result("a") | {"subtitles": {"srt": "a.srt"}})
+    two = written(tmp_path / "two", result("b") | {"file": "a.mp3", "subtitles": {"srt": "a.srt"}})
+    with pytest.raises(InputError, match=r'"a" and "b" have the same file a\.srt'):
+        merge([one, two], tmp_path / "all")
+
+
 def test_folders_that_cannot_be_merged_are_refused(tmp_path: Path) -> None:
     one = written(tmp_path / "one", result("a"))
     with pytest.raises(InputError, match=r"has no results\.jsonl"):

@@ -347,7 +347,7 @@ def test_chunks_of_the_turn_itself_do_not_count_as_dropped_turns(csm: Csm, tmp_p
 class Ears:
     """Hears another text than any."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, language: str | None = None) -> None:
         self.name = name
 
     def transcribe(self, audio: object) -> str:
@@ -383,7 +383,7 @@ def test_a_missing_recognizer_is_reported_before_loading(say: Csm, monkeypatch: 
     monkeypatch.setattr("csm_cli.generation.verification.find_spec", lambda name: None)
     result = say("Hi", "-o", "a.wav", "--verify")
     assert result.code == 2 and result.err.splitlines() == [
-        "csm: --verify and --transcribe need a recognizer; pip install 'csm-cli[verify]'"
+        "csm: --verify, --word-times and --transcribe need a recognizer; pip install 'csm-cli[verify]'"
     ]
 
 

@@ -61,12 +61,53 @@ def test_either_spelling_is_accepted() -> None:
         assert not apply_transcription(TAKE, heard, ["Ask Nguyen now please", "Ask win now please"]).fault
 
 
+@pytest.mark.parametrize(
+    ("language", "text", "heard", "rate", "run"),
+    [
+        ("de", "Grüße aus KÖLN, Straße 7!", "grüße aus Köln strasse 7", 0.0, 0),
+        ("fr", "L'été, c'est déjà fini.", "l'été c'est deja fini", 1 / 6, 1),
+        ("hi", "नमस्ते दुनिया", "नमस्ते, दुनिया।", 0.0, 0),
+        ("zh", "今天天气很好。", "今天 天气 不好", 1 / 6, 1),
+        ("zh-Hant", "你好,世界", "你好世界!", 0.0, 0),
+        ("ja", "今日はいい天気です", "今日は天気です", 2 / 9, 2),
+        ("th", "สวัสดีครับ", "สวัสดี ครับ", 0.0, 0),
+    ],
+)
+def test_other_languages_are_compared_by_their_own_letters(
+    language: str, text: str, heard: str, rate: float, run: int
+) -> None:
+    found = compare(text, heard, language)
+    assert (found.error_rate, found.longest_error_run) == (pytest.approx(rate), run)
+
+
+def test_marks_of_a_script_count() -> None:
+    assert compare("ผ้า", "ผา", "th").error_rate > 0
+    assert compare("हिन्दी", "हन्द", "hi").error_rate == 1.0
+
+
+@pytest.mark.parametrize(
+    ("heard", "good"),
+    [("今天天气不错我们去公园吧", True), ("今天天气我们去公园吧", True), ("今天吧", False), ("", False)],
+)
+def test_a_take_without_spaces_is_judged_by_characters(heard: str, good: bool) -> None:
+    fault = apply_transcription(TAKE, heard, ["今天天气很好我们去公园吧"], "zh").fault
+    assert (not fault) is good
+    assert good or not heard or "of its characters wrong" in fault
+
+
+def test_a_take_in_which_nothing_is_heard_is_unusable() -> None:
+    assert apply_transcription(TAKE, " ...", ["Yes."]).fault == "has no words that were recognized"
+    assert not apply_transcription(TAKE, "", ["..."]).fault
+
+
 class FakeModel:
-    """Stands in for faster_whisper.WhisperModel."""
+    """Stands in for faster_whisper.WhisperModel. spoken: the language it was told."""
 
     loaded: ClassVar[list[FakeModel]] = []
+    supported_languages: ClassVar[list[str]] = ["en", "de"]
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, **options: Any) -> None:
+        self.spoken: list[str | None] = []
         if name == "none":
             raise ValueError("Invalid model size 'none'\nand more")
         self.audio: list[np.ndarray] = []
@@ -74,6 +115,7 @@ class FakeModel:
 
     def transcribe(self, audio: np.ndarray, **options: Any) -> tuple[Any, object]:
         self.audio.append(audio)
+        self.spoken.append(options["language"])
         return iter([SimpleNamespace(text=" Hello"), SimpleNamespace(text=" there. ")]), object()
 
 
@@ -93,6 +135,22 @@ def test_whisper_is_loaded_once_and_gets_16_khz() -> None:
         assert recognizer.transcribe(Audio(np.zeros(24000, np.float32), 24000)) == "Hello there."
     (model,) = FakeModel.loaded
     assert [(len(each), each.dtype) for each in model.audio] == [(16000, np.float32)] * 2
+
+
+@pytest.mark.usefixtures("whisper")
+def test_whisper_is_told_the_language_if_it_knows_it() -> None:
+    for language in ("de-AT", "tlh", None):
+        WhisperRecognizer("base", language).transcribe(Audio(np.zeros(24000, np.float32), 24000))
+    assert [model.spoken for model in FakeModel.loaded] == [["de"], [None], [None]]
+
+
+@pytest.mark.usefixtures("whisper")
+def test_a_model_of_english_is_refused_for_another_language(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UsageError, match=r"base\.en: knows only English; for de, name base or small"):
+        WhisperRecognizer("base.en", "de")
+    monkeypatch.setattr(FakeModel, "supported_languages", ["en"])
+    with pytest.raises(UsageError, match="knows only English"):  # a folder does not say so by its name
+        WhisperRecognizer("folder", "de").transcribe(Audio(np.zeros(24000, np.float32), 24000))
 
 
 @pytest.mark.usefixtures("whisper")

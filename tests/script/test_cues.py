@@ -190,3 +190,21 @@ def test_every_cue_of_a_thousand_files_is_accounted_for(
 def test_the_first_line_of_text_before_a_cue_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     read("Episode one\n\n" + cue(1, "Hi."))
     assert "Episode one" in caplog.text
+
+
+def test_written_pauses_stay_in_their_cues() -> None:
+    text = (
+        "1\n00:00:01,000 --> 00:00:04,000\nANA: Hello. [pause 0.5] There.\n\n"
+        "2\n00:00:05,000 --> 00:00:07,000\n[pause 0.5]\nSo it is.\n\n"
+        "3\n00:00:08,000 --> 00:00:10,000\n[pause 1.0] BEN: Well.\n\n"
+        "4\n00:00:11,000 --> 00:00:12,000\n[pause 1.0]\n\n"
+        "5\n00:00:13,000 --> 00:00:14,000\n[pause 0.2]\nBEN: Bye.\n[pause 0.7]\n"
+    )
+    found = read_cues("a.srt", text, "srt")
+    assert [(turn.speaker, turn.text) for turn in found.turns] == [
+        ("ANA", "Hello. [pause 0.5] There."),
+        ("ANA", "[pause 0.5] So it is."),
+        ("BEN", "[pause 1.0] Well."),
+        ("BEN", "[pause 0.2] Bye. [pause 0.7]"),
+    ]
+    assert [(each.line, each.reason) for each in found.left_out] == [(15, "a pause")]
