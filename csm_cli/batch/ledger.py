@@ -88,8 +88,8 @@ class Ledger:
             self.entries = _entries(self._counted(self.records()))
             self._cut_unfinished_line()
             self._resources = stack.pop_all()
-        self._queue: Queue[tuple[bytes, Sequence[Path]] | None] = Queue()  # a line and its files; None: write now
-        self._closing = False
+        self._queue: Queue[tuple[bytes, Sequence[Path]] | threading.Event | None] = Queue()
+        # a line and its files; an event to set when all before it is on disk; None: the last one
         self._error: OSError | CsmError | None = None
         self._thread = threading.Thread(target=self._write_lines, name="ledger", daemon=True)
         self._thread.start()
@@ -105,14 +105,14 @@ class Ledger:
         self._queue.put((line.encode("utf-8", "surrogateescape") + b"\n", files))
 
     def flush(self) -> None:
-        """Waits until all appended lines are on disk. Raises as `append`."""
-        self._queue.put(None)
-        self._queue.join()
+        """Waits until all lines appended so far are on disk; may be called by any thread. Raises as `append`."""
+        written = threading.Event()
+        self._queue.put(written)
+        written.wait()
         self._raise_error()
 
     def close(self) -> None:
         """Flushes, and releases the lock. Raises as `append`."""
-        self._closing = True
         self._queue.put(None)
         self._thread.join()
         with suppress(OSError):  # of a line that could not be written; its error is raised below
@@ -175,13 +175,13 @@ class Ledger:
             written = -self.outputs.interval
             while True:
                 group = [self._queue.get()]
-                is_urgent = group[0] is None
+                is_urgent = not isinstance(group[0], tuple)
                 with suppress(Empty):
                     while True:
                         wait = 0.0 if is_urgent else written + self.outputs.interval - time.monotonic()
                         group.append(self._queue.get(timeout=wait) if wait > 0 else self._queue.get_nowait())
-                        is_urgent = is_urgent or group[-1] is None
-                records = [each for each in group if each]
+                        is_urgent = is_urgent or not isinstance(group[-1], tuple)
+                records = [each for each in group if isinstance(each, tuple)]
                 if records and not self._error:
                     try:
                         if not self._is_in_place():
@@ -195,9 +195,10 @@ class Ledger:
                     except (OSError, CsmError) as error:
                         self._error = error
                     written = time.monotonic()
-                for _ in group:
-                    self._queue.task_done()
-                if self._closing and self._queue.empty():
+                for each in group:
+                    if isinstance(each, threading.Event):
+                        each.set()
+                if None in group:
                     return
 
     def _is_in_place(self) -> bool:

@@ -13,8 +13,9 @@ import json
 import re
 import string
 import tarfile
+from collections import deque
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -32,6 +33,7 @@ from csm_cli.storage.remote import is_url
 SHARD_SUFFIXES = (".tar", ".parquet")
 SPOOL = ".items"  # folder of the items that are in no shard yet
 ITEM_SUFFIX = ".flac"
+_MAX_JOBS = 2  # shards that wait to be written, while items are generated
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,7 @@ def is_shard_pattern(text: str | None) -> bool:
 
 
 class ShardWriter:
-    """Packs the finished items of a ledger into shards.
+    """Packs the finished items of a ledger into shards; for an object store in a thread, while others are generated.
 
     Raises:
         OutputRefused: pyarrow is missing for Parquet.
@@ -98,6 +100,13 @@ class ShardWriter:
         self._number = max(map(pattern.number, self.packed.values()), default=0)
         if pattern.suffix == ".parquet":
             _require_pyarrow()
+        self._thread = ThreadPoolExecutor(1) if self._outputs.interval else None
+        self._jobs: deque[Future[Path]] = deque()
+
+    def close(self) -> None:
+        """Ends the shard that is being written."""
+        if self._thread:
+            self._thread.shutdown(cancel_futures=True)
 
     def check(self, item: BatchItem) -> None:
         """Raises UsageError for an item to generate that a shard has already, with another text or voice."""
@@ -115,16 +124,26 @@ class ShardWriter:
         elif record["status"] == "ok":
             self._waiting[name] = record
 
-    def pack(self, all_items: bool = False) -> list[Path]:
-        """Writes shards while there are enough items; all_items: also a last one of fewer. Returns their paths.
+    def pack(self, all_items: bool = False, wait: bool = False) -> list[Path]:
+        """Writes shards while there are enough items. all_items: also a last one of fewer; wait: until all are written.
+
+        Returns the paths of those that are written since the last call.
 
         Raises:
             OutputRefused, OutputFailed: a shard cannot be written; it is not there then, and its items stay.
         """
         written = []
         while len(self._waiting) >= self._pattern.size or (all_items and self._waiting):
-            group = [self._waiting[name] for name in list(self._waiting)[: self._pattern.size]]
-            written.append(self._write(group))
+            group = [self._waiting.pop(name) for name in list(self._waiting)[: self._pattern.size]]
+            if self._thread:
+                self._jobs.append(self._thread.submit(self._write, group))
+            else:
+                written.append(self._write(group))
+        while self._jobs and (wait or len(self._jobs) > _MAX_JOBS or self._jobs[0].done()):
+            written.append(self._jobs.popleft().result())
+        if all_items:  # of a run that was killed before it removed what it had packed
+            for path in self._outputs.files(SPOOL):
+                self._outputs.remove(path)
         with suppress(OSError):
             (self._outputs.folder / SPOOL).rmdir()  # if it is empty
         return written
@@ -142,7 +161,7 @@ class ShardWriter:
             record = {name: value for name, value in item.record.items() if name != "schema"}
             record |= {"shard": path.name, "file": path.name, "output": self._outputs.location(path), "key": item.key}
             self._ledger.append(record)
-            self.add(record)
+            self.packed[str(record["id"])] = path.name
         self._ledger.flush()
         with ThreadPoolExecutor(self._outputs.threads) as pool:
             list(pool.map(self._outputs.remove, (file for item in items for file in item.files)))

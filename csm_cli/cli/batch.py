@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Generator, Iterable, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -186,7 +186,7 @@ def run_batch(
     shard = Shard.read(scope.shard, os.environ) if scope.shard else Shard()
     slots = _batch_size(batch_size)
     workers.check()
-    if not output.output or output.path is None:
+    if not output.output or output.output == "-":
         raise UsageError("batch writes files; name them as in -o 'out/{id}.wav'")
     packing = scope.shard_pattern(output.output)
     if packing and (scope.shard or report):
@@ -212,8 +212,7 @@ def run_batch(
         rows = shard.of(pattern.items(with_settings(manifest, speech)))
         return (audio.of_item(with_fingerprint(each, synthesis, delivery)) for each in rows)
 
-    with Ledger(outputs) as ledger:
-        shards = ShardWriter(packing, ledger) if packing else None
+    with Ledger(outputs) as ledger, closing(ShardWriter(packing, ledger)) if packing else nullcontext() as shards:
         if ledger.entries or output.no_clobber or scope.retry_failed or scope.limit:
             counts = Counts()
             for item in scope.select(items(), ledger, counts):
@@ -369,9 +368,9 @@ class BatchRun:
             emit_path(self._ledger.outputs.location(item.path))
 
     def pack_rest(self) -> None:
-        """Packs the last items into a shard, if none is left to generate."""
-        if self._shards and not self._left:
-            self._print_shards(self._shards.pack(all_items=True))
+        """Packs the last items into a shard, if none is left to generate; waits for all shards."""
+        if self._shards:
+            self._print_shards(self._shards.pack(all_items=not self._left, wait=True))
 
     def _print_shards(self, paths: Sequence[Path]) -> None:
         for path in () if self._json else paths:

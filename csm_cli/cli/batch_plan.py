@@ -109,7 +109,7 @@ def print_plan(
     """
     from csm_cli.script import Manifest
 
-    if not output.output or output.path is None:
+    if not output.output or output.output == "-":
         raise UsageError("--plan looks at what was written; name it as in -o 'out/{shard}/{id}.wav'")
     if is_shard_pattern(output.output):
         patterns = [ShardPattern(output.output, 1).items]

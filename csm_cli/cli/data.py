@@ -18,6 +18,7 @@ from csm_cli.cli.console import configure_logging, emit_json, emit_path, log_lin
 from csm_cli.cli.options import OutputOptions
 from csm_cli.errors import NothingToLearn, UsageError
 from csm_cli.settings import setting
+from csm_cli.storage.remote import is_url, local_name
 
 if TYPE_CHECKING:
     from rich.status import Status
@@ -55,7 +56,7 @@ class DataSelection:
 
         return ClipLimits(self.min_duration, self.max_duration, self.max_silence, min_rate=self.min_rate)
 
-    def read(self, sources: list[Path]) -> tuple[SpeakerNumbers, Iterator[DatasetChunk]]:
+    def read(self, sources: list[str]) -> tuple[SpeakerNumbers, Iterator[DatasetChunk]]:
         """The dataset in chunks; the speaker names are complete once all chunks have been read.
 
         Raises:
@@ -73,7 +74,10 @@ class DataSelection:
             raise UsageError(f"{limits[0]} is not below {limits[1]}")
         speakers = SpeakerNumbers(self.default_speaker)
         columns = ColumnChoice(self.text_column, self.speaker_column, self.audio_column)
-        files = find_datasets([source.expanduser() for source in sources], self.format, columns)
+        names = list(map(local_name, sources))
+        if remote := next(filter(is_url, names), None):
+            raise UsageError(f"{remote}: training data is read from files; copy it first, as with aws s3 sync")
+        files = find_datasets([Path(name).expanduser() for name in names], self.format, columns)
         return speakers, split_chunks(read_datasets(files, RowReader(speakers, columns)))
 
 
@@ -93,7 +97,7 @@ class Encoding:
     ] = 0.02
 
 
-Sources = Annotated[list[Path], typer.Argument(metavar="SOURCE", help="Folders, manifests and scripts.")]
+Sources = Annotated[list[str], typer.Argument(metavar="SOURCE", help="Folders, manifests and scripts.")]
 Jobs = Annotated[int, typer.Option("-j", "--jobs", metavar="N", min=1, max=256, help="Number of worker processes.")]
 
 

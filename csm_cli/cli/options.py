@@ -20,6 +20,7 @@ from csm_cli.audio.formats import FILE_FORMATS
 from csm_cli.errors import CsmError, UsageError
 from csm_cli.settings import GENERATION, Configuration, Setting, read_configuration, setting, validate
 from csm_cli.storage.paths import expand_path
+from csm_cli.storage.remote import is_url, local_name
 from csm_cli.types import DEFAULT_CHUNK_CHARS, DEFAULT_LANGUAGE, GenerationOptions, RetryPolicy
 
 if TYPE_CHECKING:
@@ -205,9 +206,11 @@ class OutputFile:
         """The output file; None for a pipe.
 
         Raises:
-            UsageError: none was named, or `~user` of an unknown user.
+            UsageError: none was named, `~user` of an unknown user, or a URL, which only batches write to.
         """
-        return None if self.name == "-" else expand_path(self.name)
+        if is_url(name := local_name(self.name)):
+            raise UsageError(f"-o {name}: only csm batch and csm merge write to URLs; name a file")
+        return None if name == "-" else expand_path(name)
 
     @property
     def file(self) -> Path | None:

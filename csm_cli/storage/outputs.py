@@ -71,6 +71,10 @@ class OutputStore(ABC):
         """Removes a published file, if there is one. Raises OSError, OutputFailed."""
 
     @abstractmethod
+    def files(self, folder: str) -> list[Path]:
+        """What is published below a folder of the store. Raises OutputFailed."""
+
+    @abstractmethod
     def open_log(self, name: str) -> AbstractContextManager[None]:
         """Locks the store for this process; the log `name` is a file in `folder` meanwhile.
 
@@ -126,6 +130,9 @@ class LocalOutputs(OutputStore):
 
     def remove(self, path: Path) -> None:
         path.unlink(missing_ok=True)
+
+    def files(self, folder: str) -> list[Path]:
+        return [path for path in (self.folder / folder).rglob("*") if path.is_file()]
 
     def open_log(self, name: str) -> AbstractContextManager[None]:
         return exclusive_lock(self.folder, f"{name}.lock")
@@ -187,6 +194,9 @@ class RemoteOutputs(OutputStore):
         with self._guard:
             if self._names is not None:
                 self._names.discard(hash(path.relative_to(self.folder).as_posix()))
+
+    def files(self, folder: str) -> list[Path]:
+        return [self.folder / name for name in self._list(folder)]
 
     def append(self, lines: bytes) -> None:
         if self._lost is not None:

@@ -140,3 +140,10 @@ def test_a_recording_that_is_not_beside_the_manifest_is_reported(csm: Csm, lines
     result = csm("batch", "memory://bucket/lines.jsonl", "-o", "memory://bucket/out/{id}.wav")
     assert result.code == 3 and "memory://bucket/lines.jsonl:2" in result.err and "voices/tone.wav" in result.err
     assert not memory.find("/bucket/out")
+
+
+@pytest.mark.parametrize("command", [("say", "Hi.", "-o", "s3://bucket/a.wav"), ("data", "check", "s3://bucket/set")])
+def test_other_commands_name_no_urls(csm: Csm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = csm(*command)
+    assert result.code == 2 and "s3://bucket/" in result.err and not list(tmp_path.iterdir())

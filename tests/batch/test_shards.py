@@ -20,6 +20,7 @@ from helpers.s3 import PYTHON
 
 from csm_cli.batch import shards
 from csm_cli.errors import UsageError
+from csm_cli.storage.outputs import LocalOutputs
 
 Csm = Callable[..., Result]
 
@@ -106,6 +107,20 @@ def test_a_run_that_ends_while_it_packs_packs_each_item_once(
     names = Counter(name for path in (tmp_path / "out").glob("*.tar") for name in members(path) if ".flac" in name)
     assert len(names) == 5 and set(names.values()) == {1}
     assert not list((tmp_path / "out").glob("**/*.flac"))
+
+
+def test_what_a_killed_run_had_packed_and_not_removed_is_removed(
+    csm: Csm, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LocalOutputs, "remove", fail)
+        assert batch(csm, tiny_checkpoint, tmp_path, "{shard}.tar").code == 130
+    assert len(list((tmp_path / "out" / ".items").iterdir())) == 2
+    assert batch(csm, tiny_checkpoint, tmp_path, "{shard}.tar").code == 0
+    assert not (tmp_path / "out" / ".items").exists()
 
 
 def test_a_lost_shard_is_generated_again(csm: Csm, tiny_checkpoint: Path, tmp_path: Path) -> None:
