@@ -32,8 +32,8 @@ Samples = NDArray[np.float32]
 def loudness(samples: Samples, rate: int) -> float:
     """Integrated loudness, gated, so that pauses do not count; -inf for silence.
 
-    Audio shorter than the meter's block of 0.4 s is measured as if repeated. As pyloudnorm measures it, with its filters:
-    both in one pass, and all blocks at once.
+    Audio shorter than the meter's block of 0.4 s is measured as if repeated. As pyloudnorm measures it, with its
+    filters: both in one pass, and all blocks at once.
     """
     from scipy.signal import sosfilt
 

@@ -60,8 +60,8 @@ class TrainSettings(_Strict):
     unset. batch_tokens: positions per micro-batch and process; an optimizer step takes `gradient_accumulation_steps`
     micro-batches. ema_decay: of the averaged weights, which are what is evaluated and saved; 0 turns averaging off.
     depth_frame_share, token_corruption, turn_start_weight: see `LossMask`. sample_texts: generated every
-    `sample_every` steps, tagged [n] or by speaker 0. Steps of 0 mean never. peer_timeout: seconds that a process waits for
-    the others, which must be longer than saving and generating samples take.
+    `sample_every` steps, tagged [n] or by speaker 0. Steps of 0 mean never. peer_timeout: seconds that a process waits
+    for the others, which must be longer than saving and generating samples take.
     """
 
     data: _Path
