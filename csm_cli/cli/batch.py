@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -28,7 +28,7 @@ from csm_cli.batch.shards import ShardPattern, ShardWriter, is_shard_pattern
 from csm_cli.cli.audio_options import AudioOptions
 from csm_cli.cli.batch_engine import Loader, SynthesisEngine, automatic_slots
 from csm_cli.cli.batch_plan import PlanOptions, print_estimate, print_plan
-from csm_cli.cli.batch_workers import BatchSetup, WorkerOptions, WorkerPool
+from csm_cli.cli.batch_workers import BatchSetup, WorkerOptions, WorkerPool, make_executor
 from csm_cli.cli.console import emit_json, emit_path, log_line, warn
 from csm_cli.cli.options import ManifestOptions, OutputFile, OutputOptions, SynthesisFlags
 from csm_cli.cli.output_files import EmbedAudio, ReportFile, report_request
@@ -42,9 +42,12 @@ from csm_cli.storage.outputs import open_outputs
 from csm_cli.storage.remote import is_url, local_name
 
 if TYPE_CHECKING:
+    from csm_cli.batch.executor import Executor
     from csm_cli.report.page import ReportRequest
 
 _MAX_BATCH_SIZE = 1024
+ExecutorMaker = Callable[[WorkerOptions, BatchSetup, int], "Executor"]
+"""Makes workers for so many items."""
 _DEFAULT_AUDIO = AudioOptions()
 _ONE_PROCESS = WorkerOptions()
 
@@ -171,10 +174,12 @@ def run_batch(
     load: Loader = open_synthesizer,
     workers: WorkerOptions = _ONE_PROCESS,
     audio: AudioOptions = _DEFAULT_AUDIO,
+    executor: ExecutorMaker = make_executor,
 ) -> None:
     """Runs a batch; every row is checked before anything is loaded.
 
     source: the manifest and what its columns mean. load: makes the synthesizer; with workers, a function of a module.
+    executor: makes the workers.
 
     Raises:
         ScriptInvalid: with all diagnostics of all rows.
@@ -227,7 +232,12 @@ def run_batch(
         if counts.selected:
             selected = islice(scope.select(items(), ledger, Counts()), counts.selected)
             setup = BatchSetup(job, checkpoint, outputs, load, scope.save_codes)
-            run.generate(selected, WorkerPool(workers, setup, counts) if workers.chosen else LocalEngine(setup, counts))
+            engine: BatchEngine
+            if workers.chosen:
+                engine = WorkerPool(executor(workers, setup, counts.selected), setup, counts)
+            else:
+                engine = LocalEngine(setup, counts)
+            run.generate(selected, engine)
         elif not output_options.quiet:
             log_line(f"nothing to speak; {run.summary()}")
         run.pack_rest()

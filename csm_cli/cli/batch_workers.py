@@ -114,6 +114,34 @@ class WorkerOptions:
         return count
 
 
+def make_executor(options: WorkerOptions, batch: BatchSetup, items: int) -> Executor:
+    """Workers for so many items: processes of this host, or actors of a Ray cluster.
+
+    Raises:
+        UsageError: there are fewer GPUs than workers, or no Ray cluster.
+    """
+    log = (lambda line: None) if batch.job.output_options.quiet else log_line
+    if options.executor == "ray":
+        from csm_cli.batch.ray_executor import RayCluster, RayExecutor, describe
+
+        cluster = RayCluster.connect(options.ray_address, options.cpus_per_worker, batch.job.speech.device)
+        workers = min(options.count or cluster.workers(), items)
+        log(f"starting {describe(cluster, workers)} ...")
+        return RayExecutor(_task(batch, items, workers), cluster, workers, batch.outputs, log_line)
+    from csm_cli.batch.processes import ProcessExecutor
+
+    places = worker_places(options.count, batch.job, batch.checkpoint)[:items]
+    threads = f" ({format_count(places[0].threads, 'thread')} each)" if places[0].device == "cpu" else ""
+    log(f"starting {format_count(len(places), 'worker')}{threads} ...")
+    return ProcessExecutor(_task(batch, items, len(places)), places, log_line)
+
+
+def _task(batch: BatchSetup, items: int, workers: int) -> SynthesisTask:
+    job = replace(batch.job, recognizer=None, slots=min(batch.job.slots, -(-items // workers)))
+    checkpoint = batch.checkpoint
+    return SynthesisTask(job, checkpoint.revision, checkpoint.fingerprint, batch.outputs, batch.load, batch.save_codes)
+
+
 def worker_places(count: int | None, job: SynthesisJob, checkpoint: Checkpoint) -> list[WorkerPlace]:
     """One place for each worker. count: None for every GPU, or as many as cores and memory allow.
 
@@ -159,44 +187,14 @@ class BatchSetup:
 class WorkerPool:
     """The workers of a batch, as its run sees them; see `ItemEngine`."""
 
-    def __init__(self, options: WorkerOptions, batch: BatchSetup, counts: Counts) -> None:
-        """Raises UsageError: there are fewer GPUs than workers, or no Ray cluster."""
+    def __init__(self, executor: Executor, batch: BatchSetup, counts: Counts) -> None:
         from csm_cli.models.mimi.config import codec_config
 
         self._job, self._checkpoint, self._total = batch.job, batch.checkpoint, counts.selected
-        make_executor = self._ray_executor if options.executor == "ray" else self._process_executor
-        self._executor = make_executor(options, batch)
+        self._executor = executor
         rate = codec_config(batch.checkpoint.codec_config).frame_rate
         self.meter = WorkerMeter(rate, counts.chars, counts.total, self._executor)
         self.meter.finished_items = counts.done
-
-    def _process_executor(self, options: WorkerOptions, batch: BatchSetup) -> Executor:
-        from csm_cli.batch.processes import ProcessExecutor
-
-        places = worker_places(options.count, batch.job, batch.checkpoint)[: self._total]
-        threads = f" ({format_count(places[0].threads, 'thread')} each)" if places[0].device == "cpu" else ""
-        self._log_start(f"{format_count(len(places), 'worker')}{threads}")
-        return ProcessExecutor(self._task(batch, len(places)), places, log_line)
-
-    def _ray_executor(self, options: WorkerOptions, batch: BatchSetup) -> Executor:
-        from csm_cli.batch.ray_executor import RayCluster, RayExecutor, describe
-
-        cluster = RayCluster.connect(options.ray_address, options.cpus_per_worker, batch.job.speech.device)
-        workers = min(options.count or cluster.workers(), self._total)
-        self._log_start(describe(cluster, workers))
-        return RayExecutor(self._task(batch, workers), cluster, workers, batch.outputs, log_line)
-
-    def _task(self, batch: BatchSetup, workers: int) -> SynthesisTask:
-        fair = -(-self._total // workers)
-        job = replace(batch.job, recognizer=None, slots=min(batch.job.slots, fair))
-        checkpoint = batch.checkpoint
-        return SynthesisTask(
-            job, checkpoint.revision, checkpoint.fingerprint, batch.outputs, batch.load, batch.save_codes
-        )
-
-    def _log_start(self, what: str) -> None:
-        if not self._job.output_options.quiet:
-            log_line(f"starting {what} ...")
 
     def results(self, items: Iterator[BatchItem]) -> Generator[ItemResult, None, None]:
         failed: deque[ItemResult] = deque()  # items that cannot be generated

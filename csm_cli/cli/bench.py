@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from csm_cli.cli.batch import BatchScope, run_batch
+from csm_cli.cli.batch_workers import WorkerOptions
 from csm_cli.cli.console import configure_logging, emit_json, log_line
 from csm_cli.cli.options import ManifestOptions, OutputFile, OutputOptions, SynthesisFlags
 from csm_cli.cli.synthesis import open_synthesizer
@@ -190,6 +191,37 @@ def batch_overhead(
     _print_figures(figures, json)
 
 
+def workers(
+    count: Annotated[int, typer.Option("--workers", metavar="N", min=1, max=1024, help="Simulated workers.")] = 64,
+    batch_size: Annotated[int, typer.Option(metavar="N", min=1, help="Slots of each.")] = 16,
+    lines: Annotated[int, typer.Option(metavar="N", min=1, help="Lines of the manifest.")] = 100_000,
+    device: Annotated[
+        str,
+        typer.Option(
+            metavar="cpu|h200",
+            help="Whose measured decode steps workers take: the bundled voice's on a core, csm-1b's.",
+        ),
+    ] = "cpu",
+    folder: Annotated[Path | None, typer.Option(metavar="DIR", help="Where temporary files are written.")] = None,
+    json: Json = False,
+) -> None:
+    """How a batch scales to many workers, and what its parent takes: workers are simulated, the parent is real."""
+    from csm_cli.bench.workers import STEP_TIMES, SimulatedExecutor, WorkerLoad, measure_workers
+
+    if device not in STEP_TIMES:
+        raise UsageError(f"--device takes {' or '.join(STEP_TIMES)}, not {device!r}; others have not been measured")
+
+    def run_manifest(manifest: Path, executor: SimulatedExecutor) -> None:
+        arguments = (str(manifest), ManifestOptions()), str(batch_size), BatchScope(), SynthesisFlags()
+        output, quiet = OutputFile(str(manifest.with_suffix("") / "{id}.wav")), OutputOptions(quiet=True)
+        with Path(os.devnull).open("w") as null, redirect_stdout(null):
+            run_batch(*arguments, output, quiet, workers=WorkerOptions("auto"), executor=lambda *_: executor)
+
+    with tempfile.TemporaryDirectory(dir=folder) as temporary:
+        figures = measure_workers(WorkerLoad(count, batch_size, lines, device), Path(temporary), run_manifest)
+    _print_figures(figures, json)
+
+
 def voice(
     model: Model = None,
     device: Device = "auto",
@@ -228,7 +260,7 @@ def train(
     _print_figures(measure(model, TrainWorkload(batch, frames, steps)), json)
 
 
-for command in (decode, batch, context, start, serve, batch_overhead, voice, train):
+for command in (decode, batch, context, start, serve, batch_overhead, workers, voice, train):
     bench.command(command.__name__.replace("_", "-"))(command)
 
 

@@ -99,7 +99,7 @@ def open_outputs(name: str | Path) -> OutputStore:
 class LocalOutputs(OutputStore):
     """A folder."""
 
-    interval = 0.0
+    interval = 0.1  # each fsync is a write of the file system's journal
     threads = 8  # a journalling file system serves them with few writes
 
     def __init__(self, folder: Path) -> None:
