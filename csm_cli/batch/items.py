@@ -19,7 +19,7 @@ from csm_cli.errors import CsmError, InputError, UsageError, failure_of
 from csm_cli.storage.files import check_writable
 from csm_cli.storage.fingerprint import fingerprint
 from csm_cli.storage.outputs import OutputStore, open_outputs
-from csm_cli.storage.paths import expand_path, name_problem, portable_name, resolved_name
+from csm_cli.storage.paths import expand_path, name_problem, portable_form, resolved_name
 from csm_cli.storage.remote import is_url
 from csm_cli.types import Conversation, Turn
 
@@ -152,7 +152,8 @@ def check_outputs(
     read = {hash(resolved_name(path)) for path in inputs}
     problem: CsmError | None = None
     for item in items:
-        output, portable = hash(resolved_name(item.path)), hash(portable_name(item.path))
+        name = resolved_name(item.path)
+        output, portable = hash(name), hash(portable_form(name))
         turns = (*item.conversation.context, *item.conversation.turns)
         recordings = {hash(resolved_name(turn.recording.path)): turn.recording.path for turn in turns if turn.recording}
         read.update(recordings)

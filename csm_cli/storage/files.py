@@ -9,6 +9,7 @@ import stat
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from functools import lru_cache
+from itertools import takewhile
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import BinaryIO
@@ -37,15 +38,18 @@ def check_writable(path: Path, clobber: bool = True) -> None:
             `clobber` is false.
     """
     try:
+        mode = 0
         with suppress(FileNotFoundError, NotADirectoryError):
-            path.stat()  # raises on a circle of links, which exists() and is_dir() do not
-        if path.is_dir():
+            mode = path.stat().st_mode
+        if stat.S_ISDIR(mode):
             raise OutputRefused(f"{path}: is a directory; name a file in it")
-        if path.exists() and not path.is_file():
+        if mode and not stat.S_ISREG(mode):
             raise OutputRefused(f"{path}: is not a regular file; write to - and redirect it")
-        if path.exists() and not clobber:
+        if mode and not clobber:
             raise OutputRefused(f"{path}: exists already; leave out --no-clobber to replace it")
-        folder = next(parent for parent in path.resolve().parents if parent.exists())  # where a link leads
+        folder = path.parent
+        if path.is_symlink() or not folder.is_dir():
+            folder = next(parent for parent in path.resolve().parents if parent.exists())  # where a link leads
         if not folder.is_dir():
             raise OutputRefused(f"{path}: {folder} is not a folder")
     except OSError as error:
@@ -72,14 +76,15 @@ class _StagedFile:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._target = path.resolve()  # a link is written through, not replaced
+        is_plain = not path.is_symlink() and ".." not in path.parts
+        self._target = path if is_plain else path.resolve()  # a link is written through, not replaced
         self._temporary = self._target
         self._made: list[Path] = []
 
     def __enter__(self) -> _StagedFile:
         folder = self._target.parent
         try:
-            self._made += (each for each in self._target.parents if not each.exists())
+            self._made += takewhile(lambda each: not each.exists(), self._target.parents)
             folder.mkdir(parents=True, exist_ok=True)
             _remove_temp_files_once(folder)
             self.file: BinaryIO = self._open_temp_file(folder)

@@ -61,7 +61,12 @@ def resolved_name(path: Path) -> str:
 
 def portable_name(path: Path) -> str:
     """A name that two paths share where some system takes them for one: it ignores case and Unicode composition."""
-    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", resolved_name(path)).casefold())
+    return portable_form(resolved_name(path))
+
+
+def portable_form(name: str) -> str:
+    """`portable_name` of a resolved name."""
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
 
 
 def name_problem(name: str) -> str:
