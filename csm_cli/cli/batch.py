@@ -204,7 +204,7 @@ def run_batch(
         raise UsageError(f"{'--format' if audio.format else '--subs'} needs a file for each item; shards hold flac")
     encoding, delivery = audio.for_output(output), audio.delivery(output)
     audio.check_word_times(speech, True)
-    job = replace(make_job((), speech, output_options), encoding=encoding, word_times=audio.word_times)
+    job = replace(make_job((), speech, output_options, word_times=audio.word_times), encoding=encoding)
     name, rows = source
     manifest = Manifest(name, None, rows.columns, rows.read_header())
     named = map(audio.of_item, pattern.items(manifest.checked()))

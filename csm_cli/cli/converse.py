@@ -178,7 +178,7 @@ def converse(
     from csm_cli.script import read_script
 
     conversation = audio.adjusted(read_script(script))
-    job = make_job([conversation], speech, output_options)
+    job = make_job([conversation], speech, output_options, word_times=audio.word_times)
     if not output.output and dry_run:
         print_dry_run(job)
         return

@@ -92,14 +92,14 @@ def say(
         from csm_cli.cli.say_stream import speak_standard_input
 
         turns = _transcribed(turns, recognizer, output_options)
-        job = make_job([Conversation((), turns)], speech, output_options)
+        job = make_job([Conversation((), turns)], speech, output_options, word_times=audio.word_times)
         speak_standard_input(RunRequest(job, files, output, live), turns, speaker)
         return
     if from_stdin:  # read last: nobody should type a text for an output that is refused
         text = _require_text(read_text("-"))
     spoken, redo = _spoken_turns(str(text), speaker, file, speech.language)
     conversation = Conversation(spoken, _transcribed(turns, recognizer, output_options))
-    job = make_job([audio.adjusted(conversation)], speech, output_options)
+    job = make_job([audio.adjusted(conversation)], speech, output_options, word_times=audio.word_times)
     run_conversation(RunRequest(job, files, output, live, redo))
 
 

@@ -46,7 +46,7 @@ class FinishedConversation:
 class SynthesisJob:
     """Conversations to synthesize, `slots` at a time, and all options for it. Ids are unique within a job.
 
-    encoding, word_times: of the files of a batch.
+    encoding: of the files of a batch. word_times: are written.
     """
 
     conversations: Sequence[Conversation]
@@ -61,7 +61,11 @@ class SynthesisJob:
 
 
 def make_job(
-    conversations: Iterable[Conversation], speech: SynthesisFlags, output_options: OutputOptions, slots: int = 1
+    conversations: Iterable[Conversation],
+    speech: SynthesisFlags,
+    output_options: OutputOptions,
+    slots: int = 1,
+    word_times: bool = False,
 ) -> SynthesisJob:
     """A job; options of the environment and of configuration files come below each script's own.
 
@@ -70,7 +74,8 @@ def make_job(
     """
     conversations = list(with_settings(conversations, speech))
     policy, flags = speech.retry_policy, speech.flags
-    return SynthesisJob(conversations, flags, speech, output_options, slots, policy, speech.recognizer())
+    recognizer = speech.recognizer()
+    return SynthesisJob(conversations, flags, speech, output_options, slots, policy, recognizer, word_times=word_times)
 
 
 def with_settings(conversations: Iterable[Conversation], speech: SynthesisFlags) -> Iterator[Conversation]:
@@ -124,13 +129,15 @@ def pick_device_and_dtype(speech: SynthesisFlags) -> tuple[torch.device, torch.d
 
 
 def open_synthesizer(job: SynthesisJob, checkpoint: Checkpoint | None = None) -> Synthesizer:
-    """Loads the model."""
+    """Loads the model, and Whisper where takes are verified or words timed. Raises ModelError as both do."""
     checkpoint = checkpoint or find_checkpoint(job)
     if not job.output_options.quiet:
         log_line(f"loading {job.speech.model or 'the bundled voice'} ...")
     from csm_cli.generation.synthesizer import Synthesizer
 
     speech = job.speech
+    if speech.verify or job.word_times:
+        speech.whisper.load()  # what is wrong with it is said before anything is generated
     device, dtype = pick_device_and_dtype(speech)
     synth = Synthesizer(checkpoint, device, dtype, job.slots, speech.compile, int8=speech.quantize == "int8")
     _ = synth.codec  # loaded here, so that it does not count as time of synthesis

@@ -42,7 +42,7 @@ class Recognizer(Protocol):
 
 
 class WhisperRecognizer:
-    """faster-whisper, loaded at the first call. name: a size such as base.en, a Hub id or a folder.
+    """faster-whisper, loaded at the first use. name: a size such as base.en, a Hub id or a folder.
 
     language: of the speech; None, or one that Whisper does not know, is detected.
 
@@ -60,20 +60,12 @@ class WhisperRecognizer:
         if name.endswith(".en"):
             self._require_language(["en"])
 
-    def transcribe(self, audio: Audio) -> str:
-        """The text of `audio`.
+    def load(self) -> Any:
+        """The model.
 
         Raises:
             ModelNotFound: no such model, or it cannot be downloaded. UsageError: it knows only English.
         """
-        return " ".join(segment.text.strip() for segment in self._segments(audio))
-
-    def words(self, audio: Audio) -> list[RecognizedWord]:
-        """The words of `audio` in order, with their times. Raises as `transcribe`."""
-        recognized = (word for segment in self._segments(audio, word_timestamps=True) for word in segment.words)
-        return [RecognizedWord(word.word.strip(), float(word.start), float(word.end)) for word in recognized]
-
-    def _segments(self, audio: Audio, **options: Any) -> Iterable[Any]:
         if self._model is None:
             from faster_whisper import WhisperModel
 
@@ -85,8 +77,21 @@ class WhisperRecognizer:
                     f"--verify-model {self._name}: cannot be loaded ({reason}); name a size or a folder"
                 ) from problem
             self._require_language(self._model.supported_languages)
-        known = self._language in self._model.supported_languages
-        segments, _ = self._model.transcribe(
+        return self._model
+
+    def transcribe(self, audio: Audio) -> str:
+        """The text of `audio`. Raises as `load`."""
+        return " ".join(segment.text.strip() for segment in self._segments(audio))
+
+    def words(self, audio: Audio) -> list[RecognizedWord]:
+        """The words of `audio` in order, with their times. Raises as `load`."""
+        recognized = (word for segment in self._segments(audio, word_timestamps=True) for word in segment.words)
+        return [RecognizedWord(word.word.strip(), float(word.start), float(word.end)) for word in recognized]
+
+    def _segments(self, audio: Audio, **options: Any) -> Iterable[Any]:
+        model = self.load()
+        known = self._language in model.supported_languages
+        segments, _ = model.transcribe(
             resample(audio, _WHISPER_RATE).samples,
             language=self._language if known else None,
             beam_size=1,

@@ -350,6 +350,9 @@ class Ears:
     def __init__(self, name: str, language: str | None = None) -> None:
         self.name = name
 
+    def load(self) -> None:
+        pass
+
     def transcribe(self, audio: object) -> str:
         return f"some words {self.name} made up"
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 from helpers.run import Result
 
 from csm_cli.audio.io import Audio
+from csm_cli.errors import ModelNotFound
 from csm_cli.generation import verification
 from csm_cli.generation.verification import RecognizedWord
 
@@ -24,6 +26,9 @@ class Ears:
 
     def __init__(self, name: str, language: str | None = None) -> None:
         self.names.append((name, language))
+
+    def load(self) -> None:
+        pass
 
     def words(self, audio: Audio) -> list[RecognizedWord]:
         return [RecognizedWord("hello", 0.6, 0.7), RecognizedWord("there", 0.7, 0.8)]
@@ -132,3 +137,22 @@ def test_a_language_that_the_model_does_not_know_is_an_error(
     monkeypatch.setattr(verification, "find_spec", lambda name: name)
     result = csm("say", "Hallo.", "-o", tmp_path / "a.wav", "--word-times", "--subs", "srt", "--language", "de")
     assert result.code == 2 and "knows only English; for de, name base or small" in result.err
+
+
+@pytest.mark.parametrize("flags", [("--verify",), ("--word-times", "--subs", "srt")])
+@pytest.mark.parametrize("command", ["say", "batch"])
+def test_a_model_that_cannot_be_loaded_is_an_error_before_anything_is_generated(
+    csm: Csm, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str, flags: tuple[str]
+) -> None:
+    class Missing(Ears):
+        names: ClassVar[list[tuple[str, str | None]]] = []
+
+        def load(self) -> None:
+            raise ModelNotFound("--verify-model base.en: cannot be loaded (no network); name a size or a folder")
+
+    monkeypatch.setattr(verification, "WhisperRecognizer", Missing)
+    (tmp_path / "m.txt").write_text("Hello there.\n")
+    source, name = ("Hello there.", "a.wav") if command == "say" else (tmp_path / "m.txt", "{id}.wav")
+    result = csm(command, source, "-o", tmp_path / name, "--model", tiny_checkpoint, *SHORT, *flags)
+    assert result.code == 4 and result.err.splitlines()[-1].startswith("csm: --verify-model base.en: cannot be loaded")
+    assert "Hello" not in result.err and not list(tmp_path.glob("*.wav"))
