@@ -95,7 +95,8 @@ def align_words(
 ) -> list[TimedWord]:
     """The words of a text with the times of those recognized. bounds: where speech starts and ends, in seconds.
 
-    A word that was not recognized lies between its neighbours, or where other words were recognized in its place.
+    A word that was not recognized lies between its neighbours, or where other words were recognized in its place. Where
+    most words were not, the recognizer's times say nothing of the others, and all words are spread over the speech.
     """
     from rapidfuzz import fuzz
 
@@ -133,6 +134,8 @@ def align_words(
             add([TimedWord(each.text, each.start, each.end, is_same) for each in parts])
     start = words[-1].end if words else bounds[0]
     words.extend(_unrecognized(_spread(missing, start, max(start, bounds[1]))))
+    if 2 * sum(word.recognized for word in words) < len(words):
+        return _unrecognized(_spread(written, *bounds))
     return _in_order(words)
 
 

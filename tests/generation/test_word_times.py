@@ -51,14 +51,21 @@ def test_words_that_were_not_heard_are_marked(
 
 
 def test_missing_words_lie_between_their_neighbours_by_length() -> None:
-    sounds = [RecognizedWord("one", 1.0, 2.0), RecognizedWord("four", 5.0, 6.0)]
+    sounds = [RecognizedWord("one", 1.0, 2.0), *recognized("four", "five", start=5.0)]
     words = align_words("one a bcd four five", sounds, (0.5, 7.0))
     assert shown(words)[1:3] == [("a", 2.0, 2.75, False), ("bcd", 2.75, 5.0, False)]
-    assert shown(words)[4] == ("five", 6.0, 7.0, False)
+    assert shown(words)[4] == ("five", 6.0, 7.0, True)
 
 
 def test_without_any_heard_word_all_are_spread_over_the_speech() -> None:
     assert shown(align_words("ab cd", [], (1.0, 3.0))) == [("ab", 1, 2, False), ("cd", 2, 3, False)]
+
+
+def test_a_chance_match_among_wrong_words_moves_no_other_word() -> None:
+    sounds = [RecognizedWord("day", 0.0, 0.4), RecognizedWord("after", 0.4, 1.0)]
+    words = align_words("It is a fine day.", sounds, (0.0, 1.3))
+    assert [word.recognized for word in words] == [False] * 5
+    assert [round(word.end, 1) for word in words] == [0.2, 0.4, 0.5, 0.9, 1.3]
 
 
 def test_languages_without_spaces_have_a_time_for_each_character() -> None:
