@@ -153,8 +153,13 @@ class _OpRecorder(TorchFunctionMode):
                     self._without_out.add(func)
                 else:
                     return op
-        write = result.copy_
-        return lambda: write(call())
+        writes = [output.copy_ for output in _tensors(result)]
+
+        def copy_results() -> None:
+            for write, output in zip(writes, _tensors(call()), strict=True):
+                write(output)
+
+        return copy_results
 
 
 def _tensors(tree: object) -> list[Tensor]:

@@ -19,6 +19,9 @@ from csm_cli.models.csm.model import CsmModel
 # steps less one, which are dropped.
 CUDA_STEPS_PER_SYNC = 4
 _MIN_COARSE_BUCKET = 256
+# PyTorch's attention on a CPU sums over 512 keys at a time; where more than three heads share keys, in an order that
+# depends on how many there are. In buckets of whole blocks a row does not depend on the longest one beside it.
+_CPU_ATTENTION_BLOCK, _MAX_HEADS_IN_ORDER = 512, 3
 
 
 class ModelRunner:
@@ -32,6 +35,9 @@ class ModelRunner:
         on_cuda = model.device.type == "cuda"
         self.steps_per_sync = CUDA_STEPS_PER_SYNC if on_cuda else 1
         self.coarse_buckets = on_cuda or compile  # each bucket costs a capture or a compilation
+        heads_per_key = model.config.backbone.heads // model.config.backbone.kv_heads
+        in_blocks = model.device.type == "cpu" and heads_per_key > _MAX_HEADS_IN_ORDER
+        self._min_bucket = _CPU_ATTENTION_BLOCK if in_blocks else KV_BUCKET_STEP
         self._model, self._state = model, state
         self._views: dict[DecodeShape, DecodeViews] = {}
         self.step: OpReplay[DecodeShape] | CudaGraphRunner[DecodeShape] = OpReplay(self.eager_step)
@@ -46,9 +52,9 @@ class ModelRunner:
 
     def kv_bucket(self, length: int) -> int:
         """How many cache positions are attended to for `length` of them: rounded up, in steps or in doublings."""
-        bucket = KV_BUCKET_STEP
+        bucket = self._min_bucket
         if self.coarse_buckets:
-            bucket = max(_MIN_COARSE_BUCKET, 1 << (length - 1).bit_length())
+            bucket = max(_MIN_COARSE_BUCKET, bucket, 1 << (length - 1).bit_length())
         return min(-(-length // bucket) * bucket, self._state.kv_capacity)
 
     def prepare(self, rows: int, top_k: int, depth_top_k: int) -> None:

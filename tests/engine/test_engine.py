@@ -10,6 +10,7 @@ import torch
 from helpers.tiny import Shape, decode_all, frame_rows, greedy, ours, random_csm, text_rows
 from torch import Tensor
 
+from csm_cli.checkpoint import open_checkpoint
 from csm_cli.engine import Engine, Frame, Request, SamplingParams, decode
 from csm_cli.models.csm.model import CsmModel
 
@@ -43,14 +44,51 @@ def test_rows_are_independent(model: CsmModel) -> None:
         assert torch.equal(alone_in_a_bucket(model, request, 8), codes)
 
 
-@pytest.mark.slow
-def test_single_rows_equal_batched_rows(model: CsmModel) -> None:
-    """Matrix kernels differ in the last bit between batch sizes, so a draw may rarely fall on the other side."""
-    together = decode_all(Engine(model, slots=8), requests(100))
-    alone = [decode_all(Engine(model), [request])[0] for request in requests(100)]
-    same = sum(torch.equal(a, b) for a, b in zip(together, alone, strict=True))
-    print(f"{same} of 100 utterances identical alone and among 8")
-    assert same >= 98
+@pytest.fixture(scope="module")
+def voice() -> CsmModel:
+    """The bundled one."""
+    checkpoint = open_checkpoint()
+    return CsmModel(checkpoint.config, checkpoint.weights, torch.device("cpu"), torch.float32)
+
+
+def trace(model: CsmModel, submitted: list[Request], slots: int) -> list[Tensor]:
+    """Of each request the last hidden states and the codes of its first steps, together in one batch."""
+    engine = Engine(model, slots)
+    found: dict[int, list[Tensor]] = {each.id: [] for each in submitted}
+    for each in submitted:
+        engine.admit(each)
+    while engine.busy:
+        engine.step()
+        for index in engine.busy:
+            request = engine.slots[index].request
+            assert request is not None
+            found[request.id].append(torch.cat((engine.state.hidden[index], engine.state.codes[index].float())))
+    return [torch.stack(each) for each in found.values()]
+
+
+@pytest.mark.parametrize("rows", [2, 3, 5, 8, 16])
+@pytest.mark.parametrize("kind", ["two heads share keys", "four heads share keys", "the bundled voice"])
+def test_row_alone_and_among_others_is_bit_identical(
+    kind: str, rows: int, request: pytest.FixtureRequest, model: CsmModel
+) -> None:
+    """Prompts of 5 to 400 positions, so that the longest decides over how many positions all attend to."""
+    if kind == "the bundled voice":
+        model = request.getfixturevalue("voice")
+    elif kind == "four heads share keys":
+        model = ours(random_csm(Shape(kv_heads=1)))[0]
+    lengths = (150, 30, 400, 5, 127, 200, 64, 33)
+    submitted = [
+        Request(a_prompt(n, lengths[n % len(lengths)]), replace(SAMPLED, seed=n, max_frames=6)) for n in range(rows)
+    ]
+    for index, together in enumerate(trace(model, submitted, rows)):
+        (alone,) = trace(model, [submitted[index]], 1)
+        assert torch.equal(alone, together), index
+
+
+def test_sampled_rows_equal_single_ones(model: CsmModel) -> None:
+    together = decode_all(Engine(model, slots=8), requests(40))
+    for request, codes in zip(requests(40), together, strict=True):
+        assert torch.equal(decode_all(Engine(model), [request])[0], codes)
 
 
 def test_cached_prefix_equals_a_new_prefill(model: CsmModel) -> None:

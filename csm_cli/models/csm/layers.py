@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from csm_cli.models.csm.config import StackConfig
+from csm_cli.models.csm.few_rows import FewRows
 
 _PADDING = 16
 _MIN_PEAK = 1e-12  # for rows that are all zero
@@ -37,22 +38,29 @@ class LinearWeight:
 class Linear(LinearWeight):
     """matrix: the transpose of `weight`, [in, out].
 
-    On a CPU in float32 the lines of `matrix` are padded, so that they do not compete for the same cache sets. Elsewhere
-    it is a view.
+    On a CPU in float32 the lines of `matrix` are padded, so that they do not compete for the same cache sets, and a
+    row's output does not depend on how many rows there are. Elsewhere it is a view.
     """
 
     def __init__(self, weight: Tensor) -> None:
         self.matrix = weight.contiguous().T
+        self._min_rows = 0
         if is_cpu_float32(weight):
-            padded = weight.new_empty(weight.shape[1], weight.shape[0] + _PADDING)
+            padded = weight.new_zeros(weight.shape[1], weight.shape[0] + _PADDING)
             self.matrix = padded[:, : len(weight)].copy_(weight.T)
+            self._few_rows = FewRows(padded, len(weight))
+            self._min_rows = self._few_rows.min_rows
         self.weight = self.matrix.T
 
     def __call__(self, x: Tensor) -> Tensor:
-        return torch.mm(x, self.matrix)
+        if len(x) >= self._min_rows or torch.compiler.is_compiling():
+            return torch.mm(x, self.matrix)
+        return self._few_rows.multiply(x)
 
     def add_to(self, residual: Tensor, x: Tensor) -> Tensor:
-        return torch.addmm(residual, x, self.matrix)
+        if len(x) >= self._min_rows or torch.compiler.is_compiling():
+            return torch.addmm(residual, x, self.matrix)
+        return self._few_rows.multiply(x, residual)
 
 
 class Int8Linear(LinearWeight):
