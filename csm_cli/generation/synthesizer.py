@@ -229,15 +229,15 @@ class SynthesisRun:
             for frames in loop:
                 for frame in frames:
                     if frame.request in self._active:
-                        self._add_frame_isolated(frame)
-                if self._ended:
-                    self._chunk_decoder.flush()  # of all ended takes, before waiting for any
-                for ended in self._ended:
-                    try:
-                        self._finish_take(ended)
-                    except BaseException as problem:
-                        self._fail(ended.state.conversation, problem)
-                self._ended.clear()
+                        self._isolated(frame.request, partial(self._add_frame, frame))
+                # Takes that ended come first: a client's next request can arrive while the others are decoded.
+                self._finish_takes()
+                while self._events:
+                    yield self._events.popleft()
+                for request in [each for each, (_, builder) in self._active.items() if builder.due]:
+                    if request in self._active:
+                        self._isolated(request, self._stream_due)
+                self._finish_takes()
                 while self._events:
                     yield self._events.popleft()
             while self._events:
@@ -289,21 +289,22 @@ class SynthesisRun:
             state.add_recorded(synth.recording_segments(turn))
         return None
 
-    def _add_frame_isolated(self, frame: Frame) -> None:
-        state, _ = self._active[frame.request]
+    def _isolated(self, request: Request, work: Callable[[Request], None]) -> None:
+        """Calls `work` for a request in progress; an exception ends its conversation only."""
+        state, _ = self._active[request]
         try:
-            self._add_frame(frame)
+            work(request)
         except BaseException as problem:
-            if active := self._active.pop(frame.request, None):
-                self._synth.engine.cancel(frame.request)
+            if active := self._active.pop(request, None):
+                self._synth.engine.cancel(request)
                 active[1].discard()
             self._fail(state.conversation, problem)
 
-    def _add_frame(self, frame: Frame) -> None:
-        state, builder = self._active[frame.request]
+    def _add_frame(self, frame: Frame, request: Request) -> None:
+        state, builder = self._active[request]
         current, stop = state.require_current(), frame.stop
         if stop == "broken":
-            del self._active[frame.request]
+            del self._active[request]
             error = GenerationFailed("the model produced NaN or infinity; try --dtype float32 or bfloat16")
             self._events.append(ConversationFailed(state.conversation, error))
             return
@@ -312,15 +313,39 @@ class SynthesisRun:
             stop = stop or early_stop
             self._stream(state, builder)
         if stop:
-            self._synth.engine.cancel(frame.request)
-            del self._active[frame.request]
-            current.peak_positions = max(current.peak_positions, len(frame.request.prompt) + len(builder))
-            builder.finish_frames()
-            self._ended.append(_EndedTake(state, builder, stop, frame.request.sampling))
+            self._end_take(request, stop)
             return
         before = sum(len(take.codes) for take in current.chosen)
-        frames, limit = before + len(builder), before + frame.request.sampling.max_frames
+        frames, limit = before + len(builder), before + request.sampling.max_frames
         self._events.append(FrameProgress(state.conversation, current.turn, frames, limit, current.number))
+
+    def _stream_due(self, request: Request) -> None:
+        """Emits the samples that a stream needs now, and ends its take if they show that it should."""
+        state, builder = self._active[request]
+        stop = builder.analyse()
+        self._stream(state, builder)
+        if stop:
+            self._end_take(request, stop)
+
+    def _end_take(self, request: Request, stop: str) -> None:
+        """Ends a take: its slot is free, and its last frames are submitted."""
+        state, builder = self._active.pop(request)
+        current = state.require_current()
+        self._synth.engine.cancel(request)
+        current.peak_positions = max(current.peak_positions, len(request.prompt) + len(builder))
+        builder.finish_frames()
+        self._ended.append(_EndedTake(state, builder, stop, request.sampling))
+
+    def _finish_takes(self) -> None:
+        """Finishes the takes that ended."""
+        if self._ended:
+            self._chunk_decoder.flush()  # of all ended takes, before waiting for any
+        for ended in self._ended:
+            try:
+                self._finish_take(ended)
+            except BaseException as problem:
+                self._fail(ended.state.conversation, problem)
+        self._ended.clear()
 
     def _finish_take(self, ended: _EndedTake) -> None:
         """Judges a take that ended; then another take, the next chunk or the next turn can follow."""

@@ -107,7 +107,10 @@ class TakeBuilder:
         return len(self.frames)
 
     def add_frame(self, codes: Tensor) -> str | None:
-        """Adds a frame [K]; returns a stop reason if the take should end here, or where it was last analysed."""
+        """Adds a frame [K]; returns a stop reason if the take should end here, or where it was last analysed.
+
+        What is `due` afterwards must be analysed before the next frame.
+        """
         repeated = bool(self.frames) and torch.equal(codes, self.frames[-1])
         self._repeats = self._repeats + 1 if repeated else 1
         self.frames.append(codes)
@@ -116,47 +119,23 @@ class TakeBuilder:
             return None
         if stuck or self._spec.stream or not self._chunk_decoder.deferred:
             self._submit()
-            return self._analyse()
-        reason = self._analyse()
+            return None if self.due else self.analyse()
+        reason = self.analyse()
         if not reason:
             self._submit()
         return reason
+
+    @property
+    def due(self) -> bool:
+        """Whether a stream needs samples now, which are decoded with those of other streams."""
+        return self._spec.stream and self._chunk_decoder.deferred and bool(self._pending)
 
     def new_samples(self) -> Samples:
         """The samples [N] analysed since the last call."""
         new, self._returned = self._samples[self._returned :], len(self._samples)
         return np.concatenate((np.zeros(0, np.float32), *new))
 
-    def finish_frames(self) -> None:
-        """Submits the last frames, so that they can be decoded together with those of other takes."""
-        if self._submitted < len(self.frames):
-            self._submit(last=True)
-
-    def discard(self) -> None:
-        """Drops what was submitted and is not analysed yet."""
-        self._pending.clear()
-        self._chunk_decoder.discard(self._stream)
-
-    def finish(self, stop: str) -> Take:
-        """The take, ended by `stop` unless analysis shows that it ended before."""
-        self.finish_frames()
-        reason = self._analyse()
-        stop = self._early_stop or (reason if reason and stop == "eos" else stop)
-        length = self._trimmed_length(stop) if self._spec.trim else len(self)
-        codes = (
-            torch.stack(self.frames[:length]) if length else torch.empty(0, self._codec.codebooks, dtype=torch.int64)
-        )
-        samples = np.concatenate((np.zeros(0, np.float32), *self._samples))[: length * self._codec.frame_samples]
-        fault, spec = self._fault(stop, length), self._spec
-        return Take(codes, samples, stop if length else "empty", spec.seed, fault, spec.chunk_number)
-
-    def _submit(self, last: bool = False) -> None:
-        codes = torch.stack(self.frames[self._submitted :])
-        self._pending.append(self._chunk_decoder.submit(self._stream, codes, last))
-        self._submitted = len(self.frames)
-        self._next_submit = self._submitted + chunk_frames(self._submitted, self._codec.frame_rate)
-
-    def _analyse(self) -> str | None:
+    def analyse(self) -> str | None:
         """Analyses submitted chunks in order, up to one after which the take should have ended; returns the reason."""
         while self._pending:
             chunk = self._pending.popleft()
@@ -178,6 +157,35 @@ class TakeBuilder:
                 del self.frames[analysed:]
             return reason
         return None
+
+    def finish_frames(self) -> None:
+        """Submits the last frames, so that they can be decoded together with those of other takes."""
+        if self._submitted < len(self.frames):
+            self._submit(last=True)
+
+    def discard(self) -> None:
+        """Drops what was submitted and is not analysed yet."""
+        self._pending.clear()
+        self._chunk_decoder.discard(self._stream)
+
+    def finish(self, stop: str) -> Take:
+        """The take, ended by `stop` unless analysis shows that it ended before."""
+        self.finish_frames()
+        reason = self.analyse()
+        stop = self._early_stop or (reason if reason and stop == "eos" else stop)
+        length = self._trimmed_length(stop) if self._spec.trim else len(self)
+        codes = (
+            torch.stack(self.frames[:length]) if length else torch.empty(0, self._codec.codebooks, dtype=torch.int64)
+        )
+        samples = np.concatenate((np.zeros(0, np.float32), *self._samples))[: length * self._codec.frame_samples]
+        fault, spec = self._fault(stop, length), self._spec
+        return Take(codes, samples, stop if length else "empty", spec.seed, fault, spec.chunk_number)
+
+    def _submit(self, last: bool = False) -> None:
+        codes = torch.stack(self.frames[self._submitted :])
+        self._pending.append(self._chunk_decoder.submit(self._stream, codes, last))
+        self._submitted = len(self.frames)
+        self._next_submit = self._submitted + chunk_frames(self._submitted, self._codec.frame_rate)
 
     def _trimmed_length(self, stop: str) -> int:
         """Frames to keep: the first of those repeated, a short pause of a final silence, none of a silent take."""

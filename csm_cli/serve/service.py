@@ -18,7 +18,7 @@ from threading import Condition, Thread
 
 from csm_cli.errors import CsmError, DeadlineExceeded, ServerBusy, failure_of
 from csm_cli.generation.conversation import ConversationState, ResolvedDefaults
-from csm_cli.generation.events import AudioChunk, ConversationFailed, Event, Utterance
+from csm_cli.generation.events import AudioChunk, ConversationFailed, Event, FrameProgress, Utterance
 from csm_cli.generation.synthesizer import SynthesisItem, SynthesisRun, Synthesizer
 from csm_cli.serve.metrics import Metrics
 from csm_cli.types import Conversation, GenerationOptions, RetryPolicy, Turn
@@ -235,7 +235,7 @@ class SpeechService:
 
     def _dispatch(self, event: Event) -> None:
         job = self._running.get(event.conversation.id)
-        if job is None:
+        if job is None or isinstance(event, FrameProgress):  # no client needs to know, and each would wake the loop
             return
         if isinstance(event, ConversationFailed):
             self._end(job, event.error)

@@ -201,11 +201,13 @@ def test_an_asynchronous_chunk_is_returned_when_the_next_is_submitted() -> None:
     assert {index + 1: count for index, count in enumerate(returned) if count} == {8: 4, 16: 4, 28: 8}
 
 
-def test_a_stream_returns_samples_at_once() -> None:
+def test_a_stream_returns_samples_when_it_is_due() -> None:
     builder = TakeBuilder(FakeChunkDecoder(deferred=True), TakeSpec("Hello.", 7, stream=True))  # type: ignore[arg-type]
     returned = []
     for index in range(8):
         builder.add_frame(torch.tensor([LOUD, index]))
+        if builder.due:
+            builder.analyse()
         returned.append(len(builder.new_samples()) // SAMPLES)
     assert returned == [0, 0, 0, 4, 0, 0, 0, 4]
 

@@ -199,6 +199,18 @@ def test_rows_of_any_age_and_length_are_batched(pair: Callable[[str], Pair]) -> 
         assert loudest_difference(torch.cat(parts), codec.decode(codes)) < 1e-5
 
 
+def test_new_rows_beside_running_ones_are_bit_identical() -> None:
+    """The bundled codec; row n begins n rounds later than the first."""
+    checkpoint = open_checkpoint()
+    codec = Codec.load(checkpoint.codec_config, checkpoint.codec_weights, codebooks=checkpoint.config.codebooks)
+    spoken = [random_codes(codec, 12 + row) for row in range(4)]
+    decoders, others = [codec.decoder() for _ in spoken], [codec.decoder() for _ in spoken]
+    for turn in range(6):
+        chunks = [codes[max(0, turn - row) * 4 :][: 4 * (turn >= row)] for row, codes in enumerate(spoken)]
+        for row, samples in enumerate(push_all(decoders, chunks)):
+            assert torch.equal(samples, others[row].push(chunks[row]))
+
+
 def test_many_rows_are_decoded_in_several_batches(pair: Callable[[str], Pair]) -> None:
     codec = pair("mimi's ratios").codec
     spoken = [random_codes(codec, 20) for _ in range(7)]

@@ -21,7 +21,8 @@ Executor = Callable[[Callable[[], Tensor]], Callable[[], Samples]]
 """Starts a computation and returns a function that waits for its samples."""
 
 # What each layer carries from chunk to chunk, [B, ...] each. It is stored by layer, so that an utterance has one state
-# and states can be joined. At the start of a batch it is empty; a new row beside others has zeros.
+# and states can be joined. At the start of a batch it is empty; a new row beside others has zeros, and on a CPU any
+# new row, so that its sums do not depend on the others.
 StreamingState = dict[nn.Module, tuple[Tensor, ...]]
 StateLayout = list[tuple[nn.Module, list[torch.Size]]]
 
@@ -75,15 +76,13 @@ def push_all(decoders: Sequence[StreamingDecoder], chunks: Sequence[Tensor]) -> 
     Raises:
         ValueError: as `Codec.decode` does, before any decoder has changed.
     """
-    groups: dict[tuple[int, bool], list[int]] = defaultdict(list)
+    groups: dict[int, list[int]] = defaultdict(list)
     for index, (decoder, codes) in enumerate(zip(decoders, chunks, strict=True)):
         decoder.check(codes)
         if len(codes):
-            # On a CPU new utterances are computed apart, so that sums do not depend on the other rows.
-            apart = decoder.codec.device.type == "cpu" and decoder.state is None
-            groups[len(codes), apart].append(index)
+            groups[len(codes)].append(index)
     samples = [torch.zeros(0, device=decoders[0].codec.device)] * len(decoders) if decoders else []
-    for (length, _), members in sorted(groups.items()):
+    for length, members in sorted(groups.items()):
         limit = max(1, decoders[0].codec.max_batch_frames // length)
         for start in range(0, len(members), limit):
             batch = members[start : start + limit]
@@ -101,8 +100,8 @@ def _push_batch(decoders: Sequence[StreamingDecoder], codes: Tensor) -> Tensor:
     state: StreamingState = {}
     if len(states) == 1 and started:
         state = unpack(started[0][None], codec.state_layout)
-    elif started:
-        zeros = torch.zeros_like(started[0])
+    elif started or codec.device.type == "cpu":
+        zeros = torch.zeros_like(started[0]) if started else _zeros(codec)
         state = unpack(torch.stack([zeros if each is None else each for each in states]), codec.state_layout)
     on_device = codes.to(codec.device, non_blocking=codec.device.type == "cuda")
     pieces = torch.split(on_device.transpose(1, 2), _MAX_FRAMES, dim=-1)  # [B, K, T]
@@ -112,6 +111,15 @@ def _push_batch(decoders: Sequence[StreamingDecoder], codes: Tensor) -> Tensor:
         decoder.state = row
         decoder.frames += codes.shape[1]
     return samples
+
+
+def _zeros(codec: Codec) -> Tensor:
+    """The state [M] of a new row; learns the codec's layout from one frame, if it is not known yet."""
+    if not codec.state_layout:
+        state: StreamingState = {}
+        codec.network.decode(torch.zeros(1, codec.codebooks, 1, dtype=torch.int64, device=codec.device), state)
+        _, codec.state_layout = pack(state)
+    return torch.zeros(sum(shape.numel() for _, shapes in codec.state_layout for shape in shapes), device=codec.device)
 
 
 class CudaStreamExecutor:
