@@ -74,7 +74,7 @@ def test_a_batch_is_killed_in_the_middle_of_uploads(
     csm: Csm, tiny_checkpoint: Path, lines: Path, server: S3, link: Link, expected: dict[str, bytes], home: Path
 ) -> None:
     batch = ("batch", str(lines), "--model", str(tiny_checkpoint), *FLAGS, "-o", "s3://bucket/out/{id}.wav")
-    for name in ("l2.wav", "l5.wav"):
+    for name in ("l2.wav", "/.results/", "l5.wav", "/results.jsonl"):
         link.broken.clear()
         link.breaks = lambda method, path, name=name: method == "PUT" and name in path
         environment = os.environ | server.environment(link.port) | {"CSM_HOME": str(home)}

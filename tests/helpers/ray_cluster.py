@@ -13,6 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 
 SUBNET = "10.77.3"
+GATEWAY = f"{SUBNET}.254"  # this machine, as the hosts see it
 
 
 def missing() -> str:
@@ -103,6 +104,7 @@ class Cluster:
         self.hosts: list[Host] = []
         ip("link", "add", self._bridge, "type", "bridge")
         ip("link", "set", self._bridge, "up")
+        ip("addr", "add", f"{GATEWAY}/24", "dev", self._bridge)
         self.hosts += (Host(self._bridge, f"csm-test-{number}", number + 1) for number in range(nodes + 1))
         self.head, self.nodes = self.hosts[0], self.hosts[1:]
         self.address = f"{self.head.address}:6379"

@@ -20,7 +20,7 @@ PYTHON = Path(__file__).parents[2] / "runs" / "storage" / "bin" / "python"
 needs_server = pytest.mark.skipif(not PYTHON.exists(), reason="moto is not installed: make storage")
 BUCKET = "bucket"
 _REQUEST = re.compile(rb"(GET|PUT|POST|HEAD|DELETE) (\S+) HTTP/1\.1\r\n")
-_SERVE = "from moto.server import main; main(['-H', '127.0.0.1', '-p', '{port}'])"
+_SERVE = "from moto.server import main; main(['-H', '0.0.0.0', '-p', '{port}'])"
 
 
 def free_port() -> int:
@@ -35,10 +35,10 @@ class S3:
 
     port: int
 
-    def environment(self, port: int | None = None) -> dict[str, str]:
+    def environment(self, port: int | None = None, host: str = "127.0.0.1") -> dict[str, str]:
         """For csm. port: of a link to the server."""
         return {
-            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port or self.port}",
+            "AWS_ENDPOINT_URL": f"http://{host}:{port or self.port}",
             "AWS_ACCESS_KEY_ID": "key",
             "AWS_SECRET_ACCESS_KEY": "secret",
             "AWS_DEFAULT_REGION": "us-east-1",
