@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass
 
 from csm_cli.batch.dispatch import Dispatcher
 from csm_cli.batch.items import BatchItem
@@ -29,10 +30,23 @@ _POLL_SECONDS = 0.25  # after which a request to drain is noticed
 _DEATHS_PER_WORKER = 3  # without a finished item between them; more end the run
 
 
+@dataclass
+class WorkerStart:
+    """A worker's start, of the last process that had its number. Seconds from when the process was started.
+
+    ready: until the model was loaded. first_file: until the first item was finished; None before.
+    """
+
+    began: float
+    ready: float | None = None
+    first_file: float | None = None
+
+
 class Executor(ABC):
     """Generates items on `workers` workers. log: prints a line.
 
-    ready: workers that have loaded the model; ready_since: when the first one had, by `time.perf_counter`.
+    ready: workers that have loaded the model; ready_since: when the first one had, by `time.perf_counter`. starts: by
+    worker.
 
     Raises (in `results`):
         WorkerLost: workers die, and no item is finished between their deaths.
@@ -43,6 +57,7 @@ class Executor(ABC):
     def __init__(self, workers: int, log: Callable[[str], None]) -> None:
         self.workers, self.ready = workers, 0
         self.ready_since: float | None = None
+        self.starts: dict[int, WorkerStart] = {}
         self._log = log
         self._slots: dict[int, int] = {}  # of workers that are ready
         self._deaths = 0  # since the last item was finished
@@ -79,7 +94,7 @@ class Executor(ABC):
         draining = False
         try:
             for worker in range(self.workers):
-                self.start(worker)
+                self._start(worker)
             while not dispatcher.is_done:
                 for worker, message in self.messages(_POLL_SECONDS):
                     yield from self._handle(worker, message, dispatcher)
@@ -99,13 +114,20 @@ class Executor(ABC):
         finally:
             self.close()
 
+    def _start(self, worker: int) -> None:
+        self.starts[worker] = WorkerStart(time.perf_counter())
+        self.start(worker)
+
     def _handle(self, worker: int, message: Message, dispatcher: Dispatcher) -> Iterator[ItemResult]:
         match message:
             case WorkerReady(slots):
                 self._slots[worker] = slots
-                self.ready_since = self.ready_since or time.perf_counter()
+                now = time.perf_counter()
+                self.ready_since, self.starts[worker].ready = self.ready_since or now, now - self.starts[worker].began
             case ItemFinished(result) if dispatcher.finish(worker, result.id):
                 self._deaths = 0
+                start = self.starts[worker]
+                start.first_file = start.first_file or time.perf_counter() - start.began
                 yield result
             case ItemsReturned(item_ids):
                 dispatcher.give_back(worker, item_ids)
@@ -132,4 +154,4 @@ class Executor(ABC):
         if self._deaths > _DEATHS_PER_WORKER * self.workers:
             hint = "run again with fewer --workers or a smaller --batch-size if memory is short"
             raise WorkerLost(f"{self._deaths} workers died and finished nothing, the last one {reason}; {hint}")
-        self.start(worker)
+        self._start(worker)

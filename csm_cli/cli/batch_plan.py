@@ -128,7 +128,7 @@ def print_plan(
     delivery = audio.delivery(output)
     items = plan.items(with_settings(manifest, speech))
     plan.count(audio.of_item(with_fingerprint(item, synthesis, delivery)) for item in items)
-    unfinished = format_ranges(each.index for each in plan.shards if each.counts.selected)
+    unfinished = format_ranges(each.index for each in plan.shards if each.counts.selected).replace(" ", "")
     if output_options.json:
         emit_json({"shards": [each.record() for each in plan.shards], "unfinished": unfinished or None})
         return

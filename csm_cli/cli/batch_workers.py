@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 _MAX_WORKERS = 1024
 _PANEL = "Workers"
+_MAX_TIMES_SHOWN = 4
 
 
 @dataclass(frozen=True)
@@ -216,7 +217,21 @@ class WorkerPool:
 
     def summary(self) -> str:
         device = f"{format_count(self._executor.workers, 'worker')}"
-        return summarize(self.meter, self._checkpoint.name, device)
+        return f"{summarize(self.meter, self._checkpoint.name, device)}{self._start_times()}"
+
+    def _start_times(self) -> str:
+        """When each worker had loaded the model and finished its first item; of many workers the first and the last."""
+        starts = self._executor.starts.values()
+        parts = []
+        for what, times in (
+            ("model loaded", [each.ready for each in starts]),
+            ("first file", [each.first_file for each in starts]),
+        ):
+            known = [f"{seconds:.1f}" for seconds in sorted(each for each in times if each is not None)]
+            if known:
+                shown = ", ".join(known) if len(known) <= _MAX_TIMES_SHOWN else f"{known[0]} to {known[-1]}"
+                parts.append(f"{what} after {shown} s")
+        return f"; {', '.join(parts)}" if parts else ""
 
     def hint(self) -> str:
         return ""

@@ -61,6 +61,7 @@ def test_two_workers_give_what_one_process_gives(csm: Csm, tiny_checkpoint: Path
     result = csm(*arguments(tiny_checkpoint, path, two, "--workers", 2, "--json"))
     assert result.code == 0 and len(result.out.splitlines()) == 6
     assert "2 workers" in result.err
+    assert re.search(r"model loaded after [\d.]+, [\d.]+ s, first file after [\d.]+", result.err)
     assert_same(one, two)
     again = csm(*arguments(tiny_checkpoint, path, two, "--workers", 2))
     assert again.code == 0 and "6 reused" in again.err
