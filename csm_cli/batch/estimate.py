@@ -12,7 +12,7 @@ CHARS_PER_SECOND = 14.0  # of speech; the bundled voice says 14 to 17, 27 Novemb
 WAV_BYTES_PER_SECOND = 48_000  # 24 kHz, 16 bits, one channel
 FLAC_SHARE = 0.6  # of the same audio as WAV: 24 lines of the bundled voice, 27 November 2026
 RECORD_BYTES = 850  # of a result: 624 lines of the bundled voice, 27 November 2026
-PARENT_SECONDS_PER_LINE = 0.002  # of the parent's core: 10,000 lines, start included, Xeon at 2.3 GHz, 27 November 2026
+PARENT_SECONDS_PER_LINE = 0.0008  # of the parent's core: csm bench workers, 100,000 lines, 27 November 2026
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ class BatchEstimate:
             "length": f"{CHARS_PER_SECOND:g} characters per second of speech; the bundled voice says 14 to 17",
             "storage": f"WAV 48 kB/s by its format; FLAC {FLAC_SHARE:.0%} of it and {RECORD_BYTES} bytes a result; "
             "measured with the bundled voice, 27 November 2026",
-            "parent": f"{1e3 * PARENT_SECONDS_PER_LINE:g} ms a line; measured with workers that only wait, "
-            "Xeon at 2.3 GHz, 27 November 2026",
+            "parent": f"{1e3 * PARENT_SECONDS_PER_LINE:g} ms a line; measured with simulated workers (csm bench workers), "
+            "100,000 lines on a busy AMD EPYC, 27 November 2026",
             "left out": "loading the model, retries, failures, uneven ends; pauses and context in the lines",
         }
