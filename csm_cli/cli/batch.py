@@ -191,17 +191,8 @@ def run_batch(
     shard = Shard.read(scope.shard, os.environ) if scope.shard else Shard()
     slots = _batch_size(batch_size)
     workers.check()
-    if not output.output or output.output == "-":
-        raise UsageError("batch writes files; name them as in -o 'out/{id}.wav'")
-    packing = scope.shard_pattern(output.output)
-    if packing and (scope.shard or report):
-        raise UsageError(f"{'--shard' if scope.shard else '--report'} needs a file for each item; name them {{id}}.wav")
-    pattern = packing.items if packing else OutputPattern(output.output, shard.index)
+    packing, pattern = _output_pattern(output, scope, shard, report, audio)
     outputs = pattern.outputs
-    if report and is_url(outputs.location(outputs.folder)):
-        raise UsageError("--report links to files of this machine; name a folder with -o, or copy the outputs to one")
-    if packing and (audio.format or audio.subs):
-        raise UsageError(f"{'--format' if audio.format else '--subs'} needs a file for each item; shards hold flac")
     encoding, delivery = audio.for_output(output), audio.delivery(output)
     audio.check_word_times(speech, True)
     job = replace(make_job((), speech, output_options, word_times=audio.word_times), encoding=encoding)
@@ -244,6 +235,23 @@ def run_batch(
         if report:
             _write_report(report, ledger, (item.id for item in shard.of(pattern.items(manifest))))
     run.raise_failures()
+
+
+def _output_pattern(
+    output: OutputFile, scope: BatchScope, shard: Shard, report: ReportRequest | None, audio: AudioOptions
+) -> tuple[ShardPattern | None, OutputPattern]:
+    """Where items are packed, if they are, and the name of each. Raises UsageError: an option excludes it."""
+    if not output.output or output.output == "-":
+        raise UsageError("batch writes files; name them as in -o 'out/{id}.wav'")
+    packing = scope.shard_pattern(output.output)
+    if packing and (scope.shard or report):
+        raise UsageError(f"{'--shard' if scope.shard else '--report'} needs a file for each item; name them {{id}}.wav")
+    pattern = packing.items if packing else OutputPattern(output.output, shard.index)
+    if report and is_url(pattern.outputs.location(pattern.outputs.folder)):
+        raise UsageError("--report links to files of this machine; name a folder with -o, or copy the outputs to one")
+    if packing and (audio.format or audio.subs):
+        raise UsageError(f"{'--format' if audio.format else '--subs'} needs a file for each item; shards hold flac")
+    return packing, pattern
 
 
 def _write_report(report: ReportRequest, ledger: Ledger, ids: Iterable[str]) -> None:
