@@ -198,3 +198,11 @@ def test_the_python_api_takes_every_generation_option() -> None:
     from csm_cli.settings import GENERATION
 
     assert set(GENERATION) <= set(Options.__annotations__)
+
+
+def test_pauses_and_a_lexicon_in_a_text(model: csm_cli.Model) -> None:
+    short, long = (model.say(f"Hello. [pause {seconds}] Bye.", **OPTIONS) for seconds in (0.5, 1.25))
+    assert len(long.samples) - len(short.samples) == round(0.75 * model.rate)
+    spelled, plain = (model.say(text, **OPTIONS).samples for text in ("Hello, Win.", "Hello, Nguyen."))
+    assert np.array_equal(model.say("Hello, Nguyen.", lexicon={"Nguyen": "Win"}, **OPTIONS).samples, spelled)
+    assert not np.array_equal(spelled, plain)

@@ -389,7 +389,7 @@ class SynthesisRun:
         if not policy.stream:
             return
         samples = builder.new_samples()
-        if policy.trim:
+        if policy.trim or len(current.chunks) > 1 or current.pauses.first or any(current.pauses.after):
             current.joiner = current.joiner or StreamJoiner(self._synth.codec.rate, current.pauses)
             samples = current.joiner.push(samples)
         self._emit(state, samples)

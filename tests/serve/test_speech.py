@@ -222,3 +222,21 @@ def test_a_deadline_is_503(synth: Synthesizer) -> None:
 def test_a_body_without_its_content_type_names_the_header(server: RunningServer) -> None:
     answer = server.http.post("/v1/audio/speech", content=b'{"input": "Hi."}', headers={"content-type": "text/plain"})
     assert answer.status_code == 400 and "Content-Type: application/json" in answer.json()["error"]["message"]
+
+
+def pcm(server: RunningServer, text: str) -> bytes:
+    answer = server.http.post("/v1/audio/speech", json={**SPEECH, "input": text, "response_format": "pcm"})
+    assert answer.status_code == 200, answer.text
+    return answer.content
+
+
+def test_a_pause_is_as_long_as_the_text_says(server: RunningServer) -> None:
+    short, long = (pcm(server, f"Hello. [pause {seconds}] Bye.") for seconds in (0.5, 1.25))
+    assert len(long) - len(short) == 2 * round(0.75 * 24000)
+    refused = server.http.post("/v1/audio/speech", json={**SPEECH, "input": "Hello. [pause 500] Bye."})
+    assert refused.status_code == 400 and refused.json()["error"]["param"] == "input"
+
+
+def test_the_lexicon_of_the_server_spells_words(synth: Synthesizer, server: RunningServer) -> None:
+    with running_server(synth, lexicon={"Nguyen": "Win"}) as spelling:
+        assert pcm(spelling, "Hello, Nguyen.") == pcm(server, "Hello, Win.") != pcm(server, "Hello, Nguyen.")
