@@ -95,7 +95,7 @@ class BatchEstimate:
             "length": f"{CHARS_PER_SECOND:g} characters per second of speech; the bundled voice says 14 to 17",
             "storage": f"WAV 48 kB/s by its format; FLAC {FLAC_SHARE:.0%} of it and {RECORD_BYTES} bytes a result; "
             "measured with the bundled voice, 27 November 2026",
-            "parent": f"{1e3 * PARENT_SECONDS_PER_LINE:g} ms a line; measured with simulated workers (csm bench workers), "
-            "100,000 lines on a busy AMD EPYC, 27 November 2026",
+            "parent": f"{1e3 * PARENT_SECONDS_PER_LINE:g} ms a line; measured with simulated workers "
+            "(csm bench workers), 100,000 lines on a busy AMD EPYC, 27 November 2026",
             "left out": "loading the model, retries, failures, uneven ends; pauses and context in the lines",
         }

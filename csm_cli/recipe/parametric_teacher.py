@@ -31,11 +31,11 @@ PARAMETRIC_VOICES = {
 _UNIT = RATE // 40
 _TICKS = 10_000_000  # of a label's times, per second
 _MARKS = ".,?!;:"
-_SYMBOLS = dict(
-    pair.split("=")
-    for pair in """aa=ɑ ae=æ ah=ʌ ao=ɔ aw=W ax=ə ay=I b=b ch=ʧ d=d dh=ð eh=ɛ er=ɚ ey=A f=f g=ɡ hh=h ih=ɪ iy=i jh=ʤ k=k l=l
-    m=m n=n ng=ŋ ow=O oy=Y p=p r=ɹ s=s sh=ʃ t=t th=θ uh=ʊ uw=u v=v w=w y=j z=z zh=ʒ""".split()
-)
+_PHONES = """
+    aa=ɑ ae=æ ah=ʌ ao=ɔ aw=W ax=ə ay=I b=b ch=ʧ d=d dh=ð eh=ɛ er=ɚ ey=A f=f g=ɡ hh=h ih=ɪ iy=i jh=ʤ k=k l=l
+    m=m n=n ng=ŋ ow=O oy=Y p=p r=ɹ s=s sh=ʃ t=t th=θ uh=ʊ uw=u v=v w=w y=j z=z zh=ʒ
+"""
+_SYMBOLS = dict(pair.split("=") for pair in _PHONES.split())
 """festival's phones as Kokoro's symbols."""
 
 _SCHEME = """
@@ -46,7 +46,8 @@ _SCHEME = """
         (phones (fopen (string-append name ".txt") "w")))
     (mapcar (lambda (label) (format labels "%s\\n" label)) (hts_dump_feats_string_list utterance hts_feats_list))
     (mapcar (lambda (phone) (format phones "%s\\t%s\\t%s\\n" (item.name phone)
-        (item.feat phone 'R:SylStructure.parent.parent.id) (item.feat phone 'R:SylStructure.parent.parent.R:Token.parent.punc)))
+        (item.feat phone 'R:SylStructure.parent.parent.id)
+        (item.feat phone 'R:SylStructure.parent.parent.R:Token.parent.punc)))
       (utt.relation.items utterance 'Segment))
     (fclose labels) (fclose phones)))
 """
