@@ -22,8 +22,8 @@ PROGRAMS = {
     "ray": """
 echo "ray $*" >> "$CALLS"
 case $1 in
-    status) [ -e head ] || exit 1; echo " 0.0/16.0 GPU" ;;
-    start) touch head; exec sleep 60 ;;
+    status) nodes=(node-*); [ -e "${nodes[0]}" ] || exit 1; echo " 0.0/$((8 * ${#nodes[@]})).0 GPU" ;;
+    start) touch "node-$$"; exec sleep 60 ;;
 esac
 """,
     "scontrol": "printf 'node1\\nnode2\\n'",
