@@ -33,19 +33,19 @@ class Rounding:
 class FewRows:
     """Multiplies x [N, in] by a matrix [in, out] where N is below `min_rows`.
 
-    lines: [in, out or more], contiguous; the matrix is its first `outputs` columns.
+    padded: [in, out or more], contiguous; the matrix is its first `outputs` columns.
     """
 
-    def __init__(self, lines: Tensor, outputs: int) -> None:
-        rounding = _rounding(len(lines), outputs)
+    def __init__(self, padded: Tensor, outputs: int) -> None:
+        rounding = _rounding(len(padded), outputs)
         self.min_rows = rounding.min_rows
-        self._lines, self._matrix = lines, lines[:, :outputs]
-        self._indices = _block_indices(len(lines), rounding.block) if rounding.block else None
+        self._padded, self._matrix = padded, padded[:, :outputs]
+        self._indices = _block_indices(len(padded), rounding.block) if rounding.block else None
 
     def multiply(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """[N, out]: the product, added to the residual [N, out] if there is one."""
         if len(x) == 1 and self._indices:
-            return _add_blocks(x, self._lines, self._indices, self._matrix.shape[1], residual)
+            return _add_blocks(x, self._padded, self._indices, self._matrix.shape[1], residual)
         times = -(-self.min_rows // len(x))
         if residual is None:
             return torch.mm(torch.cat([x] * times), self._matrix)[: len(x)]
@@ -59,13 +59,13 @@ def _block_indices(inputs: int, block: int) -> tuple[Tensor, Tensor]:
 
 
 def _add_blocks(
-    x: Tensor, lines: Tensor, indices: tuple[Tensor, Tensor], outputs: int, residual: Tensor | None = None
+    x: Tensor, padded: Tensor, indices: tuple[Tensor, Tensor], outputs: int, residual: Tensor | None = None
 ) -> Tensor:
-    """[1, out] of x [1, in]: the lines of each block times their inputs, added one after the other; then the blocks.
+    """[1, out] of x [1, in]: each input times its weights, added one after the other in each block; then the blocks.
 
     An embedding bag does that as fast as a product of one row.
     """
-    sums: Tensor = torch.embedding_bag(lines, *indices, False, 0, False, x[0])[0][:, :outputs]
+    sums: Tensor = torch.embedding_bag(padded, *indices, False, 0, False, x[0])[0][:, :outputs]
     total = sums[:1] if residual is None else residual + sums[:1]
     for block in range(1, len(sums)):
         total = total + sums[block : block + 1]
@@ -81,11 +81,11 @@ def _rounding(inputs: int, outputs: int) -> Rounding:
     unlike = [count for count in _COUNTS if not torch.equal(torch.mm(x[:count], matrix), many[:count])]
     if not unlike:
         return Rounding(1, 0)
-    lines, one = matrix[:, :_COMPARED_OUTPUTS].contiguous(), many[:1, :_COMPARED_OUTPUTS]
+    padded, one = matrix[:, :_COMPARED_OUTPUTS].contiguous(), many[:1, :_COMPARED_OUTPUTS]
     blocks = (inputs, *range(_MAX_BLOCK, 0, -_BLOCK_STEP))
     like = (
         block
         for block in blocks
-        if torch.equal(_add_blocks(x[:1], lines, _block_indices(inputs, block), len(one[0])), one)
+        if torch.equal(_add_blocks(x[:1], padded, _block_indices(inputs, block), len(one[0])), one)
     )
     return Rounding(_COUNTS[_COUNTS.index(unlike[-1]) + 1], next(like, 0))

@@ -38,8 +38,8 @@ class LinearWeight:
 class Linear(LinearWeight):
     """matrix: the transpose of `weight`, [in, out].
 
-    On a CPU in float32 the lines of `matrix` are padded, so that they do not compete for the same cache sets, and a
-    row's output does not depend on how many rows there are. Elsewhere it is a view.
+    On a CPU in float32 each input's weights in `matrix` are padded, so that they do not compete for the same cache
+    sets, and a row's output does not depend on how many rows there are. Elsewhere it is a view.
     """
 
     def __init__(self, weight: Tensor) -> None:
